@@ -1,0 +1,1 @@
+"""Processes, groups and collectives: the only folder that imports accelerate, deepspeed or torch.distributed."""
