@@ -1,0 +1,45 @@
+# The commands of the project; `make help` lists them. PYTHON names the interpreter to build .venv with.
+
+PYTHON ?= python3
+PIP_OPTIONS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint demo clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv and install the package with all it needs for tests
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) was not found; install Python 3.11 or newer, or name it: make install PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), but Python 3.11 or newer is needed; name one: make install PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; run: apt-get install python3-venv"; exit 2; }
+	@echo "making .venv with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv .venv
+
+$(STAMP): setup.py pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing torch (the first time this takes a few minutes)"
+	@$(PIP) torch
+	@echo "installing csrec_dist and what it needs"
+	@$(PIP) -e '.[test,dev]'
+	@touch $@
+
+test: install  ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: install  ## check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+demo: install  ## train CSRec-M with SASRec on MovieLens-100K, on two processes
+	@$(BIN)/csrec-dist fetch ml-100k
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu_2.yaml -m csrec_dist run --config configs/experiments/demo.yaml
+
+clean:  ## remove .venv and caches; runs and data stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find csrec_dist tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

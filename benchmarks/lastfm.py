@@ -1,0 +1,99 @@
+"""Base against CSRec-M on Last.FM: several students, windows and seeds, each run resumable; a table at the end.
+
+Each seed's Base is trained once. The members of seed s are the Base models of the next two seeds (which never saw
+seed s), so that 3 seeds cost 6 trainings for each student and kind of windows instead of 12.
+
+    python benchmarks/lastfm.py --source PATH_OF_LOG --output runs/lastfm --jobs 2
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ["gru4rec_paper", "gru4rec_disjoint", "sasrec_paper", "sasrec_disjoint"]
+PAPER = {"gru4rec": {"base": (0.1668, 0.1008), "csrec_m": (0.1816, 0.1067)},
+         "sasrec": {"base": (0.2035, 0.1143), "csrec_m": (0.2087, 0.1197)}}  # fmt: skip
+
+
+def main() -> None:
+    """Train what is missing, then print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="the Last.FM log (Parquet or .dat)")
+    parser.add_argument("--output", type=Path, default=Path("runs/lastfm"), help="folder of the runs")
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, choices=CONFIGS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="at least three")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on one thread")
+    options = parser.parse_args()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        jobs = []
+        for config in options.configs:
+            bases = {
+                seed: pool.submit(train, options, config, f"base_{seed}", seed, ["method=base"])
+                for seed in options.seeds
+            }
+            for seed in options.seeds:
+                members = teachers_of(seed, options.seeds)
+                needed = [bases[member] for member in members]
+                jobs.append(pool.submit(distill, options, config, seed, members, needed))
+        for job in jobs:
+            job.result()
+    rows = [row for config in options.configs for row in table_rows(options, config)]
+    text = "\n".join(["| student | windows | method | Recall@10 | NDCG@10 | paper |", "|---|---|---|---|---|---|", *rows])
+    (options.output / "table.md").write_text(text + "\n")
+    print(text)
+
+
+def teachers_of(seed: int, seeds: list[int]) -> list[int]:
+    """The two seeds that follow, round the list."""
+    place = seeds.index(seed)
+    return [seeds[(place + 1) % len(seeds)], seeds[(place + 2) % len(seeds)]]
+
+
+def train(options: argparse.Namespace, config: str, name: str, seed: int, settings: list[str]) -> None:
+    """One run in a process of its own; its output goes to a log beside the runs."""
+    folder = options.output / config
+    folder.mkdir(parents=True, exist_ok=True)
+    values = [f"name={name}", f"output={folder}", f"seed={seed}", f"dataset.source={options.source}", *settings]
+    command = [sys.executable, "-m", "csrec_dist", "run", "--config", ROOT / f"configs/experiments/lastfm_{config}.yaml"]
+    for value in values:
+        command += ["--set", value]
+    with open(folder / f"{name}.log", "a") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def distill(options: argparse.Namespace, config: str, seed: int, members: list[int], needed: list) -> None:
+    """CSRec-M of one seed on the Base models of two others."""
+    for future in needed:
+        future.result()
+    folders = [str(options.output / config / f"base_{member}" / "student") for member in members]
+    train(options, config, f"csrec_m_{seed}", seed, [f"teachers.pretrained={json.dumps(folders)}"])
+
+
+def table_rows(options: argparse.Namespace, config: str) -> list[str]:
+    """Mean ± standard deviation over seeds, and the paper's figures beside ours."""
+    student, windows = config.split("_")
+    rows = []
+    for method in ("base", "csrec_m"):
+        found = [
+            json.loads((options.output / config / f"{method}_{seed}" / "metrics.json").read_text())["test"]
+            for seed in options.seeds
+        ]
+        cells = []
+        for metric in ("recall@10", "ndcg@10"):
+            values = [100 * each[metric] for each in found]
+            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})")
+        recall, ndcg = PAPER[student][method]
+        paper = f"{100 * recall:.2f} / {100 * ndcg:.2f}" if windows == "paper" else "—"
+        rows.append(f"| {student} | {windows} | {method} | {cells[0]} | {cells[1]} | {paper} |")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

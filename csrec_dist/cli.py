@@ -1,0 +1,218 @@
+"""The command line, alone or under a launcher. Exit status: 0 done, 2 the user's mistake, 1 everything else."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from csrec_dist import __version__
+from csrec_dist.errors import UserError
+
+STAGES = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
+
+EPILOG = """\
+the way of a run:
+  raw log -> prepare -> dataset -> teach -> members -> label -> soft-label cache -> distill -> student -> evaluate
+`run` walks all of it; what is done already is not done again, what was cut off goes on.
+
+examples:
+  csrec-dist fetch ml-100k
+  csrec-dist run --config configs/experiments/demo.yaml
+  accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config configs/experiments/demo.yaml
+  csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.75 --set name=demo_b75
+  csrec-dist labels verify runs/demo/labels
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"csrec-dist: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="csrec-dist",
+        description="Distributed training of sequential recommenders with confident soft labels (CSRec).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_fetch(commands)
+    help_of = {
+        "prepare": "turn a raw log into a dataset of Parquet lanes",
+        "teach": "train the teacher module, each member on ranks of its own",
+        "label": "write the soft-label cache, all ranks together",
+        "distill": "train the student on one-hot and soft labels",
+        "baseline": "train the student on one-hot labels alone, to compare",
+        "evaluate": "rank the full catalog for every test target",
+    }
+    for stage in STAGES:
+        _add_config(_add(commands, stage, _run_stages, help_of[stage])).set_defaults(stages=[stage])
+    run = _add_config(_add(commands, "run", _run_stages, "all stages of the method, then the report"))
+    run.set_defaults(stages=None)
+    _add_recommend(commands)
+    _add_report(commands)
+    plan = _add_config(
+        _add(commands, "plan", _plan, "say what a run would do and need, before any work"), restart=False
+    )
+    plan.add_argument("--num-processes", type=int, default=1, help="number of processes to plan for")
+    _add(commands, "doctor", _doctor, "check this machine: versions, devices, collectives")
+    _add_labels(commands)
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction, name: str, command: Callable, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, restart: bool = True) -> argparse.ArgumentParser:
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/experiments")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. training.beta=0.75"
+    )
+    if restart:
+        parser.add_argument("--restart", metavar="STAGE", help="do this stage again, and all that follow it")
+    return parser
+
+
+def _run_stages(options: argparse.Namespace) -> int:
+    from csrec_dist.config import load_config
+
+    config = load_config(options.config, options.set)
+    from csrec_dist.distributed import Runtime
+    from csrec_dist.pipeline import execute
+    from csrec_dist.report import print_results, write_report
+
+    runtime = Runtime.start(config.distributed.timeout_minutes)
+    try:
+        run = execute(config, runtime, options.stages, options.restart)
+        if runtime.is_main and options.stages is None:
+            write_report(run.folder)
+            print_results(run.folder, Console())
+    finally:
+        runtime.close()
+    return 0
+
+
+def _add_fetch(commands: argparse._SubParsersAction) -> None:
+    from csrec_dist.data.sources import SOURCES
+
+    parser = _add(commands, "fetch", _fetch, "download a public log, from the first place that answers")
+    parser.add_argument("name", choices=sorted(SOURCES), help="the data set")
+    parser.add_argument("--source", type=Path, metavar="PATH", help="take it from a local file instead")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to keep it (default: $CSREC_DATA or data)")
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from csrec_dist.data.sources import downloads_folder, fetch
+
+    path = fetch(options.name, options.folder or downloads_folder(), options.source, print)
+    print(f"{options.name} is in {path}")
+    return 0
+
+
+def _add_recommend(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "recommend", _recommend, "write the student's top-n lists as Parquet")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("-n", "--top-n", type=int, default=10, help="items in a list (default 10)")
+    parser.add_argument(
+        "--histories", type=Path, metavar="FILE", help='JSON lines {"user": ..., "items": [...]}; default: all users'
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: recommendations.parquet in the run")
+    parser.add_argument("--exclude-seen", action="store_true", help="leave out the items of the history")
+    parser.add_argument("--batch-size", type=int, default=256, help="histories scored at once (default 256)")
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from csrec_dist.recommend import recommend
+
+    path = recommend(
+        options.run,
+        n=options.top_n,
+        output=options.output,
+        histories=options.histories,
+        exclude_seen=options.exclude_seen,
+        batch_size=options.batch_size,
+    )
+    print(f"wrote {path}")
+    return 0
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "report", _report, "write a run's report, or compare several runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from csrec_dist.report import compare, print_results, write_report
+
+    if len(options.runs) > 1:
+        Console().print(compare(options.runs))
+        return 0
+    write_report(options.runs[0])
+    print_results(options.runs[0], Console())
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from csrec_dist.config import load_config
+    from csrec_dist.plan import print_plan
+
+    print_plan(load_config(options.config, options.set), options.num_processes, Console())
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from csrec_dist.doctor import examine
+
+    console, findings = Console(), examine()
+    for finding in findings:
+        console.print(f"{'[green]ok  [/]' if finding.ok else '[red]look[/]'} [bold]{finding.name}[/]: {finding.text}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _add_labels(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("labels", help="look at or check a soft-label cache")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    info = _add(actions, "info", _labels_info, "say what a cache holds and how many bytes it takes")
+    info.add_argument("folder", type=Path, help="folder of the cache, or of its run")
+    info.add_argument("--items", type=int, metavar="V", help="also say what it would take for V items")
+    verify = _add(actions, "verify", _labels_verify, "check every file of a cache against its index")
+    verify.add_argument("folder", type=Path, help="folder of the cache, or of its run")
+    verify.add_argument("--quick", action="store_true", help="sizes only, no checksums")
+
+
+def _labels_folder(folder: Path) -> Path:
+    return folder / "labels" if (folder / "labels").is_dir() else folder
+
+
+def _labels_info(options: argparse.Namespace) -> int:
+    from csrec_dist.labels import info
+
+    for name, value in info(_labels_folder(options.folder), options.items).items():
+        print(f"{name:28} {value}")
+    return 0
+
+
+def _labels_verify(options: argparse.Namespace) -> int:
+    from csrec_dist.labels import verify
+
+    problems = verify(_labels_folder(options.folder), deep=not options.quick)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{options.folder} is damaged in {len(problems)} places; label again (--restart label).")
+    print(f"{options.folder} is whole.")
+    return 0

@@ -1,0 +1,83 @@
+"""Writing rows: dealt to lanes, one Parquet file a lane, examples numbered lane by lane."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csrec_dist.data.windows import Spans
+
+ROWS_A_GROUP = 64  # a reader holds one row group of each of its lanes
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The kept interactions by user and time; all arrays [interactions]."""
+
+    users: np.ndarray  # int32, 1…num_users, ascending
+    items: np.ndarray  # int32, 1…num_items
+    ratings: pa.Array  # float32, null where the log has none
+    times: np.ndarray | None  # int64 or float64
+
+
+def deal(num_rows: int, num_lanes: int, seed: int) -> list[np.ndarray]:
+    """The rows 0…num_rows − 1 of each lane: a seeded permutation, dealt out in turn.
+
+    Lanes differ by at most one row. RandomState's stream is frozen, so the same seed deals alike everywhere.
+    """
+    order = np.random.RandomState(seed).permutation(num_rows)
+    return [order[lane::num_lanes] for lane in range(num_lanes)]
+
+
+def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_lanes: int, seed: int) -> dict[str, Any]:
+    """Write one split's files and return its entry in dataset.json.
+
+    A row's number is its place by user and time, whatever the lanes. In train a row of n items holds
+    n − 1 examples, in valid and test one. `rating` is that of the row's last item, in all splits, so that
+    they have the same columns.
+    """
+    examples = spans.lengths - 1 if split == "train" else np.ones(len(spans), np.int64)
+    lanes = deal(len(spans), num_lanes, seed)
+    lane_examples = [int(examples[rows].sum()) for rows in lanes]
+    firsts = np.cumsum([0, *lane_examples])
+    for lane, rows in enumerate(lanes):
+        offsets = firsts[lane] + np.cumsum(examples[rows]) - examples[rows]
+        table = _table(spans.where(rows), rows, offsets, flat)
+        file = folder / f"{split}-{lane:05d}-of-{num_lanes:05d}.parquet"
+        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd")
+    return {
+        "num_rows": len(spans),
+        "num_examples": int(firsts[-1]),
+        "lane_rows": [len(rows) for rows in lanes],
+        "lane_examples": lane_examples,
+    }
+
+
+def covered(spans: Spans, num_interactions: int) -> np.ndarray:
+    """Which interactions lie in at least one of the rows: bool [num_interactions]."""
+    depth = np.bincount(spans.starts, minlength=num_interactions + 1)
+    depth -= np.bincount(spans.stops, minlength=num_interactions + 1)
+    return np.cumsum(depth)[:-1] > 0
+
+
+def indices(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """start, start + 1, …, stop − 1 of each span, one span after the other."""
+    lengths = stops - starts
+    ends = np.cumsum(lengths)
+    return np.repeat(stops - ends, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _table(spans: Spans, rows: np.ndarray, example_offsets: np.ndarray, flat: Flat) -> pa.Table:
+    list_offsets = np.concatenate([[0], np.cumsum(spans.lengths)]).astype(np.int32)
+    items = pa.ListArray.from_arrays(list_offsets, flat.items[indices(spans.starts, spans.stops)])
+    columns = {
+        "row": pa.array(rows, pa.int64()),
+        "user": pa.array(spans.users, pa.int32()),
+        "items": items,
+        "example_offset": pa.array(example_offsets, pa.int64()),
+        "rating": flat.ratings.take(pa.array(spans.stops - 1)),
+    }
+    return pa.table(columns)

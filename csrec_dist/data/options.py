@@ -1,0 +1,72 @@
+"""The `dataset` section of the config: which log, and how it becomes windows and splits."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from csrec_dist.data.columns import Columns
+from csrec_dist.data.readers import READERS
+from csrec_dist.data.wording import did_you_mean, listed
+
+
+class DatasetOptions(BaseModel):
+    """How a raw log is turned into a prepared dataset (or which prepared dataset is taken)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | None = Field(
+        default=None, description="Raw log: a file, a folder with one log in it, or the name of a fetched data set."
+    )
+    path: str | None = Field(
+        default=None, description="A dataset folder that is already prepared, instead of `source`."
+    )
+    format: str | None = Field(default=None, description="Reader of the log; default: told from the file's beginning.")
+    columns: Columns = Field(
+        default=Columns(), description="Names of the log's columns; default: guessed from the usual names."
+    )
+    min_interactions: int = Field(
+        default=5, ge=1, description="Users and items with fewer interactions are dropped (k-core)."
+    )
+    k_core: Literal["iterated", "once"] = Field(
+        default="iterated", description="Drop until nothing changes, or users and items by their raw counts only."
+    )
+    duplicates: Literal["keep", "first", "last"] = Field(
+        default="keep",
+        description="Same user and item several times: keep all, or only the first or last in time.",
+    )
+    window: int = Field(default=20, ge=3, description="Longest window, in items, target included.")
+    windows: Literal["disjoint", "paper", "last"] = Field(
+        default="disjoint",
+        description="Cut sequences from the end without overlap; as the paper did, with a head window that "
+        "overlaps (and leaks); or take each user's last window only.",
+    )
+    split: Literal["leave_one_out", "temporal"] = Field(
+        default="leave_one_out",
+        description="Test and validation: the last two items of each window, or what follows two cuts in global time.",
+    )
+    temporal_shares: tuple[float, float, float] = Field(
+        default=(0.8, 0.1, 0.1),
+        description="Shares of interactions before, between and after the two cuts of the temporal split.",
+    )
+    num_lanes: int = Field(default=64, ge=1, description="Number of files each split is dealt to: the most ranks.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the dealing of rows to lanes.")
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in READERS:
+            raise ValueError(f"no reader '{name}'{did_you_mean(name, READERS)}; there are {listed(READERS)}")
+        return name
+
+    @field_validator("temporal_shares")
+    @classmethod
+    def _shares_are_shares(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"three positive shares that add up to 1 are needed, not {shares}")
+        return shares
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (self.path is None):
+            raise ValueError("give either source (a raw log) or path (a prepared dataset), and not both")
+        return self

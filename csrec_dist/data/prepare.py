@@ -1,0 +1,205 @@
+"""From a raw log to a prepared dataset folder: the one way through, step by step."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from csrec_dist.data.core import drop_duplicates, k_core, renumber
+from csrec_dist.data.lane_files import Flat, write_split
+from csrec_dist.data.log import Log, log_files, read_log
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.readers import detect
+from csrec_dist.data.sources import downloads_folder, resolve
+from csrec_dist.data.statistics import describe, training_counts
+from csrec_dist.data.stored import FORMAT_VERSION
+from csrec_dist.data.windows import Spans, cut_windows, leave_one_out, temporal, temporal_cuts
+from csrec_dist.errors import UserError
+from csrec_dist.files import fingerprint, sha256_file, write_json
+
+NOT_IN_FINGERPRINT = {"source", "path", "format"}
+
+
+def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Prepare the log `options.source` into `folder` and return the content of its dataset.json.
+
+    The folder appears whole or not at all. Raises UserError when it exists already, when the log is not
+    there, cannot be read or is empty, and when nothing is left to train on or to evaluate.
+    """
+    say = progress or (lambda line: None)
+    _refuse_to_overwrite(folder)
+    files, format = _locate(options)
+    log = read_log(files, format, options.columns)
+    say(f"read {len(log.frame):,} interactions of {len(log.users):,} users and {len(log.items):,} items ({format})")
+    _say_dropped(log, say)
+    flat, users, items = _keep(log, options, files[0])
+    say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
+    windows, splits = _cut(flat, options, files[0])
+    with _new_folder(folder) as new:
+        info = _write(new, flat, splits, options)
+        _write_ids(new, splits["train"], flat, users, items)
+        statistics = {**_describe_raw(log), **describe(flat, splits, windows, len(items))}
+        info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
+        source = _provenance(options, files, format)
+        info |= {"options": options.model_dump(mode="json"), "fingerprint": source.pop("fingerprint"), "source": source}
+        write_json(new / "dataset.json", info)
+    say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_lanes']} lanes")
+    return info
+
+
+def _refuse_to_overwrite(folder: Path) -> None:
+    if (folder / "dataset.json").exists():
+        raise UserError(f"{folder} already holds a prepared dataset: remove it or prepare into another folder.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder: prepare into a new one.")
+
+
+def _say_dropped(log: Log, say: Callable[[str], None]) -> None:
+    for num, lacking in ((log.num_without_id, "a user or an item"), (log.num_without_time, "a timestamp")):
+        if num:
+            say(f"dropped {num:,} rows without {lacking}")
+
+
+def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Series, pl.Series]:
+    """Duplicates and k-core applied; the interactions with final numbers, and the raw ids of 1, 2, …"""
+    frame = drop_duplicates(log.frame, options.duplicates)
+    users, items = frame["user"].to_numpy(), frame["item"].to_numpy()
+    kept = k_core(users, items, options.min_interactions, options.k_core == "iterated")
+    if len(kept) == 0:
+        raise UserError(
+            f"{path}: of {len(frame):,} interactions none is left when users and items need "
+            f"{options.min_interactions} each; lower dataset.min_interactions."
+        )
+    frame = frame[kept]
+    users, old_users = renumber(users[kept])
+    items, old_items = renumber(items[kept])
+    ratings = frame["rating"].to_arrow().cast("float32")
+    flat = Flat(users, items, ratings, frame["timestamp"].to_numpy() if log.has_times else None)
+    return flat, log.users[old_users], log.items[old_items]
+
+
+def _cut(flat: Flat, options: DatasetOptions, path: Path) -> tuple[Spans, dict[str, Spans]]:
+    """The windows (those before the first cut, for the temporal split) and the rows of each split."""
+    lengths = np.bincount(flat.users)[1:]
+    offsets = np.cumsum(lengths) - lengths
+    rule = (options.window, options.windows, options.min_interactions)
+    if options.split == "temporal":
+        before = _before_cuts(flat, options, path)
+        windows = cut_windows(offsets, before[0], *rule)
+        splits = temporal(offsets, before, lengths, *rule)
+    else:
+        windows = cut_windows(offsets, lengths, *rule)
+        splits = leave_one_out(windows)
+    empty = [name for name, spans in splits.items() if len(spans) == 0]
+    if empty:
+        raise UserError(
+            f"{path}: with dataset.split={options.split} and {len(flat.items):,} interactions the split "
+            f"'{empty[0]}' has no row; the sequences are too short or the shares too small."
+        )
+    return windows, splits
+
+
+def _before_cuts(flat: Flat, options: DatasetOptions, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """How many of each user's interactions lie before the first and before the second cut."""
+    if flat.times is None:
+        raise UserError(
+            f"{path} has no timestamps, which dataset.split=temporal needs: name their column with "
+            "dataset.columns.timestamp, or use leave_one_out."
+        )
+    num = int(flat.users[-1]) + 1
+    first, second = (
+        np.bincount(flat.users[flat.times < cut], minlength=num)[1:]
+        for cut in temporal_cuts(flat.times, options.temporal_shares)
+    )
+    return first, second
+
+
+def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
+    num_lanes = min(options.num_lanes, len(splits["train"]))
+    return {
+        "format_version": FORMAT_VERSION,
+        "window": options.window,
+        "num_lanes": num_lanes,
+        "splits": {
+            name: write_split(folder, name, spans, flat, num_lanes, options.seed) for name, spans in splits.items()
+        },
+    }
+
+
+def _write_ids(folder: Path, train: Spans, flat: Flat, users: pl.Series, items: pl.Series) -> None:
+    """items.parquet and users.parquet: number, raw id, and training interactions (each counted once)."""
+    for name, raw, numbers in (("item", items, flat.items), ("user", users, flat.users)):
+        columns = {
+            name: pl.int_range(1, len(raw) + 1, dtype=pl.Int32, eager=True),
+            "raw": raw,
+            "count": training_counts(numbers, train, len(raw)),
+        }
+        pl.DataFrame(columns).write_parquet(folder / f"{name}s.parquet")
+
+
+def _describe_raw(log: Log) -> dict[str, Any]:
+    return {
+        "raw_users": len(log.users),
+        "raw_items": len(log.items),
+        "raw_interactions": len(log.frame),
+        "rows_without_id": log.num_without_id,
+        "rows_without_time": log.num_without_time,
+    }
+
+
+def identify(options: DatasetOptions) -> dict[str, Any]:
+    """Name, reader, size and checksum of the log, and the fingerprint of the dataset that `prepare` makes of it.
+
+    Raises:
+        UserError: the log is not there.
+    """
+    return _provenance(options, *_locate(options))
+
+
+def _locate(options: DatasetOptions) -> tuple[list[Path], str]:
+    """The files of the log and the name of their reader."""
+    assert options.source is not None, "a dataset given by its path is not prepared again"
+    files = log_files(resolve(options.source, downloads_folder()))
+    return files, options.format or detect(files[0])
+
+
+def _provenance(options: DatasetOptions, files: list[Path], format: str) -> dict[str, Any]:
+    digests = [sha256_file(file) for file in files]
+    digest = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    deciding = options.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
+    return {
+        "name": options.source if len(files) > 1 else files[0].name,
+        "format": format,
+        "bytes": sum(file.stat().st_size for file in files),
+        "sha256": digest,
+        "fingerprint": fingerprint([FORMAT_VERSION, deciding, format, digest]),
+    }
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for file in [*new.iterdir(), new]:
+            _sync(file)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""Reader of Amazon's ratings-only CSV files, which have no header.
+
+2014 (ratings_Electronics.csv): user, item, rating, timestamp. 2018 (Electronics.csv): item, user, …
+Which is which is told from the first lines: a product's id has ten characters of a fixed form.
+"""
+
+import re
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.readers.delimited import without_header
+from csrec_dist.data.readers.peek import fields, first_line, first_lines, is_number
+from csrec_dist.errors import UserError
+
+ASIN = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
+NUM_LINES = 1000
+
+
+def matches(path: Path) -> bool:
+    """Whether the first line is two ids (not both numbers), a rating up to 5 and a time in seconds."""
+    parts = fields(first_line(path), ",")
+    if len(parts) != 4 or not (is_number(parts[2]) and is_number(parts[3])):
+        return False
+    ids_are_numbers = is_number(parts[0]) and is_number(parts[1])
+    return not ids_are_numbers and 0 <= float(parts[2]) <= 5 and float(parts[3]) > 1e8
+
+
+def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+    """Columns user, item, rating and timestamp as text, in file order.
+
+    Raises UserError when both or neither of the first two columns look like products and they are not
+    named (as column_1 and column_2).
+    """
+    named = columns.model_dump(exclude_none=True)
+    if "user" not in named or "item" not in named:
+        named = {**_told_from_ids(path), **named}
+    named = {"rating": "column_3", "timestamp": "column_4", **named}
+    return pick(without_header(path, ",", 4), Columns(**named), path)
+
+
+def _told_from_ids(path: Path) -> dict[str, str]:
+    rows = [fields(line, ",") for line in first_lines(path, NUM_LINES)]
+    first, second = (sum(bool(ASIN.fullmatch(row[place])) for row in rows) for place in (0, 1))
+    if first == second:
+        raise UserError(
+            f"{path}: cannot tell users from items by their ids; set dataset.columns.user and "
+            "dataset.columns.item to column_1 and column_2, either way round."
+        )
+    return dict(zip(("item", "user") if first > second else ("user", "item"), ("column_1", "column_2"), strict=True))

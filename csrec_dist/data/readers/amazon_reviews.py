@@ -1,0 +1,28 @@
+"""Reader of Amazon review files, JSON lines (plain or .gz), of 2014, 2018 and 2023.
+
+2014 and 2018: reviewerID, asin, overall, unixReviewTime (seconds).
+2023: user_id, parent_asin (variants of a product are one item), rating, timestamp (milliseconds).
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.columns import Columns
+from csrec_dist.data.readers import json_lines
+from csrec_dist.data.readers.peek import first_record
+
+OLD = {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime"}
+NEW = {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp": "timestamp"}
+
+
+def matches(path: Path) -> bool:
+    """Whether the first object has the reviewer and the product under one of the two sets of names."""
+    record = first_record(path)
+    return any({names["user"], names["item"]} <= record.keys() for names in (OLD, NEW))
+
+
+def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+    """Columns user, item, rating and timestamp as text, in file order."""
+    names = OLD if "reviewerID" in first_record(path) else NEW
+    return json_lines.scan(path, Columns(**{**names, **columns.model_dump(exclude_none=True)}))

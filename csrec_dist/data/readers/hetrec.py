@@ -1,0 +1,42 @@
+"""Reader of HetRec 2011 Last.FM's tag assignments: who tagged which artist, with which tag, when.
+
+user_taggedartists.dat has day, month and year, user_taggedartists-timestamps.dat milliseconds. A user
+tags an artist with several tags: all of them are ONE interaction, the first in time (ties: in the file).
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.readers.delimited import scan_text
+from csrec_dist.data.readers.peek import first_line
+
+IDS = ["userID", "artistID", "tagID"]
+NAMES = Columns(user="userID", item="artistID", timestamp="timestamp")
+
+
+def matches(path: Path) -> bool:
+    """Whether the header is that of one of the two files."""
+    return first_line(path).split("\t")[:3] == IDS
+
+
+def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+    """Columns user and item as text, timestamp as Int64 seconds or milliseconds; the file's order.
+
+    Raises UserError when a column is named that the file does not have.
+    """
+    log = scan_text(path, "\t")
+    if "year" in log.collect_schema():
+        day = pl.date(*(pl.col(name).cast(pl.Int32) for name in ("year", "month", "day")))
+        time = day.cast(pl.Datetime("ms")).dt.epoch("s")
+    else:
+        time = pl.col("timestamp").cast(pl.Int64)
+    chosen = Columns(**{**NAMES.model_dump(), **columns.model_dump(exclude_none=True)})
+    return _first_of_each(pick(log.with_columns(timestamp=time), chosen, path))
+
+
+def _first_of_each(log: pl.LazyFrame) -> pl.LazyFrame:
+    """One row for each (user, item): the earliest; rows stay in the order of the file."""
+    earliest = log.with_row_index("line").sort("timestamp", "line")
+    return earliest.unique(["user", "item"], keep="first", maintain_order=True).sort("line").drop("line")

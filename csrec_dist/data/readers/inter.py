@@ -1,0 +1,24 @@
+"""Reader of RecBole's atomic .inter files: tabs, no quotes, a header of name:type."""
+
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.readers.delimited import scan_text
+from csrec_dist.data.readers.peek import first_line
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def matches(path: Path) -> bool:
+    """Whether every field of the first line ends in one of the format's types."""
+    names = first_line(path).split("\t")
+    return len(names) > 1 and all(name.rpartition(":")[2] in TYPES for name in names)
+
+
+def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+    """Columns user, item, rating and timestamp as text, in file order; names go without their type."""
+    log = scan_text(path, "\t").rename(lambda name: name.rpartition(":")[0])
+    plain = {role: name.partition(":")[0] for role, name in columns.model_dump(exclude_none=True).items()}
+    return pick(log, Columns(**plain), path)

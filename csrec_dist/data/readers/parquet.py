@@ -1,0 +1,18 @@
+"""Reader of Parquet files with one row an interaction."""
+
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.columns import Columns, pick
+
+
+def matches(path: Path) -> bool:
+    """Whether the file begins as Parquet does."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+    """Columns user, item, rating and timestamp, of the file's own types, in file order."""
+    return pick(pl.scan_parquet(path), columns, path)

@@ -1,0 +1,60 @@
+"""A look at the beginning of a raw log, plain or gzipped, to tell its format."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import IO, Any
+
+LONGEST_LINE = 1 << 20
+
+
+def first_lines(path: Path, num: int = 1) -> list[str]:
+    """Up to `num` first lines that are not blank, without line ends; undecodable bytes are replaced."""
+    lines: list[str] = []
+    with _open(path) as file:
+        while len(lines) < num:
+            line = file.readline(LONGEST_LINE)
+            if not line:
+                break
+            if line.strip():
+                lines.append(line.decode("utf-8-sig", errors="replace").rstrip("\r\n"))
+    return lines
+
+
+def first_line(path: Path) -> str:
+    """The first line that is not blank; "" if there is none."""
+    return next(iter(first_lines(path)), "")
+
+
+def first_record(path: Path) -> dict[str, Any]:
+    """The first line as a JSON object; {} if it is not one."""
+    line = first_line(path)
+    if not line.lstrip().startswith("{"):
+        return {}
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+
+
+def fields(line: str, separator: str) -> list[str]:
+    """The fields of a delimited line, quotes removed where the separator is a comma or semicolon."""
+    if separator in ",;":
+        return next(csv.reader([line], delimiter=separator), [])
+    return line.split(separator)
+
+
+def is_number(text: str) -> bool:
+    """Whether the text reads as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _open(path: Path) -> IO[bytes]:
+    with open(path, "rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if gzipped else open(path, "rb")  # type: ignore[return-value]

@@ -1,0 +1,21 @@
+"""Reader of Yelp's yelp_academic_dataset_review.json: user_id, business_id, stars, date."""
+
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.columns import Columns
+from csrec_dist.data.readers import json_lines
+from csrec_dist.data.readers.peek import first_record
+
+NAMES = {"user": "user_id", "item": "business_id", "rating": "stars", "timestamp": "date"}
+
+
+def matches(path: Path) -> bool:
+    """Whether the first object has a review's four fields."""
+    return set(NAMES.values()) <= first_record(path).keys()
+
+
+def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+    """Columns user, item, rating and timestamp as text, in file order."""
+    return json_lines.scan(path, Columns(**{**NAMES, **columns.model_dump(exclude_none=True)}))

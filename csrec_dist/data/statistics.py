@@ -1,0 +1,76 @@
+"""What a prepared dataset looks like, and how much its protocol leaks."""
+
+from typing import Any
+
+import numpy as np
+
+from csrec_dist.data.lane_files import Flat, covered, indices
+from csrec_dist.data.windows import Spans
+
+
+def describe(flat: Flat, splits: dict[str, Spans], windows: Spans, num_items: int) -> dict[str, Any]:
+    """Statistics of the kept interactions, of the windows and of the splits."""
+    lengths = np.bincount(flat.users)[1:]
+    num_users, num_interactions = len(lengths), len(flat.items)
+    in_windows = covered(windows, num_interactions)
+    return {
+        "users": num_users,
+        "items": num_items,
+        "interactions": num_interactions,
+        "density": num_interactions / (num_users * num_items),
+        "mean_length": float(lengths.mean()),
+        "median_length": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+        "repeats": _num_repeats(flat, num_items),
+        "neighbours_at_equal_time": _share_of_equal_times(flat),
+        "windows": len(windows),
+        "interactions_in_windows": int(windows.lengths.sum()),
+        "items_in_windows": len(np.unique(flat.items[in_windows])),
+        **_evaluation(flat, splits, num_items),
+    }
+
+
+def training_counts(numbers: np.ndarray, train: Spans, num: int) -> np.ndarray:
+    """How many training interactions each of the users or items 1…num has, each interaction once: [num]."""
+    return np.bincount(numbers[covered(train, len(numbers))], minlength=num + 1)[1:]
+
+
+def leaked_targets(flat: Flat, train: Spans, test: Spans, num_items: int) -> int:
+    """Test rows whose target is also a training target of the same user, in whatever window."""
+    targets = indices(train.starts + 1, train.stops)
+    trained = np.unique(_user_item_keys(flat, targets, num_items))
+    return int(np.isin(_user_item_keys(flat, test.stops - 1, num_items), trained).sum())
+
+
+def _evaluation(flat: Flat, splits: dict[str, Spans], num_items: int) -> dict[str, Any]:
+    train, test = splits["train"], splits["test"]
+    leaked = leaked_targets(flat, train, test, num_items)
+    trained = training_counts(flat.items, train, num_items)
+    unseen = {
+        f"{name}_targets_never_in_training": int((trained[flat.items[splits[name].stops - 1] - 1] == 0).sum())
+        for name in ("valid", "test")
+    }
+    return {
+        "leaked_test_targets": leaked,
+        "leaked_test_targets_share": leaked / len(test),
+        **unseen,
+        "items_in_training": int((trained > 0).sum()),
+    }
+
+
+def _user_item_keys(flat: Flat, places: np.ndarray, num_items: int) -> np.ndarray:
+    return flat.users[places].astype(np.int64) * (num_items + 1) + flat.items[places]
+
+
+def _num_repeats(flat: Flat, num_items: int) -> int:
+    """Interactions of a user with an item that this user has had before."""
+    keys = _user_item_keys(flat, np.arange(len(flat.items)), num_items)
+    return len(keys) - len(np.unique(keys))
+
+
+def _share_of_equal_times(flat: Flat) -> float | None:
+    """Share of a user's neighbouring interactions that have one timestamp; None without timestamps."""
+    same_user = flat.users[1:] == flat.users[:-1]
+    if flat.times is None or not same_user.any():
+        return None
+    return float((flat.times[1:] == flat.times[:-1])[same_user].mean())

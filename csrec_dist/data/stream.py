@@ -1,0 +1,192 @@
+"""Streamed batches: a rank's share of each global batch, read from its own lanes as a `datasets.IterableDataset`."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Self, TypeVar
+
+import datasets
+import numpy as np
+import torch
+
+from csrec_dist.data.lanes import EpochOrder, owned_lanes
+from csrec_dist.data.stored import Dataset, RowBlock
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right with item 0. An empty place has weight 0 and no items."""
+
+    items: torch.Tensor  # int64 [B, L + 1]: the targets are in it
+    lengths: torch.Tensor  # int64 [B]
+    weights: torch.Tensor  # float32 [B]
+    rows: torch.Tensor  # int64 [B]
+    users: torch.Tensor  # int64 [B]
+    example_offsets: torch.Tensor  # int64 [B]
+
+    @property
+    def histories(self) -> torch.Tensor:
+        """int64 [B, L]: the items a causal model reads; position l predicts `targets[:, l]`."""
+        return self.items[:, :-1]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """int64 [B, L]: the next item of every position, 0 where there is none."""
+        return self.items[:, 1:]
+
+    @property
+    def example_ids(self) -> torch.Tensor:
+        """int64 [N]: ids of the examples, in the order of `targets[targets > 0]`."""
+        positions = torch.arange(self.items.shape[1] - 1, device=self.items.device)
+        return (self.example_offsets[:, None] + positions)[self.targets > 0]
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of this rank's share, counted without a device synchronisation on CPU."""
+        return int((self.targets > 0).sum())
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on `device`."""
+        if device.type == "cpu":
+            return self
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+class _LaneCursor:
+    """Hands out one lane's rows in the epoch's order; holds one row group."""
+
+    def __init__(self, dataset: Dataset, split: str, lane: int, order: EpochOrder, start: int) -> None:
+        self._lane = dataset.open_lane(split, lane)
+        self._groups = order.lane_order(lane, self._lane.group_rows, start)
+        self._rows: Iterator[int] = iter(())
+        self._block: RowBlock | None = None
+
+    def next_row(self) -> tuple[RowBlock, int]:
+        row = next(self._rows, None)
+        while row is None:
+            group, rows = next(self._groups)
+            self._block, self._rows = self._lane.read_group(group), iter(rows.tolist())
+            row = next(self._rows, None)
+        assert self._block is not None
+        return self._block, row
+
+
+def _columns(picked: list[tuple[RowBlock, int]], length: int | None = None) -> dict[str, np.ndarray]:
+    """Pad picked rows into arrays; without any row, one empty place keeps the shapes valid."""
+    num_rows = max(len(picked), 1)
+    lengths = np.zeros(num_rows, np.int64)
+    for place, (block, row) in enumerate(picked):
+        lengths[place] = block.starts[row + 1] - block.starts[row]
+    items = np.zeros((num_rows, length or max(int(lengths.max()), 2)), np.int64)
+    columns = {name: np.zeros(num_rows, np.int64) for name in ("rows", "users", "example_offsets")}
+    for place, (block, row) in enumerate(picked):
+        items[place, : lengths[place]] = block.values[block.starts[row] : block.starts[row + 1]]
+        columns["rows"][place] = block.rows[row]
+        columns["users"][place] = block.users[row]
+        columns["example_offsets"][place] = block.example_offsets[row]
+    return {"items": items, "lengths": lengths, "weights": (lengths > 0).astype(np.float32), **columns}
+
+
+def _generate(dataset: Dataset, split: str, order: EpochOrder, start_step: int, rank: int, world_size: int) -> Any:
+    owned = owned_lanes(order.num_lanes, rank, world_size)
+    cursors: dict[int, _LaneCursor] = {}
+    for step in range(start_step, order.num_steps):
+        picked = []
+        for lane, index in zip(*(array.tolist() for array in order.batch(step)), strict=True):
+            if lane in owned:
+                if lane not in cursors:
+                    cursors[lane] = _LaneCursor(dataset, split, lane, order, index)
+                picked.append(cursors[lane].next_row())
+        yield _columns(picked)
+
+
+def train_stream(
+    dataset: Dataset, order: EpochOrder, *, start_step: int = 0, rank: int = 0, world_size: int = 1
+) -> datasets.IterableDataset:
+    """Stream a rank's share of every global batch of an epoch, from `start_step` on.
+
+    Each element is one step: arrays `items` [B, L+1], `lengths`, `weights`, `rows`, `users` and
+    `example_offsets` [B]. Every rank gets the same number of steps. Memory does not depend on the
+    number of rows: a rank holds one row group of each of its lanes.
+    """
+    return datasets.IterableDataset.from_generator(
+        _generate,
+        gen_kwargs={
+            "dataset": dataset,
+            "split": "train",
+            "order": order,
+            "start_step": start_step,
+            "rank": rank,
+            "world_size": world_size,
+        },
+    )
+
+
+def lane_batches(dataset: Dataset, split: str, lanes: Iterable[int], batch_rows: int) -> Iterator[Batch]:
+    """Rows of `lanes` in file order, `batch_rows` at a time, padded to the dataset's window."""
+    picked: list[tuple[RowBlock, int]] = []
+    for lane in lanes:
+        for block in dataset.open_lane(split, lane).blocks():
+            for row in range(len(block)):
+                picked.append((block, row))
+                if len(picked) == batch_rows:
+                    yield to_batch(_columns(picked, dataset.window))
+                    picked = []
+    if picked:
+        yield to_batch(_columns(picked, dataset.window))
+
+
+def to_batch(columns: dict[str, Any]) -> Batch:
+    """An element of the stream as tensors."""
+    return Batch(**{field.name: torch.from_numpy(columns[field.name]) for field in fields(Batch)})
+
+
+class Prefetcher(Generic[T]):
+    """Runs an iterable in a background thread, `depth` elements ahead, and measures how long its reader waits."""
+
+    _END = object()
+
+    def __init__(self, source: Iterable[T], prepare: Callable[[T], Any] = lambda element: element, depth: int = 2):
+        self.wait_seconds = 0.0
+        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fill, args=(source, prepare), daemon=True)
+        self._thread.start()
+
+    def _put(self, element: Any) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(element, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _fill(self, source: Iterable[T], prepare: Callable[[T], Any]) -> None:
+        try:
+            for element in source:
+                if not self._put(prepare(element)):
+                    return
+        except BaseException as error:  # handed to the reader, which raises it
+            self._error = error
+        self._put(self._END)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            while True:
+                begin = time.perf_counter()
+                element = self._queue.get()
+                self.wait_seconds += time.perf_counter() - begin
+                if element is self._END:
+                    break
+                yield element
+        finally:
+            self._stopped.set()
+            self._thread.join()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,113 @@
+"""The processes of a run: started by a launcher, checked against what was asked for, wrapped for data parallelism."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from csrec_dist.distributed.groups import Group
+from csrec_dist.errors import UserError
+
+LAUNCH_HINT = (
+    "Use `accelerate launch --multi_gpu --num_processes N -m csrec_dist ...` (with and without GPUs) "
+    "or `torchrun --nproc_per_node N -m csrec_dist ...`."
+)
+
+
+def check_launch(environ: Mapping[str, str]) -> None:
+    """Refuse a launcher that starts fewer processes than it was asked for, or another engine than ours.
+
+    `accelerate launch --cpu --num_processes N` (and a MULTI_CPU config) exports the address of a rendezvous and
+    then starts one process without a rank.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ and "RANK" not in environ:
+        raise UserError(
+            "accelerate was asked for several processes but started one: its CPU launcher does not "
+            f"start ranks. {LAUNCH_HINT}"
+        )
+    for engine in ("DEEPSPEED", "FSDP"):
+        if environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise UserError(
+                f"The launcher was started for {engine}, but distributed.engine is ddp. "
+                f"Start it without {engine}. {LAUNCH_HINT}"
+            )
+
+
+class Runtime:
+    """This process among all processes of the run: its rank, device and groups. One process is world size 1."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+        handle = dist.group.WORLD if self.world_size > 1 else None
+        self.world = Group(tuple(range(self.world_size)), self.rank, handle)
+        self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
+
+    @classmethod
+    def start(cls, timeout_minutes: float = 120) -> Self:
+        """Join the processes that the launcher started.
+
+        Raises UserError when the launcher and what it started disagree (see `check_launch`).
+        """
+        check_launch(os.environ)
+        timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+        runtime = cls(Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout]))
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if runtime.world_size != expected:
+            raise UserError(
+                f"The launcher says {expected} processes, but this process sees {runtime.world_size}. {LAUNCH_HINT}"
+            )
+        return runtime
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0 of the run."""
+        return self.rank == 0
+
+    def join_group(self, parts: Sequence[tuple[int, ...]]) -> Group:
+        """Make a process group of each part (every rank calls this with the same parts); return this rank's own.
+
+        The parts cover all ranks without overlap. Groups are kept and used again.
+        """
+        for ranks in parts:
+            if ranks not in self._groups:
+                self._groups[ranks] = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+        own = next(ranks for ranks in parts if self.rank in ranks)
+        return Group(own, own.index(self.rank), self._groups[own])
+
+    def wrap(self, module: nn.Module, group: Group) -> nn.Module:
+        """Make `module`'s gradients averages over the group. Its first rank's parameters are taken."""
+        if group.handle is None:
+            return module
+        return DistributedDataParallel(
+            module,
+            process_group=group.handle,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Do `work` on rank 0 while the others wait; its JSON value, or its UserError, on every rank."""
+        result: dict[str, Any] = {}
+        if self.is_main:
+            try:
+                result["value"] = work()
+            except UserError as error:
+                result["error"] = str(error)
+        result = self.world.broadcast_object(result)
+        if "error" in result:
+            raise UserError(result["error"])
+        return result["value"]
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()

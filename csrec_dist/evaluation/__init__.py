@@ -1,0 +1,16 @@
+"""Ranks of targets in the full catalog, and the metrics made of them."""
+
+from csrec_dist.evaluation.evaluate import EvaluationBatch, evaluate
+from csrec_dist.evaluation.metrics import MetricSums, ndcg, recall, reciprocal_rank
+from csrec_dist.evaluation.ranking import target_ranks, top_items
+
+__all__ = [
+    "EvaluationBatch",
+    "MetricSums",
+    "evaluate",
+    "ndcg",
+    "recall",
+    "reciprocal_rank",
+    "target_ranks",
+    "top_items",
+]

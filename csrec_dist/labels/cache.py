@@ -1,0 +1,117 @@
+"""The soft-label cache, read by example id: any batch order, any world size."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.errors import UserError
+from csrec_dist.labels.checking import foreign_to
+from csrec_dist.labels.index import read_index
+from csrec_dist.labels.shards import map_rows
+from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, SoftLabels
+
+CPU = torch.device("cpu")
+
+
+class LabelCache:
+    """A finished cache folder, opened for reading. Shards are memory-mapped when first asked for."""
+
+    def __init__(self, folder: Path | str, dataset: Dataset | None = None) -> None:
+        """Read the index.
+
+        Raises UserError when there is none, when files are missing or cut, or when the labels are not
+        those of `dataset`.
+        """
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        if dataset is not None and (differences := foreign_to(self.index, dataset)):
+            raise UserError(
+                f"{self.folder} holds the labels of another dataset than {dataset.folder}: "
+                f"{'; '.join(differences)}. Label this dataset."
+            )
+        for entry in self.index.files:
+            path = self.folder / entry.file
+            if not path.exists() or path.stat().st_size != entry.bytes:
+                raise UserError(f"{path} is missing or cut off. Run `labels verify`, and label again.")
+        self._maps: dict[int, np.ndarray] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in the cache: ids are 0 … num_examples − 1."""
+        return self.index.num_examples
+
+    @property
+    def field(self) -> str:
+        """What is stored for each example: `states` [K] or `logits` [V]."""
+        return "states" if self.index.form == "factored" else "logits"
+
+    def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
+        """The stored part of the examples, {"states": [N, K]} or {"logits": [N, V]}, on the CPU.
+
+        The ids [N] may come in any order, from any shards and more than once; within a shard they are read in
+        file order. Fit for a background thread.
+
+        Raises:
+            IndexError: an id outside 0 … num_examples − 1.
+        """
+        ids = np.asarray(example_ids)
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.num_examples):
+            raise IndexError(
+                f"example ids {ids.min()} to {ids.max()} were asked for; {self.folder} holds 0 to "
+                f"{self.num_examples - 1}"
+            )
+        order = np.argsort(ids, kind="stable")
+        shard_of = np.searchsorted(self._first_examples, ids[order], side="right") - 1
+        width = sum(self.index.widths) if self.field == "states" else self.index.num_items
+        values = np.empty((len(ids), width), np.float32)
+        for shard in np.unique(shard_of).tolist():
+            places = order[shard_of == shard]
+            values[places] = self._map(shard)[ids[places] - self._first_examples[shard]]
+        return {self.field: torch.from_numpy(values)}
+
+    def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
+        """The soft labels of what `fields` gave, on `device`; the item tables are moved there once and shared."""
+        values = fields[self.field].to(device, non_blocking=True)
+        if self.field == "logits":
+            return DenseLabels(values)
+        if device not in self._tables:
+            self._tables[device] = _to(self.item_tables, device)
+        return FactoredLabels(values, *self._tables[device])
+
+    def read(self, example_ids: Tensor | np.ndarray, device: torch.device = CPU) -> SoftLabels:
+        """The soft labels of the examples, in the order of their ids."""
+        return self.labels(self.fields(example_ids), device)
+
+    @cached_property
+    def item_tables(self) -> tuple[Tensor, Tensor | None]:
+        """The members' item tables side by side [V, K] and their mean bias [V] or None, on the CPU."""
+        weight = torch.empty(self.index.num_items, sum(self.index.widths))
+        bias = torch.empty(self.index.num_items) if self.index.has_bias else None
+        for shard in self.index.item_shards:
+            rows = slice(shard.first_item - 1, shard.first_item - 1 + shard.num_items)
+            with safe_open(self.folder / shard.file, "pt") as file:
+                weight[rows] = file.get_tensor("item_weight")
+                if bias is not None:
+                    bias[rows] = file.get_tensor("item_bias")
+        return weight, bias
+
+    @cached_property
+    def _first_examples(self) -> np.ndarray:
+        return np.array([shard.first_example for shard in self.index.shards], np.int64)
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            self._maps[shard] = map_rows(self.folder / self.index.shards[shard].file, self.field)
+        return self._maps[shard]
+
+
+def _to(tables: tuple[Tensor, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    weight, bias = tables
+    return weight.to(device), None if bias is None else bias.to(device)

@@ -1,0 +1,85 @@
+"""What a soft-label cache holds, and whether it is sound."""
+
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.errors import UserError
+from csrec_dist.files import sha256_file
+from csrec_dist.labels.index import ItemShard, LabelIndex, LabelShard, label_bytes, read_index
+from csrec_dist.labels.shards import read_header
+
+
+def verify(folder: Path | str, dataset: Dataset | None = None, *, deep: bool = True) -> list[str]:
+    """What is wrong with a cache, one sentence for each problem; an empty list when it is sound.
+
+    Compares every file's existence, size and header with the index, with `deep` its checksum too, and
+    with `dataset` what the labels were made for.
+    """
+    try:
+        index = read_index(folder)
+    except UserError as error:
+        return [str(error)]
+    problems = [f"The labels are of another dataset: {phrase}." for phrase in foreign_to(index, dataset)]
+    found = [_file_problem(Path(folder) / entry.file, entry, index, deep) for entry in index.files]
+    return problems + [problem for problem in found if problem]
+
+
+def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
+    """A cache in figures; with `num_items`, those that the same members would have over another catalog.
+
+    Bytes are those of the files, or by arithmetic those of the numbers in them when `num_items` is given; `ratio` is
+    their share of the dense float32 form.
+    """
+    index = read_index(folder)
+    sizes = (index.num_examples, num_items or index.num_items, index.widths)
+    stored = sum(entry.bytes for entry in index.files)
+    total = label_bytes(index.form, *sizes, index.has_bias) if num_items else stored
+    dense = label_bytes("dense", *sizes)
+    return {
+        "form": index.form,
+        "combine": index.combine,
+        "dtype": index.dtype,
+        "members": [member.name for member in index.members],
+        "num_examples": index.num_examples,
+        "num_items": sizes[1],
+        "num_shards": len(index.shards),
+        "bytes": total,
+        "bytes_per_example": total / max(index.num_examples, 1),
+        "dense_bytes": dense,
+        "ratio": total / max(dense, 1),
+    }
+
+
+def foreign_to(index: LabelIndex, dataset: Dataset | None) -> list[str]:
+    """How the dataset differs from the one that was labelled, one phrase for each difference."""
+    if dataset is None:
+        return []
+    pairs = {
+        "fingerprint": (index.dataset_fingerprint, dataset.fingerprint),
+        "item ids": (index.id_map_fingerprint, sha256_file(dataset.folder / "items.parquet")),
+        "number of items": (index.num_items, dataset.num_items),
+        "number of examples": (index.num_examples, dataset.splits["train"].num_examples),
+    }
+    return [
+        f"{what} {str(labelled)[:16]} was labelled, {str(given)[:16]} is given"
+        for what, (labelled, given) in pairs.items()
+        if labelled != given
+    ]
+
+
+def _file_problem(path: Path, entry: LabelShard | ItemShard, index: LabelIndex, deep: bool) -> str | None:
+    if not path.exists():
+        return f"{path.name} is missing."
+    if (size := path.stat().st_size) != entry.bytes:
+        return f"{path.name} has {size} bytes; the index says {entry.bytes}."
+    if deep and sha256_file(path) != entry.sha256:
+        return f"{path.name} has another checksum than the index says: its bytes were changed."
+    try:
+        header = read_header(path)
+    except UserError as error:
+        return str(error)
+    first = entry.first_example if isinstance(entry, LabelShard) else entry.first_item
+    if header.metadata.get("dataset") != index.dataset_fingerprint or header.metadata.get("first") != str(first):
+        return f"{path.name} is a shard of another range or dataset."
+    return None

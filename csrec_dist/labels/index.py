@@ -1,0 +1,142 @@
+"""The index of a soft-label cache: what it holds, of which dataset and members, in which files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json, write_json
+
+FORMAT_VERSION = 1
+INDEX_NAME = "label_cache.index.json"
+BYTES_PER_NUMBER = 4
+
+Form = Literal["factored", "dense"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LabelMember(_Value):
+    """One teacher whose logits are in the labels; `fingerprint` is that of its weights."""
+
+    name: str
+    width: PositiveInt
+    fingerprint: str
+
+
+class _StoredFile(_Value):
+    bytes: PositiveInt
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class LabelShard(_StoredFile):
+    """A file with the labels of examples first_example … first_example + num_examples − 1 of train."""
+
+    file: str = Field(pattern=r"^labels-\d{5,}-of-\d{5,}\.safetensors$")
+    first_example: NonNegativeInt
+    num_examples: NonNegativeInt
+
+
+class ItemShard(_StoredFile):
+    """A file with the members' item tables for items first_item … first_item + num_items − 1."""
+
+    file: str = Field(pattern=r"^items-\d{5,}-of-\d{5,}\.safetensors$")
+    first_item: PositiveInt
+    num_items: PositiveInt
+
+
+class LabelSource(_Value):
+    """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine."""
+
+    form: Form
+    combine: Literal["logit_mean"] = "logit_mean"
+    dtype: Literal["float32"] = "float32"
+    num_examples: NonNegativeInt
+    num_items: PositiveInt
+    members: tuple[LabelMember, ...] = Field(min_length=1)
+    dataset_fingerprint: str
+    id_map_fingerprint: str
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The members' widths, in member order."""
+        return tuple(member.width for member in self.members)
+
+    def differences(self, other: "LabelSource") -> list[str]:
+        """What differs from `other`, one phrase for each field."""
+        fields = [name for name in LabelSource.model_fields if getattr(self, name) != getattr(other, name)]
+        return [f"{name} ({_short(self, name)} here, {_short(other, name)} wanted)" for name in fields]
+
+
+class LabelIndex(LabelSource):
+    """The whole index. Raises ValueError when the files do not cover the examples and items without gap or overlap."""
+
+    format_version: Literal[1] = 1
+    has_bias: bool
+    shards: tuple[LabelShard, ...]
+    item_shards: tuple[ItemShard, ...]
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        _check_cover("examples", [(s.first_example, s.num_examples) for s in self.shards], 0, self.num_examples)
+        num_items = self.num_items if self.form == "factored" else 0
+        _check_cover("items", [(s.first_item, s.num_items) for s in self.item_shards], 1, num_items)
+        return self
+
+    @property
+    def files(self) -> tuple[LabelShard | ItemShard, ...]:
+        """All files of the cache but the index."""
+        return self.shards + self.item_shards
+
+    def write(self, folder: Path | str) -> None:
+        """Write the index into `folder`, atomically."""
+        write_json(Path(folder) / INDEX_NAME, self.model_dump())
+
+
+def read_index(folder: Path | str) -> LabelIndex:
+    """The index in `folder`; UserError when it is missing, of another version, or not a valid index."""
+    path = Path(folder) / INDEX_NAME
+    if not path.exists():
+        raise UserError(f"{folder} holds no finished soft labels: it has no {INDEX_NAME}. Run `label` first.")
+    value = read_json(path)
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has label format {version}; this version reads {FORMAT_VERSION}. Label again into another folder."
+        )
+    try:
+        return LabelIndex.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "files"
+        raise UserError(f"{path} is damaged: {place}: {first['msg']}. Remove the folder and label again.") from None
+
+
+def label_bytes(form: Form, num_examples: int, num_items: int, widths: Sequence[int], has_bias: bool = False) -> int:
+    """Bytes of the numbers in a cache: factored N·K + V·K (+ V), dense N·V, four bytes each, K = Σ widths."""
+    if form == "dense":
+        return BYTES_PER_NUMBER * num_examples * num_items
+    width = sum(widths)
+    return BYTES_PER_NUMBER * (num_examples * width + num_items * (width + has_bias))
+
+
+def _short(source: LabelSource, name: str) -> str:
+    value = getattr(source, name)
+    if name == "members":
+        return ", ".join(f"{member.name}:{member.width}:{member.fingerprint[:16]}" for member in value)
+    return str(value)[:16]
+
+
+def _check_cover(what: str, ranges: list[tuple[int, int]], start: int, count: int) -> None:
+    end = start
+    for first, size in ranges:
+        if first != end:
+            kind = "a gap" if first > end else "an overlap"
+            raise ValueError(f"the files' {what} have {kind}: a file starts at {first}, the one before ends at {end}")
+        end += size
+    if end != start + count:
+        raise ValueError(f"the files hold {end - start} {what}, not {count}")

@@ -1,0 +1,165 @@
+"""The numbers of the soft labels: members' states and logits, put together by a column's collectives.
+
+Letters: n examples at hand, K the sum of the members' widths, V items, m members. Every row is computed in
+batches whose shapes depend on the lane only, so that its bytes do not depend on who computes it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import Batch, lane_batches
+from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.mesh import LabelColumn
+from csrec_dist.errors import UserError
+from csrec_dist.models import SequentialModel
+from csrec_dist.objectives.soft_labels import FactoredLabels
+
+BATCH_ROWS = 256
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass
+class Labeller:
+    """One rank's part of a column: its members' models (by member index), and its place in the group."""
+
+    dataset: Dataset
+    models: Mapping[int, SequentialModel]
+    widths: tuple[int, ...]
+    column: LabelColumn
+    group: Group
+    device: torch.device
+    advance: Callable[[int], None] = field(default=lambda num_examples: None)
+
+    def __post_init__(self) -> None:
+        own = self.column.members_of(self.group.rank, len(self.widths))
+        assert tuple(sorted(self.models)) == own, f"members {own} are this rank's, got {sorted(self.models)}"
+        self.own_models = [self.models[member].to(self.device).eval() for member in own]
+        for member in own:
+            _check_member(self.models[member], self.widths[member], self.dataset)
+
+    def lane_states(self, lane: int) -> Iterator[list[Tensor]]:
+        """States [n, d] of this rank's members for the lane's examples, in the order of their ids."""
+        next_example = self.dataset.splits["train"].first_examples[lane]
+        for batch in lane_batches(self.dataset, "train", [lane], BATCH_ROWS):
+            ids = batch.example_ids
+            if not torch.equal(ids, torch.arange(next_example, next_example + len(ids))):
+                raise UserError(
+                    f"{self.dataset.lane_file('train', lane)}: its example offsets do not run on from "
+                    f"{next_example}. Prepare the dataset again."
+                )
+            if len(ids):
+                yield member_states(self.own_models, batch.to(self.device))
+            next_example += len(ids)
+            self.advance(len(ids))
+
+    def factored_rows(self, lane: int) -> Iterator[Tensor]:
+        """States [n, K] of all members side by side, divided by m. Every rank of the column gets them."""
+        for states in self.lane_states(lane):
+            yield self.gather_members(torch.cat(states, dim=1)) / len(self.widths)
+
+    def dense_rows(self, lanes: Sequence[int | None]) -> Iterator[Tensor]:
+        """Mean logits [n, V] of the lane at this rank's place in `lanes`; None is a rank without a lane.
+
+        All ranks go through the same chunks of all these lanes, and each ends with the sum over the
+        ranks of its own lane's rows. A chunk's rows depend on V only. Sums run in float64, where those of a
+        few float32 numbers are exact unless their exponents differ by more than 28: their order, and so
+        the number of ranks, does not show in the float32 result.
+        """
+        chunks = [self._logit_chunks(lane) if lane is not None else iter(()) for lane in lanes]
+        for step in zip_longest(*chunks):
+            num_rows = max(len(logits) for logits in step if logits is not None)
+            sums = torch.zeros(len(lanes), num_rows, self.dataset.num_items, dtype=torch.float64, device=self.device)
+            for place, logits in enumerate(step):
+                if logits is not None:
+                    sums[place, : len(logits)] = logits
+            own = step[self.group.rank]
+            summed = self.group.reduce_scatter_sum(sums)
+            if own is not None:
+                yield (summed[: len(own)] / len(self.widths)).float()
+
+    def item_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
+        """Rows first … stop − 1 of the members' item tables: `item_weight` [n, K], and mean `item_bias` [n]."""
+        tables = [model.item_table for model in self.own_models]
+        weight = self.gather_members(torch.cat([table.weight.detach()[first:stop] for table in tables], dim=1))
+        if not has_bias:
+            return {"item_weight": weight}
+        biases = torch.zeros(stop - first, dtype=torch.float64, device=self.device)
+        for table in tables:
+            biases += 0 if table.bias is None else table.bias.detach()[first:stop]
+        mean = self.group.all_reduce_sum(biases) / len(self.widths)
+        return {"item_weight": weight, "item_bias": mean.float()}
+
+    def has_bias(self) -> bool:
+        """Whether any member's item table has a bias: the same answer on every rank of the column."""
+        return any(self.group.gather_objects(any(model.item_table.bias is not None for model in self.own_models)))
+
+    def gather_members(self, own: Tensor) -> Tensor:
+        """Columns of all members [n, K], in member order, from each rank's own [n, its members' widths].
+
+        The ranks' widths may differ: they are padded for the collective and cut afterwards.
+        """
+        members = [self.column.members_of(rank, len(self.widths)) for rank in range(self.group.size)]
+        padded = own.new_zeros(len(own), max(sum(self.widths[m] for m in part) for part in members))
+        padded[:, : own.shape[1]] = own
+        gathered = self.group.all_gather(padded)
+        columns: dict[int, Tensor] = {}
+        for rank, part in enumerate(members):
+            pieces = gathered[rank].split([*(self.widths[m] for m in part), _rest(padded, part, self.widths)], dim=1)
+            columns.update(zip(part, pieces, strict=False))
+        return torch.cat([columns[member] for member in range(len(self.widths))], dim=1)
+
+    def _logit_chunks(self, lane: int) -> Iterator[Tensor]:
+        num_rows = chunk_rows(self.dataset.num_items)
+        for states in self.lane_states(lane):
+            for first in range(0, len(states[0]), num_rows):
+                yield self._summed_logits([part[first : first + num_rows] for part in states])
+
+    @torch.no_grad()
+    def _summed_logits(self, states: list[Tensor]) -> Tensor:
+        summed = torch.zeros(len(states[0]), self.dataset.num_items, dtype=torch.float64, device=self.device)
+        for model, part in zip(self.own_models, states, strict=True):
+            summed += model.item_table.logits(part)
+        return summed
+
+
+def chunk_rows(num_items: int) -> int:
+    """Rows of float64 logits that stay under the byte budget of one lane."""
+    return max(1, CHUNK_BYTES // (8 * num_items))
+
+
+@torch.no_grad()
+def member_states(models: Sequence[SequentialModel], batch: Batch) -> list[Tensor]:
+    """Each model's states [N, d] of the batch's examples, in the order of `batch.example_ids`."""
+    held = batch.targets > 0
+    return [model.encode(batch.histories)[held] for model in models]
+
+
+@torch.no_grad()
+def live_labels(models: Sequence[SequentialModel], batch: Batch) -> FactoredLabels:
+    """The labels of the batch's examples from live members, in member order; puts the models into eval mode.
+
+    They equal what the cache of these members holds.
+    """
+    states = torch.cat(member_states([model.eval() for model in models], batch), dim=1) / len(models)
+    tables = [model.item_table for model in models]
+    biases = [table.bias.double() for table in tables if table.bias is not None]
+    bias = (torch.stack(biases).sum(0) / len(models)).float() if biases else None
+    return FactoredLabels(states, torch.cat([table.weight.detach() for table in tables], dim=1), bias)
+
+
+def _rest(padded: Tensor, members: Sequence[int], widths: Sequence[int]) -> int:
+    return padded.shape[1] - sum(widths[member] for member in members)
+
+
+def _check_member(model: SequentialModel, width: int, dataset: Dataset) -> None:
+    shape = tuple(model.item_table.weight.shape)
+    if shape != (dataset.num_items, width):
+        raise UserError(
+            f"A teacher's item table is {list(shape)}, but the dataset has {dataset.num_items} items and the "
+            f"teacher's width is {width}: it was trained on another dataset. Teach again."
+        )

@@ -1,0 +1,53 @@
+"""Sequential models by name: one file each, and one line in `MODELS`."""
+
+from pathlib import Path
+
+import torch
+
+from csrec_dist.errors import UserError
+from csrec_dist.models import pretrained
+from csrec_dist.models.base import ItemTable, ModelConfig, SequentialModel
+from csrec_dist.models.gru4rec import GRU4Rec
+from csrec_dist.models.narm import NARM
+from csrec_dist.models.nextitnet import NextItNet
+from csrec_dist.models.sasrec import SASRec
+
+__all__ = ["MODELS", "ItemTable", "ModelConfig", "SequentialModel", "build", "config_class", "load"]
+
+MODELS: dict[str, type[SequentialModel]] = {
+    "gru4rec": GRU4Rec,
+    "narm": NARM,
+    "nextitnet": NextItNet,
+    "sasrec": SASRec,
+}
+
+
+def model_class(name: str) -> type[SequentialModel]:
+    """The class of the model called `name`; UserError when there is none."""
+    if name not in MODELS:
+        raise UserError(f"There is no model {name!r}; choose one of {', '.join(sorted(MODELS))}.")
+    return MODELS[name]
+
+
+def config_class(name: str) -> type[ModelConfig]:
+    """The config of the model called `name`; UserError when there is none."""
+    return model_class(name).Config
+
+
+def build(config: ModelConfig, num_items: int, max_length: int, seed: int) -> SequentialModel:
+    """A new model on the CPU whose weights depend on the arguments only.
+
+    The caller's random state is neither used nor changed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return model_class(config.name)(config, num_items, max_length)
+
+
+def load(folder: Path | str) -> SequentialModel:
+    """The model that `save_pretrained` wrote into `folder`, whatever its class.
+
+    Raises:
+        UserError: the folder holds no model, an unknown one, or a broken one.
+    """
+    return model_class(pretrained.read_description(folder).model_type).from_pretrained(folder)

@@ -1,0 +1,39 @@
+"""GRU4Rec (Hidasi et al., 2016; Tan et al., 2016): a recurrent net over the items of a window."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.dropout import Dropout
+
+
+class GRU4RecConfig(ModelConfig):
+    """Sizes of a GRU4Rec; `hidden` is the width of the recurrent layers."""
+
+    name: Literal["gru4rec"] = "gru4rec"
+    dropout: float = Field(0.5, ge=0, lt=1)
+    hidden: int = Field(64, ge=1)
+    num_layers: int = Field(2, ge=1)
+
+
+class GRU4Rec(SequentialModel):
+    """Item vectors → dropout → GRU layers without bias → linear to the items' width."""
+
+    Config = GRU4RecConfig
+    config: GRU4RecConfig
+
+    def __init__(self, config: GRU4RecConfig, num_items: int, max_length: int) -> None:
+        super().__init__(config, num_items, max_length)
+        self.dropout = Dropout(config.dropout)
+        self.gru = nn.GRU(config.width, config.hidden, config.num_layers, bias=False, batch_first=True)
+        self.output = nn.Linear(config.hidden, config.width)
+        nn.init.xavier_normal_(self.item_table.weight)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            nn.init.xavier_uniform_(self.gru.get_parameter(name))
+
+    def encode(self, histories: Tensor) -> Tensor:
+        """States [B, L, d]; see `SequentialModel.encode`. The recurrence makes them causal."""
+        hidden, _ = self.gru(self.dropout(self.item_table(histories)))
+        return self.output(hidden)

@@ -1,0 +1,54 @@
+"""NARM (Li et al., 2017): a recurrent net with attention over its own past states."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.dropout import Dropout
+
+
+class NARMConfig(ModelConfig):
+    """Sizes of a NARM; `dropout` acts on item vectors, `state_dropout` before the output."""
+
+    name: Literal["narm"] = "narm"
+    dropout: float = Field(0.25, ge=0, lt=1)
+    state_dropout: float = Field(0.5, ge=0, lt=1)
+    hidden: int = Field(128, ge=1)
+    num_layers: int = Field(1, ge=1)
+
+
+class NARM(SequentialModel):
+    """Item vectors → dropout → GRU → [attention over the past, last] → dropout → linear without bias."""
+
+    Config = NARMConfig
+    config: NARMConfig
+
+    def __init__(self, config: NARMConfig, num_items: int, max_length: int) -> None:
+        super().__init__(config, num_items, max_length)
+        hidden = config.hidden
+        self.dropout = Dropout(config.dropout)
+        self.gru = nn.GRU(config.width, hidden, config.num_layers, bias=False, batch_first=True)
+        self.past = nn.Linear(hidden, hidden, bias=False)
+        self.present = nn.Linear(hidden, hidden, bias=False)
+        self.attention = nn.Linear(hidden, 1, bias=False)
+        self.state_dropout = Dropout(config.state_dropout)
+        self.output = nn.Linear(2 * hidden, config.width, bias=False)
+        for matrix in (self.item_table, self.past, self.present, self.attention, self.output):
+            nn.init.xavier_normal_(matrix.get_parameter("weight"))
+
+    def encode(self, histories: Tensor) -> Tensor:
+        """States [B, L, d]; see `SequentialModel.encode`. Takes memory for B·L²·hidden numbers."""
+        hidden, _ = self.gru(self.dropout(self.item_table(histories)))
+        purpose = self._attention_weights(hidden) @ hidden
+        return self.output(self.state_dropout(torch.cat([purpose, hidden], dim=-1)))
+
+    def _attention_weights(self, hidden: Tensor) -> Tensor:
+        """Weights [B, L, L] of position j for position l: v·σ(A₁h_j + A₂h_l), 0 for j > l (paper, Eq. 8).
+
+        They are not normalised. Right-padding needs no mask of its own: it lies behind every real position.
+        """
+        pairs = torch.sigmoid(self.past(hidden).unsqueeze(1) + self.present(hidden).unsqueeze(2))
+        return self.attention(pairs).squeeze(-1).tril()

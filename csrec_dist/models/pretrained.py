@@ -1,0 +1,84 @@
+"""A model's folder in Hugging Face style: model.safetensors and config.json."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json, save_tensors, write_json
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class Description(BaseModel):
+    """What config.json says: `model_type` is the model's name, `architectures` its class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    architectures: list[str] = Field(min_length=1)
+    model_type: str
+    num_items: int = Field(ge=1)
+    max_length: int = Field(ge=1)
+    config: dict[str, Any]
+
+    def require_architecture(self, name: str, folder: Path | str) -> None:
+        """UserError unless the folder holds a model of class `name`."""
+        if self.architectures[0] != name:
+            raise UserError(
+                f"{folder} holds a {self.architectures[0]}, not a {name}; load it with csrec_dist.models.load."
+            )
+
+    def parse_config(self, config_class: type[ConfigT], folder: Path | str) -> ConfigT:
+        """The model's config; UserError where its keys or values are not allowed."""
+        try:
+            return config_class.model_validate(self.config)
+        except ValidationError as error:
+            raise UserError(f"{Path(folder) / CONFIG_FILE} is not a valid model config: {error}") from None
+
+
+def describe(model: nn.Module, config: BaseModel, num_items: int, max_length: int) -> Description:
+    """The description of `model` that goes into config.json."""
+    values = config.model_dump(mode="json")
+    return Description(
+        architectures=[type(model).__name__],
+        model_type=values["name"],
+        num_items=num_items,
+        max_length=max_length,
+        config=values,
+    )
+
+
+def write(folder: Path | str, weights: Mapping[str, Tensor], description: Description) -> None:
+    """Write a model's folder, its config last: a folder with a config is whole."""
+    save_tensors(Path(folder) / WEIGHTS_FILE, weights, metadata={"format": "pt"})
+    write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
+
+
+def read_description(folder: Path | str) -> Description:
+    """What the folder's config.json says; UserError when it is absent or of another kind."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        return Description.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path} does not describe a model of csrec_dist: {error}") from None
+
+
+def read_weights(folder: Path | str, model: nn.Module) -> None:
+    """Copy the folder's weights into `model`; UserError when they are absent, broken or do not fit."""
+    path = Path(folder) / WEIGHTS_FILE
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist, although its {CONFIG_FILE} does; write the model again.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); write the model again.") from None
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the {CONFIG_FILE} beside it: {error}") from None

@@ -1,0 +1,25 @@
+"""Training objectives: tiled over examples × items, so that no tensor of that size ever exists."""
+
+from collections.abc import Callable
+from functools import partial
+
+from csrec_dist.objectives.losses import Loss, cross_entropy, distillation, distillation_parts
+from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, SoftLabels
+
+OBJECTIVES: dict[str, Callable] = {
+    "cross_entropy": cross_entropy,
+    "distillation_reverse": partial(distillation, kl="reverse"),
+    "distillation_forward": partial(distillation, kl="forward"),
+}
+"""Every objective by name. Those named distillation_… take `labels`, `temperature` and `beta` as well."""
+
+__all__ = [
+    "OBJECTIVES",
+    "DenseLabels",
+    "FactoredLabels",
+    "Loss",
+    "SoftLabels",
+    "cross_entropy",
+    "distillation",
+    "distillation_parts",
+]

@@ -1,0 +1,87 @@
+"""How an examples × items problem is cut into tiles, and the work buffers that the tiles live in."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Bytes of one tile: about half of a core's second-level cache, or enough to fill a GPU."""
+KEPT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
+"""Bytes of a row block's kept tiles. Above it the tiles are computed again for the gradients."""
+KEPT_ROWS = {"cpu": 128, "cuda": 2048}
+"""Examples in a row block whose tiles are kept."""
+RECOMPUTED_ROWS = {"cpu": 512, "cuda": 4096}
+"""Examples in a row block whose tiles are not kept: more, as each block reads and writes the item gradients."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Row blocks of at most `rows` examples, tiles of at most `items` items, kept from pass to pass or not."""
+
+    num_examples: int
+    num_items: int
+    rows: int
+    items: int
+    kept: bool
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles in one row block."""
+        return math.ceil(self.num_items / self.items)
+
+    def row_blocks(self) -> Iterator[slice]:
+        """The row blocks in order, as slices of the examples."""
+        return _slices(self.num_examples, self.rows)
+
+    def item_slices(self) -> Iterator[slice]:
+        """The item tiles in order, as slices of the item rows."""
+        return _slices(self.num_items, self.items)
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _even(total: int, most: int) -> int:
+    """The size of equal pieces of `total`, none above `most`, in multiples of 16 where there is room."""
+    size = math.ceil(total / math.ceil(total / most))
+    return min(math.ceil(size / 16) * 16, max(most, 1))
+
+
+def plan(num_examples: int, num_items: int, num_kept: int, dtype: torch.dtype, device: torch.device) -> Plan:
+    """Choose the tiles for N ≥ 1 examples and V ≥ 1 items, with `num_kept` numbers kept for each logit.
+
+    The bytes of all buffers stay under KEPT_BYTES plus a few tiles, whatever N and V are.
+    """
+    kind = device.type if device.type in TILE_BYTES else "cpu"
+    element = dtype.itemsize
+    rows = min(KEPT_ROWS[kind], num_examples)
+    kept = rows * num_items * num_kept * element <= KEPT_BYTES[kind]
+    if not kept:
+        rows = min(RECOMPUTED_ROWS[kind], num_examples)
+    items = _even(num_items, max(1, TILE_BYTES[kind] // (rows * element)))
+    return Plan(num_examples, num_items, rows, items, kept)
+
+
+Tile = tuple[Tensor, ...]
+"""The buffers [R, C] of one tile: one for each number kept of a logit and, for two, a scratch one after them."""
+
+
+class Workspace:
+    """Buffers for the tiles of one row block at a time, allocated once and written over."""
+
+    def __init__(self, plan: Plan, num_kept: int, like: Tensor) -> None:
+        self._size = plan.rows * plan.items
+        self._slots = plan.num_tiles if plan.kept else 1
+        self._kept = [like.new_empty(self._slots * self._size) for _ in range(num_kept)]
+        self._scratch = [like.new_empty(self._size)] if num_kept > 1 else []
+
+    def tile(self, index: int, rows: int, items: int) -> Tile:
+        """The buffers of tile `index` as [rows, items]; all tiles share them where none are kept."""
+        start = (index % self._slots) * self._size
+        flat = [buffer[start : start + rows * items] for buffer in self._kept]
+        flat += [buffer[: rows * items] for buffer in self._scratch]
+        return tuple(buffer.view(rows, items) for buffer in flat)

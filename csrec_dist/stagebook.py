@@ -1,0 +1,98 @@
+"""The book of a run's stages: which are done, with which inputs, and what they left."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.errors import UserError
+from csrec_dist.files import fingerprint, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished stage: what went in, what came out, and what it took on each rank."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    usage: list[dict[str, float]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stage's inputs."""
+        return fingerprint(self.inputs)
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
+
+
+class StageBook:
+    """Reads and writes `<stage>.done.json` in a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, stage: str) -> Path:
+        return self.folder / f"{stage}.done.json"
+
+    def record(self, stage: str) -> Record | None:
+        """What a finished stage left, or None."""
+        if not self._path(stage).exists():
+            return None
+        saved = read_json(self._path(stage))
+        return Record(saved["inputs"], saved["outputs"], saved["usage"])
+
+    def require(self, stage: str) -> Record:
+        """A finished stage's record; UserError that says which command makes it."""
+        record = self.record(stage)
+        if record is None:
+            raise UserError(
+                f"Stage {stage} of {self.folder} is not done yet: run `csrec-dist {stage}` (or `run`) first."
+            )
+        return record
+
+    def is_done(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether the stage is done with these inputs.
+
+        Raises:
+            UserError: it is done with other inputs; the message names what differs.
+        """
+        record = self.record(stage)
+        if record is None:
+            return False
+        now = flatten(inputs)
+        differences = [
+            f"{key} was {record.inputs.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted(record.inputs.keys() | now.keys())
+            if record.inputs.get(key) != now.get(key)
+        ]
+        if differences:
+            raise UserError(
+                f"Stage {stage} of {self.folder} was done with other inputs: {'; '.join(differences)}. "
+                f"Redo it and what follows with --restart {stage}, or give the run another name."
+            )
+        return True
+
+    def finish(
+        self, stage: str, inputs: dict[str, Any], outputs: dict[str, Any], usage: list[dict[str, float]]
+    ) -> None:
+        """Note that a stage is done."""
+        flat = flatten(inputs)
+        record = {"stage": stage, "fingerprint": fingerprint(flat), "inputs": flat, "outputs": outputs, "usage": usage}
+        write_json(self._path(stage), record)
+
+    def forget(self, stages: Sequence[str], leavings: Sequence[Path]) -> None:
+        """Forget that `stages` are done and remove what they left."""
+        for stage in stages:
+            self._path(stage).unlink(missing_ok=True)
+        for path in leavings:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""What a run says about itself: progress on the terminal, TensorBoard scalars, seconds and peak memory of a stage."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+MIB = 2**20
+
+
+@dataclass
+class Usage:
+    """What a stage took on this rank."""
+
+    seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of the peak memory of this process (and of its GPU)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_mib() -> float:
+    """Peak GPU memory since the reset, or without a GPU the peak resident memory, in MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / MIB
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return psutil.Process().memory_info().rss / MIB
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@contextmanager
+def measured() -> Iterator[Usage]:
+    """Measure the seconds and the peak memory of the block."""
+    usage, begin = Usage(), time.perf_counter()
+    reset_peak_memory()
+    yield usage
+    usage.seconds, usage.peak_memory_mib = time.perf_counter() - begin, peak_memory_mib()
+
+
+class StageLog:
+    """Progress and scalars of one stage.
+
+    `show` is true on the one rank that talks to the terminal; `folder` is the stage's TensorBoard
+    folder on the rank that writes it, None elsewhere. Without a terminal, one line is printed
+    for each epoch instead of a moving bar.
+    """
+
+    def __init__(self, stage: str, folder: Path | None, show: bool) -> None:
+        self.stage = stage
+        self._console = Console(quiet=not show)
+        self._writer = SummaryWriter(str(folder)) if folder else None
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (show and self._console.is_terminal),
+            transient=True,
+        )
+        self._task = self._bar.add_task(stage, total=None, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._writer:
+            self._writer.close()
+
+    def expect(self, total: int, completed: int = 0) -> None:
+        """Say how many steps the stage has, and how many of them are done."""
+        self._bar.update(self._task, total=total, completed=completed)
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, advance=steps, note=note)
+
+    def progress(self, completed: int, total: int) -> None:
+        """Set the bar to `completed` of `total`."""
+        self._bar.update(self._task, completed=completed, total=total)
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        self._bar.console.print(f"[bold]{self.stage}[/] {text}", highlight=False, soft_wrap=True)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write TensorBoard scalars at `step`."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def hparams(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Write the TensorBoard HParams entry of the stage."""
+        if self._writer:
+            plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
+            self._writer.add_hparams(plain, {f"hparams/{k}": v for k, v in metrics.items()}, run_name=".")

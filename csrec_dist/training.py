@@ -1,0 +1,204 @@
+"""The training loop, one for teachers and students: streamed batches, an objective, an evaluation, early stopping."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csrec_dist.checkpoints import Checkpoints, TrainState
+from csrec_dist.config import LoopOptions
+from csrec_dist.data.lanes import EpochOrder
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
+from csrec_dist.distributed import Group
+from csrec_dist.labels import LabelCache
+from csrec_dist.models import ItemTable, SequentialModel
+from csrec_dist.objectives import Loss, SoftLabels
+from csrec_dist.telemetry import StageLog, peak_memory_mib
+
+SELECTION_METRIC = "ndcg@10"
+
+Objective = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with; the model holds the best weights."""
+
+    state: TrainState
+    peak_memory_mib: float
+
+
+class TrainStep(nn.Module):
+    """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward."""
+
+    def __init__(self, model: SequentialModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, batch: Batch, labels: SoftLabels | None) -> Loss:
+        """The summed loss of all examples of the batch and their number."""
+        held = batch.targets > 0
+        states = self.model(batch.histories)[held]
+        return self._objective(states, self.model.item_table, batch.targets[held], labels)
+
+
+class Trainer:
+    """Trains a wrapped `TrainStep` on the ranks of a group; every rank of the group calls the same methods."""
+
+    def __init__(
+        self,
+        step: nn.Module,
+        model: SequentialModel,
+        dataset: Dataset,
+        group: Group,
+        options: LoopOptions,
+        seed: int,
+        evaluation: Callable[[], dict[str, float]],
+        log: StageLog,
+        labels: LabelCache | None = None,
+    ) -> None:
+        self._step, self._model, self._dataset, self._group = step, model, dataset, group
+        self._options, self._seed, self._evaluation, self._log, self._labels = options, seed, evaluation, log, labels
+        self._device = model.item_table.weight.device
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
+        self._state = TrainState()
+        self._best = _copy(model)
+
+    def run(self, checkpoints: Checkpoints) -> Trained:
+        """Train until patience or the limits end it, from the newest checkpoint if there is one."""
+        restored = checkpoints.restore(self._model, self._optimizer)
+        if restored:
+            self._state, self._best = restored
+            self._log.say(f"continues at epoch {self._state.epoch + 1}")
+        self._log.expect(self._order().num_steps * self._options.max_epochs, self._state.total_steps)
+        while not self._finished():
+            self._run_epoch()
+            if self._group.is_leader:
+                checkpoints.save(self._state, _copy(self._model), self._best, self._optimizer)
+        self._model.load_state_dict(self._best)
+        return Trained(self._state, peak_memory_mib())
+
+    def _order(self) -> EpochOrder:
+        rows = self._dataset.splits["train"].lane_rows
+        return EpochOrder(rows, self._options.batch_size, self._seed, self._state.epoch)
+
+    def _finished(self) -> bool:
+        state, options = self._state, self._options
+        return (
+            state.epoch >= options.max_epochs
+            or (options.max_steps is not None and state.total_steps >= options.max_steps)
+            or (state.best_epoch >= 0 and state.epoch - 1 - state.best_epoch >= options.patience)
+        )
+
+    def _run_epoch(self) -> None:
+        begin = time.perf_counter()
+        losses, wait = self._train_epoch()
+        seconds = time.perf_counter() - begin
+        metrics = self._evaluation()
+        self._state.seconds += time.perf_counter() - begin
+        self._conclude_epoch(losses, seconds, wait, metrics)
+
+    def _train_epoch(self) -> tuple[Tensor, float]:
+        """One epoch of steps; the sums (count, loss, cross-entropy, divergence) over all ranks, and seconds waited."""
+        order = self._order()
+        stream = train_stream(
+            self._dataset,
+            order,
+            start_step=self._state.step,
+            rank=self._group.rank,
+            world_size=self._group.size,
+        )
+        batches = Prefetcher(stream, self._attach_labels)
+        curve = _Curve(self._group, self._options.log_steps, self._device)
+        self._model.train()
+        for batch, fields in batches:
+            torch.manual_seed(_step_seed(self._seed, self._state.total_steps, self._group.rank))
+            curve.add(self._train_step(batch.to(self._device), fields))
+            self._state.step += 1
+            self._state.total_steps += 1
+            if curve.is_full:
+                self._log.scalars(curve.reduce(), self._state.total_steps)
+            self._log.advance(note=curve.note)
+            if self._state.total_steps == self._options.max_steps:
+                break
+        self._log.scalars(curve.reduce(), self._state.total_steps)
+        self._state.epoch, self._state.step = self._state.epoch + 1, 0
+        return curve.total, batches.wait_seconds
+
+    def _attach_labels(self, columns: dict[str, Any]) -> tuple[Batch, Any]:
+        batch = to_batch(columns)
+        return batch, self._labels.fields(batch.example_ids) if self._labels else None
+
+    def _train_step(self, batch: Batch, fields: Any) -> Loss:
+        """One update. The global count comes first, so that each example weighs the same on any number of ranks."""
+        labels = self._labels.labels(fields, self._device) if self._labels else None
+        count = self._group.all_reduce_sum(torch.tensor(float(batch.num_examples), device=self._device))
+        loss: Loss = self._step(batch, labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        (loss.sum * (self._group.size / count.clamp(min=1))).backward()
+        self._optimizer.step()
+        return loss
+
+    def _conclude_epoch(self, losses: Tensor, seconds: float, wait: float, metrics: dict[str, float]) -> None:
+        state = self._state
+        epoch = state.epoch - 1
+        count = losses[0].item()
+        averages = dict(zip(("loss", "cross_entropy", "divergence"), (losses[1:] / count).tolist(), strict=True))
+        if metrics[SELECTION_METRIC] > state.best:
+            state.best, state.best_epoch, self._best = metrics[SELECTION_METRIC], epoch, _copy(self._model)
+        rates = {"examples_per_second": count / seconds, "data_wait_share": wait / seconds}
+        state.epochs.append({"epoch": epoch, "step": state.total_steps, **averages, **rates, "valid": metrics})
+        self._log.scalars(
+            {f"epoch/{name}": value for name, value in (averages | rates).items()}
+            | {f"valid/{name}": value for name, value in metrics.items()}
+            | {"memory/peak_mib": peak_memory_mib(), "optimizer/learning_rate": self._options.learning_rate},
+            state.total_steps,
+        )
+        self._log.say(
+            f"epoch {epoch + 1}/{self._options.max_epochs}  loss {averages['loss']:.4f}  valid {SELECTION_METRIC} "
+            f"{metrics[SELECTION_METRIC]:.4f} (best {state.best:.4f} at {state.best_epoch + 1})  "
+            f"{rates['examples_per_second']:,.0f} examples/s  waited {rates['data_wait_share']:.0%}"
+        )
+
+
+class _Curve:
+    """Sums losses on the device and reduces them over the group every few steps."""
+
+    def __init__(self, group: Group, log_steps: int, device: torch.device) -> None:
+        self._group, self._log_steps = group, log_steps
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._steps = 0
+        self.total = torch.zeros(4, dtype=torch.float64)
+        self.note = ""
+
+    @property
+    def is_full(self) -> bool:
+        return self._steps == self._log_steps
+
+    def add(self, loss: Loss) -> None:
+        self._sums += torch.stack([loss.count, loss.sum.detach(), loss.cross_entropy, loss.divergence]).double()
+        self._steps += 1
+
+    def reduce(self) -> dict[str, float]:
+        sums = self._group.all_reduce_sum(self._sums).cpu()
+        self.total += sums
+        self._sums, self._steps = torch.zeros_like(self._sums), 0
+        if sums[0] == 0:
+            return {}
+        loss, cross_entropy, divergence = (sums[1:] / sums[0]).tolist()
+        self.note = f"loss {loss:.3f}"
+        return {"train/loss": loss, "train/cross_entropy": cross_entropy, "train/divergence": divergence}
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for dropout that depends on the position only, so that a resumed run draws the same masks."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63

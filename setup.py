@@ -1,0 +1,62 @@
+"""Package description of csrec_dist."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+DEEPSPEED = ["deepspeed>=0.16", "transformers>=4.48"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "scipy>=1.12", "torchmetrics>=1.4"]
+DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
+
+
+def version() -> str:
+    """The version that the package states, read without importing it."""
+    source = (ROOT / "csrec_dist" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("csrec_dist/__init__.py states no __version__")
+    return found.group(1)
+
+
+def long_description() -> str:
+    """The README, where there is one."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="csrec_dist",
+    version=version(),
+    description="Distributed training of sequential recommenders with confident soft labels (CSRec)",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["csrec_dist", "csrec_dist.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "accelerate>=1.4",
+        "datasets>=3.3",
+        "safetensors>=0.5",
+        "tensorboard>=2.17",
+        "polars>=1.20",
+        "pyarrow>=16",
+        "numpy>=1.26",
+        "pydantic>=2.8",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "matplotlib>=3.8",
+        "markdown>=3.6",
+        "pooch>=1.8",
+        "psutil>=5.9",
+    ],
+    extras_require={
+        "deepspeed": DEEPSPEED,
+        "test": TEST,
+        "dev": [*DEV, *TEST],
+    },
+    entry_points={"console_scripts": ["csrec-dist = csrec_dist.cli:main"]},
+)

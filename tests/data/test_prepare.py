@@ -1,0 +1,317 @@
+"""Whole datasets, prepared from small random logs, against a plain-Python way of doing the same."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import identify, prepare
+from csrec_dist.errors import UserError
+
+NAMES = {
+    "strings": lambda n: f'name-{n:02d}, "the {n}" ü',
+    "zeros": lambda n: f"{n:03d}",
+    "int64": lambda n: -(2**62) + n,
+    "uint64": lambda n: 2**64 - 1 - n,
+    "beyond": lambda n: str(2**70 + n),
+}
+DTYPES = {"strings": pl.String, "zeros": pl.String, "int64": pl.Int64, "uint64": pl.UInt64, "beyond": pl.String}
+
+
+def rows_of(folder: Path, info: dict, split: str) -> list[dict]:
+    """All rows of a split, lane by lane."""
+    num = info["num_lanes"]
+    files = [folder / f"{split}-{lane:05d}-of-{num:05d}.parquet" for lane in range(num)]
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def raw_ids(folder: Path, kind: str) -> dict:
+    table = pl.read_parquet(folder / f"{kind}s.parquet")
+    assert table[kind].to_list() == list(range(1, len(table) + 1))
+    return dict(zip(table[kind], table["raw"], strict=True))
+
+
+def oracle(log: list[tuple], options: DatasetOptions) -> dict[str, list]:
+    """Rows (user, items, rating of the last) of each split, by first appearance of the user, then in time."""
+    first_seen = list(dict.fromkeys(user for user, *_ in log))
+    ordered = sorted(log, key=lambda row: (first_seen.index(row[0]), row[3] or 0))
+    if options.duplicates != "keep":
+        rows = ordered if options.duplicates == "first" else ordered[::-1]
+        unique = list({(row[0], row[1]): row for row in rows[::-1]}.values())
+        ordered = [row for row in ordered if any(row is one for one in unique)]
+    while True:
+        users, items = Counter(r[0] for r in ordered), Counter(r[1] for r in ordered)
+        left = [r for r in ordered if min(users[r[0]], items[r[1]]) >= options.min_interactions]
+        if len(left) == len(ordered) or options.k_core == "once":
+            ordered = left
+            break
+        ordered = left
+    splits = {"train": [], "valid": [], "test": []}
+    for user in first_seen:
+        own = [r for r in ordered if r[0] == user]
+        size, start = options.window, len(own) % options.window
+        windows = [own[i : i + size] for i in range(start, len(own), size)]
+        head = own[:start]
+        if options.windows == "last":
+            windows = [own[-size:]] if own else []
+        elif len(own) < size:
+            windows = [own] if own else []
+        elif options.windows == "paper" and head:
+            windows.insert(0, own[:size])
+        elif options.windows == "disjoint" and head and len(head) >= options.min_interactions:
+            windows.insert(0, head)
+        for window in windows:
+            if len(window) >= 3:
+                splits["valid"].append(window[:-1])
+                splits["test"].append(window)
+                window = window[:-2]
+            if len(window) >= 2:
+                splits["train"].append(window)
+    return {name: [(r[0][0], [x[1] for x in r], r[-1][2]) for r in rows] for name, rows in splits.items()}
+
+
+logs = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 5), st.one_of(st.none(), st.integers(1, 5)), st.integers(0, 6)),
+    min_size=12,
+    max_size=60,
+)
+choices = st.fixed_dictionaries(
+    {
+        "window": st.integers(3, 6),
+        "windows": st.sampled_from(["disjoint", "paper", "last"]),
+        "min_interactions": st.integers(1, 4),
+        "k_core": st.sampled_from(["iterated", "once"]),
+        "duplicates": st.sampled_from(["keep", "first", "last"]),
+        "num_lanes": st.integers(1, 4),
+        "seed": st.integers(0, 3),
+    }
+)
+
+
+def write_log(path: Path, log: list[tuple], users: str, items: str, timed: bool) -> list[tuple]:
+    """Write the log with ids of these kinds; the same rows with their raw ids."""
+    named = [(NAMES[users](u), NAMES[items](i), r, t if timed else None) for u, i, r, t in log]
+    schema = {"user_id": DTYPES[users], "item_id": DTYPES[items], "rating": pl.Float32, "timestamp": pl.Int64}
+    frame = pl.DataFrame(named, schema=schema, orient="row")
+    frame = frame if timed else frame.drop("timestamp")
+    frame.write_parquet(path) if path.suffix == ".parquet" else frame.write_csv(path)
+    return named
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(logs, choices, st.sampled_from(sorted(NAMES)), st.sampled_from(sorted(NAMES)), st.booleans(), st.booleans())
+def test_prepare_does_what_plain_python_does(tmp_path_factory, log, choice, users, items, timed, as_text):
+    folder = tmp_path_factory.mktemp("prepare")
+    path = folder / ("log.csv" if as_text else "log.parquet")
+    named = write_log(path, log, users, items, timed)
+    options = DatasetOptions(source=str(path), **choice)
+    expected = oracle(named, options)
+    if not all(expected.values()):
+        with pytest.raises(UserError):
+            prepare(options, folder / "out")
+        return
+    info = prepare(options, folder / "out")
+    user_of, item_of = raw_ids(folder / "out", "user"), raw_ids(folder / "out", "item")
+    for split, wanted in expected.items():
+        rows = rows_of(folder / "out", info, split)
+        by_number = sorted(rows, key=lambda row: row["row"])
+        assert [row["row"] for row in by_number] == list(range(len(wanted)))
+        found = [(user_of[r["user"]], [item_of[i] for i in r["items"]], r["rating"]) for r in by_number]
+        assert found == wanted
+        check_lanes(info, split, rows)
+    check_counts(folder / "out", info, expected, named)
+
+
+def check_lanes(info: dict, split: str, rows: list[dict]) -> None:
+    part = info["splits"][split]
+    sizes = [len(r["items"]) - 1 if split == "train" else 1 for r in rows]
+    assert [r["example_offset"] for r in rows] == [sum(sizes[:k]) for k in range(len(rows))]
+    assert (part["num_rows"], part["num_examples"]) == (len(rows), sum(sizes))
+    assert max(part["lane_rows"]) - min(part["lane_rows"]) <= 1
+    starts = [sum(part["lane_rows"][:k]) for k in range(info["num_lanes"] + 1)]
+    assert part["lane_examples"] == [sum(sizes[a:b]) for a, b in itertools.pairwise(starts)]
+
+
+def check_counts(folder: Path, info: dict, expected: dict, log: list[tuple]) -> None:
+    statistics = info["statistics"]
+    assert statistics["raw_interactions"] == len(log)
+    targets = {(user, item) for user, items, _ in expected["train"] for item in items[1:]}
+    trained = {item for _, items, _ in expected["train"] for item in items}
+    test = [(user, items[-1]) for user, items, _ in expected["test"]]
+    assert statistics["leaked_test_targets"] == sum(pair in targets for pair in test)
+    assert statistics["test_targets_never_in_training"] == sum(item not in trained for _, item in test)
+    table = pl.read_parquet(folder / "items.parquet")
+    assert set(table.filter(pl.col("count") > 0)["raw"]) == trained
+    if info["options"]["windows"] != "paper":
+        count = Counter(item for _, items, _ in expected["train"] for item in items)
+        assert dict(zip(table["raw"], table["count"], strict=True)) == {raw: count[raw] for raw in table["raw"]}
+
+
+def small_log(folder: Path, num_users: int = 6, length: int = 8, name: str = "log.csv") -> Path:
+    lines = [f"{u},{(u + k) % 9},{1 + k % 5},{100 * k}" for u in range(num_users) for k in range(length)]
+    path = folder / name
+    path.write_text("\n".join(["user,item,rating,timestamp", *lines]) + "\n")
+    return path
+
+
+def test_overlapping_windows_count_an_interaction_once(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n" + "".join(f"u,{k}\n" for k in range(7)))
+    info = prepare(DatasetOptions(source=str(path), min_interactions=1, window=6, windows="paper"), tmp_path / "out")
+    assert info["statistics"]["interactions_in_windows"] == 12
+    rows = rows_of(tmp_path / "out", info, "train")
+    assert sorted(len(row["items"]) for row in rows) == [4, 4]
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet")["count"].to_list() == [1, 1, 1, 1, 1, 0, 0]
+
+
+def test_ties_in_time_stay_in_file_order(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\nu,c,5\nu,a,5\nu,z,1\nu,b,5\n")
+    info = prepare(DatasetOptions(source=str(path), min_interactions=1), tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out", info, "test")
+    raw = raw_ids(tmp_path / "out", "item")
+    assert [raw[item] for item in row["items"]] == ["z", "c", "a", "b"]
+    assert list(raw.values()) == ["c", "a", "z", "b"]
+
+
+def test_temporal_split_of_a_log(tmp_path):
+    lines = ["user,item,time"]
+    lines += [f"a,{k % 4},{k}" for k in range(10)] + [f"b,{k % 4},{k}" for k in range(5, 15)] + ["c,9,14"]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(lines))
+    options = DatasetOptions(
+        source=str(path), min_interactions=1, split="temporal", temporal_shares=(0.5, 0.25, 0.25), window=4
+    )
+    info = prepare(options, tmp_path / "out")
+    raw = raw_ids(tmp_path / "out", "item")
+    users = raw_ids(tmp_path / "out", "user")
+    # The 21 times in order are 0 1 2 3 4 5 5 6 6 7 7 8 8 9 9 10 …: the cuts are at places 10 and 15, times 7 and 10.
+    found = {
+        split: sorted((users[r["user"]], [raw[i] for i in r["items"]]) for r in rows_of(tmp_path / "out", info, split))
+        for split in ("train", "valid", "test")
+    }
+    assert found["train"] == [("a", [0, 1, 2]), ("a", [3, 0, 1, 2]), ("b", [1, 2])]
+    assert found["valid"] == [("a", [0, 1, 2, 3]), ("b", [1, 2, 3])]
+    assert found["test"] == [("b", [3, 0, 1, 2])]
+
+
+def test_hugging_face_datasets_reads_the_files(tmp_path):
+    prepare(DatasetOptions(source=str(small_log(tmp_path)), num_lanes=3), tmp_path / "out")
+    loaded = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 6, "validation": 6, "test": 6}
+    assert loaded["test"].column_names == ["row", "user", "items", "example_offset", "rating"]
+
+
+def test_lanes_never_outnumber_rows_and_row_groups_are_small(tmp_path):
+    info = prepare(DatasetOptions(source=str(small_log(tmp_path)), num_lanes=50), tmp_path / "few")
+    assert info["num_lanes"] == 6
+    log = small_log(tmp_path, num_users=200, name="many.csv")
+    info = prepare(DatasetOptions(source=str(log), num_lanes=2), tmp_path / "many")
+    metadata = pq.ParquetFile(tmp_path / "many" / "train-00001-of-00002.parquet").metadata
+    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [64, 36]
+
+
+def test_the_fingerprint_follows_content_and_options_not_names(tmp_path):
+    log = small_log(tmp_path)
+    moved = tmp_path / "elsewhere.csv"
+    moved.write_bytes(log.read_bytes())
+    prints = [
+        prepare(DatasetOptions(source=str(source), window=window), tmp_path / f"out{number}")["fingerprint"]
+        for number, (source, window) in enumerate([(log, 20), (moved, 20), (log, 5)])
+    ]
+    assert prints[0] == prints[1] != prints[2]
+    info = json.loads((tmp_path / "out0" / "dataset.json").read_text())
+    identity = identify(DatasetOptions(source=str(log)))
+    assert identity == {**info["source"], "fingerprint": info["fingerprint"]}
+    assert (identity["name"], identity["format"], identity["bytes"]) == ("log.csv", "delimited", log.stat().st_size)
+
+
+def test_same_log_same_bytes(tmp_path):
+    options = DatasetOptions(source=str(small_log(tmp_path)), num_lanes=2)
+    for name in ("one", "two"):
+        prepare(options, tmp_path / name)
+    files = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert len(files) == 9
+    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+
+
+def test_a_prepared_dataset_is_not_overwritten(tmp_path):
+    options = DatasetOptions(source=str(small_log(tmp_path)))
+    prepare(options, tmp_path / "out")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="already holds a prepared dataset"):
+        prepare(options, tmp_path / "out")
+    with pytest.raises(UserError, match="not an empty folder"):
+        prepare(options, tmp_path)
+    assert before == {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def full_disk(*arguments, **named):
+        raise OSError("no space left on device")
+
+    log = small_log(tmp_path)
+    monkeypatch.setattr("csrec_dist.data.prepare.write_json", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        prepare(DatasetOptions(source=str(log)), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_rows_without_ids_are_dropped_and_said(tmp_path):
+    log = small_log(tmp_path)
+    log.write_text(log.read_text() + ",3,1,5\n0,,1,5\n0,3,1,\n")
+    said: list[str] = []
+    info = prepare(DatasetOptions(source=str(log)), tmp_path / "out", said.append)
+    assert (info["statistics"]["rows_without_id"], info["statistics"]["rows_without_time"]) == (2, 1)
+    assert info["statistics"]["raw_interactions"] == 48
+    assert any("dropped 2 rows without a user or an item" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {}, "is empty"),
+        ("user,item\n", {}, "holds no interactions"),
+        ("user,item\n1,2\n", {}, "of 1 interactions none is left when users and items need 5"),
+        ("user,item\n1,2\n", {"min_interactions": 1}, "no row"),
+        ("user,item\n1,2\n", {"columns": {"user": "usr"}}, r"no column 'usr'.*did you mean 'user'.*user, item"),
+        ("a,b\n1,x\n", {}, "no column that looks like the user; its columns are a, b"),
+        ("user,item\n,\n,\n", {}, "none of its 2 rows has a user and an item"),
+        ("user,item,time\n1,2,soon\n", {}, "timestamp 'soon' is neither a number nor an ISO date"),
+        ("user,item,rating\n1,2,good\n", {}, "rating 'good' is not a number"),
+        ("user,item\n1,2,3,4\n", {}, "could not be read by the reader 'delimited'"),
+        ("user,item\n1,1\n1,2\n1,3\n", {"min_interactions": 1, "split": "temporal"}, "has no timestamps"),
+        ("just words\n", {}, "no reader knows this file"),
+    ],
+)
+def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        prepare(DatasetOptions(source=str(path), **options), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either source"),
+        ({"source": "a", "path": "b"}, "either source"),
+        ({"source": "a", "window": 2}, "greater than or equal to 3"),
+        ({"source": "a", "format": "parket"}, "did you mean 'parquet'"),
+        ({"source": "a", "temporal_shares": (0.5, 0.5, 0.5)}, "add up to 1"),
+        ({"source": "a", "windwo": 3}, "windwo"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        DatasetOptions(**options)

@@ -1,0 +1,177 @@
+"""Each raw-log format, plain and gzipped, read into the same interactions."""
+
+import datetime
+import gzip
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from csrec_dist.data.columns import Columns
+from csrec_dist.data.log import Log, log_files, read_log
+from csrec_dist.data.readers import READERS, detect
+from csrec_dist.errors import UserError
+
+AMAZON_2014 = "A2SUAM1J3GNN3B,0000013714,5.0,1400457600\nAH2L9G3DQHHAJ,B000000000,4.0,1353369600\n"
+AMAZON_2018 = "0000013714,A2SUAM1J3GNN3B,5.0,1400457600\nB000000000,AH2L9G3DQHHAJ,4.0,1353369600\n"
+TAGS = (
+    "userID\tartistID\ttagID\tday\tmonth\tyear\n2\t52\t13\t2\t4\t2009\n2\t52\t15\t1\t4\t2009\n2\t63\t13\t1\t4\t2009\n"
+)
+TAG_TIMES = (
+    "userID\tartistID\ttagID\ttimestamp\n2\t52\t13\t1238623200000\n2\t52\t15\t1238536800000\n2\t63\t1\t1238536800001\n"
+)
+
+
+def json_text(*records: dict) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+# name of the file, its text, reader, and rows (user, item, rating, timestamp) by user in time order
+CASES = {
+    "csv": ("x.csv", 'userId,movieId,rating,timestamp\n1,"a, b",3.5,20\n1,c,,10\n', "delimited",
+            [(1, "c", None, 10), (1, "a, b", 3.5, 20)]),
+    "semicolon": ("x.csv", "user;item\nx;y\nx;z\n", "delimited", [("x", "y", None, None), ("x", "z", None, None)]),
+    "tsv": ("x.tsv", 'session_id\titem\ttime\n7\t6" nails\t1.5\n', "delimited", [(7, '6" nails', None, 1.5)]),
+    "bar": ("x.txt", "uid|item_id|score\n7|8|1\n", "delimited", [(7, 8, 1.0, None)]),
+    "movielens 100k": ("u.data", "196\t242\t3\t881250949\n", "delimited", [(196, 242, 3.0, 881250949)]),
+    "movielens 1m": ("ratings.dat", "1::1193::5::978300760\r\n1::66::3::978302109\r\n", "delimited",
+                     [(1, 1193, 5.0, 978300760), (1, 66, 3.0, 978302109)]),
+    "long separator, header": ("x.dat", "user::item\n1::a:b\n", "delimited", [(1, "a:b", None, None)]),
+    "bom": ("x.csv", "\ufeffuser,item\n1,2\n", "delimited", [(1, 2, None, None)]),
+    "json lines": ("x.jsonl", json_text({"user": 2**64 - 1, "item": "i", "time": "2020-01-01T00:00:01Z", "o": [1]}),
+                   "json_lines", [(2**64 - 1, "i", None, 1577836801000000)]),
+    "inter": ("x.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1m_1\tBug's \"Life\"\t5\t97.5\n",
+              "inter", [("1m_1", 'Bug\'s "Life"', 5.0, 97.5)]),
+    "hetrec days": ("user_taggedartists.dat", TAGS, "hetrec", [(2, 52, None, 1238544000), (2, 63, None, 1238544000)]),
+    "hetrec times": ("user_taggedartists-timestamps.dat", TAG_TIMES, "hetrec",
+                     [(2, 52, None, 1238536800000), (2, 63, None, 1238536800001)]),
+    "amazon reviews": ("Electronics_5.json", json_text(
+        {"overall": 5.0, "reviewerID": "A1", "asin": "0001", "unixReviewTime": 1400457600, "reviewText": "x"}),
+        "amazon_reviews", [("A1", "0001", 5.0, 1400457600)]),
+    "amazon reviews 2023": ("Books.jsonl", json_text(
+        {"rating": 4.0, "asin": "B1", "parent_asin": "B0", "user_id": "AE", "timestamp": 1588687728923}),
+        "amazon_reviews", [("AE", "B0", 4.0, 1588687728923)]),
+    "amazon ratings 2014": ("ratings_Electronics.csv", AMAZON_2014, "amazon_ratings",
+                            [("A2SUAM1J3GNN3B", "0000013714", 5.0, 1400457600),
+                             ("AH2L9G3DQHHAJ", "B000000000", 4.0, 1353369600)]),
+    "amazon ratings 2018": ("Electronics.csv", AMAZON_2018, "amazon_ratings",
+                            [("A2SUAM1J3GNN3B", "0000013714", 5.0, 1400457600),
+                             ("AH2L9G3DQHHAJ", "B000000000", 4.0, 1353369600)]),
+    "yelp": ("yelp_academic_dataset_review.json", json_text(
+        {"user_id": "u", "business_id": "b", "stars": 3.0, "text": "t", "date": "2018-07-07 22:09:11"}),
+        "yelp", [("u", "b", 3.0, 1531001351000000)]),
+}  # fmt: skip
+
+
+def rows(log: Log) -> list[tuple]:
+    return [(log.users[u], log.items[i], rating, time) for u, i, rating, time in log.frame.rows()]
+
+
+def read(path: Path, **columns: str) -> Log:
+    return read_log([path], detect(path), Columns(**columns))
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("case", CASES)
+def test_format(tmp_path, case, zipped):
+    name, text, reader, expected = CASES[case]
+    data = text.encode()
+    path = tmp_path / (name + ".gz" * zipped)
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    assert detect(path) == reader
+    assert rows(read(path)) == expected
+
+
+def test_every_text_reader_has_a_case():
+    assert {reader for _, _, reader, _ in CASES.values()} | {"parquet"} == set(READERS)
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "times", "expected"),
+    [
+        (pl.Series([1.0, float("nan")]), pl.Series(["a", "b"]), pl.Series([1, 2]), [(1, "a", None, 1)]),
+        (
+            pl.Series([2**63, 5], dtype=pl.UInt64),
+            pl.Series(["b", "a"], dtype=pl.Categorical),
+            pl.Series([datetime.datetime(1970, 1, 1, 0, 0, 2), datetime.datetime(1970, 1, 1)]),
+            [(2**63, "b", None, 2_000_000), (5, "a", None, 0)],
+        ),
+        (pl.Series([1.5, 2.0]), pl.Series([True, False]), pl.Series([0.5, None]), [("1.5", "true", None, 0.5)]),
+    ],
+)
+def test_parquet_of_any_types(tmp_path, users, items, times, expected):
+    path = tmp_path / "log"
+    pl.DataFrame({"user": users, "item": items, "timestamp": times}).write_parquet(path)
+    assert detect(path) == "parquet"
+    assert rows(read(path)) == expected
+
+
+def test_lists_are_no_ids(tmp_path):
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1], "item": [[1, 2]]}).write_parquet(path)
+    with pytest.raises(UserError, match="item ids are List"):
+        read(path)
+
+
+def test_parquet_parts_are_read_in_the_order_of_their_names(tmp_path):
+    for name, item in (("b", 1), ("a", 2)):
+        pl.DataFrame({"user": [1], "item": [item]}).write_parquet(tmp_path / f"{name}.parquet")
+    log = read_log(log_files(tmp_path), "parquet", Columns())
+    assert log.items.to_list() == [2, 1]
+
+
+def test_a_folder_must_hold_one_log(tmp_path):
+    with pytest.raises(UserError, match="holds no log"):
+        log_files(tmp_path)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("user,item\n1,2\n")
+    with pytest.raises(UserError, match=r"several files, a\.csv, b\.csv"):
+        log_files(tmp_path)
+    (tmp_path / "a.csv").unlink()
+    assert log_files(tmp_path) == [tmp_path / "b.csv"]
+
+
+def test_named_columns_win_over_guesses(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,who,time\n1,2,me,3\n")
+    assert rows(read(path, user="who")) == [("me", 2, None, 3)]
+    assert rows(read(path, user="time", timestamp="user")) == [(3, 2, None, 1)]
+
+
+def test_a_headerless_file_with_odd_columns_asks_for_names(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("1,2,3\n")
+    with pytest.raises(UserError, match="column_1, column_2, column_3"):
+        read(path)
+    assert rows(read(path, user="column_2", item="column_1", timestamp="column_3")) == [(2, 1, None, 3)]
+
+
+def test_amazon_ids_that_tell_nothing_ask_for_names(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("anna,bread,5.0,1400457600\n")
+    with pytest.raises(UserError, match=r"dataset\.columns\.user"):
+        read(path)
+    assert rows(read(path, user="column_1", item="column_2")) == [("anna", "bread", 5.0, 1400457600)]
+
+
+def test_only_canonical_integers_become_integers(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n7,1\n007,2\n+7,18446744073709551615\n")
+    log = read(path)
+    assert log.users.to_list() == ["7", "007", "+7"]
+    assert (log.items.dtype, log.items.to_list()) == (pl.UInt64, [1, 2, 18446744073709551615])
+
+
+def test_an_inter_column_may_be_named_with_or_without_its_type(tmp_path):
+    path = tmp_path / "x.inter"
+    path.write_text("user_id:token\titem_id:token\tweek:float\n1\t2\t3\n")
+    for name in ("week", "week:float"):
+        assert rows(read(path, timestamp=name)) == [(1, 2, None, 3)]
+
+
+def test_broken_json_is_the_users_error(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"user": 1, "item": 2}\n{"user": 1, "it\n')
+    with pytest.raises(UserError, match="could not be read by the reader 'json_lines'"):
+        read(path)

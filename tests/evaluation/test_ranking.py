@@ -1,0 +1,179 @@
+"""Ranks and best items against plain Python over lists."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from csrec_dist.errors import UserError
+from csrec_dist.evaluation import ranking, target_ranks, top_items
+
+
+def rank_by_hand(scores: list[float], target: int, seen: list[int]) -> int:
+    """Count one by one the other items that are not below the target."""
+    scores = [-math.inf if item in seen else score for item, score in enumerate(scores, start=1)]
+    own = scores[target - 1]
+    others = [score for item, score in enumerate(scores, start=1) if item != target]
+    return 1 + sum(not score < own for score in others)
+
+
+def as_table(scores: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and item weights whose products are exactly `scores` [N][V]."""
+    return torch.eye(len(scores)), torch.tensor(scores).T.contiguous()
+
+
+def integers(num_examples: int, num_items: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and weights of small whole numbers: exact products with many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randint(-2, 3, (num_examples, width), generator=generator).float(),
+        torch.randint(-2, 3, (num_items, width), generator=generator).float(),
+    )
+
+
+def exact_scores(states: torch.Tensor, weight: torch.Tensor, bias: list[float]) -> list[list[float]]:
+    return [
+        [sum(a * b for a, b in zip(state, row, strict=True)) + c for row, c in zip(weight.tolist(), bias, strict=True)]
+        for state in states.tolist()
+    ]
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 7, 50])
+@pytest.mark.parametrize("excluded", [False, True])
+def test_ranks_equal_a_count_by_hand(num_items: int, excluded: bool) -> None:
+    draw = random.Random(num_items)
+    states, weight = integers(40, num_items, 3, seed=num_items)
+    bias = [float(draw.randint(-1, 1)) for _ in range(num_items)]
+    targets = [draw.randint(1, num_items) for _ in range(40)]
+    seen = [[draw.randint(0, num_items) for _ in range(4)] for _ in range(40)]
+    ranks = target_ranks(
+        states,
+        weight,
+        torch.tensor(targets),
+        item_bias=torch.tensor(bias),
+        seen=torch.tensor(seen) if excluded else None,
+    )
+    scores = exact_scores(states, weight, bias)
+    expected = [
+        rank_by_hand(row, target, items if excluded else [])
+        for row, target, items in zip(scores, targets, seen, strict=True)
+    ]
+    assert ranks.tolist() == expected
+    assert ranks.dtype == torch.int64
+
+
+def test_ties_count_against_the_target() -> None:
+    states, weight = as_table([[1.0, 2.0, 2.0, 2.0, 0.0]])
+    ranks = [int(target_ranks(states, weight, torch.tensor([target]))) for target in range(1, 6)]
+    assert ranks == [4, 3, 3, 3, 5]
+
+
+def test_a_model_that_scores_all_alike_ranks_last() -> None:
+    assert target_ranks(torch.zeros(2, 4), torch.ones(9, 4), torch.tensor([1, 9])).tolist() == [9, 9]
+
+
+def test_nan_never_gives_a_good_rank() -> None:
+    states, weight = as_table([[3.0, math.nan, 2.0, 1.0]])
+    ranks = [int(target_ranks(states, weight, torch.tensor([target]))) for target in range(1, 5)]
+    assert ranks == [2, 4, 3, 4]
+    broken = target_ranks(torch.full((2, 3), math.nan), torch.ones(8, 3), torch.tensor([1, 8]))
+    assert broken.tolist() == [8, 8]
+
+
+def test_a_seen_target_ranks_last_and_seen_items_do_not_count() -> None:
+    states, weight = as_table([[5.0, 4.0, 3.0, 2.0]] * 2)
+    seen = torch.tensor([[1, 2, 0], [3, 1, 0]])
+    assert target_ranks(states, weight, torch.tensor([3, 3]), seen=seen).tolist() == [1, 4]
+
+
+def test_infinite_scores_keep_their_order() -> None:
+    scores = torch.tensor([[math.inf, 1.0, -math.inf]])
+    ranks = [
+        int(target_ranks(torch.zeros(1, 1), torch.zeros(3, 1), torch.tensor([t]), item_bias=scores[0]))
+        for t in (1, 2, 3)
+    ]
+    assert ranks == [1, 2, 3]
+
+
+def test_blocks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, weight = integers(101, 30, 3, seed=4)
+    targets = torch.arange(101) % 30 + 1
+    seen = torch.arange(202).reshape(101, 2) % 31
+    whole = target_ranks(states, weight, targets, seen=seen)
+    best = top_items(states, weight, 5, seen=seen)
+    for rows in (1, 7, 100):
+        monkeypatch.setattr(ranking, "BLOCK_BYTES", rows * 30 * 4)
+        assert torch.equal(target_ranks(states, weight, targets, seen=seen), whole)
+        items, scores = top_items(states, weight, 5, seen=seen)
+        assert torch.equal(items, best[0])
+        assert torch.equal(scores, best[1])
+
+
+def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 10 * 1000 * 4)
+    sizes: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        logits = linear(*arguments)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(ranking.F, "linear", watched)
+    target_ranks(torch.randn(95, 4), torch.randn(1000, 4), torch.ones(95, dtype=torch.int64))
+    assert max(sizes) == 10 * 1000
+    assert sum(sizes) == 95 * 1000
+
+
+def test_the_inputs_are_left_alone() -> None:
+    states, weight = integers(5, 6, 3, seed=1)
+    kept = states.clone(), weight.clone()
+    target_ranks(states, weight, torch.ones(5, dtype=torch.int64), seen=torch.ones(5, 1, dtype=torch.int64))
+    top_items(states, weight, 2, seen=torch.ones(5, 1, dtype=torch.int64))
+    assert torch.equal(states, kept[0])
+    assert torch.equal(weight, kept[1])
+
+
+def test_half_precision_states_are_ranked_in_single_precision() -> None:
+    states = torch.ones(1, 2, dtype=torch.bfloat16)
+    weight = torch.tensor([[256.0, 1.0], [256.0, 0.0]], dtype=torch.bfloat16)
+    assert target_ranks(states, weight, torch.tensor([1])).tolist() == [1]
+
+
+def test_no_examples_give_no_ranks() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert target_ranks(torch.zeros(0, 2), torch.ones(3, 2), nothing).shape == (0,)
+    items, scores = top_items(torch.zeros(0, 2), torch.ones(3, 2), 2)
+    assert items.shape == scores.shape == (0, 2)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+@pytest.mark.parametrize("excluded", [False, True])
+def test_best_items_equal_a_sort_by_hand(n: int, excluded: bool) -> None:
+    draw = random.Random(n)
+    states, weight = integers(60, 20, 2, seed=n)
+    bias = [float(draw.randint(-1, 1)) for _ in range(20)]
+    seen = [[draw.randint(0, 20) for _ in range(6)] for _ in range(60)]
+    items, scores = top_items(
+        states, weight, n, item_bias=torch.tensor(bias), seen=torch.tensor(seen) if excluded else None
+    )
+    for row, exact in enumerate(exact_scores(states, weight, bias)):
+        hidden = seen[row] if excluded else []
+        allowed = [-math.inf if item in hidden else score for item, score in enumerate(exact, start=1)]
+        ordered = sorted((-score, item) for item, score in enumerate(allowed, start=1))
+        assert items[row].tolist() == [item for _, item in ordered[:n]]
+        assert scores[row].tolist() == [-score for score, _ in ordered[:n]]
+
+
+def test_nan_is_never_recommended_first() -> None:
+    states, weight = as_table([[1.0, math.nan, 2.0]])
+    items, scores = top_items(states, weight, 3)
+    assert items.tolist() == [[3, 1, 2]]
+    assert scores.tolist() == [[2.0, 1.0, -math.inf]]
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_more_items_than_there_are_is_a_user_error(n: int) -> None:
+    with pytest.raises(UserError, match=f"The best {n} of 3 items were asked for; ask for 1…3"):
+        top_items(torch.ones(1, 2), torch.ones(3, 2), n)

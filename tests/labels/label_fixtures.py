@@ -1,0 +1,174 @@
+"""A tiny prepared dataset written by hand, tiny teachers, and labelling on one or several ranks."""
+
+import json
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.mesh import label_columns
+from csrec_dist.labels import LabelIndex, LabelMember, write_labels
+from csrec_dist.models import ItemTable
+
+NUM_ITEMS, WINDOW, CPU = 23, 8, torch.device("cpu")
+WIDTHS = (4, 3, 6)
+BIASED = (False, True, True)
+
+
+def make_rows(num_lanes: int = 5, num_rows: int = 43, seed: int = 0) -> list[list[list[int]]]:
+    """Random rows by lane; lanes differ in rows and examples, and a row may be too short for an example."""
+    random = np.random.default_rng(seed)
+    rows = [random.integers(1, NUM_ITEMS + 1, random.integers(1, WINDOW + 1)).tolist() for _ in range(num_rows)]
+    return [rows[lane::num_lanes] for lane in range(num_lanes)]
+
+
+def write_dataset(folder: Path, lanes: list[list[list[int]]], fingerprint: str = "d0") -> Dataset:
+    """Write the train split in the documented layout, in row groups of 4."""
+    folder.mkdir(parents=True)
+    lane_examples = [sum(len(row) - 1 for row in rows) for rows in lanes]
+    row_id = 0
+    for lane, (rows, first) in enumerate(zip(lanes, accumulate(lane_examples, initial=0), strict=False)):
+        offsets = list(accumulate((len(row) - 1 for row in rows), initial=first))[: len(rows)]
+        table = pa.table(
+            {
+                "row": pa.array(range(row_id, row_id + len(rows)), pa.int64()),
+                "user": pa.array([1] * len(rows), pa.int32()),
+                "items": pa.array(rows, pa.list_(pa.int32())),
+                "example_offset": pa.array(offsets, pa.int64()),
+            }
+        )
+        pq.write_table(table, folder / f"train-{lane:05d}-of-{len(lanes):05d}.parquet", row_group_size=4)
+        row_id += len(rows)
+    pq.write_table(pa.table({"item": pa.array(range(1, NUM_ITEMS + 1), pa.int32())}), folder / "items.parquet")
+    split = {
+        "num_rows": row_id,
+        "num_examples": sum(lane_examples),
+        "lane_rows": [len(rows) for rows in lanes],
+        "lane_examples": lane_examples,
+    }
+    info = {
+        "format_version": 1,
+        "num_items": NUM_ITEMS,
+        "num_users": 1,
+        "num_lanes": len(lanes),
+        "window": WINDOW,
+        "splits": {"train": split},
+        "statistics": {},
+        "options": {},
+        "source": {},
+        "fingerprint": fingerprint,
+    }
+    (folder / "dataset.json").write_text(json.dumps(info))
+    return Dataset(folder)
+
+
+class TinyTeacher(nn.Module):
+    """The running mean of a history's item vectors through a linear layer and dropout."""
+
+    def __init__(self, width: int, bias: bool, seed: int) -> None:
+        super().__init__()
+        self.item_table = ItemTable(NUM_ITEMS, width, bias=bias)
+        self.linear = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.5)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=generator)
+
+    def encode(self, histories: Tensor) -> Tensor:
+        counts = torch.arange(1, histories.shape[1] + 1).view(1, -1, 1)
+        return self.dropout(self.linear(self.item_table(histories).cumsum(1) / counts))
+
+
+def make_teachers(num: int) -> list[TinyTeacher]:
+    """Teachers of different widths; the first has no bias."""
+    return [TinyTeacher(WIDTHS[m], BIASED[m], seed=100 + m) for m in range(num)]
+
+
+def make_members(num: int) -> list[LabelMember]:
+    """What the index says of them."""
+    return [LabelMember(name=f"m{m}", width=WIDTHS[m], fingerprint=f"f{m}") for m in range(num)]
+
+
+class CutOffError(Exception):
+    """Ends labelling in the middle."""
+
+
+def cut_off() -> None:
+    """End labelling here."""
+    raise CutOffError
+
+
+def label(
+    rank: int,
+    world_size: int,
+    dataset: str,
+    folder: str,
+    num_members: int,
+    form: str,
+    stop_after: int = 0,
+    stop: Callable[[], None] | None = None,
+) -> dict:
+    """Label on every rank of the world; call `stop` after `stop_after` batches."""
+    columns = label_columns(num_members, world_size)
+    handles = [dist.new_group(list(column.ranks)) if len(column.ranks) > 1 else None for column in columns]
+    place = next(i for i, column in enumerate(columns) if rank in column.ranks)
+    column = columns[place]
+    world = Group(tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
+    group = Group(column.ranks, column.ranks.index(rank), handles[place])
+    teachers = make_teachers(num_members)
+    own = {member: teachers[member] for member in column.members_of(group.rank, num_members)}
+    batches = []
+
+    def progress(done: int, total: int) -> None:
+        batches.append((done, total))
+        if stop and len(batches) == stop_after:
+            stop()
+
+    index = write_labels(
+        folder,
+        Dataset(dataset),
+        own,
+        make_members(num_members),
+        column,
+        group,
+        world,
+        form=form,
+        device=CPU,
+        progress=progress,
+    )
+    return {"index": index.model_dump(mode="json"), "progress": batches}
+
+
+def label_alone(dataset: Dataset, folder: Path, num_members: int = 2, form: str = "factored") -> LabelIndex:
+    """Label in this process."""
+    return LabelIndex.model_validate(label(0, 1, str(dataset.folder), str(folder), num_members, form)["index"])
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its bytes."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def oracle_logits(lanes: list[list[list[int]]], num_members: int) -> np.ndarray:
+    """Mean logits [N, V] of all examples in the order of their ids, by loops in float64."""
+    logits = []
+    for row in (row for lane in lanes for row in lane):
+        for end in range(1, len(row)):
+            total = np.zeros(NUM_ITEMS)
+            for teacher in make_teachers(num_members):
+                weight = teacher.item_table.weight.detach().numpy().astype(np.float64)
+                mean = sum(weight[item - 1] for item in row[:end]) / end
+                layer = [p.detach().numpy().astype(np.float64) for p in teacher.linear.parameters()]
+                total += weight @ (layer[0] @ mean + layer[1])
+                if teacher.item_table.bias is not None:
+                    total += teacher.item_table.bias.detach().numpy()
+            logits.append(total / num_members)
+    return np.array(logits)

@@ -1,0 +1,120 @@
+"""Laws of the cache: it holds the members' mean logits, and gives them by example id."""
+
+from pathlib import Path
+
+import label_fixtures as fixtures
+import numpy as np
+import pytest
+import torch
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import lane_batches
+from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.mesh import label_columns
+from csrec_dist.errors import UserError
+from csrec_dist.labels import (
+    DenseLabels,
+    FactoredLabels,
+    LabelCache,
+    LabelMember,
+    live_labels,
+    write_labels,
+)
+from csrec_dist.models import MODELS, build
+
+
+def logits_of(labels: FactoredLabels | DenseLabels) -> torch.Tensor:
+    if isinstance(labels, DenseLabels):
+        return labels.logits
+    logits = labels.states @ labels.item_weight.T
+    return logits if labels.item_bias is None else logits + labels.item_bias
+
+
+@pytest.mark.parametrize("form", ["factored", "dense"])
+@pytest.mark.parametrize("num_members", [1, 2, 3])
+def test_read_in_any_order_equals_the_oracle(dataset: Dataset, tmp_path: Path, form: str, num_members: int) -> None:
+    expected = fixtures.oracle_logits(fixtures.make_rows(), num_members)
+    fixtures.label_alone(dataset, tmp_path / "labels", num_members, form)
+    cache = LabelCache(tmp_path / "labels", dataset)
+    assert cache.num_examples == len(expected)
+    random = np.random.default_rng(1)
+    for ids in (random.permutation(len(expected)), random.integers(0, len(expected), 500), np.arange(3)):
+        logits = logits_of(cache.read(torch.from_numpy(ids)))
+        np.testing.assert_allclose(logits.numpy(), expected[ids], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("num_members", [1, 2, 3])
+def test_cached_equals_live(dataset: Dataset, tmp_path: Path, num_members: int) -> None:
+    fixtures.label_alone(dataset, tmp_path / "labels", num_members)
+    cache, teachers = LabelCache(tmp_path / "labels", dataset), fixtures.make_teachers(num_members)
+    for batch in lane_batches(dataset, "train", [3, 0, 4, 1, 2], 7):
+        cached, live = cache.read(batch.example_ids), live_labels(teachers, batch)
+        assert isinstance(cached, FactoredLabels)
+        torch.testing.assert_close(cached.states, live.states, rtol=1e-6, atol=1e-6)
+        assert torch.equal(cached.item_weight, live.item_weight)
+        if num_members == 1:
+            assert cached.item_bias is None
+            assert live.item_bias is None
+        else:
+            assert torch.equal(cached.item_bias, live.item_bias)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, name: str) -> None:
+    config = MODELS[name].Config(name=name, width=8)
+    teachers = [build(config, fixtures.NUM_ITEMS, fixtures.WINDOW, seed) for seed in (1, 2)]
+    members = [LabelMember(name=f"{name}-{seed}", width=8, fingerprint=str(seed)) for seed in (1, 2)]
+    alone = Group((0,), 0)
+    (column,) = label_columns(2, 1)
+    models = dict(enumerate(teachers))
+    write_labels(tmp_path, dataset, models, members, column, alone, alone, form="factored", device=torch.device("cpu"))
+    batch = next(lane_batches(dataset, "train", [2, 1], 6))
+    cached, live = LabelCache(tmp_path).read(batch.example_ids), live_labels(teachers, batch)
+    torch.testing.assert_close(cached.states, live.states, rtol=1e-5, atol=1e-6)
+    assert torch.equal(cached.item_weight, live.item_weight)
+
+
+def test_live_labels_ask_for_no_gradient_and_drop_nothing_out(dataset: Dataset) -> None:
+    teachers = [teacher.train() for teacher in fixtures.make_teachers(2)]
+    batch = next(lane_batches(dataset, "train", [0], 7))
+    first, second = live_labels(teachers, batch), live_labels(teachers, batch)
+    assert torch.equal(first.states, second.states)
+    assert not any(t.requires_grad for t in (first.states, first.item_weight, first.item_bias))
+
+
+def test_factored_and_dense_forms_agree(dataset: Dataset, tmp_path: Path) -> None:
+    for form in ("factored", "dense"):
+        fixtures.label_alone(dataset, tmp_path / form, 3, form)
+    ids = np.arange(LabelCache(tmp_path / "dense").num_examples)
+    factored, dense = (logits_of(LabelCache(tmp_path / form).read(ids)) for form in ("factored", "dense"))
+    assert (factored - dense).abs().max() < 1e-4
+
+
+def test_fields_then_labels_share_the_item_tables(cache_folder: Path) -> None:
+    cache = LabelCache(cache_folder)
+    fields = cache.fields(np.array([5, 2]))
+    assert {name: tuple(field.shape) for name, field in fields.items()} == {"states": (2, 7)}
+    first, second = cache.labels(fields), cache.labels(cache.fields(np.array([1])))
+    assert first.item_weight is second.item_weight
+    assert torch.equal(first.states, cache.read(np.array([5, 2])).states)
+
+
+def test_no_ids_give_no_rows(cache_folder: Path) -> None:
+    assert LabelCache(cache_folder).read(np.zeros(0, np.int64)).states.shape == (0, 7)
+
+
+@pytest.mark.parametrize("example", [-1, 10_000])
+def test_an_id_outside_the_range_is_named(cache_folder: Path, example: int) -> None:
+    with pytest.raises(IndexError, match=str(example)):
+        LabelCache(cache_folder).read(np.array([0, example]))
+
+
+def test_the_cache_of_another_dataset_is_refused(cache_folder: Path, tmp_path: Path) -> None:
+    other = fixtures.write_dataset(tmp_path / "other", fixtures.make_rows(seed=1), "d1")
+    with pytest.raises(UserError, match="another dataset"):
+        LabelCache(cache_folder, other)
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Run `label` first"):
+        LabelCache(tmp_path)
