@@ -56,7 +56,7 @@ def read_json(path: Path | str) -> Any:
 def save_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically. Equal tensors and metadata give equal bytes."""
+    """Write a safetensors file atomically. Equal tensors give equal bytes while there is at most one metadata key."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     with atomic_path(path) as temporary:
         save_file(contiguous, temporary, metadata=dict(metadata) if metadata else None)

@@ -4,7 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
+
+torch.set_num_threads(1)
 
 DATA = Path(os.environ.get("CSREC_TEST_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")).resolve()
 
@@ -20,3 +27,26 @@ def test_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV log of 40 users and 30 items, in which the next item mostly follows from the last one."""
+    random = np.random.default_rng(7)
+    lines = ["user,item,rating,timestamp"]
+    for user in range(40):
+        item = int(random.integers(30))
+        for time in range(int(random.integers(6, 19))):
+            lines.append(f"u{user},i{item},{random.integers(1, 6)},{time}")
+            item = (item + 1) % 30 if random.random() < 0.8 else int(random.integers(30))
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_dataset(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small log, prepared: windows of 8, five lanes."""
+    folder = tmp_path_factory.mktemp("prepared") / "dataset"
+    prepare(DatasetOptions(source=str(small_log), min_interactions=3, window=8, num_lanes=5), folder)
+    return folder

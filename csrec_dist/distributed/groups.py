@@ -41,7 +41,7 @@ class Group:
         if self.handle is None:
             return tensor.unsqueeze(0)
         gathered = tensor.new_empty((self.size, *tensor.shape))
-        dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=self.handle)
+        dist.all_gather(list(gathered.unbind()), tensor.contiguous(), group=self.handle)
         return gathered
 
     def reduce_scatter_sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class Group:
         if self.handle is None:
             return tensor.squeeze(0)
         scattered = tensor.new_empty(tensor.shape[1:])
-        dist.reduce_scatter_tensor(scattered, tensor.contiguous(), group=self.handle)
+        dist.reduce_scatter(scattered, list(tensor.contiguous().unbind()), group=self.handle)
         return scattered
 
     def gather_objects(self, value: Any) -> list[Any]:

@@ -10,6 +10,7 @@ with two numbers `first_j`, `second_j` that a tile's first pass leaves in its bu
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,6 +21,16 @@ from torch.nn.functional import softplus
 from csrec_dist.objectives.tiles import Tile
 
 LOG_2 = math.log(2)
+FLOOR = -60.0
+"""The least logit, below the row's largest, that still counts: e⁻⁶⁰ is under the rounding of any sum in float64."""
+
+Exponentiate = Callable[[Tensor], Tensor]
+"""Takes exponentials in place: `torch.exp_` or `exp_floored_`."""
+
+
+def exp_floored_(logits: Tensor) -> Tensor:
+    """Take exponentials in place, of at least FLOOR: subnormal numbers slow matrix products down tenfold."""
+    return logits.clamp_min_(FLOOR).exp_()
 
 
 @dataclass
@@ -50,9 +61,9 @@ class OneHot:
     num_kept: ClassVar[int] = 1
 
     @staticmethod
-    def reduce(tile: Tile, sums: Tensor) -> None:
+    def reduce(tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
         """Turn a tile of z into exp z and add it up in `sums`."""
-        sums[0] += tile[0].exp_().sum(1)
+        sums[0] += exponentiate(tile[0]).sum(1)
 
     @staticmethod
     def parts(tile: Tile) -> tuple[Tensor, Tensor | None]:
@@ -78,12 +89,12 @@ class Reverse:
     num_kept: ClassVar[int] = 2
 
     @staticmethod
-    def reduce(tile: Tile, sums: Tensor) -> None:
+    def reduce(tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
         """Turn tiles of z and t into exp z and (z − t) exp z, and add up."""
         logits, labels, scratch = tile
         torch.sub(logits, labels, out=scratch)
-        sums[0] += logits.exp_().sum(1)
-        sums[1] += labels.exp_().sum(1)
+        sums[0] += exponentiate(logits).sum(1)
+        sums[1] += exponentiate(labels).sum(1)
         sums[2] += torch.mul(scratch, logits, out=labels).sum(1)
 
     @staticmethod
@@ -114,12 +125,12 @@ class Forward:
     num_kept: ClassVar[int] = 2
 
     @staticmethod
-    def reduce(tile: Tile, sums: Tensor) -> None:
+    def reduce(tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
         """Turn tiles of z and t into exp z and exp t, and add up."""
         logits, labels, scratch = tile
         torch.sub(logits, labels, out=scratch)
-        sums[0] += logits.exp_().sum(1)
-        sums[1] += labels.exp_().sum(1)
+        sums[0] += exponentiate(logits).sum(1)
+        sums[1] += exponentiate(labels).sum(1)
         sums[2] += scratch.mul_(labels).sum(1)
 
     @staticmethod

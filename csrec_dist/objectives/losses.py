@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     """
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
     cross_entropy: Tensor
     divergence: Tensor
 
@@ -34,7 +34,7 @@ class _Tiled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         states: Tensor,
         item_weight: Tensor,
@@ -53,7 +53,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (
             None if gradient is None else (gradient * grads[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csrec_dist.objectives.divergences import Divergence, Statistics, Terms
+from csrec_dist.objectives.divergences import Divergence, Statistics, Terms, exp_floored_
 from csrec_dist.objectives.soft_labels import FactoredLabels, SoftLabels
 from csrec_dist.objectives.tiles import Plan, Tile, Workspace, plan
 
@@ -86,10 +86,12 @@ class RowBlock:
     def reduced_tile(self, index: int, items: slice, sums: Tensor) -> Tile:
         """Bring a tile to what its divergence keeps of it, and add it to `sums` [3, R]."""
         tile = (self.tile if self._filled else self.filled_tile)(index, items)
-        if self.shifts is not None:
-            for shift, logits in zip(self.shifts, tile, strict=False):
-                logits.sub_(shift.unsqueeze(1))
-        self.problem.divergence.reduce(tile, sums)
+        if self.shifts is None:
+            self.problem.divergence.reduce(tile, sums, torch.exp_)
+            return tile
+        for shift, logits in zip(self.shifts, tile, strict=False):
+            logits.sub_(shift.unsqueeze(1))
+        self.problem.divergence.reduce(tile, sums, exp_floored_)
         return tile
 
     def statistics(self) -> Statistics:

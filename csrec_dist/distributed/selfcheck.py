@@ -1,0 +1,62 @@
+"""What a machine's collectives can do: the backends torch was built with, and a small all-reduce tried for real."""
+
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_")
+LAUNCH_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def backends() -> dict[str, bool]:
+    """Which of gloo and nccl torch was built with."""
+    return {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+
+
+def try_all_reduce(world_size: int = 2, timeout_seconds: float = 30) -> str | None:
+    """Start `world_size` processes on this machine that sum their ranks over gloo; what went wrong, or None."""
+    environ = {name: value for name, value in os.environ.items() if not _is_of_a_launcher(name)}
+    environ |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    command = [sys.executable, "-c", f"from {__name__} import sum_ranks; sum_ranks({timeout_seconds})"]
+    ranks = [
+        subprocess.Popen(command, env=environ | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(world_size)
+    ]
+    try:
+        for number, rank in enumerate(ranks):
+            _, errors = rank.communicate(timeout=timeout_seconds)
+            if rank.returncode:
+                last = errors.strip().splitlines()[-1:] or ["no message"]
+                return f"rank {number} ended with status {rank.returncode}: {last[0]}"
+    except subprocess.TimeoutExpired:
+        return f"no answer within {timeout_seconds:g} s; GLOO_SOCKET_IFNAME may name a wrong network device"
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return None
+
+
+def sum_ranks(timeout_seconds: float) -> None:
+    """One rank of `try_all_reduce`: its status is 0 when the sum of all ranks came out right."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+    total = torch.tensor([float(dist.get_rank())])
+    dist.all_reduce(total)
+    size = dist.get_world_size()
+    dist.destroy_process_group()
+    sys.exit(int(total.item() != size * (size - 1) / 2))
+
+
+def _is_of_a_launcher(name: str) -> bool:
+    return name in LAUNCH_NAMES or name.startswith(LAUNCH_PREFIXES)
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

@@ -1,0 +1,222 @@
+"""Top-n lists of a run's student, from raw ids to raw ids, as Parquet."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from csrec_dist import models
+from csrec_dist.data.stored import Dataset, RowBlock
+from csrec_dist.errors import UserError
+from csrec_dist.evaluation import top_items
+from csrec_dist.files import atomic_path
+from csrec_dist.models import SequentialModel
+from csrec_dist.models.histories import pad_histories
+from csrec_dist.runfolder import RunFolder
+from csrec_dist.stagebook import StageBook
+
+LATEST_FIRST = ("test", "valid", "train")
+
+History = tuple[Any, list[int]]  # a user's raw id, and item numbers, oldest first
+
+
+def recommend(
+    run_folder: Path | str,
+    n: int = 10,
+    output: Path | None = None,
+    histories: Path | None = None,
+    exclude_seen: bool = False,
+    batch_size: int = 256,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write the n best items of every history by the run's student; the path of the Parquet file.
+
+    Its columns are user, items (best first) and scores (logits). The histories are those of `histories`, a
+    file of JSON lines {"user": …, "items": [raw ids, oldest first]}, or else the latest window of each
+    user of the dataset, targets included, lane by lane. Raw ids that the dataset does not know are skipped
+    and counted. Memory holds one batch and the id maps.
+
+    Args:
+        output: default recommendations.parquet in the run's folder.
+        exclude_seen: leave out the items of the history (of the window, where it is the dataset's).
+        say: receives one line about what was done and what was skipped.
+
+    Raises:
+        UserError: the run has no student, a line is no history, no item is known, or n is not in 1…V.
+    """
+    if batch_size < 1:
+        raise UserError(f"A batch of {batch_size} histories was asked for; give at least 1.")
+    run = RunFolder(run_folder)
+    StageBook(run.folder).require("distill")
+    dataset = Dataset(run.dataset_folder)
+    model = _load_student(run.folder / "student", dataset)
+    source = _FileHistories(histories, dataset) if histories else _DatasetHistories(dataset)
+    output = output or run.folder / "recommendations.parquet"
+    item_ids = _raw_ids(dataset, "item")
+    num_lists = 0
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, _schema(source, item_ids)) as writer:
+        for batch in _batches(source, batch_size):
+            users, items = zip(*batch, strict=True)
+            writer.write_table(_table(users, _top(model, items, n, exclude_seen), item_ids, writer.schema))
+            num_lists += len(batch)
+        if num_lists == 0:
+            raise UserError(f"Nothing to recommend: {source.skipped}.")
+    say(f"{num_lists:,} lists of {n} items" + (f"; {source.skipped}" if source.skipped else ""))
+    return output
+
+
+def _load_student(folder: Path, dataset: Dataset) -> SequentialModel:
+    """The student on its device, for evaluation; UserError when it is another catalog's."""
+    model = models.load(folder)
+    if model.num_items != dataset.num_items:
+        raise UserError(
+            f"{folder} knows {model.num_items} items, but {dataset.folder} has {dataset.num_items}: "
+            "they are not of one run."
+        )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _raw_ids(dataset: Dataset, name: str) -> pa.Array:
+    """Raw ids of the users or items 1, 2, … at places 0, 1, …"""
+    return pq.read_table(dataset.folder / f"{name}s.parquet", columns=["raw"])["raw"].combine_chunks()
+
+
+class _DatasetHistories:
+    """The latest window of each user: of the test split, or for users without a test row of valid, then of train."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._user_ids = _raw_ids(dataset, "user")
+        self._rows = self._latest_rows()
+        self.user_type = self._user_ids.type
+
+    @property
+    def skipped(self) -> str:
+        """How many users have no window."""
+        num = self._dataset.num_users - sum(int((rows >= 0).sum()) for rows in self._rows.values())
+        return f"{num:,} users have no window" if num else ""
+
+    def __iter__(self) -> Iterator[History]:
+        for split, rows in self._rows.items():
+            for block in self._blocks(split):
+                for place in np.flatnonzero(rows[block.users] == block.rows).tolist():
+                    items = block.values[block.starts[place] : block.starts[place + 1]]
+                    yield self._user_ids[int(block.users[place]) - 1].as_py(), items.tolist()
+
+    def _latest_rows(self) -> dict[str, np.ndarray]:
+        """For each split, the row to take of each user [num_users + 1], −1 for none."""
+        found = {}
+        taken = np.zeros(self._dataset.num_users + 1, bool)
+        for split in LATEST_FIRST:
+            rows = np.full(len(taken), -1)
+            if not taken[1:].all():
+                for block in self._blocks(split):
+                    np.maximum.at(rows, block.users, block.rows)
+            rows[taken] = -1
+            taken |= rows >= 0
+            found[split] = rows
+        return found
+
+    def _blocks(self, split: str) -> Iterator[RowBlock]:
+        for lane in range(self._dataset.num_lanes):
+            yield from self._dataset.open_lane(split, lane).blocks()
+
+
+class _FileHistories:
+    """Histories of a file of JSON lines. An id is an integer or a text; 7 and "7" are the same item."""
+
+    def __init__(self, path: Path, dataset: Dataset) -> None:
+        self._path = path
+        self._numbers = {str(raw): number for number, raw in enumerate(_raw_ids(dataset, "item").to_pylist(), 1)}
+        self._num_unknown = self._num_skipped = 0
+        all_integers = all(isinstance(user, int) and -(2**63) <= user < 2**63 for user, _ in self._lines())
+        self.user_type = pa.int64() if all_integers else pa.string()
+
+    @property
+    def skipped(self) -> str:
+        """How many items are unknown, and how many histories have no known one."""
+        if not self._num_unknown and not self._num_skipped:
+            return ""
+        return (
+            f"{self._num_unknown:,} items of {self._path} are not in the dataset, and {self._num_skipped:,} "
+            "histories without a known item were skipped"
+        )
+
+    def __iter__(self) -> Iterator[History]:
+        self._num_unknown = self._num_skipped = 0
+        for user, items in self._lines():
+            known = [number for item in items if (number := self._numbers.get(str(item)))]
+            self._num_unknown += len(items) - len(known)
+            if known:
+                yield (user if self.user_type == pa.int64() else str(user)), known
+            else:
+                self._num_skipped += 1
+
+    def _lines(self) -> Iterator[tuple[int | str, list[int | str]]]:
+        if not self._path.is_file():
+            raise UserError(f"{self._path} is not a file; give JSON lines with a user and items in each.")
+        with open(self._path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _parse_history(line, f"{self._path}, line {number}")
+
+
+def _parse_history(line: bytes, place: str) -> tuple[int | str, list[int | str]]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise UserError(f"{place} is not JSON; a line holds a user and a list of items.") from None
+    fits = isinstance(value, dict) and _is_id(value.get("user")) and isinstance(value.get("items"), list)
+    if not fits or not all(map(_is_id, value["items"])):
+        raise UserError(
+            f"{place} is no history: a line holds a user and a list of items, all integers or texts, "
+            'like {"user": 7, "items": [12, 5]}.'
+        )
+    return value["user"], value["items"]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _batches(source: Iterable[History], size: int) -> Iterator[list[History]]:
+    histories = iter(source)
+    while batch := list(islice(histories, size)):
+        yield batch
+
+
+@torch.no_grad()
+def _top(model: SequentialModel, histories: tuple[list[int], ...], n: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
+    """The n best items of each history and their scores, [B, n] each; the model reads the latest items only."""
+    device = model.item_table.weight.device
+    items, lengths = pad_histories(histories, model.num_items, model.max_length)
+    states = model.encode(items.to(device))[torch.arange(len(items)), lengths - 1]
+    seen, _ = pad_histories(histories, model.num_items, max(map(len, histories)))
+    table = model.item_table
+    return top_items(states, table.weight, n, item_bias=table.bias, seen=seen.to(device) if exclude_seen else None)
+
+
+def _schema(source: _DatasetHistories | _FileHistories, item_ids: pa.Array) -> pa.Schema:
+    lists = {"items": pa.list_(item_ids.type), "scores": pa.list_(pa.float32())}
+    return pa.schema({"user": source.user_type, **lists})
+
+
+def _table(users: tuple, top: tuple[Tensor, Tensor], item_ids: pa.Array, schema: pa.Schema) -> pa.Table:
+    """One batch of lists; items left out (score −inf) are not in them."""
+    items, scores = (tensor.cpu() for tensor in top)
+    held = scores > -torch.inf
+    offsets = pa.array(np.concatenate([[0], held.sum(1).cumsum(0).numpy()]), pa.int32())
+    raw = item_ids.take(pa.array(items[held].numpy() - 1))
+    columns = [
+        pa.array(users, schema.field("user").type),
+        pa.ListArray.from_arrays(offsets, raw),
+        pa.ListArray.from_arrays(offsets, pa.array(scores[held].float().numpy())),
+    ]
+    return pa.table(columns, schema=schema)

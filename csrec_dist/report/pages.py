@@ -1,0 +1,176 @@
+"""The report of a run: one Markdown page, and the same as one self-contained HTML page."""
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import markdown
+
+from csrec_dist.files import write_text
+from csrec_dist.report.curves import draw_curves
+from csrec_dist.report.tables import NONE, figure
+from csrec_dist.runfolder import RunFolder, best_epoch
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: left; }}
+th {{ background: #f5f5f5; }}
+img {{ max-width: 100%; }}
+pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 14px; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write report/report.md, report.html and the curves of a run, finished or not; the path of the HTML page.
+
+    Raises:
+        UserError: the folder is not a run's.
+    """
+    run = RunFolder(folder)
+    target = run.folder / "report"
+    target.mkdir(exist_ok=True)
+    curves = draw_curves(run, target)
+    page = "\n\n".join(_sections(run, curves)) + "\n"
+    write_text(target / "report.md", page)
+    write_text(target / "report.html", _to_html(page, run.config.name, curves.values()))
+    return target / "report.html"
+
+
+def _sections(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
+    config = run.config
+    yield f"# Run `{config.name}`"
+    yield f"Method `{config.method}`, model `{config.model.name}`, seed {config.seed}."
+    if run.missing:
+        yield f"**This run is not finished.** Stages not done yet: {', '.join(run.missing)}."
+    yield from _results(run)
+    yield from _trainings(run, curves)
+    yield from _stages(run)
+    yield from _dataset(run)
+    yield from _labels(run)
+    yield "## Configuration"
+    yield f"```yaml\n{config.to_yaml().rstrip()}\n```"
+
+
+def _results(run: RunFolder) -> Iterable[str]:
+    yield "## Metrics"
+    if not run.results:
+        yield "No model is trained yet."
+    for split, title in (("test", "Test"), ("valid", "Validation")):
+        names = list(dict.fromkeys(name for row in run.results for name in getattr(row, split)))
+        if names:
+            yield f"### {title}"
+            rows = [[row.title, *(figure(getattr(row, split), name) for name in names)] for row in run.results]
+            yield table(["model", *map(metric_title, names)], rows)
+
+
+def _trainings(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
+    if run.trainings:
+        yield "## Training"
+        header = ["model", "seed", "epochs", "best epoch", "best validation NDCG@10", "seconds", "examples/s"]
+        yield table([*header, "waited for data"], [_training_row(run.title(n), t) for n, t in run.trainings.items()])
+    for title, path in curves.items():
+        yield f"![{title}]({path.name})"
+
+
+def _training_row(title: str, training: dict[str, Any]) -> list[str]:
+    epochs = training.get("epochs")
+    if not epochs:
+        return [title, f"taken from {training['taken_from']}", *[NONE] * 6]
+    speed = sum(epoch["examples_per_second"] for epoch in epochs) / len(epochs)
+    waited = sum(epoch["data_wait_share"] for epoch in epochs) / len(epochs)
+    best = best_epoch(training)
+    counts = [str(training["seed"]), str(len(epochs)), str(best["epoch"] + 1), figure(best["valid"], "ndcg@10")]
+    return [title, *counts, f"{training['seconds']:,.1f}", f"{speed:,.0f}", f"{waited:.1%}"]
+
+
+def _stages(run: RunFolder) -> Iterable[str]:
+    yield "## Stages"
+    header = ["stage", "seconds", "ranks", "peak memory of each rank, MiB"]
+    done = [[row.stage, f"{row.seconds:,.1f}", str(row.num_ranks), row.memory] for row in run.stages]
+    yield table(header, [*done, *([name, "not done", NONE, NONE] for name in run.missing)])
+
+
+def _dataset(run: RunFolder) -> Iterable[str]:
+    yield "## Dataset"
+    if run.dataset is None:
+        yield "Not prepared yet."
+        return
+    statistics = run.dataset.statistics
+    source = run.dataset.info.get("source", {})
+    rows = [["folder", str(run.dataset_folder)], ["source", str(source.get("name", NONE))]]
+    rows += [[f"{name} rows", f"{split.num_rows:,}"] for name, split in run.dataset.splits.items()]
+    rows += [["train examples", f"{run.dataset.splits['train'].num_examples:,}"], ["window", str(run.dataset.window)]]
+    rows += [[name.replace("_", " "), number(value)] for name, value in statistics.items()]
+    yield table(["statistic", "value"], rows)
+    if "leaked_test_targets" in statistics:
+        yield (
+            f"Of {run.dataset.splits['test'].num_rows:,} test targets, {statistics['leaked_test_targets']:,} "
+            f"({statistics['leaked_test_targets_share']:.1%}) are also a training target of the same user."
+        )
+
+
+def _labels(run: RunFolder) -> Iterable[str]:
+    if run.labels is None:
+        return
+    labels = run.labels
+    yield "## Soft labels"
+    rows = [
+        ["form", f"{labels['form']}, {labels['combine']}, {labels['dtype']}"],
+        ["members", ", ".join(labels["members"])],
+        ["examples × items", f"{labels['num_examples']:,} × {labels['num_items']:,}"],
+        ["shards", number(labels["num_shards"])],
+        ["bytes", number(labels["bytes"])],
+        ["bytes an example", f"{labels['bytes_per_example']:,.0f}"],
+        ["dense equivalent, bytes", number(labels["dense_bytes"])],
+        ["share of the dense equivalent", f"{labels['ratio']:.2%}"],
+    ]
+    yield table(["soft labels", "value"], rows)
+
+
+def metric_title(name: str) -> str:
+    """A metric's name for readers: Recall@10, NDCG@10, MRR."""
+    return name.capitalize() if name.startswith("recall") else name.upper()
+
+
+def number(value: Any) -> str:
+    """A statistic for readers: thousands separated, six significant digits, a dash for none."""
+    if value is None:
+        return NONE
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; what its cells hold is text, never markup."""
+    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    escaped = html.escape(text, quote=False)
+    for sign in "\\`*_[]|":
+        escaped = escaped.replace(sign, f"\\{sign}")
+    return escaped
+
+
+def _to_html(page: str, title: str, images: Iterable[Path]) -> str:
+    """The Markdown page as HTML with its images inside."""
+    body = markdown.markdown(page, extensions=["tables", "fenced_code"])
+    for path in images:
+        data = base64.b64encode(path.read_bytes()).decode()
+        body = body.replace(f'src="{path.name}"', f'src="data:image/png;base64,{data}"')
+    return PAGE.format(title=html.escape(title), body=body)

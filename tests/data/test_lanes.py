@@ -1,0 +1,62 @@
+"""Elastic order: every row once an epoch, the same global batches at any world size."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from csrec_dist.data.lanes import EpochOrder, owned_lanes
+from csrec_dist.errors import UserError
+
+SHAPES = [((3, 3, 3, 2), 4), ((10,) * 64, 16), ((7, 7, 7, 7, 6, 6, 6), 5), ((1,), 3), ((4, 4, 3), 100)]
+
+
+def places(order: EpochOrder, step: int) -> list[tuple[int, int]]:
+    lanes, indices = order.batch(step)
+    return list(zip(lanes.tolist(), indices.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("lane_rows", "batch_size"), SHAPES)
+def test_an_epoch_holds_every_row_once(lane_rows: tuple[int, ...], batch_size: int) -> None:
+    order = EpochOrder(lane_rows, batch_size, seed=3, epoch=1)
+    seen = Counter(place for step in range(order.num_steps) for place in places(order, step))
+    expected = {(lane, index) for lane, rows in enumerate(lane_rows) for index in range(rows)}
+    assert set(seen) == expected
+    assert set(seen.values()) == {1}
+    assert max(len(places(order, step)) for step in range(order.num_steps)) <= batch_size
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_neighbouring_places_evenly(world_size: int) -> None:
+    order = EpochOrder((9,) * 64, 16, seed=0, epoch=5)
+    for step in range(order.num_steps):
+        share = Counter(lane % world_size for lane, _ in places(order, step))
+        assert max(share.values()) - min(share.values()) <= 4
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
+        return list(EpochOrder((30, 30), 4, seed, epoch).lane_order(1, (8, 8, 8, 6)))
+
+    def flat(groups: list[tuple[int, np.ndarray]]) -> list[tuple[int, int]]:
+        return [(group, int(row)) for group, rows in groups for row in rows]
+
+    assert flat(order(1, 2)) == flat(order(1, 2))
+    assert flat(order(1, 2)) != flat(order(1, 3))
+    assert flat(order(1, 2)) != flat(order(2, 2))
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 20, 29, 30])
+def test_a_lane_entered_late_goes_on_where_the_whole_order_would(start: int) -> None:
+    order = EpochOrder((30,), 4, seed=5, epoch=0)
+    groups = (8, 8, 8, 6)
+    whole = [(group, int(row)) for group, rows in order.lane_order(0, groups) for row in rows]
+    late = [(group, int(row)) for group, rows in order.lane_order(0, groups, start) for row in rows]
+    assert sorted(whole) == [(group, row) for group, size in enumerate(groups) for row in range(size)]
+    assert late == whole[start:]
+
+
+def test_lanes_are_dealt_to_ranks_and_too_many_ranks_are_refused() -> None:
+    assert sorted(lane for rank in range(3) for lane in owned_lanes(7, rank, 3)) == list(range(7))
+    with pytest.raises(UserError, match="num_lanes"):
+        owned_lanes(2, 0, 3)

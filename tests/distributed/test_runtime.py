@@ -1,0 +1,96 @@
+"""Groups, collectives and launch checks on real ranks."""
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+
+from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.runtime import check_launch
+from csrec_dist.errors import UserError
+
+
+def collectives(rank: int, world_size: int) -> dict[str, Any]:
+    runtime = Runtime.start()
+    world = runtime.world
+    parts = [(0,), tuple(range(1, world_size))] if world_size > 1 else [(0,)]
+    group = runtime.join_group(parts)
+    big = torch.arange(2.0) + 10 * rank
+    return {
+        "rank": (runtime.rank, runtime.world_size),
+        "sum": world.all_reduce_sum(big.clone()).tolist(),
+        "gather": world.all_gather(big).tolist(),
+        "scatter": world.reduce_scatter_sum(torch.full((world_size, 2), float(rank + 1))).tolist(),
+        "objects": world.gather_objects({"rank": rank, "text": "é" * rank}),
+        "leader": world.broadcast_object(f"from {rank}"),
+        "group": (group.ranks, group.rank, group.gather_objects(rank)),
+    }
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_collectives(world_size: int) -> None:
+    found = run_ranks(collectives, world_size)
+    ranks = range(world_size)
+    for rank, result in enumerate(found):
+        assert result["rank"] == (rank, world_size)
+        assert result["sum"] == [sum(10.0 * r for r in ranks), sum(10.0 * r + 1 for r in ranks)]
+        assert result["gather"] == [[10.0 * r, 10.0 * r + 1] for r in ranks]
+        assert result["scatter"] == [float(sum(r + 1 for r in ranks))] * 2
+        assert result["objects"] == [{"rank": r, "text": "é" * r} for r in ranks]
+        assert result["leader"] == "from 0"
+        own = (0,) if rank == 0 else tuple(range(1, world_size))
+        assert result["group"] == (own, own.index(rank), list(own))
+
+
+def error_on_main(rank: int, world_size: int) -> str:
+    def work() -> None:
+        raise UserError("the log is empty")
+
+    try:
+        Runtime.start().on_main(work)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_an_error_on_the_main_rank_reaches_all() -> None:
+    assert run_ranks(error_on_main, 2) == ["the log is empty"] * 2
+
+
+def wrapped_members(rank: int, world_size: int) -> tuple[float, float]:
+    runtime = Runtime.start()
+    group = runtime.join_group([(0,), (1, 2)])
+    torch.manual_seed(5 if rank == 0 else 6)
+    module = nn.Linear(3, 1, bias=False)
+    wrapped = runtime.wrap(module, group)
+    wrapped(torch.full((1, 3), float(rank))).sum().backward()
+    assert module.weight.grad is not None
+    return float(module.weight.sum()), float(module.weight.grad.mean())
+
+
+def test_wrapping_keeps_members_apart_and_averages_within_a_member() -> None:
+    first, second, third = run_ranks(wrapped_members, 3)
+    assert first[0] != second[0] == third[0]
+    assert (first[1], second[1], third[1]) == (0.0, 1.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "started one"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0"}, "DEEPSPEED"),
+        ({"ACCELERATE_USE_FSDP": "true", "RANK": "0"}, "FSDP"),
+    ],
+)
+def test_wrong_launches_are_refused_with_what_to_do(environ: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        check_launch(environ)
+    assert "accelerate launch --multi_gpu" in str(caught.value)
+
+
+def test_right_launches_pass() -> None:
+    check_launch({})
+    check_launch({"ACCELERATE_MIXED_PRECISION": "no"})
+    check_launch({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "RANK": "1", "WORLD_SIZE": "2"})

@@ -1,0 +1,82 @@
+"""The configuration: everything wrong is said at once, with the nearest right name; every shipped config loads."""
+
+from pathlib import Path
+
+import pytest
+
+from csrec_dist.config import load_config, parse_config
+from csrec_dist.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((ROOT / "configs/experiments").glob("*.yaml"))
+GOOD = {"name": "x", "dataset": {"source": "ml-100k"}, "model": {"name": "sasrec"}}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_is_named_after_its_file(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_all_mistakes_are_listed_with_the_nearest_names() -> None:
+    wrong = {
+        "name": "a b",
+        "dataset": {"source": "ml-100k", "windw": 20, "windows": "papr"},
+        "model": {"name": "sasrek"},
+        "teachers": {"num": 0, "model": {"name": "gru4rec", "hiden": 3}},
+        "training": {"batch_size": "many", "betta": 1},
+        "labels": {"form": "sparse"},
+        "evaluation": {"top_n": [0]},
+    }
+    with pytest.raises(UserError) as caught:
+        parse_config(wrong)
+    text = str(caught.value)
+    for expected in [
+        "dataset.windw: unknown key; did you mean window?",
+        "dataset.windows:",
+        "'sasrek' is no model; did you mean sasrec?",
+        "teachers.model.hiden: unknown key; did you mean hidden?",
+        "teachers.num:",
+        "training.batch_size:",
+        "training.betta: unknown key; did you mean beta?",
+        "labels.form:",
+        "evaluation",
+        "name:",
+    ]:
+        assert expected in text
+    assert text.startswith("The configuration has 10 mistakes")
+
+
+def test_impossible_combinations_are_refused() -> None:
+    with pytest.raises(UserError, match="has no teachers"):
+        parse_config(GOOD | {"method": "base", "teachers": {"pretrained": ["x"]}})
+    with pytest.raises(UserError, match="already is the baseline"):
+        parse_config(GOOD | {"method": "base", "baseline": True})
+    with pytest.raises(UserError, match="source"):
+        parse_config(GOOD | {"dataset": {}})
+
+
+def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\ndataset: {source: ml-100k}\nmodel: {name: sasrec}\n")
+    config = load_config(path, ["training.beta=0.75", "evaluation.top_n=[3]", "seed=4"])
+    assert (config.training.beta, config.evaluation.top_n, config.seed) == (0.75, [3], 4)
+    with pytest.raises(UserError, match=r"section\.key=value"):
+        load_config(path, ["training.beta"])
+    with pytest.raises(UserError, match="holds a value, not a section"):
+        load_config(path, ["name.first=x"])
+
+
+def test_the_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
+    config = parse_config(GOOD | {"teachers": {"model": {"name": "gru4rec", "hidden": 7}}})
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "!!python/object/apply:os.system ['true']"])
+def test_files_that_hold_no_config_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        load_config(path)
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
