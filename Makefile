@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_OPTIONS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
+PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help install test lint demo clean

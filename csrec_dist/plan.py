@@ -1,5 +1,6 @@
 """What a run would do and need, before any work: stages, layout of the ranks, steps, bytes."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.mesh import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
 from csrec_dist.labels import label_bytes
-from csrec_dist.models import ModelConfig, model_class
+from csrec_dist.models import ModelConfig, config_class, model_class
+from csrec_dist.models.pretrained import read_description
 from csrec_dist.pipeline import stages_of
 from csrec_dist.stagebook import StageBook, flatten
 
@@ -72,19 +74,27 @@ class _Planner:
         owned_lanes(dataset.num_lanes, 0, self.world_size)
         return dataset
 
-    @property
-    def _num_members(self) -> int:
+    @cached_property
+    def _members(self) -> list[ModelConfig]:
+        """The members' models; those of pretrained ones as their folders say."""
         teachers = self.config.teachers
-        return 0 if self.config.method == "base" else len(teachers.pretrained) or teachers.num
+        if self.config.method == "base":
+            return []
+        found = [(read_description(folder), folder) for folder in teachers.pretrained]
+        given = [description.parse_config(config_class(description.model_type), at) for description, at in found]
+        return given or [self.config.teacher_model] * teachers.num
 
     def stages(self) -> list[PlanRow]:
         """Which stages are done, and what has changed since in the config."""
         book = StageBook(self.config.folder)
-        rows = [PlanRow("run", "folder", str(self.config.folder))]
-        for stage in stages_of(self.config):
-            rows.append(PlanRow("run", stage.name, "to do" if book.record(stage.name) is None else "done"))
-        changes = self._changes()
-        return rows + [PlanRow("run", "changed since it began", change) for change in changes]
+        return [
+            PlanRow("run", "folder", str(self.config.folder)),
+            *(
+                PlanRow("run", stage.name, "to do" if book.record(stage.name) is None else "done")
+                for stage in stages_of(self.config)
+            ),
+            *(PlanRow("run", "changed since it began", change) for change in self._changes()),
+        ]
 
     def _changes(self) -> list[str]:
         saved = self.config.folder / "config.yaml"
@@ -109,23 +119,28 @@ class _Planner:
 
     def layout(self) -> list[PlanRow]:
         """Members on ranks, for teaching round by round and for labelling column by column."""
-        if self._num_members == 0:
-            return [PlanRow("ranks", "student", f"on all {self.world_size}")]
-        rows = []
+        student = PlanRow("ranks", "student", f"on all {self.world_size}")
+        if not self._members:
+            return [student]
+        return [*self._teaching(), *self._labelling(), student]
+
+    def _teaching(self) -> list[PlanRow]:
         if self.config.teachers.pretrained:
-            rows.append(PlanRow("ranks", "teach", "members are taken from folders"))
-        else:
-            for number, slots in enumerate(teaching_rounds(list(range(self._num_members)), self.world_size), 1):
-                text = "; ".join(f"teacher-{slot.member} on {_ranks(slot.ranks)}" for slot in slots)
-                rows.append(PlanRow("ranks", f"teach, round {number}", text))
-        for column in label_columns(self._num_members, self.world_size):
-            held = [column.members_of(place, self._num_members) for place in range(len(column.ranks))]
-            text = "; ".join(
-                f"rank {rank}: " + ", ".join(f"teacher-{k}" for k in members)
-                for rank, members in zip(column.ranks, held, strict=True)
-            )
-            rows.append(PlanRow("ranks", "label", text))
-        return [*rows, PlanRow("ranks", "student", f"on all {self.world_size}")]
+            return [PlanRow("ranks", "teach", "members are taken from folders")]
+        rounds = teaching_rounds(list(range(len(self._members))), self.world_size)
+        texts = ["; ".join(f"teacher-{slot.member} on {_ranks(slot.ranks)}" for slot in slots) for slots in rounds]
+        return [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
+
+    def _labelling(self) -> list[PlanRow]:
+        num_members = len(self._members)
+        rows = []
+        for column in label_columns(num_members, self.world_size):
+            held = [
+                f"rank {rank}: " + ", ".join(f"teacher-{k}" for k in column.members_of(place, num_members))
+                for place, rank in enumerate(column.ranks)
+            ]
+            rows.append(PlanRow("ranks", "label", "; ".join(held)))
+        return rows
 
     def steps(self) -> list[PlanRow]:
         """Steps of an epoch, and at most."""
@@ -134,8 +149,7 @@ class _Planner:
         if self._dataset is None:
             return rows
         order = EpochOrder(self._dataset.splits["train"].lane_rows, training.batch_size, self.config.seed, 0)
-        most = order.num_steps * training.max_epochs
-        most = min(most, training.max_steps or most)
+        most = min(order.num_steps * training.max_epochs, training.max_steps or sys.maxsize)
         rows.append(PlanRow("steps", "steps of an epoch", f"{order.num_steps:,}"))
         return [*rows, PlanRow("steps", "steps at most", f"{most:,} for each model")]
 
@@ -143,32 +157,40 @@ class _Planner:
         """Bytes of the models, of the soft labels, and of what every rank holds."""
         if self._dataset is None:
             return []
-        student, teacher = self._size(self.config.model), self._size(self.config.teacher_model)
-        rows = [PlanRow("bytes", "student", student.text)]
-        label_row = 0
-        if self._num_members:
-            rows.append(PlanRow("bytes", "each teacher", teacher.text))
-            rows += self._label_rows(teacher)
-            label_row = self._num_members * teacher.item_table if self.config.labels.form == "factored" else 0
-        held = MODEL_COPIES * max(student.parameters, teacher.parameters if self._num_members else 0) + label_row
-        text = f"{mebibytes(held)} and the activations of {self._windows_of_a_rank()} windows"
-        return [*rows, PlanRow("bytes", "a rank holds", text)]
+        student, members = self._size(self.config.model), [self._size(member) for member in self._members]
+        tables = sum(member.item_table for member in members) if self.config.labels.form == "factored" else 0
+        trained = [] if self.config.teachers.pretrained else members
+        held = max([MODEL_COPIES * student.parameters + tables, *(MODEL_COPIES * m.parameters for m in trained)])
+        text = f"{mebibytes(held)} and the activations of about {self._windows_of_a_rank()} windows"
+        rows = [PlanRow("bytes", f"teacher-{k}", member.text) for k, member in enumerate(members)]
+        return [
+            PlanRow("bytes", "student", student.text),
+            *rows,
+            *self._label_rows(any(member.has_bias for member in members)),
+            PlanRow("bytes", "a rank holds", text),
+        ]
 
-    def _label_rows(self, teacher: "_ModelSize") -> list[PlanRow]:
+    def _label_rows(self, has_bias: bool) -> list[PlanRow]:
+        if not self._members:
+            return []
         assert self._dataset is not None
         examples, items = self._dataset.splits["train"].num_examples, self._dataset.num_items
-        widths = [self.config.teacher_model.width] * self._num_members
-        factored = label_bytes("factored", examples, items, widths, teacher.has_bias)
-        dense = label_bytes("dense", examples, items, widths)
+        widths = [member.width for member in self._members]
         used = self.config.labels.form
+        sizes = {
+            "factored": label_bytes("factored", examples, items, widths, has_bias),
+            "dense": label_bytes("dense", examples, items, widths),
+        }
         return [
             PlanRow("bytes", f"soft labels, {form}{' (used)' * (form == used)}", mebibytes(size))
-            for form, size in (("factored", factored), ("dense", dense))
+            for form, size in sizes.items()
         ]
 
     def _windows_of_a_rank(self) -> int:
-        """Most windows of a batch on one rank, for a model that all ranks train."""
-        return -(-self.config.training.batch_size // self.world_size)
+        """Windows of a batch on the rank with the most lanes, for a model that all ranks train."""
+        assert self._dataset is not None
+        num_lanes = self._dataset.num_lanes
+        return -(-self.config.training.batch_size * len(owned_lanes(num_lanes, 0, self.world_size)) // num_lanes)
 
     def _size(self, config: ModelConfig) -> "_ModelSize":
         assert self._dataset is not None

@@ -161,7 +161,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    escaped = html.escape(text, quote=False)
+    escaped = html.escape(" ".join(text.split()), quote=False)
     for sign in "\\`*_[]|":
         escaped = escaped.replace(sign, f"\\{sign}")
     return escaped
