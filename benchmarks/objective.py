@@ -10,13 +10,13 @@ import argparse
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -59,13 +59,11 @@ def plain(x: Inputs, kl: str) -> Tensor:
     with torch.no_grad():
         mixture = softmax(x.labels.states @ x.labels.item_weight.T / TEMPERATURE, 1)
         mixture.mul_(0.5).scatter_add_(1, index, torch.full_like(index, 0.5, dtype=mixture.dtype))
-        log_mixture = mixture.log()
+        log_mixture = mixture.log_()
     log_p = logits.log_softmax(1)
     hard = -log_p.gather(1, index).sum()
-    if kl == "reverse":
-        soft = (log_p.exp() * (log_p - log_mixture)).sum()
-    else:
-        soft = (mixture * (log_mixture - log_p)).sum()
+    first, second = (log_p, log_mixture) if kl == "reverse" else (log_mixture, log_p)
+    soft = (first.exp() * (first - second)).sum()
     return ((1 - BETA) * hard + BETA * soft) / len(x.states)
 
 
@@ -132,9 +130,10 @@ def gemm_rate() -> float:
     return 2 * 2048**3 / best
 
 
-def peak_mib() -> float:
-    """The largest resident size of this process so far, MiB (Linux counts KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident_mib(field: str) -> float:
+    """This process's VmRSS (now) or VmHWM (peak), MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def extra_memory(args: argparse.Namespace) -> float:
@@ -142,9 +141,10 @@ def extra_memory(args: argparse.Namespace) -> float:
     small = argparse.Namespace(**vars(args) | {"examples": 8, "items": 64})
     run(args.only, make_inputs(small), args.kl)
     x = make_inputs(args)
-    before = peak_mib()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at the current size
+    before = resident_mib("VmRSS")
     run(args.only, x, args.kl)
-    return peak_mib() - before
+    return resident_mib("VmHWM") - before
 
 
 def memory_of(form: str) -> float:

@@ -1,0 +1,98 @@
+"""The command line: mistakes of the user end with one sentence and exit status 2, and overwrite nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from csrec_dist.cli import main
+
+HEADER = "user,item,rating,timestamp\n"
+
+
+def config_of(folder: Path, source: Path | str, *lines: str) -> str:
+    path = folder / "config.yaml"
+    dataset = f"{{source: '{source}', window: 8, min_interactions: 3, num_lanes: 4}}"
+    text = [
+        "name: r",
+        f"output: {folder / 'runs'}",
+        f"dataset: {dataset}",
+        "model: {name: gru4rec, width: 8, hidden: 8}",
+    ]
+    path.write_text("\n".join([*text, "training: {max_epochs: 1}", "teachers: {num: 2}", *lines]) + "\n")
+    return str(path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("csrec-dist: ")
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_wrong_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_of(tmp_path, "x.csv")
+    assert "did you mean beta?" in refused(capsys, "run", "--config", path, "--set", "training.betta=1")
+    assert "does not exist" in refused(capsys, "run", "--config", str(tmp_path / "none.yaml"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (HEADER, (), "empty|no interaction|no rows"),
+        ("", (), "empty"),
+        (HEADER + "a,b,1,2\nc,d,1,3\n", (), "min_interactions"),
+        (HEADER + "a,b,1,2\n" * 9, ("dataset.columns.item=itm",), "itm"),
+    ],
+)
+def test_logs_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, options: tuple[str, ...], words: str
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(content)
+    overrides = [part for option in options for part in ("--set", option)]
+    error = refused(capsys, "run", "--config", config_of(tmp_path, log), *overrides)
+    assert any(word in error for word in words.split("|")), error
+    assert list((tmp_path / "runs").rglob("*.parquet")) == []
+
+
+def test_a_missing_log_and_an_unfetched_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.csv" in refused(capsys, "run", "--config", config_of(tmp_path, tmp_path / "none.csv"))
+
+
+def test_a_run_folder_of_another_dataset_is_left_alone(
+    tmp_path: Path, small_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config_of(tmp_path, small_log)
+    assert main(["run", "--config", path]) == 0
+    shown = capsys.readouterr().out
+    assert "Recall@10" in shown
+    run = tmp_path / "runs/r"
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(small_log.read_text().splitlines()[:-5]) + "\n")
+    error = refused(capsys, "run", "--config", config_of(tmp_path, other))
+    assert "source.sha256" in error
+    assert "--restart prepare" in error
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert main(["labels", "verify", str(run)]) == 0
+    assert main(["labels", "info", str(run), "--items", "29351"]) == 0
+    assert main(["run", "--config", config_of(tmp_path, other), "--restart", "prepare"]) == 0
+
+
+def test_a_stage_out_of_turn_says_what_comes_first(
+    tmp_path: Path, small_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config_of(tmp_path, small_log)
+    assert "csrec-dist prepare" in refused(capsys, "teach", "--config", path)
+    assert main(["prepare", "--config", path]) == 0
+    assert "csrec-dist teach" in refused(capsys, "label", "--config", path)
+    assert "has no stage" in refused(capsys, "label", "--config", path, "--set", "method=base")
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "accelerate launch --multi_gpu" in capsys.readouterr().out

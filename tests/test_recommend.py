@@ -1,0 +1,167 @@
+"""Top-n lists against every history scored by hand, from raw ids to raw ids."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from run_folders import make_run
+
+from csrec_dist import models
+from csrec_dist.errors import UserError
+from csrec_dist.recommend import recommend
+
+Lists = dict[str, tuple[list[str], list[float]]]
+
+
+@pytest.fixture(scope="module", params=["leave_one_out", "temporal"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("recommend"), dataset={"split": request.param})
+
+
+def raw_ids(run: Path, name: str) -> dict[int, str]:
+    frame = pl.read_parquet(run / "dataset" / f"{name}s.parquet")
+    return dict(zip(frame[name], frame["raw"], strict=True))
+
+
+def latest_windows(run: Path) -> dict[str, list[int]]:
+    """Item numbers of each user's latest row by the user's raw id: test before valid before train."""
+    users, windows = raw_ids(run, "user"), {}
+    for split in ("train", "valid", "test"):
+        frame = pl.read_parquet(run / "dataset" / f"{split}-*.parquet").sort("row")
+        windows |= {users[user]: items for user, items in frame.select("user", "items").iter_rows()}
+    return windows
+
+
+def ranked(run: Path, history: list[int], exclude_seen: bool) -> list[tuple[str, float]]:
+    """All items with their scores, best first."""
+    model = models.load(run / "student").eval()
+    scores = model.score([history])[0, 1:].tolist()
+    items = raw_ids(run, "item")
+    seen = set(history) if exclude_seen else set()
+    found = [(items[number], score) for number, score in enumerate(scores, 1) if number not in seen]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def read(path: Path) -> Lists:
+    frame = pl.read_parquet(path)
+    assert frame.columns == ["user", "items", "scores"]
+    assert frame["user"].is_unique().all()
+    return {user: (items, scores) for user, items, scores in frame.iter_rows()}
+
+
+def assert_equal(found: Lists, wanted: dict[str, list[tuple[str, float]]]) -> None:
+    assert found.keys() == wanted.keys()
+    for user, (items, scores) in found.items():
+        assert items == [item for item, _ in wanted[user]]
+        assert scores == pytest.approx([score for _, score in wanted[user]], abs=1e-5)
+
+
+@pytest.mark.parametrize(("exclude_seen", "batch_size"), [(False, 7), (True, 1000)])
+def test_every_user_gets_the_best_items_of_the_latest_window(
+    run: Path, tmp_path: Path, exclude_seen: bool, batch_size: int
+) -> None:
+    path = recommend(run, 4, tmp_path / "lists.parquet", exclude_seen=exclude_seen, batch_size=batch_size)
+    wanted = {user: ranked(run, window, exclude_seen)[:4] for user, window in latest_windows(run).items()}
+    assert_equal(read(path), wanted)
+
+
+def test_the_fixture_has_users_without_a_test_row(run: Path) -> None:
+    tested = pl.read_parquet(run / "dataset" / "test-*.parquet")["user"].n_unique()
+    temporal = "temporal" in (run / "config.yaml").read_text().split("split:")[1].splitlines()[0]
+    assert (tested < len(latest_windows(run))) == temporal
+
+
+def test_lists_go_into_the_run_by_default_and_are_counted(run: Path) -> None:
+    said: list[str] = []
+    path = recommend(run, 2, say=said.append)
+    assert path == run / "recommendations.parquet"
+    assert said[0].startswith(f"{len(read(path))} lists of 2 items")
+
+
+def write_histories(path: Path, histories: dict) -> Path:
+    path.write_text("".join(json.dumps({"user": user, "items": items}) + "\n\n" for user, items in histories.items()))
+    return path
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 50])
+def test_histories_of_a_file_are_scored_by_raw_id(run: Path, tmp_path: Path, batch_size: int) -> None:
+    items = raw_ids(run, "item")
+    numbers = {"short": [3], "long": [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 1], "näme": [5, 5]}
+    raw = {user: [items[number] for number in history] for user, history in numbers.items()}
+    raw["short"] += ["not an item", 17]
+    raw["nobody"] = ["not an item"]
+    said: list[str] = []
+    path = recommend(
+        run,
+        3,
+        tmp_path / "lists.parquet",
+        write_histories(tmp_path / "histories.jsonl", raw),
+        exclude_seen=True,
+        batch_size=batch_size,
+        say=said.append,
+    )
+    assert_equal(read(path), {user: ranked(run, history, True)[:3] for user, history in numbers.items()})
+    assert "3 lists" in said[0]
+    assert "3 items of" in said[0]
+    assert "1 histories without a known item" in said[0]
+
+
+def test_fewer_unseen_items_give_a_shorter_list(run: Path, tmp_path: Path) -> None:
+    items = list(raw_ids(run, "item").values())
+    histories = write_histories(tmp_path / "histories.jsonl", {1: items[:-2], 2: items, 3: items[:1]})
+    found = read(recommend(run, 3, tmp_path / "lists.parquet", histories, exclude_seen=True))
+    assert set(found[1][0]) == set(items[-2:])
+    assert found[2] == ([], [])
+    assert len(found[3][0]) == 3
+
+
+@pytest.mark.parametrize(("users", "wanted"), [([7, 8], [7, 8]), ([7, "b"], ["7", "b"]), ([2**70], [str(2**70)])])
+def test_user_ids_keep_their_type_where_they_have_one(run: Path, tmp_path: Path, users: list, wanted: list) -> None:
+    item = raw_ids(run, "item")[1]
+    histories = write_histories(tmp_path / "histories.jsonl", {})
+    histories.write_text("\n".join(json.dumps({"user": user, "items": [item]}) for user in users))
+    assert list(read(recommend(run, 1, tmp_path / "lists.parquet", histories))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"user": 1, "items": ["nothing"]}', "Nothing to recommend: 1 items of .* are not in the dataset"),
+        ("", "Nothing to recommend"),
+        ('\n{"user": 1}', "line 2 is no history"),
+        ('{"user": true, "items": []}', "line 1 is no history"),
+        ('{"user": 1, "items": [1.5]}', "line 1 is no history"),
+        ('{"user": 1, "items": 3}', "line 1 is no history"),
+        ("[1, 2]", "line 1 is no history"),
+        ("user,items", "line 1 is not JSON"),
+        ("\udcff", "line 1 is not JSON"),
+    ],
+)
+def test_a_wrong_file_is_refused_and_nothing_is_written(run: Path, tmp_path: Path, text: str, message: str) -> None:
+    histories = tmp_path / "histories.jsonl"
+    histories.write_bytes(text.encode(errors="surrogateescape"))
+    output = tmp_path / "lists.parquet"
+    output.write_text("old")
+    with pytest.raises(UserError, match=message):
+        recommend(run, 3, output, histories)
+    assert output.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_impossible_requests_are_refused(run: Path, tmp_path: Path) -> None:
+    num_items = len(raw_ids(run, "item"))
+    for n in (0, num_items + 1):
+        with pytest.raises(UserError, match=f"ask for 1…{num_items}"):
+            recommend(run, n, tmp_path / "lists.parquet")
+    with pytest.raises(UserError, match="at least 1"):
+        recommend(run, 3, tmp_path / "lists.parquet", batch_size=0)
+    with pytest.raises(UserError, match="is not a file"):
+        recommend(run, 3, tmp_path / "lists.parquet", tmp_path / "absent")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_student_says_which_stage_is_missing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match="Stage distill .* is not done yet"):
+        recommend(tmp_path, 3)
