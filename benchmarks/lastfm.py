@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -30,23 +30,32 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="at least three")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on one thread")
     options = parser.parse_args()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        jobs = []
-        for config in options.configs:
-            bases = {
-                seed: pool.submit(train, options, config, f"base_{seed}", seed, ["method=base"])
-                for seed in options.seeds
-            }
-            for seed in options.seeds:
-                members = teachers_of(seed, options.seeds)
-                needed = [bases[member] for member in members]
-                jobs.append(pool.submit(distill, options, config, seed, members, needed))
-        for job in jobs:
-            job.result()
+    run_all(options)
     rows = [row for config in options.configs for row in table_rows(options, config)]
-    text = "\n".join(["| student | windows | method | Recall@10 | NDCG@10 | paper |", "|---|---|---|---|---|---|", *rows])
+    text = "\n".join(
+        ["| student | windows | method | Recall@10 | NDCG@10 | paper |", "|---|---|---|---|---|---|", *rows]
+    )
     (options.output / "table.md").write_text(text + "\n")
     print(text)
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """All trainings; a configuration's students come after the next one's Bases, so that nobody waits for members."""
+    with ThreadPoolExecutor(options.jobs) as pool:
+        bases: dict[tuple[str, int], Future] = {}
+        jobs, waiting = [], []
+        for config in options.configs:
+            for seed in options.seeds:
+                bases[config, seed] = pool.submit(train, options, config, f"base_{seed}", seed, ["method=base"])
+            jobs += [pool.submit(distill, options, *task) for task in waiting]
+            waiting = [
+                (config, seed, members, [bases[config, member] for member in members])
+                for seed in options.seeds
+                for members in [teachers_of(seed, options.seeds)]
+            ]
+        jobs += [pool.submit(distill, options, *task) for task in waiting]
+        for job in jobs:
+            job.result()
 
 
 def teachers_of(seed: int, seeds: list[int]) -> list[int]:
@@ -60,7 +69,14 @@ def train(options: argparse.Namespace, config: str, name: str, seed: int, settin
     folder = options.output / config
     folder.mkdir(parents=True, exist_ok=True)
     values = [f"name={name}", f"output={folder}", f"seed={seed}", f"dataset.source={options.source}", *settings]
-    command = [sys.executable, "-m", "csrec_dist", "run", "--config", ROOT / f"configs/experiments/lastfm_{config}.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "csrec_dist",
+        "run",
+        "--config",
+        ROOT / f"configs/experiments/lastfm_{config}.yaml",
+    ]
     for value in values:
         command += ["--set", value]
     with open(folder / f"{name}.log", "a") as log:

@@ -100,6 +100,11 @@ class Config(Section):
         return Path(self.output) / self.name
 
     @property
+    def dataset_folder(self) -> Path:
+        """The run's own dataset, or the shared one of `dataset.path`."""
+        return Path(self.dataset.path) if self.dataset.path else self.folder / "dataset"
+
+    @property
     def teacher_model(self) -> ModelConfig:
         """The members' model."""
         return self.teachers.model or self.model

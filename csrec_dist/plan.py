@@ -3,7 +3,6 @@
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -66,8 +65,7 @@ class _Planner:
 
     @cached_property
     def _dataset(self) -> Dataset | None:
-        path = self.config.dataset.path
-        folder = Path(path) if path else self.config.folder / "dataset"
+        folder = self.config.dataset_folder
         if not (folder / "dataset.json").exists():
             return None
         dataset = Dataset(folder)

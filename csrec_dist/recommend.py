@@ -67,7 +67,10 @@ def recommend(
             writer.write_table(_table(users, _top(model, items, n, exclude_seen), item_ids, writer.schema))
             num_lists += len(batch)
         if num_lists == 0:
-            raise UserError(f"Nothing to recommend: {source.skipped}.")
+            raise UserError(
+                f"Nothing to recommend: {source.skipped or 'there is no history'}. Items are named by the ids of the "
+                "raw log, as in the dataset's items.parquet."
+            )
     say(f"{num_lists:,} lists of {n} items" + (f"; {source.skipped}" if source.skipped else ""))
     return output
 

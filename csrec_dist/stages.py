@@ -1,6 +1,6 @@
 """The work of each stage of a run, from files to files; every rank calls the same functions in the same order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -41,16 +41,10 @@ class Run:
         self.folder = config.folder
         self.book = StageBook(self.folder)
 
-    @property
-    def dataset_folder(self) -> Path:
-        """The run's own dataset, or the shared one of `dataset.path`."""
-        path = self.config.dataset.path
-        return Path(path) if path else self.folder / "dataset"
-
     @cached_property
     def dataset(self) -> Dataset:
         """The prepared dataset; UserError when it does not suit the config."""
-        dataset = Dataset(self.dataset_folder)
+        dataset = Dataset(self.config.dataset_folder)
         owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
         return dataset
 
@@ -147,7 +141,7 @@ def prepare_dataset(run: Run) -> dict[str, Any]:
     """From the raw log to the dataset folder, on rank 0."""
 
     def work() -> dict[str, Any]:
-        options, folder = run.config.dataset, run.dataset_folder
+        options, folder = run.config.dataset, run.config.dataset_folder
         if not options.path and not (folder / "dataset.json").exists():
             with run.log("prepare") as log:
                 prepare(options, folder, log.say)
@@ -215,11 +209,16 @@ def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot]
     stage = f"teach/{member.name}"
     with run.log(stage, group) as log:
         if len(slots) > 1:
-            log.say("; ".join(f"{members[s.member].name} on ranks {', '.join(map(str, s.ranks))}" for s in slots))
+            log.say("; ".join(f"{members[s.member].name} on {rank_names(s.ranks)}" for s in slots))
         train_model(
             run, stage, member.model, member.seed, one_hot, group, log, member_folder(run, member.name), slot.member
         )
     run.runtime.world.barrier()
+
+
+def rank_names(ranks: tuple[int, ...]) -> str:
+    """ "rank 0", or "ranks 1, 2"."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def train_model(
@@ -258,8 +257,7 @@ def train_model(
     if group.is_leader:
         model.save_pretrained(folder)
         settings = {"model": model.config.model_dump(mode="json"), "seed": seed}
-        best = trained.state.epochs[trained.state.best_epoch]
-        write_json(folder / "metrics.json", {**settings, "best": best, **asdict(trained.state)})
+        write_json(folder / "metrics.json", {**settings, **asdict(trained)})
         checkpoints.clear()
 
 
@@ -437,6 +435,3 @@ def hparams(config: Config) -> dict[str, Any]:
     for section in ("model", "training"):
         shown |= {f"{section}.{key}": value for key, value in config.dump()[section].items() if value is not None}
     return shown
-
-
-WorkFunction = Callable[[Run], dict[str, Any]]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,14 +21,6 @@ from csrec_dist.telemetry import StageLog, peak_memory_mib
 SELECTION_METRIC = "ndcg@10"
 
 Objective = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training ends with; the model holds the best weights."""
-
-    state: TrainState
-    peak_memory_mib: float
 
 
 class TrainStep(nn.Module):
@@ -69,7 +60,7 @@ class Trainer:
         self._state = TrainState()
         self._best = _copy(model)
 
-    def run(self, checkpoints: Checkpoints) -> Trained:
+    def run(self, checkpoints: Checkpoints) -> TrainState:
         """Train until patience or the limits end it, from the newest checkpoint if there is one."""
         restored = checkpoints.restore(self._model, self._optimizer)
         if restored:
@@ -81,7 +72,7 @@ class Trainer:
             if self._group.is_leader:
                 checkpoints.save(self._state, _copy(self._model), self._best, self._optimizer)
         self._model.load_state_dict(self._best)
-        return Trained(self._state, peak_memory_mib())
+        return self._state
 
     def _order(self) -> EpochOrder:
         rows = self._dataset.splits["train"].lane_rows

@@ -128,7 +128,7 @@ def test_user_ids_keep_their_type_where_they_have_one(run: Path, tmp_path: Path,
     ("text", "message"),
     [
         ('{"user": 1, "items": ["nothing"]}', "Nothing to recommend: 1 items of .* are not in the dataset"),
-        ("", "Nothing to recommend"),
+        ("", "Nothing to recommend: there is no history"),
         ('\n{"user": 1}', "line 2 is no history"),
         ('{"user": true, "items": []}', "line 1 is no history"),
         ('{"user": 1, "items": [1.5]}', "line 1 is no history"),
@@ -163,5 +163,5 @@ def test_impossible_requests_are_refused(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_without_a_student_says_which_stage_is_missing(run: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    with pytest.raises(UserError, match="Stage distill .* is not done yet"):
+    with pytest.raises(UserError, match=r"Stage distill .* is not done yet"):
         recommend(tmp_path, 3)

@@ -22,7 +22,7 @@ def try_all_reduce(world_size: int = 2, timeout_seconds: float = 30) -> str | No
     """Start `world_size` processes on this machine that sum their ranks over gloo; what went wrong, or None."""
     environ = {name: value for name, value in os.environ.items() if not _is_of_a_launcher(name)}
     environ |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [sys.executable, "-c", f"from {__name__} import sum_ranks; sum_ranks({timeout_seconds})"]
+    command = [sys.executable, "-P", __file__, str(timeout_seconds)]
     ranks = [
         subprocess.Popen(command, env=environ | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(world_size)
@@ -42,14 +42,14 @@ def try_all_reduce(world_size: int = 2, timeout_seconds: float = 30) -> str | No
     return None
 
 
-def sum_ranks(timeout_seconds: float) -> None:
-    """One rank of `try_all_reduce`: its status is 0 when the sum of all ranks came out right."""
+def sum_ranks(timeout_seconds: float) -> int:
+    """One rank of `try_all_reduce`: 0 when the sum of all ranks came out right, else 1."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
     total = torch.tensor([float(dist.get_rank())])
     dist.all_reduce(total)
     size = dist.get_world_size()
     dist.destroy_process_group()
-    sys.exit(int(total.item() != size * (size - 1) / 2))
+    return int(total.item() != size * (size - 1) / 2)
 
 
 def _is_of_a_launcher(name: str) -> bool:
@@ -60,3 +60,7 @@ def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(sum_ranks(float(sys.argv[1])))

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Bytes of one tile: about half of a core's second-level cache, or enough to fill a GPU."""
+TILE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Bytes of one tile. On a CPU the second-level caches together; less is hardly faster, and each step over a tile
+ends in a barrier of the threads, which costs much on a machine that others use too. On a GPU enough to fill it."""
 KEPT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 """Bytes of a row block's kept tiles. Above it the tiles are computed again for the gradients."""
-KEPT_ROWS = {"cpu": 128, "cuda": 2048}
+KEPT_ROWS = {"cpu": 256, "cuda": 2048}
 """Examples in a row block whose tiles are kept."""
 RECOMPUTED_ROWS = {"cpu": 512, "cuda": 4096}
 """Examples in a row block whose tiles are not kept: more, as each block reads and writes the item gradients."""

@@ -1,0 +1,128 @@
+"""The plan says beforehand what the run's parts then do: layout, steps, bytes."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from run_folders import make_config, make_run, model_names, stage_names
+
+from csrec_dist import models
+from csrec_dist.config import Config, load_config
+from csrec_dist.errors import UserError
+from csrec_dist.labels import info
+from csrec_dist.plan import mebibytes, plan, print_plan
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("plan"), training={"batch_size": 5, "max_epochs": 4})
+
+
+def values(config: Config, world_size: int = 1) -> dict[str, list[str]]:
+    """The plan's values by section and name."""
+    found: dict[str, list[str]] = {}
+    for row in plan(config, world_size):
+        found.setdefault(f"{row.section}: {row.what}", []).append(row.value)
+    return found
+
+
+def config_of(run: Path, *overrides: str) -> Config:
+    return load_config(run / "config.yaml", overrides)
+
+
+def test_stages_are_to_do_before_and_done_after(run: Path, tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    before, after = values(config), values(config_of(run))
+    for stage in stage_names(config):
+        assert before[f"run: {stage}"] == ["to do"]
+        assert after[f"run: {stage}"] == ["done"]
+    assert not config.folder.exists(), "planning writes nothing"
+
+
+def test_an_unprepared_dataset_is_named_by_its_source(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    found = values(config, 2)
+    assert found["dataset: not prepared yet"] == [f"source {config.dataset.source}"]
+    assert not any(name.startswith("bytes") for name in found)
+
+
+def test_changed_settings_are_named(run: Path) -> None:
+    found = values(config_of(run, "training.beta=0.75"))
+    assert found["run: changed since it began"] == ["training.beta: was 0.5, is 0.75"]
+    assert "run: changed since it began" not in values(config_of(run))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "teach", "label"),
+    [
+        (1, [["teacher-0 on rank 0"], ["teacher-1 on rank 0"]], ["rank 0: teacher-0, teacher-1"]),
+        (2, [["teacher-0 on rank 0; teacher-1 on rank 1"]], ["rank 0: teacher-0; rank 1: teacher-1"]),
+        (
+            3,
+            [["teacher-0 on rank 0; teacher-1 on ranks 1 to 2"]],
+            ["rank 0: teacher-0; rank 1: teacher-1", "rank 2: teacher-0, teacher-1"],
+        ),
+    ],
+)
+def test_members_are_laid_out_on_ranks(run: Path, world_size: int, teach: list[list[str]], label: list[str]) -> None:
+    found = values(config_of(run), world_size)
+    assert [found[f"ranks: teach, round {number}"] for number in range(1, len(teach) + 1)] == teach
+    assert found["ranks: label"] == label
+    assert found["ranks: student"] == [f"on all {world_size}"]
+
+
+def test_steps_follow_the_longest_lane(run: Path) -> None:
+    lane_rows = json.loads((run / "dataset" / "dataset.json").read_text())["splits"]["train"]["lane_rows"]
+    steps = next(n for n in range(10**6) if n * 5 >= max(lane_rows) * len(lane_rows))
+    found = values(config_of(run))
+    assert found["steps: steps of an epoch"] == [str(steps)]
+    assert found["steps: steps at most"] == [f"{4 * steps} for each model"]
+    assert values(config_of(run, "training.max_steps=3"))["steps: steps at most"] == ["3 for each model"]
+
+
+def test_bytes_are_those_of_the_trained_models_and_written_labels(run: Path) -> None:
+    found = values(config_of(run))
+    student = models.load(run / "student")
+    size = sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
+    assert found["bytes: student"][0].startswith(f"{mebibytes(size)} ({mebibytes(student.item_table.weight.nbytes)} ")
+    written = info(run / "labels")
+    numbers = 4 * (written["num_examples"] + written["num_items"]) * 2 * student.config.width
+    assert found["bytes: soft labels, factored (used)"] == [mebibytes(numbers)]
+    assert numbers < written["bytes"], "headers come on top"
+    assert found["bytes: soft labels, dense"] == [mebibytes(written["dense_bytes"])]
+
+
+def test_pretrained_members_count_with_their_own_sizes(run: Path, tmp_path: Path) -> None:
+    folders = [run / "teachers" / "teacher-0", run / "student", run / "base"]
+    config = config_of(run, f"teachers.pretrained={json.dumps([str(folder) for folder in folders])}", "model.width=64")
+    found = values(config)
+    assert found["ranks: teach"] == ["members are taken from folders"]
+    teacher = models.load(folders[2])
+    size = sum(parameter.nbytes for parameter in teacher.parameters())
+    assert found["bytes: teacher-2"][0].startswith(mebibytes(size))
+
+
+def test_method_base_has_no_teachers(tmp_path: Path) -> None:
+    run = make_run(tmp_path, method="base")
+    config = config_of(run)
+    assert model_names(config) == ["student"]
+    found = values(config)
+    assert not any("teach" in name or "label" in name for name in found)
+
+
+def test_impossible_numbers_of_processes_are_refused(run: Path) -> None:
+    with pytest.raises(UserError, match="4 processes share 3 lanes"):
+        plan(config_of(run), 4)
+    with pytest.raises(UserError, match="give at least 1"):
+        plan(config_of(run), 0)
+
+
+def test_the_table_shows_every_row(run: Path) -> None:
+    console = Console(width=160, file=io.StringIO())
+    print_plan(config_of(run), 2, console)
+    text = console.file.getvalue()
+    for row in plan(config_of(run), 2):
+        assert row.what in text
+        assert row.value.split(",")[0] in text
