@@ -106,6 +106,7 @@ class Trainer:
         )
         batches = Prefetcher(stream, self._attach_labels)
         curve = _Curve(self._group, self._options.log_steps, self._device)
+        note = f"epoch {order.epoch + 1}"
         self._model.train()
         for batch, fields in batches:
             torch.manual_seed(_step_seed(self._seed, self._state.total_steps, self._group.rank))
@@ -114,7 +115,8 @@ class Trainer:
             self._state.total_steps += 1
             if curve.is_full:
                 self._log.scalars(curve.reduce(), self._state.total_steps)
-            self._log.advance(note=curve.note)
+                note = f"epoch {order.epoch + 1}  {curve.note}  waited {batches.wait_seconds / curve.seconds:.0%}"
+            self._log.advance(note)
             if self._state.total_steps == self._options.max_steps:
                 break
         self._log.scalars(curve.reduce(), self._state.total_steps)
@@ -164,8 +166,14 @@ class _Curve:
         self._group, self._log_steps = group, log_steps
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._steps = 0
+        self._begin = time.perf_counter()
         self.total = torch.zeros(4, dtype=torch.float64)
         self.note = ""
+
+    @property
+    def seconds(self) -> float:
+        """Since the curve began."""
+        return time.perf_counter() - self._begin
 
     @property
     def is_full(self) -> bool:
@@ -182,7 +190,7 @@ class _Curve:
         if sums[0] == 0:
             return {}
         loss, cross_entropy, divergence = (sums[1:] / sums[0]).tolist()
-        self.note = f"loss {loss:.3f}"
+        self.note = f"loss {loss:.3f}  {self.total[0].item() / self.seconds:,.0f} examples/s"
         return {"train/loss": loss, "train/cross_entropy": cross_entropy, "train/divergence": divergence}
 
 

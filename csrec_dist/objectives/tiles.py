@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Bytes of one tile. On a CPU the second-level caches together; less is hardly faster, and each step over a tile
+TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Bytes of one tile. On a CPU: less is hardly faster once it outgrows the caches, and each step over a tile
 ends in a barrier of the threads, which costs much on a machine that others use too. On a GPU enough to fill it."""
 KEPT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 """Bytes of a row block's kept tiles. Above it the tiles are computed again for the gradients."""
