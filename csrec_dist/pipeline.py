@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from csrec_dist import stages
 from csrec_dist.config import Config
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_text
-from csrec_dist.stages import Run
+from csrec_dist.stages import distill, evaluate, label, prepare, teach
+from csrec_dist.stages.run import Run
 from csrec_dist.telemetry import measured
 
 
@@ -19,16 +19,16 @@ class Stage:
 
     name: str
     inputs: Callable[[Run], dict[str, Any]]
-    work: Callable[[Run], dict[str, Any]]
+    work: Callable[[Run, dict[str, Any]], dict[str, Any]]
     leavings: tuple[str, ...]
 
 
-PREPARE = Stage("prepare", stages.prepare_inputs, stages.prepare_dataset, ("dataset",))
-TEACH = Stage("teach", stages.teach_inputs, stages.teach, ("teachers",))
-LABEL = Stage("label", stages.label_inputs, stages.label, ("labels",))
-DISTILL = Stage("distill", stages.distill_inputs, stages.distill, ("student",))
-BASELINE = Stage("baseline", stages.baseline_inputs, stages.baseline, ("base",))
-EVALUATE = Stage("evaluate", stages.evaluate_inputs, stages.evaluate_all, ("metrics.json",))
+PREPARE = Stage("prepare", prepare.inputs, prepare.work, ("dataset",))
+TEACH = Stage("teach", teach.inputs, teach.work, ("teachers",))
+LABEL = Stage("label", label.inputs, label.work, ("labels",))
+DISTILL = Stage("distill", distill.inputs, distill.work, ("student",))
+BASELINE = Stage("baseline", distill.baseline_inputs, distill.baseline_work, ("base",))
+EVALUATE = Stage("evaluate", evaluate.inputs, evaluate.work, ("metrics.json",))
 
 ALL_STAGES = (PREPARE, TEACH, LABEL, DISTILL, BASELINE, EVALUATE)
 
@@ -86,6 +86,6 @@ def _execute(run: Run, stage: Stage) -> None:
             log.say("done already")
         return
     with measured() as usage:
-        outputs = stage.work(run)
+        outputs = stage.work(run, inputs)
     usages = runtime.world.gather_objects(asdict(usage))
     runtime.on_main(lambda: run.book.finish(stage.name, inputs, outputs, usages))

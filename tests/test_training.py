@@ -16,7 +16,8 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.pipeline import execute
-from csrec_dist.stages import one_hot
+from csrec_dist.stages import run as run_module
+from csrec_dist.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
 
 RUN = """
@@ -108,10 +109,8 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    from csrec_dist import stages
-
-    real = stages.evaluate
-    monkeypatch.setattr(stages, "evaluate", evaluate_twice)
+    real = run_module.evaluate
+    monkeypatch.setattr(run_module, "evaluate", evaluate_twice)
     with pytest.raises(KeyboardInterrupt):
         execute(config, runtime)
     monkeypatch.undo()

@@ -1,0 +1,81 @@
+"""Stages distill and baseline: the student on one-hot and soft labels, and on one-hot labels alone."""
+
+from typing import Any
+
+from torch import Tensor
+
+from csrec_dist.config import Config, TrainingOptions
+from csrec_dist.labels import LabelCache, SoftLabels
+from csrec_dist.models import ItemTable
+from csrec_dist.objectives import Loss, distillation_parts
+from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
+from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
+from csrec_dist.training import Objective
+
+
+def student_objective(options: TrainingOptions) -> Objective:
+    """The student's loss of Eq. 20."""
+
+    def objective(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
+        assert labels is not None
+        return distillation_parts(
+            states,
+            table.weight,
+            targets,
+            labels,
+            temperature=options.temperature,
+            beta=options.beta,
+            kl=options.kl,
+            item_bias=table.bias,
+        )
+
+    return objective
+
+
+def student_settings(config: Config) -> dict[str, Any]:
+    """The student's loss."""
+    return config.training.model_dump(mode="json", include={"temperature", "beta", "kl"})
+
+
+def baseline_inputs(run: Run) -> dict[str, Any]:
+    """Dataset, model, seed and loop settings of the student trained on one-hot labels."""
+    return {
+        "dataset": run.book.require("prepare").outputs["fingerprint"],
+        "model": run.config.model.model_dump(mode="json"),
+        "seed": run.config.seed,
+        "training": loop_settings(run.config),
+        "select": selection(run),
+    }
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """The baseline's inputs, and the labels and the loss where there are labels."""
+    inputs = baseline_inputs(run)
+    if run.config.method != "base":
+        inputs |= {"labels": run.book.require("label").outputs, "student": student_settings(run.config)}
+    return inputs
+
+
+def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Train the student: on the soft-label cache, or for method base on one-hot labels."""
+    if run.config.method == "base":
+        return train_student(run, inputs, "distill", "student", one_hot, None)
+    labels = LabelCache(run.folder / "labels", run.dataset)
+    return train_student(run, inputs, "distill", "student", student_objective(run.config.training), labels)
+
+
+def baseline_work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Train the student from the same seed on one-hot labels alone."""
+    return train_student(run, inputs, "baseline", "base", one_hot, None)
+
+
+def train_student(
+    run: Run, inputs: dict[str, Any], stage: str, name: str, objective: Objective, labels: LabelCache | None
+) -> dict[str, Any]:
+    """Train the student on all ranks into the run's folder `name`."""
+    folder = run.folder / name
+    if not run.runtime.on_main(lambda: is_fitted(folder)):
+        task = Fit(stage, run.config.model, run.config.seed, objective, folder, inputs, labels=labels)
+        with run.log(stage) as log:
+            fit(run, task, run.runtime.world, log)
+    return {"weights": run.runtime.on_main(lambda: weights_fingerprint(folder))}

@@ -1,0 +1,85 @@
+"""Training one model into a folder: what the stages teach, distill and baseline share."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csrec_dist import models
+from csrec_dist.checkpoints import Checkpoints
+from csrec_dist.distributed import Group
+from csrec_dist.files import fingerprint, write_json
+from csrec_dist.labels import LabelCache, SoftLabels
+from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
+from csrec_dist.objectives import Loss, cross_entropy
+from csrec_dist.stages.run import Run, evaluate_model
+from csrec_dist.telemetry import StageLog
+from csrec_dist.training import Objective, Trainer, TrainStep
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model to train: what it is, what it learns from, and where it goes.
+
+    `inputs` names all that decides the result; a checkpoint of other inputs is refused. `identity` tells models
+    apart that are trained side by side.
+    """
+
+    stage: str
+    model: ModelConfig
+    seed: int
+    objective: Objective
+    folder: Path
+    inputs: dict[str, Any]
+    identity: int = 0
+    labels: LabelCache | None = None
+
+
+def is_fitted(folder: Path) -> bool:
+    """Whether a training into `folder` has ended: metrics.json is written last."""
+    return (folder / "metrics.json").exists()
+
+
+def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
+    """Build, wrap, train and save one model on the ranks of a group, going on from its newest checkpoint."""
+    model = models.build(task.model, run.dataset.num_items, run.dataset.window - 1, task.seed).to(run.runtime.device)
+    step = run.runtime.wrap(TrainStep(model, task.objective), group)
+    check_identities(run.runtime.world, task.identity, model)
+    trainer = Trainer(
+        step,
+        model,
+        run.dataset,
+        group,
+        run.config.training,
+        task.seed,
+        lambda: evaluate_model(run, model, "valid", group),
+        log,
+        task.labels,
+    )
+    checkpoints = Checkpoints(run.folder / "checkpoints" / task.stage, fingerprint(task.inputs))
+    state = trainer.run(checkpoints)
+    if group.is_leader:
+        model.save_pretrained(task.folder)
+        settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed}
+        write_json(task.folder / "metrics.json", {**settings, **asdict(state)})
+        checkpoints.clear()
+
+
+def check_identities(world: Group, identity: int, model: SequentialModel) -> None:
+    """Assert that exactly the ranks of one model hold equal weights: a wrapper may have mixed them up."""
+    digest = float(sum(parameter.detach().double().abs().sum() for parameter in model.parameters()))
+    found = world.gather_objects([identity, digest])
+    digests: dict[int, set[float]] = {}
+    for owner, value in found:
+        digests.setdefault(owner, set()).add(value)
+    values = [next(iter(each)) for each in digests.values()]
+    assert all(len(each) == 1 for each in digests.values()), f"ranks of one model differ after wrapping: {found}"
+    assert len(set(values)) == len(values), f"different models hold the same weights after wrapping: {found}"
+
+
+def one_hot(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
+    """Cross-entropy with the next item: the objective of Base and of the members (ℓ_ce)."""
+    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
+    return Loss(total, count, total.detach(), torch.zeros_like(total))

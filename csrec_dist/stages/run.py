@@ -1,0 +1,93 @@
+"""One run: its configuration, folder and processes, and what several stages ask of it."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.config import Config, LoopOptions
+from csrec_dist.data.lanes import owned_lanes
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import Batch, lane_batches
+from csrec_dist.distributed import Group, Runtime
+from csrec_dist.errors import UserError
+from csrec_dist.evaluation import evaluate
+from csrec_dist.files import sha256_file
+from csrec_dist.models import SequentialModel
+from csrec_dist.stagebook import StageBook
+from csrec_dist.teachers import STRATEGIES, Strategy
+from csrec_dist.telemetry import StageLog
+
+EVALUATION_ROWS = 256
+
+
+class Run:
+    """One run: its configuration, its folder, its processes."""
+
+    def __init__(self, config: Config, runtime: Runtime) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.folder = config.folder
+        self.book = StageBook(self.folder)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The prepared dataset; UserError when it does not suit the config."""
+        dataset = Dataset(self.config.dataset_folder)
+        owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
+        return dataset
+
+    @property
+    def strategy(self) -> Strategy:
+        """The members of the run's teacher module."""
+        config = self.config
+        return STRATEGIES[config.method](config.teachers.num, config.teacher_model, config.seed)
+
+    @property
+    def member_names(self) -> list[str]:
+        """The members' folders under teachers/, in order."""
+        if self.config.method == "base":
+            return []
+        pretrained = self.config.teachers.pretrained
+        return [f"teacher-{k}" for k in range(len(pretrained))] or [member.name for member in self.strategy.members]
+
+    def member_folder(self, name: str) -> Path:
+        """Where a trained member is kept."""
+        return self.folder / "teachers" / name
+
+    def log(self, stage: str, group: Group | None = None) -> StageLog:
+        """The log of a stage; with a group, its leader writes the TensorBoard folder."""
+        leads = self.runtime.is_main if group is None else group.is_leader
+        return StageLog(stage, self.folder / "tensorboard" / stage if leads else None, show=self.runtime.is_main)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 digits that name a trained model's weights; UserError when there are none."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{folder} holds no trained model: {path.name} is missing.")
+    return sha256_file(path)[:16]
+
+
+def evaluate_model(run: Run, model: SequentialModel, split: str, group: Group) -> dict[str, float]:
+    """Metrics of a model on all rows of a split, each rank of the group reading its own lanes."""
+    lanes = owned_lanes(run.dataset.num_lanes, group.rank, group.size)
+    options = run.config.evaluation
+    batches: Iterable[Batch] = lane_batches(run.dataset, split, lanes, EVALUATION_ROWS)
+    return evaluate(
+        model,
+        (batch.to(run.runtime.device) for batch in batches),
+        top_n=sorted({*options.top_n, 10}),
+        exclude_seen=options.exclude_seen,
+        reduce=group.all_reduce_sum,
+    )
+
+
+def loop_settings(config: Config) -> dict[str, Any]:
+    """The part of `training` that decides a model trained on one-hot labels."""
+    return config.training.model_dump(mode="json", include=set(LoopOptions.model_fields) - {"log_steps"})
+
+
+def selection(run: Run) -> dict[str, Any]:
+    """What early stopping looks at."""
+    return {"exclude_seen": run.config.evaluation.exclude_seen}

@@ -1,0 +1,77 @@
+"""Stage teach: the members of the teacher module, several at once where there are ranks for it, or trained ones."""
+
+from pathlib import Path
+from typing import Any
+
+from csrec_dist import models
+from csrec_dist.distributed.mesh import TeachingSlot, teaching_rounds
+from csrec_dist.errors import UserError
+from csrec_dist.files import write_json
+from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
+from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
+from csrec_dist.teachers import Member
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """Dataset, members and loop settings."""
+    dataset = run.book.require("prepare").outputs["fingerprint"]
+    if run.config.teachers.pretrained:
+        found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
+        return {"dataset": dataset, "pretrained": found}
+    members = {m.name: {"seed": m.seed, "model": m.model.model_dump(mode="json")} for m in run.strategy.members}
+    return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "select": selection(run)}
+
+
+def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Train the members that are not trained yet, or take trained ones."""
+    if run.config.teachers.pretrained:
+        run.runtime.on_main(lambda: take_pretrained(run))
+    else:
+        members = run.strategy.members
+        todo = run.runtime.on_main(
+            lambda: [k for k, member in enumerate(members) if not is_fitted(run.member_folder(member.name))]
+        )
+        for slots in teaching_rounds(todo, run.runtime.world_size):
+            teach_round(run, members, slots, inputs)
+    names = run.member_names
+    return {"members": run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})}
+
+
+def take_pretrained(run: Run) -> None:
+    """Copy trained models into the run, checked against its catalog."""
+    for name, folder in zip(run.member_names, run.config.teachers.pretrained, strict=True):
+        model = models.load(folder)
+        if model.num_items != run.dataset.num_items or model.max_length < run.dataset.window - 1:
+            raise UserError(
+                f"The pretrained member {folder} knows {model.num_items} items and histories up to "
+                f"{model.max_length}; the dataset has {run.dataset.num_items} items and histories up to "
+                f"{run.dataset.window - 1}."
+            )
+        model.save_pretrained(run.member_folder(name))
+        write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder)})
+
+
+def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot], inputs: dict[str, Any]) -> None:
+    """Train one round of members side by side, each on its own ranks."""
+    group = run.runtime.join_group([slot.ranks for slot in slots])
+    slot = next(slot for slot in slots if run.runtime.rank in slot.ranks)
+    member = members[slot.member]
+    task = Fit(
+        stage=f"teach/{member.name}",
+        model=member.model,
+        seed=member.seed,
+        objective=one_hot,
+        folder=run.member_folder(member.name),
+        inputs=inputs | {"members": inputs["members"][member.name]},
+        identity=slot.member,
+    )
+    with run.log(task.stage, group) as log:
+        if len(slots) > 1:
+            log.say("; ".join(f"{members[s.member].name} on {rank_names(s.ranks)}" for s in slots))
+        fit(run, task, group, log)
+    run.runtime.world.barrier()
+
+
+def rank_names(ranks: tuple[int, ...]) -> str:
+    """ "rank 0", or "ranks 1, 2"."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
