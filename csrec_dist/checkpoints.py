@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json, save_tensors, write_json
+
+PARTS = ("best", "model", "optimizer")
 
 
 @dataclass
@@ -57,23 +60,29 @@ class Checkpoints:
     def restore(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[TrainState, dict[str, Tensor]] | None:
-        """Load the newest checkpoint into model and optimizer; its state and the best weights, or None.
+        """Load the newest whole checkpoint into model and optimizer; its state and the best weights, or None.
 
         Raises:
-            UserError: the checkpoint belongs to other inputs.
+            UserError: the checkpoint belongs to other inputs, or all checkpoints are damaged.
         """
         found = self._found()
-        if not found:
-            return None
-        saved = read_json(found[-1] / "state.json")
-        if saved.pop("fingerprint") != self._fingerprint:
-            raise UserError(
-                f"{found[-1]} is of a training with other settings or data. "
-                "Restart the stage with --restart, or give the run another name."
-            )
-        model.load_state_dict(load_file(found[-1] / "model.safetensors"))
-        _load_optimizer(optimizer, load_file(found[-1] / "optimizer.safetensors"))
-        return TrainState(**saved), load_file(found[-1] / "best.safetensors")
+        for folder in reversed(found):
+            saved = read_json(folder / "state.json")
+            if saved.pop("fingerprint", None) != self._fingerprint:
+                raise UserError(
+                    f"{folder} is of a training with other settings or data. "
+                    "Restart the stage with --restart, or give the run another name."
+                )
+            try:
+                best, weights, moments = (load_file(folder / f"{name}.safetensors") for name in PARTS)
+            except (SafetensorError, FileNotFoundError):
+                continue
+            model.load_state_dict(weights)
+            _load_optimizer(optimizer, moments)
+            return TrainState(**saved), best
+        if found:
+            raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
+        return None
 
     def clear(self) -> None:
         """Remove all checkpoints."""

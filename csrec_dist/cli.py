@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from csrec_dist import __version__
-from csrec_dist.errors import UserError
+from csrec_dist.errors import SharedUserError, UserError, shared_errors
 
 STAGES = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
 
@@ -33,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"csrec-dist: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not isinstance(error, SharedUserError):
+            print(f"csrec-dist: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
         return 2
 
 
@@ -90,12 +92,14 @@ def _add_config(parser: argparse.ArgumentParser, restart: bool = True) -> argpar
 def _run_stages(options: argparse.Namespace) -> int:
     from csrec_dist.config import load_config
 
-    config = load_config(options.config, options.set)
+    with shared_errors():
+        config = load_config(options.config, options.set)
     from csrec_dist.distributed import Runtime
     from csrec_dist.pipeline import execute
     from csrec_dist.report import print_results, write_report
 
-    runtime = Runtime.start(config.distributed.timeout_minutes)
+    with shared_errors():
+        runtime = Runtime.start(config.distributed.timeout_minutes)
     try:
         run = execute(config, runtime, options.stages, options.restart)
         if runtime.is_main and options.stages is None:
@@ -179,7 +183,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
     console, findings = Console(), examine()
     for finding in findings:
-        console.print(f"{'[green]ok  [/]' if finding.ok else '[red]look[/]'} [bold]{finding.name}[/]: {finding.text}")
+        mark = ("ok  ", "green") if finding.ok else ("look", "red")
+        console.print(Text.assemble(mark, " ", (finding.name, "bold"), f": {finding.text}"), soft_wrap=True)
     return 0 if all(finding.ok for finding in findings) else 1
 
 

@@ -1,31 +1,40 @@
 """The configuration of a run: read from YAML, overridden by --set, checked whole before any work."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint
 from csrec_dist.models import MODELS, ModelConfig, config_class
+from csrec_dist.objectives import DIVERGENCES
+from csrec_dist.teachers import STRATEGIES
 
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class TeacherOptions(Section):
     """`teachers`: the members to train, or trained ones to take."""
 
-    num: int = Field(2, ge=1, le=8, description="members m of the teacher module (Alg. 1)")
+    num: int = Field(2, ge=1, le=8, strict=True, description="members m of the teacher module (Alg. 1)")
     model: SerializeAsAny[ModelConfig] | None = Field(None, description="their model; null: the student's")
     pretrained: list[str] = Field([], description="folders of trained models to use as members instead of training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_pretrained(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("pretrained"), list) and values["pretrained"]:
+            return {"num": len(values["pretrained"])} | values
+        return values
 
 
 class LabelOptions(Section):
@@ -41,12 +50,14 @@ class LabelOptions(Section):
 class LoopOptions(Section):
     """How long and how fast to train; shared by teachers and students."""
 
-    batch_size: int = Field(256, ge=1, description="windows in a global batch, over all processes")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
-    max_epochs: int = Field(100, ge=1, description="passes over the training rows at most")
-    patience: int = Field(10, ge=1, description="epochs without a better validation NDCG@10 before stopping")
-    max_steps: int | None = Field(None, ge=1, description="steps at most, for trials; null: no limit")
-    log_steps: int = Field(50, ge=1, description="steps between two points of the loss curve")
+    batch_size: int = Field(256, ge=1, strict=True, description="windows in a global batch, over all processes")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's step size")
+    max_epochs: int = Field(100, ge=1, strict=True, description="passes over the training rows at most")
+    patience: int = Field(
+        10, ge=1, strict=True, description="epochs without a better validation NDCG@10 before stopping"
+    )
+    max_steps: int | None = Field(None, ge=1, strict=True, description="steps at most, for trials; null: no limit")
+    log_steps: int = Field(50, ge=1, strict=True, description="steps between two points of the loss curve")
 
 
 class TrainingOptions(LoopOptions):
@@ -54,20 +65,21 @@ class TrainingOptions(LoopOptions):
 
     temperature: float = Field(3.0, gt=0, description="T of Eq. 19, on the teacher only")
     beta: float = Field(0.5, ge=0, le=1, description="β of Eq. 20: share of the soft labels in the loss")
-    kl: Literal["reverse", "forward"] = Field("reverse", description="KL(P_f ‖ r) of Eq. 20, or KL(r ‖ P_f)")
+    kl: str = Field("reverse", description="reverse: KL(P_f ‖ r) of Eq. 20; forward: KL(r ‖ P_f)")
+
+    @field_validator("kl")
+    @classmethod
+    def _kl_is_known(cls, name: str) -> str:
+        return _one_of(name, DIVERGENCES)
 
 
 class EvaluationOptions(Section):
     """`evaluation`: full-catalog ranking."""
 
-    top_n: list[int] = Field([5, 10, 20], min_length=1, description="cut-offs n of Recall@n, NDCG@n and MRR@n")
+    top_n: list[Annotated[int, Field(ge=1, strict=True)]] = Field(
+        [5, 10, 20], min_length=1, description="cut-offs n of Recall@n, NDCG@n and MRR@n"
+    )
     exclude_seen: bool = Field(False, description="never rank the items of the history")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if min(self.top_n) < 1:
-            raise ValueError("top_n holds whole numbers from 1")
-        return self
 
 
 class DistributedOptions(Section):
@@ -75,24 +87,33 @@ class DistributedOptions(Section):
 
     engine: Literal["ddp"] = Field("ddp", description="how gradients are averaged over the ranks of a model")
     catalog_parallel: Literal[1] = Field(1, description="ranks that share one item table")
-    timeout_minutes: float = Field(120, gt=0, description="how long a rank waits for the others before it gives up")
+    timeout_minutes: float = Field(
+        1440, gt=0, le=1e6, description="how long a rank waits for others before it gives up"
+    )
 
 
 class Config(Section):
     """A whole run; `runs/<name>` is its folder."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.\-]+$", description="name of the run and of its folder")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the student; members have seeds of their own")
+    name: str = Field(min_length=1, pattern=r"^\w[\w.\-]*$", description="name of the run and of its folder")
+    seed: int = Field(
+        0, ge=0, lt=2**31, strict=True, description="seed of the student; members have seeds of their own"
+    )
     output: str = Field("runs", description="folder of all runs")
     dataset: DatasetOptions
     model: SerializeAsAny[ModelConfig] = Field(description="the student")
-    method: Literal["base", "model_level"] = Field("model_level", description="how soft labels are made; base: none")
+    method: str = Field("model_level", description="how soft labels are made; base: none")
     baseline: bool = Field(False, description="also train the student on one-hot labels alone, to compare")
     teachers: TeacherOptions = TeacherOptions()
     labels: LabelOptions = LabelOptions()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     distributed: DistributedOptions = DistributedOptions()
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, name: str) -> str:
+        return _one_of(name, ["base", *STRATEGIES])
 
     @property
     def folder(self) -> Path:
@@ -148,7 +169,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *sections, last = key.strip().split(".")
     place = raw
     for section in sections:
-        place = place.setdefault(section, {})
+        place[section] = {} if place.get(section) is None else place[section]
+        place = place[section]
         if not isinstance(place, dict):
             raise UserError(f"--set {override}: {section} holds a value, not a section.")
     try:
@@ -159,7 +181,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
     """Check plain values against the schema; UserError that lists every mistake with the nearest right name."""
-    values = dict(raw)
+    values = {key: value for key, value in raw.items() if value is not None}
     problems: list[str] = []
     if "model" in values:
         values["model"] = _parse_model(values["model"], "model", problems)
@@ -183,6 +205,11 @@ def _impossible(config: Config) -> list[str]:
     problems = []
     if config.teachers.pretrained and config.method == "base":
         problems.append("teachers.pretrained: method base has no teachers; choose another method or leave it out.")
+    found = len(config.teachers.pretrained)
+    if found not in (0, config.teachers.num):
+        problems.append(f"teachers.num: is {config.teachers.num}, but {found} pretrained members are given.")
+    if config.teachers.pretrained and config.teachers.model is not None:
+        problems.append("teachers.model: pretrained members bring their own model; leave it out.")
     if config.baseline and config.method == "base":
         problems.append("baseline: method base already is the baseline; leave it out.")
     if config.labels.form == "dense" and config.method == "base":
@@ -198,7 +225,7 @@ def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | A
     if not isinstance(value, dict) or "name" not in value:
         problems.append(f"{place}: needs a name, one of {', '.join(MODELS)}.")
         return stand_in
-    if value["name"] not in MODELS:
+    if not isinstance(value["name"], str) or value["name"] not in MODELS:
         problems.append(f"{place}.name: {value['name']!r} is no model{_nearest(str(value['name']), MODELS)}.")
         return stand_in
     schema = config_class(value["name"])
@@ -234,6 +261,12 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
             return []
         schema = inner
     return list(schema.model_fields)
+
+
+def _one_of(name: str, names: Iterable[str]) -> str:
+    if name not in names:
+        raise ValueError(f"choose one of {', '.join(names)}")
+    return name
 
 
 def _nearest(name: str, names: Any) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
 from csrec_dist.distributed import Runtime
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
 from csrec_dist.stages import distill, evaluate, label, prepare, teach
 from csrec_dist.stages.run import Run
@@ -15,22 +16,25 @@ from csrec_dist.telemetry import measured
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: what it depends on (JSON values), what it does, and what it leaves in the run's folder."""
+    """A stage: the stages it needs, what decides its result (JSON values), its work, and what it leaves in the run."""
 
     name: str
+    needs: tuple[str, ...]
     inputs: Callable[[Run], dict[str, Any]]
     work: Callable[[Run, dict[str, Any]], dict[str, Any]]
-    leavings: tuple[str, ...]
+    leaves: str
+
+    def path(self, run: Run) -> Path:
+        """What the stage leaves."""
+        return run.config.dataset_folder if self is PREPARE else run.folder / self.leaves
 
 
-PREPARE = Stage("prepare", prepare.inputs, prepare.work, ("dataset",))
-TEACH = Stage("teach", teach.inputs, teach.work, ("teachers",))
-LABEL = Stage("label", label.inputs, label.work, ("labels",))
-DISTILL = Stage("distill", distill.inputs, distill.work, ("student",))
-BASELINE = Stage("baseline", distill.baseline_inputs, distill.baseline_work, ("base",))
-EVALUATE = Stage("evaluate", evaluate.inputs, evaluate.work, ("metrics.json",))
-
-ALL_STAGES = (PREPARE, TEACH, LABEL, DISTILL, BASELINE, EVALUATE)
+PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, "dataset")
+TEACH = Stage("teach", ("prepare",), teach.inputs, teach.work, "teachers")
+LABEL = Stage("label", ("teach",), label.inputs, label.work, "labels")
+DISTILL = Stage("distill", ("prepare", "label"), distill.inputs, distill.work, "student")
+BASELINE = Stage("baseline", ("prepare",), distill.baseline_inputs, distill.baseline_work, "base")
+EVALUATE = Stage("evaluate", ("teach", "distill", "baseline"), evaluate.inputs, evaluate.work, "metrics.json")
 
 
 def stages_of(config: Config) -> list[Stage]:
@@ -42,46 +46,77 @@ def stages_of(config: Config) -> list[Stage]:
 def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None, restart: str | None = None) -> Run:
     """Do the stages called `names` (all of the method's when None), those that are done already excepted.
 
-    `restart` names a stage that is done again, with all that follow it. Every rank calls this.
+    `restart` names a stage that is done again, with all that depend on it. Every rank calls this.
 
     Raises:
         UserError: a stage was done with other inputs, an earlier stage is missing, or the method has no such stage.
     """
     run = Run(config, runtime)
     plan = stages_of(config)
-    chosen = [stage for stage in plan if names is None or stage.name in names]
-    if not chosen:
-        raise UserError(f"Method {config.method} has no stage {', '.join(names or [])}.")
+    with shared_errors():
+        chosen = choose(config, plan, names, restart)
     runtime.on_main(lambda: _open(run, plan, restart))
     for stage in chosen:
         _execute(run, stage)
     return run
 
 
+def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, restart: str | None) -> list[Stage]:
+    """The stages to do; UserError for a stage that the run does not have."""
+    chosen = [stage for stage in plan if names is None or stage.name in names]
+    if not chosen:
+        hint = " Set baseline: true." if names == ["baseline"] and config.method != "base" else ""
+        raise UserError(f"A run of method {config.method} has no stage {', '.join(names or [])}.{hint}")
+    if restart is not None and restart not in [stage.name for stage in chosen]:
+        raise UserError(f"--restart {restart}: this command does {', '.join(stage.name for stage in chosen)}.")
+    return chosen
+
+
 def _open(run: Run, plan: list[Stage], restart: str | None) -> None:
-    """Forget what is restarted, refuse a folder of other inputs, and write the config down."""
-    if restart is not None:
-        _forget_from(run, plan, restart)
+    """Refuse a folder of other inputs; then forget what is restarted and write the config down.
+
+    Nothing is removed before all that stays has been found to fit, and what is restarted can begin.
+    """
+    forgotten = dependents(plan, restart)
+    done = {stage.name for stage in plan if run.book.record(stage.name) and stage.name not in forgotten}
     for stage in plan:
-        if run.book.record(stage.name) is None:
-            break
-        run.book.is_done(stage.name, stage.inputs(run))
-    write_text(run.folder / "config.yaml", run.config.to_yaml())
+        needed = [name for name in stage.needs if name in {each.name for each in plan}]
+        missing = [name for name in needed if name not in done]
+        if stage.name in done and missing:
+            raise UserError(
+                f"Stage {stage.name} of {run.folder} is done, but {', '.join(missing)}, which it depends on, is not. "
+                f"Redo it with --restart {stage.name}, or give the run another name."
+            )
+        if stage.name in done:
+            run.book.check(stage.name, stage.inputs(run), stage.path(run))
+        elif stage.name == restart and not missing:
+            stage.inputs(run)
+    for name in reversed([stage.name for stage in plan if stage.name in forgotten]):
+        _forget(run, name, plan)
+    try:
+        write_text(run.folder / "config.yaml", run.config.to_yaml())
+    except OSError as error:
+        raise UserError(f"The run's folder {run.folder} cannot be written: {error.strerror}.") from None
 
 
-def _forget_from(run: Run, plan: list[Stage], restart: str) -> None:
-    names = [stage.name for stage in plan]
-    if restart not in names:
-        raise UserError(f"--restart {restart}: the stages of this run are {', '.join(names)}.")
-    for stage in plan[names.index(restart) :]:
-        leavings = [*stage.leavings, f"checkpoints/{stage.name}", f"tensorboard/{stage.name}"]
-        run.book.forget([stage.name], [run.folder / path for path in leavings])
+def dependents(plan: list[Stage], restart: str | None) -> set[str]:
+    """`restart` and all stages that depend on it."""
+    found = {restart} if restart else set()
+    for stage in plan:
+        if found.intersection(stage.needs):
+            found.add(stage.name)
+    return found
+
+
+def _forget(run: Run, name: str, plan: list[Stage]) -> None:
+    leaves = next(stage.leaves for stage in plan if stage.name == name)
+    run.book.forget(name, [run.folder / path for path in (leaves, f"checkpoints/{name}", f"tensorboard/{name}")])
 
 
 def _execute(run: Run, stage: Stage) -> None:
     runtime = run.runtime
     inputs = runtime.on_main(lambda: stage.inputs(run))
-    if runtime.on_main(lambda: run.book.is_done(stage.name, inputs)):
+    if runtime.on_main(lambda: run.book.check(stage.name, inputs, stage.path(run))):
         with run.log(stage.name) as log:
             log.say("done already")
         return

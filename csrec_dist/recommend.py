@@ -49,16 +49,19 @@ def recommend(
         say: receives one line about what was done and what was skipped.
 
     Raises:
-        UserError: the run has no student, a line is no history, no item is known, or n is not in 1…V.
+        UserError: the run has no student, a line is no history, no item is known, n is not in 1…V, or `output`
+            is a folder.
     """
     if batch_size < 1:
         raise UserError(f"A batch of {batch_size} histories was asked for; give at least 1.")
     run = RunFolder(run_folder)
+    output = output or run.folder / "recommendations.parquet"
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name the Parquet file to write, like {output / 'lists.parquet'}.")
     StageBook(run.folder).require("distill")
     dataset = Dataset(run.dataset_folder)
     model = _load_student(run.folder / "student", dataset)
     source = _FileHistories(histories, dataset) if histories else _DatasetHistories(dataset)
-    output = output or run.folder / "recommendations.parquet"
     item_ids = _raw_ids(dataset, "item")
     num_lists = 0
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, _schema(source, item_ids)) as writer:

@@ -13,8 +13,7 @@ from csrec_dist.labels import info
 from csrec_dist.labels.index import INDEX_NAME
 from csrec_dist.pipeline import stages_of
 from csrec_dist.stagebook import StageBook
-
-METHOD_TITLES = {"base": "Base", "model_level": "CSRec-M"}
+from csrec_dist.teachers import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ class RunFolder:
     def title(self, name: str) -> str:
         """A model's name for readers: the student is named after its method."""
         if name == "student":
-            return f"{METHOD_TITLES.get(self.config.method, self.config.method)} student"
+            method = self.config.method
+            return f"{'Base' if method == 'base' else STRATEGIES[method].title} student"
         return "Base" if name == "base" else name
 
     @cached_property

@@ -1,5 +1,6 @@
 """The book of a run's stages: which are done, with which inputs, and what they left."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class StageBook:
         if not self._path(stage).exists():
             return None
         saved = read_json(self._path(stage))
+        if not isinstance(saved, dict) or not saved.keys() >= {"inputs", "outputs", "usage"}:
+            raise UserError(f"{self._path(stage)} is damaged; remove it to do the stage again.")
         return Record(saved["inputs"], saved["outputs"], saved["usage"])
 
     def require(self, stage: str) -> Record:
@@ -57,11 +60,11 @@ class StageBook:
             )
         return record
 
-    def is_done(self, stage: str, inputs: dict[str, Any]) -> bool:
+    def check(self, stage: str, inputs: dict[str, Any], leavings: Path) -> bool:
         """Whether the stage is done with these inputs.
 
         Raises:
-            UserError: it is done with other inputs; the message names what differs.
+            UserError: it is done with other inputs (the message names what differs), or what it left is gone.
         """
         record = self.record(stage)
         if record is None:
@@ -72,11 +75,13 @@ class StageBook:
             for key in sorted(record.inputs.keys() | now.keys())
             if record.inputs.get(key) != now.get(key)
         ]
+        redo = f"Redo it and what depends on it with --restart {stage}, or give the run another name."
         if differences:
             raise UserError(
-                f"Stage {stage} of {self.folder} was done with other inputs: {'; '.join(differences)}. "
-                f"Redo it and what follows with --restart {stage}, or give the run another name."
+                f"Stage {stage} of {self.folder} was done with other inputs: {'; '.join(differences)}. {redo}"
             )
+        if not leavings.exists():
+            raise UserError(f"Stage {stage} of {self.folder} is done, but {leavings} is gone. {redo}")
         return True
 
     def finish(
@@ -87,12 +92,13 @@ class StageBook:
         record = {"stage": stage, "fingerprint": fingerprint(flat), "inputs": flat, "outputs": outputs, "usage": usage}
         write_json(self._path(stage), record)
 
-    def forget(self, stages: Sequence[str], leavings: Sequence[Path]) -> None:
-        """Forget that `stages` are done and remove what they left."""
-        for stage in stages:
-            self._path(stage).unlink(missing_ok=True)
+    def forget(self, stage: str, leavings: Sequence[Path]) -> None:
+        """Forget that a stage is done and remove what it left. A folder is out of the way at once, or still whole."""
+        self._path(stage).unlink(missing_ok=True)
         for path in leavings:
             if path.is_dir():
-                shutil.rmtree(path)
+                doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
+                os.replace(path, doomed)
+                shutil.rmtree(doomed)
             else:
                 path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 MIB = 2**20
@@ -65,7 +67,7 @@ class StageLog:
     def __init__(self, stage: str, folder: Path | None, show: bool) -> None:
         self.stage = stage
         self._console = Console(quiet=not show)
-        self._writer = SummaryWriter(str(folder)) if folder else None
+        self._folder = folder
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -85,8 +87,13 @@ class StageLog:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        if self._writer:
+        if "_writer" in self.__dict__ and self._writer:
             self._writer.close()
+
+    @cached_property
+    def _writer(self) -> SummaryWriter | None:
+        """Made by the first value, so that a stage without values leaves no file."""
+        return SummaryWriter(str(self._folder)) if self._folder else None
 
     def expect(self, total: int, completed: int = 0) -> None:
         """Say how many steps the stage has, and how many of them are done."""
@@ -102,7 +109,7 @@ class StageLog:
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
-        self._bar.console.print(f"[bold]{self.stage}[/] {text}", highlight=False, soft_wrap=True)
+        self._bar.console.print(Text.assemble((self.stage, "bold"), " ", text), soft_wrap=True)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars at `step`."""

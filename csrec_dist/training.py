@@ -13,6 +13,7 @@ from csrec_dist.data.lanes import EpochOrder
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
 from csrec_dist.distributed import Group
+from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache
 from csrec_dist.models import ItemTable, SequentialModel
 from csrec_dist.objectives import Loss, SoftLabels
@@ -141,6 +142,10 @@ class Trainer:
         state = self._state
         epoch = state.epoch - 1
         count = losses[0].item()
+        if not torch.isfinite(losses).all():
+            raise UserError(
+                f"{self._log.stage}: the loss is not finite in epoch {epoch + 1}; lower training.learning_rate."
+            )
         averages = dict(zip(("loss", "cross_entropy", "divergence"), (losses[1:] / count).tolist(), strict=True))
         if metrics[SELECTION_METRIC] > state.best:
             state.best, state.best_epoch, self._best = metrics[SELECTION_METRIC], epoch, _copy(self._model)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from csrec_dist import cli
 from csrec_dist.cli import main
+from csrec_dist.errors import SharedUserError, UserError
 
 HEADER = "user,item,rating,timestamp\n"
 
@@ -96,3 +98,24 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     assert "accelerate launch --multi_gpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "said"),
+    [
+        ("0", UserError("no"), "csrec-dist: no\n"),
+        ("1", UserError("no"), "csrec-dist: rank 1: no\n"),
+        ("0", SharedUserError("no"), "csrec-dist: no\n"),
+        ("1", SharedUserError("no"), ""),
+    ],
+)
+def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, error: UserError, said: str
+) -> None:
+    def fail(options: object) -> int:
+        raise error
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(cli, "_run_stages", fail)
+    assert main(["run", "--config", "x"]) == 2
+    assert capsys.readouterr().err == said

@@ -46,11 +46,41 @@ def test_all_mistakes_are_listed_with_the_nearest_names() -> None:
     assert text.startswith("The configuration has 10 mistakes")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {"name": ["sasrec"]}),
+        ("training", {"temperature": float("inf")}),
+        ("training", {"batch_size": True}),
+        ("training", {"batch_size": 3.0}),
+        ("training", {"kl": "sideways"}),
+        ("training", {"learning_rate": 1e30}),
+        ("seed", 3.0),
+        ("name", ".."),
+        ("method", "magic"),
+        ("model", {"name": "sasrec", "dropout": float("nan")}),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=key):
+        parse_config(GOOD | {key: value})
+
+
+def test_empty_sections_and_numbers_as_names_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: 5\ndataset: {source: ml-100k}\nmodel: {name: sasrec}\nteachers:\n")
+    config = load_config(path, ["teachers.num=3"])
+    assert (config.name, config.teachers.num) == ("5", 3)
+    assert load_config(path).teachers.num == 2
+
+
 def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(UserError, match="has no teachers"):
         parse_config(GOOD | {"method": "base", "teachers": {"pretrained": ["x"]}})
     with pytest.raises(UserError, match="already is the baseline"):
         parse_config(GOOD | {"method": "base", "baseline": True})
+    with pytest.raises(UserError, match="2 pretrained members are given"):
+        parse_config(GOOD | {"teachers": {"pretrained": ["x", "y"], "num": 3}})
     with pytest.raises(UserError, match="source"):
         parse_config(GOOD | {"dataset": {}})
 
@@ -66,8 +96,9 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         load_config(path, ["name.first=x"])
 
 
-def test_the_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
-    config = parse_config(GOOD | {"teachers": {"model": {"name": "gru4rec", "hidden": 7}}})
+@pytest.mark.parametrize("teachers", [{"model": {"name": "gru4rec", "hidden": 7}}, {"pretrained": ["x"]}])
+def test_the_resolved_config_reads_back_as_itself(tmp_path: Path, teachers: dict) -> None:
+    config = parse_config(GOOD | {"teachers": teachers})
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "c.yaml") == config
 

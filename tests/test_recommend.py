@@ -158,6 +158,8 @@ def test_impossible_requests_are_refused(run: Path, tmp_path: Path) -> None:
         recommend(run, 3, tmp_path / "lists.parquet", batch_size=0)
     with pytest.raises(UserError, match="is not a file"):
         recommend(run, 3, tmp_path / "lists.parquet", tmp_path / "absent")
+    with pytest.raises(UserError, match="is a folder"):
+        recommend(run, 3, tmp_path, tmp_path / "absent")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,11 +1,15 @@
 """Origins of a log: a wheel on PyPI opened as a plain archive, a site, or a local file or archive."""
 
+import errno
+import lzma
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +19,16 @@ from typing import IO
 from csrec_dist.files import atomic_path, sha256_file
 
 TIMEOUT_SECONDS = 600
+ARCHIVE_NAME = re.compile(r"\.(zip|whl|tgz|tar(\.\w+)?)$", re.IGNORECASE)
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # encrypted, or an unknown way of compression
+    OSError,  # gzip's and bz2's own, and a seek to nowhere; others have another errno
+)
 Say = Callable[[str], None]
 
 
@@ -101,12 +115,17 @@ def copy_log(source: Path, target: Path, members: tuple[str, ...]) -> Path:
     """Copy a log into the folder `target`, atomically: the file itself, or an archive's member.
 
     From a zip or tar archive the first of `members` that is there, by the end of its name, is taken;
-    FetchError if none is.
+    FetchError if none is, or the archive is damaged.
     """
-    with _open_log(source, members) as (name, file):
-        log = target / name
-        with atomic_path(log) as temporary, open(temporary, "wb") as copy:
-            shutil.copyfileobj(file, copy)
+    try:
+        with _open_log(source, members) as (name, file):
+            log = target / name
+            with atomic_path(log) as temporary, open(temporary, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise FetchError(f"the archive {source.name} cannot be read ({error or 'it is cut off'})") from None
     return log
 
 
@@ -132,6 +151,8 @@ def _open_log(source: Path, members: tuple[str, ...]) -> Iterator[tuple[str, IO[
                 raise FetchError(f"{member} in it is not a file")
             with extracted as file:
                 yield Path(member).name, file
+    elif ARCHIVE_NAME.search(source.name):
+        raise FetchError(f"{source.name} is not the archive that its name says, or is damaged")
     else:
         with open(source, "rb") as file:
             yield source.name, file

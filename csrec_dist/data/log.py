@@ -74,7 +74,8 @@ def read_log(files: list[Path], format: str, columns: Columns) -> Log:
 def settle_times(times: pl.Series, path: Path) -> pl.Series:
     """Times as int64 or float64 (ISO dates: microseconds since 1970), Null type if there are none.
 
-    Raises UserError, with the first value, when text is neither a number nor an ISO date.
+    Raises UserError, with a value, when text is neither a number nor an ISO date, when it mixes the two, and
+    when integers are above 2⁶³ − 1.
     """
     if times.dtype.is_temporal():
         return times.to_physical().cast(pl.Int64)
@@ -82,33 +83,37 @@ def settle_times(times: pl.Series, path: Path) -> pl.Series:
         times = times.set(~times.is_finite(), None)
     if times.null_count() == len(times):
         return pl.Series(times.name, [None] * len(times), dtype=pl.Null)
-    if times.dtype.is_numeric():
-        return times.cast(pl.Float64 if times.dtype.is_float() or times.dtype.is_decimal() else pl.Int64)
-    texts = times.cast(pl.String)
+    if times.dtype.is_float() or times.dtype.is_decimal():
+        return times.cast(pl.Float64)
+    if times.dtype.is_integer():
+        return _whole_times(times, path)
     return _first_that_fits(
-        texts,
+        _texts(times, path),
         (_to_integer, _to_number, _to_microseconds),
-        f"{path}: the timestamp {{value!r}} is neither a number nor an ISO date; set "
-        "dataset.columns.timestamp to another column.",
+        path,
+        "the timestamp {!r} is neither a number nor an ISO date; set dataset.columns.timestamp to another column.",
+        "the timestamps mix numbers and ISO dates, such as {!r} and {!r}; make them one or the other.",
     )
 
 
 def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
-    """Ratings as float32, null where there is none. Raises UserError on text that is no number."""
-    if ratings.dtype != pl.String:
+    """Ratings as float32, null where there is none. Raises UserError on what is no number."""
+    if ratings.dtype.is_numeric() or ratings.dtype in (pl.Boolean, pl.Null):
         return ratings.cast(pl.Float32).fill_nan(None)
-    message = f"{path}: the rating {{value!r}} is not a number; set dataset.columns.rating to another column."
-    return _first_that_fits(ratings, (_to_number,), message).cast(pl.Float32)
+    message = "the rating {!r} is not a number; set dataset.columns.rating to another column."
+    return _first_that_fits(_texts(ratings, path), (_to_number,), path, message).cast(pl.Float32)
 
 
 def number(ids: pl.Series, path: Path) -> tuple[pl.Series, pl.Series]:
     """Distinct raw ids in order of first appearance, and each row's number (int32, from 0).
 
     Raw ids become int64 or uint64 if each of them is exactly such an integer ("007" is not), else text.
-    Raises UserError for ids that are lists or records.
+    Raises UserError for ids that are lists, records or bytes that are no text.
     """
     if ids.dtype.is_nested():
         raise UserError(f"{path}: the {ids.name} ids are {ids.dtype}, not integers or text.")
+    if ids.dtype == pl.Binary:
+        ids = _texts(ids, path)
     raw = ids.unique(maintain_order=True)
     numbers = pl.DataFrame({"raw": raw, "number": pl.int_range(len(raw), dtype=pl.Int32, eager=True)})
     joined = ids.to_frame("raw").join(numbers, on="raw", how="left", maintain_order="left")
@@ -128,7 +133,7 @@ def _collect(files: list[Path], format: str, columns: Columns) -> pl.DataFrame:
     try:
         scans = [READERS[format].scan(file, columns) for file in files]
         frame = pl.concat(scans, how="vertical_relaxed").collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{files[0]} could not be read by the reader '{format}': {reason}") from None
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
@@ -152,16 +157,47 @@ def _settle_ids(raw: pl.Series) -> pl.Series:
     return texts
 
 
+def _texts(values: pl.Series, path: Path) -> pl.Series:
+    try:
+        return values.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise UserError(
+            f"{path}: the column of the {values.name} is {values.dtype}, not numbers or text; set "
+            f"dataset.columns.{values.name} to another one."
+        ) from None
+
+
+def _whole_times(times: pl.Series, path: Path) -> pl.Series:
+    whole = times.cast(pl.Int64, strict=False)
+    beyond = times.filter(whole.is_null() & times.is_not_null())
+    if len(beyond):
+        raise UserError(
+            f"{path}: the timestamp {beyond[0]} is outside the 64-bit integers; set dataset.columns.timestamp to "
+            "another column."
+        )
+    return whole
+
+
 def _first_that_fits(
-    texts: pl.Series, parsers: tuple[Callable[[pl.Series], pl.Series], ...], message: str
+    texts: pl.Series, parsers: tuple[Callable[[pl.Series], pl.Series], ...], path: Path, message: str, mixed: str = ""
 ) -> pl.Series:
-    """The texts by the first parser that leaves none of them out; else UserError with one that is left."""
-    parsed = texts
+    """The texts by the first parser that leaves none of them out.
+
+    Raises UserError: `message` with a text that every parser leaves out, or where there is none, `mixed` with
+    one that the last parser leaves out and one that the parser before it does.
+    """
+    left_by_all = texts.is_not_null()
+    left: list[str] = []
     for parse in parsers:
         parsed = parse(texts)
-        if parsed.null_count() == texts.null_count():
+        left_out = parsed.is_null() & texts.is_not_null()
+        if not left_out.any():
             return parsed
-    raise UserError(message.format(value=texts.filter(parsed.is_null() & texts.is_not_null())[0]))
+        left_by_all &= left_out
+        left.append(texts.filter(left_out)[0])
+    if left_by_all.any():
+        raise UserError(f"{path}: {message.format(texts.filter(left_by_all)[0])}")
+    raise UserError(f"{path}: {mixed.format(left[-1], left[-2])}")
 
 
 def _to_integer(texts: pl.Series) -> pl.Series:
@@ -177,4 +213,7 @@ def _to_microseconds(texts: pl.Series) -> pl.Series:
     dates = texts.set(~texts.str.contains(ISO_DATE), None)
     if dates.null_count() == len(dates):
         return dates
-    return dates.str.to_datetime(strict=False, time_unit="us").dt.epoch("us")
+    try:
+        return dates.str.to_datetime(strict=False, time_unit="us").dt.epoch("us")
+    except pl.exceptions.ComputeError:  # of no form that is known
+        return dates.clear(len(dates))

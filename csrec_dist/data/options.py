@@ -12,7 +12,7 @@ from csrec_dist.data.wording import did_you_mean, listed
 class DatasetOptions(BaseModel):
     """How a raw log is turned into a prepared dataset (or which prepared dataset is taken)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str | None = Field(
         default=None, description="Raw log: a file, a folder with one log in it, or the name of a fetched data set."
@@ -25,7 +25,7 @@ class DatasetOptions(BaseModel):
         default=Columns(), description="Names of the log's columns; default: guessed from the usual names."
     )
     min_interactions: int = Field(
-        default=5, ge=1, description="Users and items with fewer interactions are dropped (k-core)."
+        default=5, ge=1, strict=True, description="Users and items with fewer interactions are dropped (k-core)."
     )
     k_core: Literal["iterated", "once"] = Field(
         default="iterated", description="Drop until nothing changes, or users and items by their raw counts only."
@@ -34,7 +34,7 @@ class DatasetOptions(BaseModel):
         default="keep",
         description="Same user and item several times: keep all, or only the first or last in time.",
     )
-    window: int = Field(default=20, ge=3, description="Longest window, in items, target included.")
+    window: int = Field(default=20, ge=3, strict=True, description="Longest window, in items, target included.")
     windows: Literal["disjoint", "paper", "last"] = Field(
         default="disjoint",
         description="Cut sequences from the end without overlap; as the paper did, with a head window that "
@@ -48,8 +48,10 @@ class DatasetOptions(BaseModel):
         default=(0.8, 0.1, 0.1),
         description="Shares of interactions before, between and after the two cuts of the temporal split.",
     )
-    num_lanes: int = Field(default=64, ge=1, description="Number of files each split is dealt to: the most ranks.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the dealing of rows to lanes.")
+    num_lanes: int = Field(
+        default=64, ge=1, strict=True, description="Number of files each split is dealt to: the most ranks."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the dealing of rows to lanes.")
 
     @field_validator("format")
     @classmethod

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 
 from csrec_dist.data.core import drop_duplicates, k_core, renumber
 from csrec_dist.data.lane_files import Flat, write_split
@@ -29,11 +31,13 @@ NOT_IN_FINGERPRINT = {"source", "path", "format"}
 def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Prepare the log `options.source` into `folder` and return the content of its dataset.json.
 
-    The folder appears whole or not at all. Raises UserError when it exists already, when the log is not
-    there, cannot be read or is empty, and when nothing is left to train on or to evaluate.
+    The folder appears whole or not at all; what killed preparations of it left behind is removed. Raises
+    UserError when it exists already, when the log is not there, cannot be read or is empty, and when nothing
+    is left to train on or to evaluate.
     """
     say = progress or (lambda line: None)
     _refuse_to_overwrite(folder)
+    _remove_leftovers(folder)
     files, format = _locate(options)
     log = read_log(files, format, options.columns)
     say(f"read {len(log.frame):,} interactions of {len(log.users):,} users and {len(log.items):,} items ({format})")
@@ -58,6 +62,16 @@ def _refuse_to_overwrite(folder: Path) -> None:
         raise UserError(f"{folder} already holds a prepared dataset: remove it or prepare into another folder.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: prepare into a new one.")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the hidden siblings that `_new_folder` made for `folder` in processes that are no more."""
+    if not folder.parent.is_dir():
+        return
+    for sibling in folder.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            shutil.rmtree(sibling, ignore_errors=True)
 
 
 def _say_dropped(log: Log, say: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """A prepared dataset on disk, opened for reading: what it holds, and its lanes as blocks of rows."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import read_json
+from csrec_dist.files import read_json, sha256_file
 
 FORMAT_VERSION = 1
 COLUMNS = ["row", "user", "items", "example_offset"]
@@ -55,37 +58,52 @@ class RowBlock:
         return len(self.rows)
 
 
+class _StoredSplit(BaseModel):
+    lane_rows: tuple[NonNegativeInt, ...]
+    lane_examples: tuple[NonNegativeInt, ...]
+
+
+class _StoredInfo(BaseModel):
+    """What a reader needs of dataset.json."""
+
+    num_items: PositiveInt
+    num_users: PositiveInt
+    num_lanes: PositiveInt
+    window: PositiveInt
+    fingerprint: str
+    statistics: dict[str, Any]
+    splits: dict[str, _StoredSplit]
+
+
 class Dataset:
     """A prepared dataset folder (dataset.json and one Parquet file per split and lane)."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Read dataset.json; UserError when the folder is not a prepared dataset of this version."""
+        """Read dataset.json; UserError when it is missing, damaged or of another version."""
         self.folder = Path(folder)
         if not (self.folder / "dataset.json").exists():
             raise UserError(f"{self.folder} is not a prepared dataset: it has no dataset.json. Run `prepare` first.")
         self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
-        if self.info.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{self.folder} has dataset format {self.info.get('format_version')}; this version reads "
-                f"{FORMAT_VERSION}. Prepare it again."
-            )
-        self.num_items: int = self.info["num_items"]
-        self.num_users: int = self.info["num_users"]
-        self.num_lanes: int = self.info["num_lanes"]
-        self.window: int = self.info["window"]
-        self.fingerprint: str = self.info["fingerprint"]
-        self.statistics: dict[str, Any] = self.info["statistics"]
-        self.splits = {
-            name: Split(name, tuple(split["lane_rows"]), tuple(split["lane_examples"]))
-            for name, split in self.info["splits"].items()
-        }
+        stored = _check(self.info, self.folder)
+        self.num_items, self.num_users = stored.num_items, stored.num_users
+        self.num_lanes, self.window = stored.num_lanes, stored.window
+        self.fingerprint, self.statistics = stored.fingerprint, stored.statistics
+        self.splits = {name: Split(name, split.lane_rows, split.lane_examples) for name, split in stored.splits.items()}
+
+    @cached_property
+    def id_map_fingerprint(self) -> str:
+        """16 hexadecimal digits that name the item ids: models of equal ones agree on what item 1, 2, … is."""
+        path = self.folder / "items.parquet"
+        if not path.exists():
+            raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
+        return sha256_file(path)[:16]
 
     def lane_file(self, split: str, lane: int) -> Path:
         """The Parquet file of one lane."""
         return self.folder / f"{split}-{lane:05d}-of-{self.num_lanes:05d}.parquet"
 
     def open_lane(self, split: str, lane: int) -> "Lane":
-        """Open one lane for reading by row group; UserError when its file is missing."""
+        """Open one lane for reading by row group; UserError when its file is missing or damaged."""
         path = self.lane_file(split, lane)
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
@@ -93,16 +111,19 @@ class Dataset:
 
 
 class Lane:
-    """One lane's Parquet file; memory holds one row group at a time."""
+    """One lane's Parquet file; memory holds one row group at a time. UserError where it is damaged."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+        self._path = path
+        with _readable(path):
+            self._file = pq.ParquetFile(path)
         metadata = self._file.metadata
         self.group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
 
     def read_group(self, group: int) -> RowBlock:
         """The rows of one row group, in file order."""
-        table = self._file.read_row_group(group, columns=COLUMNS).combine_chunks()
+        with _readable(self._path):
+            table = self._file.read_row_group(group, columns=COLUMNS).select(COLUMNS).combine_chunks()
         items = table["items"].combine_chunks() if table.num_rows else None
         if items is None:
             empty = np.zeros(0, np.int64)
@@ -120,3 +141,32 @@ class Lane:
         """All row groups in file order."""
         for group in range(len(self.group_rows)):
             yield self.read_group(group)
+
+
+def _check(info: Any, folder: Path) -> _StoredInfo:
+    """The content of dataset.json in its form; UserError when it is of another version or damaged."""
+    version = info.get("format_version") if isinstance(info, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} has dataset format {version}; this version reads {FORMAT_VERSION}. Prepare it again."
+        )
+    try:
+        return _StoredInfo.model_validate(info)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{folder / 'dataset.json'} is damaged: {place}: {first['msg']}. Prepare the dataset again."
+        ) from None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Arrow's complaints about a file, which it raises as several kinds of errors, as a UserError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}): if it is damaged, remove the dataset folder and prepare it again."
+        ) from None

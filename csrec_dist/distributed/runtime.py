@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist.distributed.groups import Group
-from csrec_dist.errors import UserError
+from csrec_dist.errors import SharedUserError, UserError
 
 LAUNCH_HINT = (
     "Use `accelerate launch --multi_gpu --num_processes N -m csrec_dist ...` (with and without GPUs) "
@@ -32,6 +32,9 @@ def check_launch(environ: Mapping[str, str]) -> None:
             "accelerate was asked for several processes but started one: its CPU launcher does not "
             f"start ranks. {LAUNCH_HINT}"
         )
+    precision = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+    if precision != "no":
+        raise UserError(f"The launcher asks for mixed precision {precision}; csrec_dist trains in fp32. Ask for `no`.")
     for engine in ("DEEPSPEED", "FSDP"):
         if environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise UserError(
@@ -43,23 +46,25 @@ def check_launch(environ: Mapping[str, str]) -> None:
 class Runtime:
     """This process among all processes of the run: its rank, device and groups. One process is world size 1."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, timeout: timedelta) -> None:
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         handle = dist.group.WORLD if self.world_size > 1 else None
         self.world = Group(tuple(range(self.world_size)), self.rank, handle)
+        self._timeout = timeout
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
 
     @classmethod
-    def start(cls, timeout_minutes: float = 120) -> Self:
+    def start(cls, timeout_minutes: float = 1440) -> Self:
         """Join the processes that the launcher started.
 
         Raises UserError when the launcher and what it started disagree (see `check_launch`).
         """
         check_launch(os.environ)
-        timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
-        runtime = cls(Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout]))
+        timeout = timedelta(minutes=timeout_minutes)
+        handlers = [InitProcessGroupKwargs(timeout=timeout)]
+        runtime = cls(Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers), timeout)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if runtime.world_size != expected:
             raise UserError(
@@ -79,7 +84,8 @@ class Runtime:
         """
         for ranks in parts:
             if ranks not in self._groups:
-                self._groups[ranks] = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+                alone = len(ranks) == 1
+                self._groups[ranks] = None if alone else dist.new_group(list(ranks), timeout=self._timeout)
         own = next(ranks for ranks in parts if self.rank in ranks)
         return Group(own, own.index(self.rank), self._groups[own])
 
@@ -104,7 +110,7 @@ class Runtime:
                 result["error"] = str(error)
         result = self.world.broadcast_object(result)
         if "error" in result:
-            raise UserError(result["error"])
+            raise SharedUserError(result["error"])
         return result["value"]
 
     def close(self) -> None:

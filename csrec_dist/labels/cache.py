@@ -1,19 +1,18 @@
 """The soft-label cache, read by example id: any batch order, any world size."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.labels.checking import foreign_to
-from csrec_dist.labels.index import read_index
-from csrec_dist.labels.shards import map_rows
+from csrec_dist.labels.checking import file_problem, foreign_to
+from csrec_dist.labels.index import ItemShard, LabelShard, read_index
+from csrec_dist.labels.shards import map_tensor
 from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, SoftLabels
 
 CPU = torch.device("cpu")
@@ -52,6 +51,15 @@ class LabelCache:
         """What is stored for each example: `states` [K] or `logits` [V]."""
         return "states" if self.index.form == "factored" else "logits"
 
+    def check_lanes(self, lanes: Iterable[int]) -> list[str]:
+        """What is wrong, by their checksums, with the shards of `lanes` and the item tables; one sentence each.
+
+        A rank calls this for the lanes it owns: a byte changed since labelling would otherwise be trained on.
+        """
+        files: list[LabelShard | ItemShard] = [*(self.index.shards[lane] for lane in lanes), *self.index.item_shards]
+        found = [file_problem(self.folder / entry.file, entry, self.index, deep=True) for entry in files]
+        return [problem for problem in found if problem]
+
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
         """The stored part of the examples, {"states": [N, K]} or {"logits": [N, V]}, on the CPU.
 
@@ -69,8 +77,7 @@ class LabelCache:
             )
         order = np.argsort(ids, kind="stable")
         shard_of = np.searchsorted(self._first_examples, ids[order], side="right") - 1
-        width = sum(self.index.widths) if self.field == "states" else self.index.num_items
-        values = np.empty((len(ids), width), np.float32)
+        values = np.empty((len(ids), self._width), np.float32)
         for shard in np.unique(shard_of).tolist():
             places = order[shard_of == shard]
             values[places] = self._map(shard)[ids[places] - self._first_examples[shard]]
@@ -91,16 +98,24 @@ class LabelCache:
 
     @cached_property
     def item_tables(self) -> tuple[Tensor, Tensor | None]:
-        """The members' item tables side by side [V, K] and their mean bias [V] or None, on the CPU."""
-        weight = torch.empty(self.index.num_items, sum(self.index.widths))
-        bias = torch.empty(self.index.num_items) if self.index.has_bias else None
+        """The members' item tables side by side [V, K] and their mean bias [V] or None, on the CPU.
+
+        Raises UserError when a file of them is damaged.
+        """
+        weight = np.empty((self.index.num_items, self._width), np.float32)
+        bias = np.empty(self.index.num_items, np.float32) if self.index.has_bias else None
         for shard in self.index.item_shards:
-            rows = slice(shard.first_item - 1, shard.first_item - 1 + shard.num_items)
-            with safe_open(self.folder / shard.file, "pt") as file:
-                weight[rows] = file.get_tensor("item_weight")
-                if bias is not None:
-                    bias[rows] = file.get_tensor("item_bias")
-        return weight, bias
+            path, num = self.folder / shard.file, shard.num_items
+            rows = slice(shard.first_item - 1, shard.first_item - 1 + num)
+            weight[rows] = map_tensor(path, "item_weight", (num, self._width))
+            if bias is not None:
+                bias[rows] = map_tensor(path, "item_bias", (num,))
+        return torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias)
+
+    @property
+    def _width(self) -> int:
+        """Numbers stored for each example."""
+        return sum(self.index.widths) if self.field == "states" else self.index.num_items
 
     @cached_property
     def _first_examples(self) -> np.ndarray:
@@ -108,7 +123,8 @@ class LabelCache:
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
-            self._maps[shard] = map_rows(self.folder / self.index.shards[shard].file, self.field)
+            entry = self.index.shards[shard]
+            self._maps[shard] = map_tensor(self.folder / entry.file, self.field, (entry.num_examples, self._width))
         return self._maps[shard]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
-from csrec_dist.labels.index import ItemShard, LabelIndex, LabelShard, label_bytes, read_index
+from csrec_dist.labels.index import ItemShard, LabelIndex, LabelShard, index_path, label_bytes, read_index
 from csrec_dist.labels.shards import read_header
 
 
@@ -15,13 +15,17 @@ def verify(folder: Path | str, dataset: Dataset | None = None, *, deep: bool = T
 
     Compares every file's existence, size and header with the index, with `deep` its checksum too, and
     with `dataset` what the labels were made for.
+
+    Raises:
+        UserError: the folder holds no cache.
     """
+    index_path(folder)
     try:
         index = read_index(folder)
     except UserError as error:
         return [str(error)]
     problems = [f"The labels are of another dataset: {phrase}." for phrase in foreign_to(index, dataset)]
-    found = [_file_problem(Path(folder) / entry.file, entry, index, deep) for entry in index.files]
+    found = [file_problem(Path(folder) / entry.file, entry, index, deep) for entry in index.files]
     return problems + [problem for problem in found if problem]
 
 
@@ -30,11 +34,16 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
 
     Bytes are those of the files, or by arithmetic those of the numbers in them when `num_items` is given; `ratio` is
     their share of the dense float32 form.
+
+    Raises:
+        UserError: the folder holds no cache, or `num_items` is less than 1.
     """
+    if num_items is not None and num_items < 1:
+        raise UserError(f"A catalog of {num_items} items was asked for; give at least 1.")
     index = read_index(folder)
-    sizes = (index.num_examples, num_items or index.num_items, index.widths)
+    sizes = (index.num_examples, index.num_items if num_items is None else num_items, index.widths)
     stored = sum(entry.bytes for entry in index.files)
-    total = label_bytes(index.form, *sizes, index.has_bias) if num_items else stored
+    total = label_bytes(index.form, *sizes, index.has_bias) if num_items is not None else stored
     dense = label_bytes("dense", *sizes)
     return {
         "form": index.form,
@@ -68,7 +77,8 @@ def foreign_to(index: LabelIndex, dataset: Dataset | None) -> list[str]:
     ]
 
 
-def _file_problem(path: Path, entry: LabelShard | ItemShard, index: LabelIndex, deep: bool) -> str | None:
+def file_problem(path: Path, entry: LabelShard | ItemShard, index: LabelIndex, deep: bool) -> str | None:
+    """What is wrong with one file of a cache, by its size and header, with `deep` its checksum too; None if nothing."""
     if not path.exists():
         return f"{path.name} is missing."
     if (size := path.stat().st_size) != entry.bytes:

@@ -97,11 +97,17 @@ class LabelIndex(LabelSource):
         write_json(Path(folder) / INDEX_NAME, self.model_dump())
 
 
-def read_index(folder: Path | str) -> LabelIndex:
-    """The index in `folder`; UserError when it is missing, of another version, or not a valid index."""
+def index_path(folder: Path | str) -> Path:
+    """The file of the index in `folder`; UserError when there is none."""
     path = Path(folder) / INDEX_NAME
     if not path.exists():
-        raise UserError(f"{folder} holds no finished soft labels: it has no {INDEX_NAME}. Run `label` first.")
+        raise UserError(f"{folder} holds no soft-label cache: it has no {INDEX_NAME}. Run `label` first.")
+    return path
+
+
+def read_index(folder: Path | str) -> LabelIndex:
+    """The index in `folder`; UserError when it is missing, of another version, or not a valid index."""
+    path = index_path(folder)
     value = read_json(path)
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:

@@ -74,7 +74,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def read_header(path: Path | str) -> Header:
-    """The header of a safetensors file; UserError when the file is not one."""
+    """The header of a safetensors file; UserError when it is not sound."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         text = file.read(size) if size <= MAX_HEADER_BYTES else b""
@@ -84,32 +84,50 @@ def read_header(path: Path | str) -> Header:
         tensors = None
     if not isinstance(tensors, dict):
         raise UserError(f"{path} is not a whole safetensors file.")
-    return Header(tensors.pop("__metadata__", {}), tensors, 8 + size)
+    metadata = tensors.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(map(_is_entry, tensors.values())):
+        raise UserError(f"{path} has a damaged header.")
+    return Header(metadata, tensors, 8 + size)
 
 
-def map_rows(path: Path | str, name: str) -> np.ndarray:
-    """The float32 tensor `name` [N, C] of a safetensors file as a read-only memory map.
+def map_tensor(path: Path | str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 tensor `name` of `shape` in a safetensors file as a read-only memory map.
 
     Raises UserError when the file is not whole or has no such tensor.
     """
     header = read_header(path)
     tensor = header.tensors.get(name, {})
-    if tensor.get("dtype") != "F32" or Path(path).stat().st_size != header.file_bytes:
+    begin, end = tensor.get("data_offsets", (0, 0))
+    fits = tensor.get("dtype") == "F32" and header.shapes()[name] == shape and end - begin == _num_bytes(shape)
+    if not fits or Path(path).stat().st_size != header.file_bytes:
         raise UserError(f"{path} is not a whole shard of {name}. Run `labels verify`, and label again.")
-    offset = header.start + tensor["data_offsets"][0]
-    return np.memmap(path, NUMBER, mode="r", offset=offset, shape=tuple(tensor["shape"]))
+    return np.memmap(path, NUMBER, mode="r", offset=header.start + begin, shape=shape)
+
+
+def _is_entry(tensor: Any) -> bool:
+    """Whether a header's value says where a tensor lies, and of which shape it is."""
+    if not isinstance(tensor, dict):
+        return False
+    shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(isinstance(number, int) and number >= 0 for number in shape + offsets)
 
 
 def _header_bytes(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for name, shape in shapes.items():
-        end = start + prod(shape) * NUMBER.itemsize
+        end = start + _num_bytes(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _num_bytes(shape: tuple[int, ...]) -> int:
+    return prod(shape) * NUMBER.itemsize
 
 
 def _number_bytes(tensor: Tensor) -> memoryview:

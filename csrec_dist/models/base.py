@@ -18,10 +18,10 @@ from csrec_dist.models.histories import pad_histories
 class ModelConfig(BaseModel):
     """The keys all models share; `name` is the model's file name in this folder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    width: int = Field(64, ge=1)
+    width: int = Field(64, ge=1, strict=True)
     dropout: float = Field(ge=0, lt=1)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from csrec_dist.objectives.divergences import DIVERGENCES
 from csrec_dist.objectives.losses import Loss, cross_entropy, distillation, distillation_parts
 from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, SoftLabels
 
@@ -14,6 +15,7 @@ OBJECTIVES: dict[str, Callable] = {
 """Every objective by name. Those named distillation_… take `labels`, `temperature` and `beta` as well."""
 
 __all__ = [
+    "DIVERGENCES",
     "OBJECTIVES",
     "DenseLabels",
     "FactoredLabels",

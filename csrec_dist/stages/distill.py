@@ -5,6 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from csrec_dist.config import Config, TrainingOptions
+from csrec_dist.data.lanes import owned_lanes
+from csrec_dist.errors import SharedUserError
 from csrec_dist.labels import LabelCache, SoftLabels
 from csrec_dist.models import ItemTable
 from csrec_dist.objectives import Loss, distillation_parts
@@ -61,7 +63,17 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     if run.config.method == "base":
         return train_student(run, inputs, "distill", "student", one_hot, None)
     labels = LabelCache(run.folder / "labels", run.dataset)
+    check_labels(run, labels)
     return train_student(run, inputs, "distill", "student", student_objective(run.config.training), labels)
+
+
+def check_labels(run: Run, labels: LabelCache) -> None:
+    """Hold the shards to their checksums, each rank those it will read; UserError on every rank if any differs."""
+    world = run.runtime.world
+    found = world.gather_objects(labels.check_lanes(owned_lanes(run.dataset.num_lanes, world.rank, world.size)))
+    problems = [problem for part in found for problem in part]
+    if problems:
+        raise SharedUserError(f"The soft labels are damaged: {'; '.join(problems)}. Label again with --restart label.")
 
 
 def baseline_work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +86,7 @@ def train_student(
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
     folder = run.folder / name
-    if not run.runtime.on_main(lambda: is_fitted(folder)):
+    if not run.runtime.on_main(lambda: is_fitted(folder, inputs)):
         task = Fit(stage, run.config.model, run.config.seed, objective, folder, inputs, labels=labels)
         with run.log(stage) as log:
             fit(run, task, run.runtime.world, log)

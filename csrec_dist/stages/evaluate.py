@@ -41,6 +41,8 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
             model = models.load(folder).to(run.runtime.device)
             found[name] = {split: evaluate_model(run, model, split, run.runtime.world) for split in ("valid", "test")}
             log.advance(note=name)
+            shown = ", ".join(f"{metric} {found[name]['test'][metric]:.4f}" for metric in ("recall@10", "ndcg@10"))
+            log.say(f"{name}: test {shown}")
         log.hparams(hparams(run.config), found["student"]["test"])
         log.scalars({f"test/{name}": value for name, value in found["student"]["test"].items()}, 0)
     if run.runtime.is_main:

@@ -10,7 +10,8 @@ from torch import Tensor
 from csrec_dist import models
 from csrec_dist.checkpoints import Checkpoints
 from csrec_dist.distributed import Group
-from csrec_dist.files import fingerprint, write_json
+from csrec_dist.errors import UserError
+from csrec_dist.files import fingerprint, read_json, write_json
 from csrec_dist.labels import LabelCache, SoftLabels
 from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.objectives import Loss, cross_entropy
@@ -37,9 +38,20 @@ class Fit:
     labels: LabelCache | None = None
 
 
-def is_fitted(folder: Path) -> bool:
-    """Whether a training into `folder` has ended: metrics.json is written last."""
-    return (folder / "metrics.json").exists()
+def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
+    """Whether a training from these inputs into `folder` has ended: metrics.json is written last.
+
+    Raises:
+        UserError: a training from other inputs has.
+    """
+    if not (folder / "metrics.json").exists():
+        return False
+    if read_json(folder / "metrics.json").get("inputs") != fingerprint(inputs):
+        raise UserError(
+            f"{folder} holds a model of other settings or data. Restart the stage with --restart, or give the run "
+            "another name."
+        )
+    return True
 
 
 def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
@@ -62,8 +74,9 @@ def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
     state = trainer.run(checkpoints)
     if group.is_leader:
         model.save_pretrained(task.folder)
+        origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
         settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed}
-        write_json(task.folder / "metrics.json", {**settings, **asdict(state)})
+        write_json(task.folder / "metrics.json", {**origin, **settings, **asdict(state)})
         checkpoints.clear()
 
 

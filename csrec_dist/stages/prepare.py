@@ -2,19 +2,44 @@
 
 from typing import Any
 
+from csrec_dist.data.log import log_files
+from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import identify, prepare
+from csrec_dist.data.sources import downloads_folder, resolve
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.stages.run import Run
 
 
 def inputs(run: Run) -> dict[str, Any]:
-    """Dataset options and the identity of the log."""
+    """Dataset options and the identity of the log, which is read again only if its files seem to have changed."""
     options = run.config.dataset
     if options.path:
         return {"dataset": {"path": Dataset(options.path).fingerprint}}
-    source = {key: value for key, value in identify(options).items() if key != "name"}
-    return {"dataset": options.model_dump(mode="json", exclude={"source", "path"}), "source": source}
+    settings = options.model_dump(mode="json", exclude={"source", "path"})
+    record = run.book.record("prepare")
+    if record is not None and is_unchanged(options, record.outputs.get("log", {})):
+        prefix = "source."
+        known = {key.removeprefix(prefix): value for key, value in record.inputs.items() if key.startswith(prefix)}
+        return {"dataset": settings, "source": known}
+    return {"dataset": settings, "source": {key: value for key, value in identify(options).items() if key != "name"}}
+
+
+def is_unchanged(options: DatasetOptions, log: dict[str, Any]) -> bool:
+    """Whether the log that was prepared is named again, and its files are as they were or gone since."""
+    if log.get("source") != options.source:
+        return False
+    try:
+        return stat_of(options) == log["files"]
+    except UserError:
+        return True
+
+
+def stat_of(options: DatasetOptions) -> list[list[Any]]:
+    """Path, size and time of change of the log's files; UserError when they are not there."""
+    assert options.source is not None
+    files = log_files(resolve(options.source, downloads_folder()))
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -22,12 +47,14 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
     def on_main() -> dict[str, Any]:
         options, folder = run.config.dataset, run.config.dataset_folder
-        if not options.path and not (folder / "dataset.json").exists():
+        if options.path:
+            return {"fingerprint": Dataset(folder).fingerprint}
+        if not (folder / "dataset.json").exists():
             with run.log("prepare") as log:
                 prepare(options, folder, log.say)
         found = Dataset(folder).fingerprint
-        if not options.path and found != inputs["source"]["fingerprint"]:
+        if found != inputs["source"]["fingerprint"]:
             raise UserError(f"{folder} was prepared from another log or with other options; use --restart prepare.")
-        return {"fingerprint": found}
+        return {"fingerprint": found, "log": {"source": options.source, "files": stat_of(options)}}
 
     return run.runtime.on_main(on_main)

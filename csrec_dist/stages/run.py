@@ -41,7 +41,7 @@ class Run:
     def strategy(self) -> Strategy:
         """The members of the run's teacher module."""
         config = self.config
-        return STRATEGIES[config.method](config.teachers.num, config.teacher_model, config.seed)
+        return STRATEGIES[config.method].make(config.teachers.num, config.teacher_model, config.seed)
 
     @property
     def member_names(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from csrec_dist import models
 from csrec_dist.distributed.mesh import TeachingSlot, teaching_rounds
 from csrec_dist.errors import UserError
-from csrec_dist.files import write_json
+from csrec_dist.files import read_json, write_json
 from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
 from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
 from csrec_dist.teachers import Member
@@ -29,7 +29,11 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     else:
         members = run.strategy.members
         todo = run.runtime.on_main(
-            lambda: [k for k, member in enumerate(members) if not is_fitted(run.member_folder(member.name))]
+            lambda: [
+                k
+                for k, member in enumerate(members)
+                if not is_fitted(run.member_folder(member.name), member_inputs(inputs, member))
+            ]
         )
         for slots in teaching_rounds(todo, run.runtime.world_size):
             teach_round(run, members, slots, inputs)
@@ -47,8 +51,22 @@ def take_pretrained(run: Run) -> None:
                 f"{model.max_length}; the dataset has {run.dataset.num_items} items and histories up to "
                 f"{run.dataset.window - 1}."
             )
+        id_map = trained_on(Path(folder))
+        if id_map not in (None, run.dataset.id_map_fingerprint):
+            raise UserError(f"The pretrained member {folder} was trained on other items than those of this dataset.")
         model.save_pretrained(run.member_folder(name))
-        write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder)})
+        write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
+
+
+def trained_on(folder: Path) -> str | None:
+    """The id map that a model was trained with, where its folder says so."""
+    path = folder / "metrics.json"
+    return read_json(path).get("id_map") if path.exists() else None
+
+
+def member_inputs(inputs: dict[str, Any], member: Member) -> dict[str, Any]:
+    """What decides one member."""
+    return inputs | {"members": inputs["members"][member.name]}
 
 
 def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot], inputs: dict[str, Any]) -> None:
@@ -62,7 +80,7 @@ def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot]
         seed=member.seed,
         objective=one_hot,
         folder=run.member_folder(member.name),
-        inputs=inputs | {"members": inputs["members"][member.name]},
+        inputs=member_inputs(inputs, member),
         identity=slot.member,
     )
     with run.log(task.stage, group) as log:

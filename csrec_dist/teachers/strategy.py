@@ -22,7 +22,12 @@ class Strategy:
     members: tuple[Member, ...]
 
 
-MakeStrategy = Callable[[int, ModelConfig, int], Strategy]
+@dataclass(frozen=True)
+class Method:
+    """A way to make soft labels: its title in tables, and the strategy it makes of (num members, model, seed)."""
+
+    title: str
+    make: Callable[[int, ModelConfig, int], Strategy]
 
 
 def member_seed(seed: int, member: int) -> int:

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -266,6 +269,17 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [log]
 
 
+def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    leftovers = [tmp_path / f".{name}.{pid}.tmp" for name in ("out", "out2") for pid in (process.pid, os.getppid())]
+    for folder in leftovers:
+        folder.mkdir()
+        (folder / "train.parquet").write_text("half")
+    prepare(DatasetOptions(source=str(small_log(tmp_path))), tmp_path / "out")
+    assert [folder.exists() for folder in leftovers] == [False, True, True, True]
+
+
 def test_rows_without_ids_are_dropped_and_said(tmp_path):
     log = small_log(tmp_path)
     log.write_text(log.read_text() + ",3,1,5\n0,,1,5\n0,3,1,\n")
@@ -287,6 +301,10 @@ def test_rows_without_ids_are_dropped_and_said(tmp_path):
         ("a,b\n1,x\n", {}, "no column that looks like the user; its columns are a, b"),
         ("user,item\n,\n,\n", {}, "none of its 2 rows has a user and an item"),
         ("user,item,time\n1,2,soon\n", {}, "timestamp 'soon' is neither a number nor an ISO date"),
+        ("user,item,time\n1,2,0\n1,3,1\n1,4,yesterday\n", {}, "timestamp 'yesterday' is neither"),
+        ("user,item,time\n1,2,2020-01-01\n1,3,1.5\n1,4,soon\n", {}, "timestamp 'soon' is neither"),
+        ("user,item,time\n1,2,7\n1,3,2020-01-01\n", {}, "mix numbers and ISO dates, such as '7' and '2020-01-01'"),
+        ("user,item,time\n1,2,2020-13-45\n", {}, "timestamp '2020-13-45' is neither"),
         ("user,item,rating\n1,2,good\n", {}, "rating 'good' is not a number"),
         ("user,item\n1,2,3,4\n", {}, "could not be read by the reader 'delimited'"),
         ("user,item\n1,1\n1,2\n1,3\n", {"min_interactions": 1, "split": "temporal"}, "has no timestamps"),
@@ -309,6 +327,11 @@ def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
         ({"source": "a", "window": 2}, "greater than or equal to 3"),
         ({"source": "a", "format": "parket"}, "did you mean 'parquet'"),
         ({"source": "a", "temporal_shares": (0.5, 0.5, 0.5)}, "add up to 1"),
+        ({"source": "a", "temporal_shares": (float("nan"),) * 3}, "finite number"),
+        ({"source": "a", "window": 20.0}, "window"),
+        ({"source": "a", "min_interactions": True}, "min_interactions"),
+        ({"source": "a", "num_lanes": 4.0}, "num_lanes"),
+        ({"source": "a", "seed": False}, "seed"),
         ({"source": "a", "windwo": 3}, "windwo"),
     ],
 )

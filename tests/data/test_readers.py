@@ -107,6 +107,31 @@ def test_parquet_of_any_types(tmp_path, users, items, times, expected):
     assert rows(read(path)) == expected
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("rating", pl.Series([[1], [2]]), "column of the rating is List"),
+        ("rating", pl.Series([b"\xff", b"1"]), "column of the rating is Binary"),
+        ("rating", pl.Series(["5", "good"], dtype=pl.Categorical), "rating 'good' is not a number"),
+        ("timestamp", pl.Series([[1], [2]]), "column of the timestamp is List"),
+        ("timestamp", pl.Series([1, 2**63], dtype=pl.UInt64), "timestamp 9223372036854775808 is outside"),
+        ("item", pl.Series([b"\xff", b"1"]), "column of the item is Binary"),
+    ],
+)
+def test_parquet_types_that_do_not_fit_are_named(tmp_path, column, values, message):
+    path = tmp_path / "log{}.parquet"
+    pl.DataFrame({"user": [1, 2], "item": [3, 4]}).with_columns(values.alias(column)).write_parquet(path)
+    with pytest.raises(UserError, match=rf"log{{}}\.parquet: the .*{message}"):
+        read(path)
+
+
+def test_categorical_ratings_and_unsigned_times_are_read(tmp_path):
+    path = tmp_path / "log.parquet"
+    ratings, times = pl.Series(["4.5", None], dtype=pl.Categorical), pl.Series([2**63 - 1, 0], dtype=pl.UInt64)
+    pl.DataFrame({"user": [1, 2], "item": [3, 4], "rating": ratings, "timestamp": times}).write_parquet(path)
+    assert rows(read(path)) == [(1, 3, 4.5, 2**63 - 1), (2, 4, None, 0)]
+
+
 def test_lists_are_no_ids(tmp_path):
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": [1], "item": [[1, 2]]}).write_parquet(path)
@@ -175,3 +200,41 @@ def test_broken_json_is_the_users_error(tmp_path):
     path.write_text('{"user": 1, "item": 2}\n{"user": 1, "it\n')
     with pytest.raises(UserError, match="could not be read by the reader 'json_lines'"):
         read(path)
+
+
+def damaged(data: bytes, kind: str) -> bytes:
+    """Gzipped bytes, cut or with a changed byte, early (where a peek meets it) or late."""
+    zipped, place = gzip.compress(data), 15 if kind.endswith("early") else -9
+    if kind.startswith("cut"):
+        return zipped[:place]
+    return zipped[:place] + bytes([zipped[place] ^ 255]) + zipped[place + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["cut early", "changed early", "cut late", "changed late"])
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.dat"])
+def test_damaged_gzip_is_the_users_error(tmp_path, name, kind):
+    lines = {
+        "x.csv": ["user,item"] + [f"{k * k},{k * 7919 % 997}" for k in range(20_000)],
+        "x.jsonl": [json.dumps({"user": k * k, "item": k}) for k in range(20_000)],
+        "x.dat": ["user::item"] + [f"{k * k}::{k}" for k in range(20_000)],
+    }[name]
+    path = tmp_path / (name + ".gz")
+    path.write_bytes(damaged("\n".join(lines).encode(), kind))
+    with pytest.raises(UserError, match=rf"{name}\.gz (is a damaged gzip file|could not be read)"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["user,item\r1,2\r3,4\r", "user,item\n".rjust(200_000, "x"), "a\tb\r1\t2\r"])
+def test_lines_that_cannot_be_cut_into_fields_are_the_users_error(tmp_path, text):
+    path = tmp_path / "log.csv"
+    path.write_text(text, newline="")
+    with pytest.raises(UserError, match=r"log\.csv: its line that begins with .* cannot be cut into fields"):
+        read(path)
+
+
+@pytest.mark.parametrize("line", ["A2SUAM1J3GNN3B", "A2SUAM1J3GNN3B,0000013714"])
+def test_a_short_line_of_amazon_ratings_is_named(tmp_path, line):
+    path = tmp_path / "ratings.csv"
+    path.write_text(AMAZON_2014 + line + "\n")
+    with pytest.raises(UserError, match=f"the line '{line}' has fewer than 4 fields"):
+        read_log([path], "amazon_ratings", Columns())

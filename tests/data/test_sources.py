@@ -102,6 +102,35 @@ def test_a_member_of_a_tar_archive_is_copied_under_its_last_name(tmp_path):
     assert (copied, copied.read_bytes()) == (tmp_path / "target" / "review.json", LOG)
 
 
+@pytest.mark.parametrize("place", [31, 40, -5, -30])
+def test_a_corrupt_zip_is_the_users_error(tmp_path, place):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("u.data", b"1\t2\t3\t4\n" * 50)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"--source .*x\.zip"):
+        fetch("ml-100k", tmp_path / "data", source=path)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file != path]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6])
+def test_a_cut_archive_is_the_users_error(tmp_path, kind, share):
+    log, path = tmp_path / "u.data", tmp_path / f"x.{kind}"
+    log.write_bytes(hashlib.shake_256(b"").digest(20_000))
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            zipped.write(log, "u.data")
+    else:
+        with tarfile.open(path, "w:" + kind.removeprefix("tar").removeprefix(".")) as tarred:
+            tarred.add(log, "u.data")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"--source .*x\."):
+        fetch("ml-100k", tmp_path / "data", source=path)
+
+
 def test_what_must_be_downloaded_by_hand_says_where(tmp_path):
     with pytest.raises(UserError, match=r"accepting its terms.*yelp\.com.*fetch yelp --source FILE"):
         fetch("yelp", tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import label_fixtures as fixtures
 import pytest
+import torch
 
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
@@ -36,6 +37,60 @@ def test_any_flipped_byte_is_found(cache_folder: Path, name: str, place: int) ->
     (problem,) = verify(cache_folder)
     assert name in problem
     assert "checksum" in problem
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("lane", "found"), [(2, True), (3, False)])
+def test_a_rank_finds_changed_bytes_of_its_own_lanes(cache_folder: Path, lane: int, found: bool) -> None:
+    flip(cache_folder / SHARD, -1)
+    problems = LabelCache(cache_folder).check_lanes([0, lane])
+    assert [SHARD in problem for problem in problems] == [True] * found
+
+
+def test_every_rank_finds_changed_and_missing_item_tables(cache_folder: Path) -> None:
+    cache, items = LabelCache(cache_folder), cache_folder / "items-00000-of-00001.safetensors"
+    assert cache.check_lanes(range(5)) == []
+    flip(items, -1)
+    (problem,) = cache.check_lanes([])
+    assert "checksum" in problem
+    items.unlink()
+    assert cache.check_lanes([]) == [f"{items.name} is missing."]
+
+
+@pytest.mark.parametrize("name", [SHARD, "items-00000-of-00001.safetensors"])
+def test_a_damaged_header_is_the_users_error_or_does_no_harm(cache_folder: Path, name: str) -> None:
+    path = cache_folder / name
+    ids = torch.arange(LabelCache(cache_folder).num_examples)
+    sound, expected, refusals = path.read_bytes(), LabelCache(cache_folder).read(ids), []
+    for place in range(8 + int.from_bytes(sound[:8], "little")):
+        flip(path, place)
+        try:
+            found = LabelCache(cache_folder).read(ids)
+            assert torch.equal(found.states, expected.states)
+            assert torch.equal(found.item_weight, expected.item_weight)
+            assert torch.equal(found.item_bias, expected.item_bias)
+        except UserError as error:
+            refusals.append(str(error))
+        path.write_bytes(sound)
+    assert len(refusals) > 80
+    assert all(name in refusal for refusal in refusals)
+
+
+def test_a_folder_without_a_cache_is_the_users_error(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="holds no soft-label cache"):
+            verify(folder)
+
+
+@pytest.mark.parametrize("num_items", [0, -3])
+def test_info_for_no_items_is_refused(cache_folder: Path, num_items: int) -> None:
+    with pytest.raises(UserError, match=f"catalog of {num_items} items.*at least 1"):
+        info(cache_folder, num_items)
 
 
 def test_truncated_and_missing_files_are_found_and_not_read(cache_folder: Path) -> None:

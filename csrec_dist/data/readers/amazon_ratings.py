@@ -16,12 +16,13 @@ from csrec_dist.errors import UserError
 
 ASIN = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
 NUM_LINES = 1000
+NUM_FIELDS = 4
 
 
 def matches(path: Path) -> bool:
     """Whether the first line is two ids (not both numbers), a rating up to 5 and a time in seconds."""
-    parts = fields(first_line(path), ",")
-    if len(parts) != 4 or not (is_number(parts[2]) and is_number(parts[3])):
+    parts = fields(first_line(path), ",", path)
+    if len(parts) != NUM_FIELDS or not (is_number(parts[2]) and is_number(parts[3])):
         return False
     ids_are_numbers = is_number(parts[0]) and is_number(parts[1])
     return not ids_are_numbers and 0 <= float(parts[2]) <= 5 and float(parts[3]) > 1e8
@@ -30,18 +31,24 @@ def matches(path: Path) -> bool:
 def scan(path: Path, columns: Columns) -> pl.LazyFrame:
     """Columns user, item, rating and timestamp as text, in file order.
 
-    Raises UserError when both or neither of the first two columns look like products and they are not
-    named (as column_1 and column_2).
+    Where the first two columns are not named (as column_1 and column_2), raises UserError when both or neither
+    of them look like products, and when a line is too short.
     """
     named = columns.model_dump(exclude_none=True)
     if "user" not in named or "item" not in named:
         named = {**_told_from_ids(path), **named}
     named = {"rating": "column_3", "timestamp": "column_4", **named}
-    return pick(without_header(path, ",", 4), Columns(**named), path)
+    return pick(without_header(path, ",", NUM_FIELDS), Columns(**named), path)
 
 
 def _told_from_ids(path: Path) -> dict[str, str]:
-    rows = [fields(line, ",") for line in first_lines(path, NUM_LINES)]
+    rows = [fields(line, ",", path) for line in first_lines(path, NUM_LINES)]
+    short = next((row for row in rows if len(row) < NUM_FIELDS), None)
+    if short is not None:
+        raise UserError(
+            f"{path}: the line {','.join(short)!r} has fewer than {NUM_FIELDS} fields (user, item, rating, timestamp): "
+            "mend it, or set dataset.format to another reader."
+        )
     first, second = (sum(bool(ASIN.fullmatch(row[place])) for row in rows) for place in (0, 1))
     if first == second:
         raise UserError(

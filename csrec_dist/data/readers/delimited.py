@@ -19,14 +19,14 @@ LONG_SEPARATOR = "::"
 def matches(path: Path) -> bool:
     """Whether the first line is printable text with a separator in it."""
     line = first_line(path)
-    return line.replace("\t", " ").isprintable() and len(fields(line, separator_of(line))) > 1
+    return line.replace("\t", " ").isprintable() and len(fields(line, separator_of(line, path), path)) > 1
 
 
 def scan(path: Path, columns: Columns) -> pl.LazyFrame:
     """Columns user, item, rating and timestamp as text, in file order."""
     line = first_line(path)
-    separator = separator_of(line)
-    names = fields(line, separator)
+    separator = separator_of(line, path)
+    names = fields(line, separator, path)
     if all(is_number(name) for name in names):
         log, columns = without_header(path, separator, len(names)), by_position(columns, len(names))
     elif separator == LONG_SEPARATOR:
@@ -36,11 +36,11 @@ def scan(path: Path, columns: Columns) -> pl.LazyFrame:
     return pick(log, columns, path)
 
 
-def separator_of(line: str) -> str:
-    """The separator that cuts the line into most fields; "::" wherever it occurs."""
+def separator_of(line: str, path: Path) -> str:
+    """The separator that cuts the line of `path` into most fields; "::" wherever it occurs."""
     if LONG_SEPARATOR in line:
         return LONG_SEPARATOR
-    return max(SEPARATORS, key=lambda separator: len(fields(line, separator)))
+    return max(SEPARATORS, key=lambda separator: len(fields(line, separator, path)))
 
 
 def scan_text(path: Path, separator: str, names: list[str] | None = None) -> pl.LazyFrame:

@@ -3,22 +3,28 @@
 import csv
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import IO, Any
+
+from csrec_dist.errors import UserError
 
 LONGEST_LINE = 1 << 20
 
 
 def first_lines(path: Path, num: int = 1) -> list[str]:
-    """Up to `num` first lines that are not blank, without line ends; undecodable bytes are replaced."""
+    """Up to `num` first lines that are not blank, without line ends; undecodable bytes are replaced.
+
+    Raises UserError when the file is gzipped and damaged.
+    """
     lines: list[str] = []
-    with _open(path) as file:
-        while len(lines) < num:
-            line = file.readline(LONGEST_LINE)
-            if not line:
-                break
-            if line.strip():
-                lines.append(line.decode("utf-8-sig", errors="replace").rstrip("\r\n"))
+    try:
+        with _open(path) as file:
+            while len(lines) < num and (line := file.readline(LONGEST_LINE)):
+                if line.strip():
+                    lines.append(line.decode("utf-8-sig", errors="replace").rstrip("\r\n"))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip file ({error}): get it again.") from None
     return lines
 
 
@@ -38,11 +44,20 @@ def first_record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def fields(line: str, separator: str) -> list[str]:
-    """The fields of a delimited line, quotes removed where the separator is a comma or semicolon."""
-    if separator in ",;":
+def fields(line: str, separator: str, path: Path) -> list[str]:
+    """The fields of a delimited line of `path`, quotes removed where the separator is a comma or semicolon.
+
+    Raises UserError for a line with bare carriage returns or a field of more than 128 KiB.
+    """
+    if separator not in ",;":
+        return line.split(separator)
+    try:
         return next(csv.reader([line], delimiter=separator), [])
-    return line.split(separator)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: its line that begins with {line[:20]!r} cannot be cut into fields ({error}); lines must end in a "
+            f"line feed, and fields have at most {csv.field_size_limit():,} characters."
+        ) from None
 
 
 def is_number(text: str) -> bool:

@@ -1,0 +1,87 @@
+"""A prepared dataset that is damaged says so, and item ids are named by a fingerprint."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.errors import UserError
+
+
+@pytest.fixture
+def folder(small_dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_dataset, tmp_path / "dataset"))
+
+
+def rewrite(folder: Path, info: Any) -> None:
+    (folder / "dataset.json").write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("key", ["num_items", "num_users", "num_lanes", "window", "fingerprint", "splits"])
+@pytest.mark.parametrize("value", [None, [], -1])
+def test_a_damaged_dataset_json_is_the_users_error(folder: Path, key: str, value: Any) -> None:
+    info = json.loads((folder / "dataset.json").read_text())
+    if value is None:
+        del info[key]
+    else:
+        info[key] = value
+    rewrite(folder, info)
+    with pytest.raises(UserError, match=rf"dataset\.json is damaged: {key}"):
+        Dataset(folder)
+
+
+def test_a_damaged_split_is_the_users_error(folder: Path) -> None:
+    info = json.loads((folder / "dataset.json").read_text())
+    del info["splits"]["train"]["lane_examples"]
+    rewrite(folder, info)
+    with pytest.raises(UserError, match=r"dataset\.json is damaged: splits\.train\.lane_examples"):
+        Dataset(folder)
+
+
+@pytest.mark.parametrize("info", [[], "text", 3, {}])
+def test_another_dataset_json_is_the_users_error(folder: Path, info: Any) -> None:
+    rewrite(folder, info)
+    with pytest.raises(UserError, match="has dataset format None"):
+        Dataset(folder)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_cut_lane_is_the_users_error(folder: Path, share: float) -> None:
+    dataset = Dataset(folder)
+    path = dataset.lane_file("train", 1)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+        dataset.open_lane("train", 1)
+
+
+def test_a_lane_damaged_inside_is_the_users_error(folder: Path) -> None:
+    dataset = Dataset(folder)
+    path = dataset.lane_file("train", 1)
+    data = bytearray(path.read_bytes())
+    data[4:200] = b"\xff" * 196
+    path.write_bytes(data)
+    lane = dataset.open_lane("train", 1)
+    with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+        list(lane.blocks())
+
+
+def test_a_foreign_parquet_file_is_the_users_error(folder: Path) -> None:
+    dataset = Dataset(folder)
+    path = dataset.lane_file("train", 1)
+    path.write_bytes((folder / "items.parquet").read_bytes())
+    with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+        list(dataset.open_lane("train", 1).blocks())
+
+
+def test_the_id_map_is_named_by_its_bytes(folder: Path) -> None:
+    expected = hashlib.sha256((folder / "items.parquet").read_bytes()).hexdigest()[:16]
+    dataset = Dataset(folder)
+    assert dataset.id_map_fingerprint == expected
+    (folder / "items.parquet").unlink()
+    assert dataset.id_map_fingerprint == expected
+    with pytest.raises(UserError, match=r"items\.parquet is missing"):
+        Dataset(folder).id_map_fingerprint  # noqa: B018
