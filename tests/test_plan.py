@@ -96,7 +96,8 @@ def test_bytes_are_those_of_the_trained_models_and_written_labels(run: Path) -> 
 
 def test_pretrained_members_count_with_their_own_sizes(run: Path, tmp_path: Path) -> None:
     folders = [run / "teachers" / "teacher-0", run / "student", run / "base"]
-    config = config_of(run, f"teachers.pretrained={json.dumps([str(folder) for folder in folders])}", "model.width=64")
+    taken = f"teachers.pretrained={json.dumps([str(folder) for folder in folders])}"
+    config = config_of(run, taken, "teachers.num=3", "model.width=64")
     found = values(config)
     assert found["ranks: teach"] == ["members are taken from folders"]
     teacher = models.load(folders[2])
