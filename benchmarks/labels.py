@@ -21,6 +21,8 @@ from csrec_dist.distributed.mesh import label_columns
 from csrec_dist.labels import LabelCache, LabelMember, info, label_bytes, write_labels
 from csrec_dist.runfolder import RunFolder
 
+ITEMS = slice(0, None)
+
 
 def main() -> None:
     """Label twice, compare row by row, print."""
@@ -69,10 +71,7 @@ def compare(factored: LabelCache, dense: LabelCache) -> tuple[float, float]:
     """Largest absolute difference between the two forms' logits, and the largest logit, over all examples."""
     difference = largest = 0.0
     for ids in torch.arange(factored.num_examples).split(1024):
-        labels, logits = factored.read(ids), dense.read(ids).logits
-        product = labels.states @ labels.item_weight.T
-        if labels.item_bias is not None:
-            product += labels.item_bias
+        product, logits = (cache.read(ids).tile(slice(0, len(ids)), ITEMS) for cache in (factored, dense))
         difference = max(difference, float((product - logits).abs().max()))
         largest = max(largest, float(logits.abs().max()))
     return difference, largest

@@ -15,8 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
+from csrec_dist import models
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import lane_batches
+from csrec_dist.evaluation import evaluate
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ["gru4rec_paper", "gru4rec_disjoint", "sasrec_paper", "sasrec_disjoint"]
+METRICS = ("recall@10", "ndcg@10")
+TITLES = {"base": "Base", "csrec_m": "CSRec-M"}
 PAPER = {"gru4rec": {"base": (0.1668, 0.1008), "csrec_m": (0.1816, 0.1067)},
          "sasrec": {"base": (0.2035, 0.1143), "csrec_m": (0.2087, 0.1197)}}  # fmt: skip
 
@@ -32,9 +39,8 @@ def main() -> None:
     options = parser.parse_args()
     run_all(options)
     rows = [row for config in options.configs for row in table_rows(options, config)]
-    text = "\n".join(
-        ["| student | windows | method | Recall@10 | NDCG@10 | paper |", "|---|---|---|---|---|---|", *rows]
-    )
+    titles = ["student", "windows", "method", "Recall@10 %", "NDCG@10 %", "both, seen items ranked too", "paper"]
+    text = "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *rows])
     (options.output / "table.md").write_text(text + "\n")
     print(text)
 
@@ -93,22 +99,34 @@ def distill(options: argparse.Namespace, config: str, seed: int, members: list[i
 
 
 def table_rows(options: argparse.Namespace, config: str) -> list[str]:
-    """Mean ± standard deviation over seeds, and the paper's figures beside ours."""
+    """Mean ± standard deviation over seeds in percent (each seed's value), and the paper's figures beside ours."""
     student, windows = config.split("_")
     rows = []
     for method in ("base", "csrec_m"):
-        found = [
-            json.loads((options.output / config / f"{method}_{seed}" / "metrics.json").read_text())["test"]
-            for seed in options.seeds
-        ]
-        cells = []
-        for metric in ("recall@10", "ndcg@10"):
-            values = [100 * each[metric] for each in found]
-            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})")
-        recall, ndcg = PAPER[student][method]
-        paper = f"{100 * recall:.2f} / {100 * ndcg:.2f}" if windows == "paper" else "—"
-        rows.append(f"| {student} | {windows} | {method} | {cells[0]} | {cells[1]} | {paper} |")
+        runs = [options.output / config / f"{method}_{seed}" for seed in options.seeds]
+        masked = [json.loads((run / "metrics.json").read_text())["test"] for run in runs]
+        cells = [spread([each[metric] for each in masked]) for metric in METRICS]
+        kept = [seen_kept(run) for run in runs]
+        cells.append(" / ".join(f"{100 * mean(each[metric] for each in kept):.2f}" for metric in METRICS))
+        cells.append(
+            " / ".join(f"{100 * value:.2f}" for value in PAPER[student][method]) if windows == "paper" else "–"
+        )
+        rows.append(f"| {student} | {windows} | {TITLES[method]} | {' | '.join(cells)} |")
     return rows
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation, and the values, in percent."""
+    percent = [100 * value for value in values]
+    return f"{mean(percent):.2f} ± {stdev(percent):.2f} ({', '.join(f'{value:.2f}' for value in percent)})"
+
+
+def seen_kept(run: Path) -> dict[str, float]:
+    """Test metrics of a run's student with the items of the history ranked too."""
+    dataset = Dataset(run / "dataset")
+    batches = lane_batches(dataset, "test", range(dataset.num_lanes), 256)
+    model = models.load(run / "student")
+    return evaluate(model, batches, top_n=[10], exclude_seen=False, reduce=lambda sums: sums)
 
 
 if __name__ == "__main__":
