@@ -25,6 +25,8 @@ examples:
   accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config configs/experiments/demo.yaml
   csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.75 --set name=demo_b75
   csrec-dist labels verify runs/demo/labels
+
+docs/configuration.md lists every key of a config.
 """
 
 

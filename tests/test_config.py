@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from csrec_dist.config import load_config, parse_config
+from csrec_dist.config_reference import page
 from csrec_dist.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,3 +112,7 @@ def test_files_that_hold_no_config_are_refused(tmp_path: Path, text: str) -> Non
         load_config(path)
     with pytest.raises(UserError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_the_page_of_all_keys_is_up_to_date() -> None:
+    assert (ROOT / "docs/configuration.md").read_text() == page(), "run python -m csrec_dist.config_reference"

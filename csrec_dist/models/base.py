@@ -21,8 +21,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    width: int = Field(64, ge=1, strict=True)
-    dropout: float = Field(ge=0, lt=1)
+    width: int = Field(64, ge=1, strict=True, description="d, the width of states and item table")
+    dropout: float = Field(ge=0, lt=1, description="dropout, where the model says")
 
 
 class ItemTable(nn.Module):

@@ -13,9 +13,9 @@ class GRU4RecConfig(ModelConfig):
     """Sizes of a GRU4Rec; `hidden` is the width of the recurrent layers."""
 
     name: Literal["gru4rec"] = "gru4rec"
-    dropout: float = Field(0.5, ge=0, lt=1)
-    hidden: int = Field(64, ge=1)
-    num_layers: int = Field(2, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the item vectors")
+    hidden: int = Field(64, ge=1, strict=True, description="width of the recurrent layers (RecBole: 128)")
+    num_layers: int = Field(2, ge=1, strict=True, description="recurrent layers")
 
 
 class GRU4Rec(SequentialModel):

@@ -14,10 +14,10 @@ class NARMConfig(ModelConfig):
     """Sizes of a NARM; `dropout` acts on item vectors, `state_dropout` before the output."""
 
     name: Literal["narm"] = "narm"
-    dropout: float = Field(0.25, ge=0, lt=1)
-    state_dropout: float = Field(0.5, ge=0, lt=1)
-    hidden: int = Field(128, ge=1)
-    num_layers: int = Field(1, ge=1)
+    dropout: float = Field(0.25, ge=0, lt=1, description="dropout of the item vectors")
+    state_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the state before the last layer")
+    hidden: int = Field(128, ge=1, strict=True, description="width of the recurrent layer")
+    num_layers: int = Field(1, ge=1, strict=True, description="recurrent layers")
 
 
 class NARM(SequentialModel):

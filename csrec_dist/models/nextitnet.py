@@ -17,10 +17,10 @@ class NextItNetConfig(ModelConfig):
     """Sizes of a NextItNet: `num_blocks` times the list `dilations`, one residual block each."""
 
     name: Literal["nextitnet"] = "nextitnet"
-    dropout: float = Field(0.0, ge=0, lt=1)
-    kernel: int = Field(3, ge=2)
-    num_blocks: int = Field(5, ge=1)
-    dilations: tuple[PositiveInt, ...] = Field((1,), min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the item vectors")
+    kernel: int = Field(3, ge=2, strict=True, description="positions a convolution reads")
+    num_blocks: int = Field(5, ge=1, strict=True, description="residual blocks for each dilation")
+    dilations: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="dilations, in order")
 
 
 class NextItNet(SequentialModel):

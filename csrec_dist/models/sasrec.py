@@ -18,11 +18,13 @@ class SASRecConfig(ModelConfig):
     """Sizes of a SASRec; attention weights drop out as everything else does unless said otherwise."""
 
     name: Literal["sasrec"] = "sasrec"
-    dropout: float = Field(0.3, ge=0, lt=1)
-    attention_dropout: float | None = Field(None, ge=0, lt=1)
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(2, ge=1)
-    inner_width: int = Field(256, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
+    attention_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout of the attention weights; null: as dropout"
+    )
+    num_layers: int = Field(2, ge=1, strict=True, description="transformer layers")
+    num_heads: int = Field(2, ge=1, strict=True, description="attention heads; they divide the width")
+    inner_width: int = Field(256, ge=1, strict=True, description="inner width of the feed-forward")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Self:

@@ -10,7 +10,7 @@ from csrec_dist.data.lanes import owned_lanes
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, lane_batches
 from csrec_dist.distributed import Group, Runtime
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.evaluation import evaluate
 from csrec_dist.files import sha256_file
 from csrec_dist.models import SequentialModel
@@ -34,7 +34,8 @@ class Run:
     def dataset(self) -> Dataset:
         """The prepared dataset; UserError when it does not suit the config."""
         dataset = Dataset(self.config.dataset_folder)
-        owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
+        with shared_errors():
+            owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
         return dataset
 
     @property

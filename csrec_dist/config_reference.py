@@ -1,0 +1,66 @@
+"""All keys of the configuration as a Markdown page, from the schema itself: docs/configuration.md.
+
+python -m csrec_dist.config_reference > docs/configuration.md
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from csrec_dist.config import Config
+from csrec_dist.models import MODELS
+
+INTRODUCTION = """\
+# Configuration
+
+A run is one YAML file (configs/experiments holds examples); `--set section.key=value` overrides a key, the value read as
+YAML. Unknown keys, wrong values and impossible combinations are all named at once, before any work. `csrec-dist plan` says
+what a configuration would need. This page is made from the schema by `python -m csrec_dist.config_reference`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    tables = [table("Run and sections", Config, "")]
+    tables += [table(f"`model.name: {name}`", model.Config, "model.") for name, model in MODELS.items()]
+    return "\n".join([INTRODUCTION, *tables])
+
+
+def table(title: str, schema: type[BaseModel], prefix: str) -> str:
+    """A table of the keys of one schema, nested sections included."""
+    lines = [f"## {title}", "", "| key | default | |", "|---|---|---|"]
+    for key, field in keys(schema, prefix):
+        lines.append(f"| `{key}` | {default_of(field)} | {described(field)} |")
+    return "\n".join([*lines, ""])
+
+
+def keys(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted names of all keys below a schema; a model's own keys have tables of their own."""
+    for name, field in schema.model_fields.items():
+        section: Any = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel) and name != "model":
+            yield from keys(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def described(field: FieldInfo) -> str:
+    """A key's description, and its values where they are few."""
+    values = [f"`{value}`" for value in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
+    return " ".join(filter(None, [field.description or "", f"({', '.join(values)})" if len(values) > 1 else ""]))
+
+
+def default_of(field: FieldInfo) -> str:
+    """A key's default as YAML shows it."""
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None:
+        return "null"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
