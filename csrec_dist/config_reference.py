@@ -16,8 +16,8 @@ from csrec_dist.models import MODELS
 INTRODUCTION = """\
 # Configuration
 
-A run is one YAML file (configs/experiments holds examples); `--set section.key=value` overrides a key, the value read as
-YAML. Unknown keys, wrong values and impossible combinations are all named at once, before any work. `csrec-dist plan` says
+A run is one YAML file (examples: configs/experiments); `--set section.key=value` overrides a key, its value read as
+YAML. Unknown keys, wrong values and impossible combinations are all named at once, before any work. `plan` says
 what a configuration would need. This page is made from the schema by `python -m csrec_dist.config_reference`.
 """
 
