@@ -202,8 +202,8 @@ def _batches(source: Iterable[History], size: int) -> Iterator[list[History]]:
 def _top(model: SequentialModel, histories: tuple[list[int], ...], n: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
     """The n best items of each history and their scores, [B, n] each; the model reads the latest items only."""
     device = model.item_table.weight.device
-    items, lengths = pad_histories(histories, model.num_items, model.max_length)
-    states = model.encode(items.to(device))[torch.arange(len(items)), lengths - 1]
+    items, _ = pad_histories(histories, model.num_items, model.max_length)
+    states = model.encode_last(items.to(device))
     seen, _ = pad_histories(histories, model.num_items, max(map(len, histories)))
     table = model.item_table
     return top_items(states, table.weight, n, item_bias=table.bias, seen=seen.to(device) if exclude_seen else None)

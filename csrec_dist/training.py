@@ -15,37 +15,59 @@ from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
 from csrec_dist.distributed import Group
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache
-from csrec_dist.models import ItemTable, SequentialModel
-from csrec_dist.objectives import Loss, SoftLabels
+from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.objectives import Loss, SoftLabels, cross_entropy
 from csrec_dist.telemetry import StageLog, peak_memory_mib
 
 SELECTION_METRIC = "ndcg@10"
+SHARED_PLACE = 65_536
+"""The place, above all ranks, of the draws that do not depend on the rank."""
 
 Objective = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
 
 
 class TrainStep(nn.Module):
-    """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward."""
+    """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward.
+
+    The objective may be a module with parameters of its own; they are trained and kept with the model's.
+    """
 
     def __init__(self, model: SequentialModel, objective: Objective) -> None:
         super().__init__()
         self.model = model
-        self._objective = objective
+        self.objective = objective
 
-    def forward(self, batch: Batch, labels: SoftLabels | None) -> Loss:
-        """The summed loss of all examples of the batch and their number."""
-        held = batch.targets > 0
-        states = self.model(batch.histories)[held]
-        return self._objective(states, self.model.item_table, batch.targets[held], labels)
+    def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
+        """The summed loss of what the model trains with, and the number of its states."""
+        given = self.model.training_states(inputs)
+        if given.places is None:
+            return self.objective(given.states, self.model.item_table, given.targets, labels)
+        return self._by_places(given, labels)
+
+    def _by_places(self, given: TrainingStates, labels: SoftLabels | None) -> Loss:
+        """The objective where states have labels, and cross-entropy where they have none."""
+        assert given.places is not None
+        if labels is None:
+            return self.objective(given.states, self.model.item_table, given.targets, None)
+        labelled = given.places >= 0
+        found = self.objective(
+            given.states[labelled], self.model.item_table, given.targets[labelled], labels[given.places[labelled]]
+        )
+        states, targets, table = given.states[~labelled], given.targets[~labelled], self.model.item_table
+        total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
+        return Loss(found.sum + total, found.count + count, found.cross_entropy + total.detach(), found.divergence)
 
 
 class Trainer:
-    """Trains a wrapped `TrainStep` on the ranks of a group; every rank of the group calls the same methods."""
+    """Trains a `TrainStep` on the ranks of a group; every rank of the group calls the same methods.
+
+    `step` is what the engine made of `inner`: it is called, while parameters and states are `inner`'s.
+    """
 
     def __init__(
         self,
         step: nn.Module,
-        model: SequentialModel,
+        inner: TrainStep,
         dataset: Dataset,
         group: Group,
         options: LoopOptions,
@@ -54,16 +76,16 @@ class Trainer:
         log: StageLog,
         labels: LabelCache | None = None,
     ) -> None:
-        self._step, self._model, self._dataset, self._group = step, model, dataset, group
+        self._step, self._inner, self._dataset, self._group = step, inner, dataset, group
         self._options, self._seed, self._evaluation, self._log, self._labels = options, seed, evaluation, log, labels
-        self._device = model.item_table.weight.device
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
+        self._device = inner.model.item_table.weight.device
+        self._optimizer = torch.optim.Adam(inner.parameters(), lr=options.learning_rate)
         self._state = TrainState()
-        self._best = _copy(model)
+        self._best = _copy(inner.model)
 
     def run(self, checkpoints: Checkpoints) -> TrainState:
         """Train until patience or the limits end it, from the newest checkpoint if there is one."""
-        restored = checkpoints.restore(self._model, self._optimizer)
+        restored = checkpoints.restore(self._inner, self._optimizer)
         if restored:
             self._state, self._best = restored
             self._log.say(f"continues at epoch {self._state.epoch + 1}")
@@ -71,8 +93,8 @@ class Trainer:
         while not self._finished():
             self._run_epoch()
             if self._group.is_leader:
-                checkpoints.save(self._state, _copy(self._model), self._best, self._optimizer)
-        self._model.load_state_dict(self._best)
+                checkpoints.save(self._state, _copy(self._inner), self._best, self._optimizer)
+        self._inner.model.load_state_dict(self._best)
         return self._state
 
     def _order(self) -> EpochOrder:
@@ -108,7 +130,7 @@ class Trainer:
         batches = Prefetcher(stream, self._attach_labels)
         curve = _Curve(self._group, self._options.log_steps, self._device)
         note = f"epoch {order.epoch + 1}"
-        self._model.train()
+        self._inner.train()
         for batch, fields in batches:
             torch.manual_seed(_step_seed(self._seed, self._state.total_steps, self._group.rank))
             curve.add(self._train_step(batch.to(self._device), fields))
@@ -129,10 +151,11 @@ class Trainer:
         return batch, self._labels.fields(batch.example_ids) if self._labels else None
 
     def _train_step(self, batch: Batch, fields: Any) -> Loss:
-        """One update. The global count comes first, so that each example weighs the same on any number of ranks."""
+        """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
         labels = self._labels.labels(fields, self._device) if self._labels else None
-        count = self._group.all_reduce_sum(torch.tensor(float(batch.num_examples), device=self._device))
-        loss: Loss = self._step(batch, labels)
+        seed = _step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
+        loss: Loss = self._step(training_inputs(batch, seed), labels)
+        count = self._group.all_reduce_sum(loss.count.clone())
         self._optimizer.zero_grad(set_to_none=True)
         (loss.sum * (self._group.size / count.clamp(min=1))).backward()
         self._optimizer.step()
@@ -148,7 +171,7 @@ class Trainer:
             )
         averages = dict(zip(("loss", "cross_entropy", "divergence"), (losses[1:] / count).tolist(), strict=True))
         if metrics[SELECTION_METRIC] > state.best:
-            state.best, state.best_epoch, self._best = metrics[SELECTION_METRIC], epoch, _copy(self._model)
+            state.best, state.best_epoch, self._best = metrics[SELECTION_METRIC], epoch, _copy(self._inner.model)
         rates = {"examples_per_second": count / seconds, "data_wait_share": wait / seconds}
         state.epochs.append({"epoch": epoch, "step": state.total_steps, **averages, **rates, "valid": metrics})
         self._log.scalars(
@@ -199,10 +222,15 @@ class _Curve:
         return {"train/loss": loss, "train/cross_entropy": cross_entropy, "train/divergence": divergence}
 
 
+def training_inputs(batch: Batch, seed: int) -> TrainingInputs:
+    """What a model sees of a batch in the step of that seed."""
+    return TrainingInputs(batch.histories, batch.targets, batch.examples, seed)
+
+
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for dropout that depends on the position only, so that a resumed run draws the same masks."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
+def _step_seed(seed: int, step: int, place: int) -> int:
+    """A seed that depends on the position only, so that a resumed run draws the same; for dropout `place` is a rank."""
+    return ((seed * 1_000_003 + step) * 65_537 + place) % 2**63

@@ -18,7 +18,7 @@ from csrec_dist.files import read_json
 from csrec_dist.pipeline import execute
 from csrec_dist.stages import run as run_module
 from csrec_dist.stages.fitting import one_hot
-from csrec_dist.training import TrainStep
+from csrec_dist.training import TrainStep, training_inputs
 
 RUN = """
 name: small
@@ -45,8 +45,8 @@ def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) 
     step = runtime.wrap(TrainStep(model, one_hot), runtime.world)
     order = EpochOrder(dataset.splits["train"].lane_rows, 7, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
-    count = runtime.world.all_reduce_sum(torch.tensor(float(batch.num_examples)))
-    (step(batch, None).sum * (world_size / count)).backward()
+    loss = step(training_inputs(batch, seed=3), None)
+    (loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone()))).backward()
     return {name: parameter.grad.tolist() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -39,10 +39,15 @@ class Batch:
         return self.items[:, 1:]
 
     @property
+    def examples(self) -> torch.Tensor:
+        """int64 [B, L]: the id of the example at every position; it means nothing where there is no target."""
+        positions = torch.arange(self.items.shape[1] - 1, device=self.items.device)
+        return self.example_offsets[:, None] + positions
+
+    @property
     def example_ids(self) -> torch.Tensor:
         """int64 [N]: ids of the examples, in the order of `targets[targets > 0]`."""
-        positions = torch.arange(self.items.shape[1] - 1, device=self.items.device)
-        return (self.example_offsets[:, None] + positions)[self.targets > 0]
+        return self.examples[self.targets > 0]
 
     @property
     def num_examples(self) -> int:

@@ -62,9 +62,8 @@ def _ranks(model: SequentialModel, batch: EvaluationBatch, exclude_seen: bool) -
     last = (batch.lengths - 1).clamp(min=1).unsqueeze(1)
     targets = batch.items.gather(1, last).squeeze(1).clamp(min=1)
     histories = batch.items.scatter(1, last, 0)[:, :-1]
-    rows = torch.arange(len(targets), device=targets.device)
     return target_ranks(
-        model.encode(histories)[rows, last.squeeze(1) - 1],
+        model.encode_last(histories),
         model.item_table.weight,
         targets,
         item_bias=model.item_table.bias,

@@ -6,13 +6,23 @@ import torch
 
 from csrec_dist.errors import UserError
 from csrec_dist.models import pretrained
-from csrec_dist.models.base import ItemTable, ModelConfig, SequentialModel
+from csrec_dist.models.base import ItemTable, ModelConfig, SequentialModel, TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.models.narm import NARM
 from csrec_dist.models.nextitnet import NextItNet
 from csrec_dist.models.sasrec import SASRec
 
-__all__ = ["MODELS", "ItemTable", "ModelConfig", "SequentialModel", "build", "config_class", "load"]
+__all__ = [
+    "MODELS",
+    "ItemTable",
+    "ModelConfig",
+    "SequentialModel",
+    "TrainingInputs",
+    "TrainingStates",
+    "build",
+    "config_class",
+    "load",
+]
 
 MODELS: dict[str, type[SequentialModel]] = {
     "gru4rec": GRU4Rec,

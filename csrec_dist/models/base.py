@@ -3,8 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,35 @@ class ItemTable(nn.Module):
         return F.linear(states, self.weight, self.bias)
 
 
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a model sees of a batch of B windows with L positions, in training.
+
+    `histories` [B, L]; `targets` [B, L], the next item of every position, 0 where there is none; `examples` [B, L]
+    int64, the id of the example at each position. Whatever a model draws for an example (masks, noise) follows from
+    `seed`, which is the step's, and the example's id: so it does not depend on the number of ranks.
+    """
+
+    histories: Tensor
+    targets: Tensor
+    examples: Tensor
+    seed: int
+
+
+class TrainingStates(NamedTuple):
+    """What a model gives the objective: n states [n, d], and the targets [n] in 1…V that they are to predict.
+
+    `places` [n] int64 says which of the batch's examples (counted over `inputs.targets > 0`, row by row) each state
+    belongs to, −1 being none: a state without soft labels. None stands for all examples in their order. `views` are
+    two states [B, d] of each window, made of two disturbed copies of it, that a contrastive loss is to bring together.
+    """
+
+    states: Tensor
+    targets: Tensor
+    places: Tensor | None = None
+    views: tuple[Tensor, Tensor] | None = None
+
+
 class SequentialModel(nn.Module, ABC):
     """Maps histories to states; a state's logits are its products with the item table.
 
@@ -73,6 +103,16 @@ class SequentialModel(nn.Module, ABC):
         and mean nothing.
         """
 
+    def encode_last(self, histories: Tensor) -> Tensor:
+        """States [B, d] of the whole histories [B, L] (as in `encode`); one without items gets some state."""
+        last = ((histories != 0).sum(1) - 1).clamp(min=0)
+        return self.encode(histories)[torch.arange(len(histories), device=histories.device), last]
+
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The states to train with: by default those of all examples, from one pass."""
+        held = inputs.targets > 0
+        return TrainingStates(self.encode(inputs.histories)[held], inputs.targets[held])
+
     def forward(self, histories: Tensor) -> Tensor:
         """The same as `encode`, so that wrappers around the module see the call."""
         return self.encode(histories)
@@ -87,10 +127,8 @@ class SequentialModel(nn.Module, ABC):
         Raises:
             UserError: an empty history, or an item outside 1…V.
         """
-        items, lengths = pad_histories(histories, self.num_items, self.max_length)
-        items, lengths = items.to(self.item_table.weight.device), lengths.to(self.item_table.weight.device)
-        rows = torch.arange(len(items), device=items.device)
-        logits = self.item_table.logits(self.encode(items)[rows, lengths - 1])
+        items, _ = pad_histories(histories, self.num_items, self.max_length)
+        logits = self.item_table.logits(self.encode_last(items.to(self.item_table.weight.device)))
         return F.pad(logits, (1, 0), value=-math.inf)
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -57,11 +57,12 @@ def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
 def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
     """Build, wrap, train and save one model on the ranks of a group, going on from its newest checkpoint."""
     model = models.build(task.model, run.dataset.num_items, run.dataset.window - 1, task.seed).to(run.runtime.device)
-    step = run.runtime.wrap(TrainStep(model, task.objective), group)
+    inner = TrainStep(model, task.objective)
+    step = run.runtime.wrap(inner, group)
     check_identities(run.runtime.world, task.identity, model)
     trainer = Trainer(
         step,
-        model,
+        inner,
         run.dataset,
         group,
         run.config.training,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from csrec_dist.errors import UserError
-from csrec_dist.models import MODELS, ModelConfig, SequentialModel, build, config_class, load
+from csrec_dist.models import MODELS, ModelConfig, SequentialModel, TrainingInputs, build, config_class, load
 
 NUM_ITEMS, MAX_LENGTH, WIDTH = 37, 11, 16
 
@@ -132,8 +132,11 @@ def test_inputs_train_the_item_table(name: str) -> None:
 def test_every_parameter_is_trained(name: str) -> None:
     model = make(name).train()
     torch.manual_seed(0)
-    states = model(windows())
-    model.item_table.logits(states).square().sum().backward()
+    items = windows()
+    examples = torch.arange(items[:, 1:].numel()).view(len(items), -1)
+    given = model.training_states(TrainingInputs(items[:, :-1], items[:, 1:], examples, seed=1))
+    trained = [given.states, *(given.views or ())]
+    sum(model.item_table.logits(states).square().sum() for states in trained).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
