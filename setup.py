@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 DEEPSPEED = ["deepspeed>=0.16", "transformers>=4.48"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.12", "torchmetrics>=1.4"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "torchmetrics>=1.4"]
 DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
 
 
@@ -52,6 +52,7 @@ setup(
         "markdown>=3.6",
         "pooch>=1.8",
         "psutil>=5.9",
+        "scipy>=1.15",
     ],
     extras_require={
         "deepspeed": DEEPSPEED,

@@ -60,16 +60,19 @@ def _parser() -> argparse.ArgumentParser:
         "baseline": "train the student on one-hot labels alone, to compare",
         "evaluate": "rank the full catalog for every test target",
     }
+    _add_simulate(commands)
     for stage in STAGES:
         _add_config(_add(commands, stage, _run_stages, help_of[stage])).set_defaults(stages=[stage])
     run = _add_config(_add(commands, "run", _run_stages, "all stages of the method, then the report"))
     run.set_defaults(stages=None)
     _add_recommend(commands)
     _add_report(commands)
+    _add_compare(commands)
     plan = _add_config(
         _add(commands, "plan", _plan, "say what a run would do and need, before any work"), restart=False
     )
     plan.add_argument("--num-processes", type=int, default=1, help="number of processes to plan for")
+    _add_study(commands)
     _add(commands, "doctor", _doctor, "check this machine: versions, devices, collectives")
     _add_labels(commands)
     return parser
@@ -129,6 +132,35 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_simulate(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "simulate", _simulate, "make a log of users whose true preferences are known")
+    parser.add_argument("folder", type=Path, help="new folder; its log/ is a dataset.source")
+    parser.add_argument(
+        "--interactions", type=int, dest="num_interactions", metavar="N", help="in all (default 100000)"
+    )
+    parser.add_argument("--users", type=int, dest="num_users", metavar="U", help="default 2000")
+    parser.add_argument("--items", type=int, dest="num_items", metavar="V", help="default 1000")
+    parser.add_argument(
+        "--clusters", type=int, dest="num_clusters", metavar="C", help="default: 1 up to 1000 items, else √V"
+    )
+    parser.add_argument("--width", type=int, metavar="D", help="numbers in a taste (default 16)")
+    parser.add_argument("--sharpness", type=float, metavar="X", help="standard deviation of the logits (default 3)")
+    parser.add_argument("--drift", type=float, metavar="X", help="how far a taste moves a step, 0 to 1 (default 0.02)")
+    parser.add_argument("--popularity", type=float, metavar="X", help="Zipf exponent of the exposure (default 0.5)")
+    parser.add_argument("--noise-rate", type=float, metavar="X", help="share of interactions replaced (default 0)")
+    parser.add_argument("--noise-kind", choices=("uniform", "popularity", "position"), help="default uniform")
+    parser.add_argument("--seed", type=int, help="default 0")
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from csrec_dist.data.simulate import simulate, simulation_options
+
+    values = {key: value for key, value in vars(options).items() if key not in ("command", "folder")}
+    truth = simulate(simulation_options(values), options.folder, print)
+    print(f"wrote {options.folder}: {truth['num_replaced']:,} interactions are noise")
+    return 0
+
+
 def _add_recommend(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "recommend", _recommend, "write the student's top-n lists as Parquet")
     parser.add_argument("run", type=Path, help="folder of a finished run")
@@ -156,6 +188,24 @@ def _recommend(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "compare", _compare, "say whether two models differ on the same test rows (paired tests)")
+    side = "RUN, RUN:MODEL, or several with commas between: one model trained with several seeds"
+    parser.add_argument("first", metavar="A", help=side)
+    parser.add_argument("second", metavar="B", help="likewise; the model is the student unless said")
+    parser.add_argument("-n", "--top-n", type=int, nargs="+", default=[10], help="cut-offs (default 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from csrec_dist.compare import compare_models, comparison_table
+
+    Console().print(
+        comparison_table(compare_models(options.first, options.second, top_n=options.top_n, seed=options.seed))
+    )
+    return 0
+
+
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "report", _report, "write a run's report, or compare several runs")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
@@ -178,6 +228,37 @@ def _plan(options: argparse.Namespace) -> int:
 
     print_plan(load_config(options.config, options.set), options.num_processes, Console())
     return 0
+
+
+def _add_study(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "study", _study, "a grid of runs (configs/studies), its tables and figures; resumable")
+    parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or its name in configs/studies")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, each on one thread (default 1)")
+    parser.add_argument("--output", type=Path, default=Path("studies"), metavar="DIR", help="default: studies")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key in all runs, e.g. training.max_epochs=2",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="AXIS=VALUE", help="do only the runs with this value; repeatable"
+    )
+    parser.add_argument("--results", action="store_true", help="do no runs; write the results of those that are done")
+
+
+def _study(options: argparse.Namespace) -> int:
+    from csrec_dist.study import study_command
+
+    return study_command(
+        options.study,
+        output=options.output,
+        jobs=options.jobs,
+        overrides=options.set,
+        only=options.only,
+        results_only=options.results,
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint
+from csrec_dist.labels.combining import Combine, combining_problem
 from csrec_dist.models import MODELS, ModelConfig, config_class
 from csrec_dist.objectives import DIVERGENCES
-from csrec_dist.teachers import STRATEGIES
+from csrec_dist.teachers import STRATEGIES, Plan, Strategy
 
 
 class Section(BaseModel):
@@ -25,9 +26,26 @@ class Section(BaseModel):
 class TeacherOptions(Section):
     """`teachers`: the members to train, or trained ones to take."""
 
-    num: int = Field(2, ge=1, le=8, strict=True, description="members m of the teacher module (Alg. 1)")
-    model: SerializeAsAny[ModelConfig] | None = Field(None, description="their model; null: the student's")
+    num: int = Field(2, ge=1, le=8, strict=True, description="members m of the teacher module (Alg. 1 and 2)")
+    model: SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None = Field(
+        None, description="their model, or a list with one for each (training_level: side, main); null: the student's"
+    )
     pretrained: list[str] = Field([], description="folders of trained models to use as members instead of training")
+    seed: int | None = Field(
+        None, ge=0, lt=2**31, strict=True, description="seed that the members' seeds follow; null: the run's"
+    )
+    sample: float = Field(
+        0.8, gt=0, le=1, description="p: share of the windows that a data-level member or the side teacher sees"
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="α of Eq. 17: share of KL(g₂‖g₁); 1−α is that of KL(g₁‖g₂)")
+    expectation: bool = Field(True, description="whether Eq. 17 has its last term, the noise matrix's expectation")
+    noise_rank: int = Field(64, ge=1, strict=True, description="rank of the noise matrix M·N of Eq. 11")
+    noise_maximum: Literal["exact", "norm"] = Field(
+        "exact", description="max_k of Eq. 17: looked for among all items, or a bound by norms for large catalogs"
+    )
+    noise_refresh: int = Field(
+        10, ge=1, strict=True, description="steps from one search of the exact maxima to the next"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -43,7 +61,12 @@ class LabelOptions(Section):
     form: Literal["factored", "dense"] = Field(
         "factored", description="states and item tables, or whole rows of logits"
     )
-    combine: Literal["logit_mean"] = Field("logit_mean", description="how members are averaged (Alg. 1, line 7)")
+    combine: Combine = Field(
+        "logit_mean", description="mean logits (Alg. 1, line 7), weighted logits, or mean probabilities"
+    )
+    weights: list[float] | Literal["fitted"] | None = Field(
+        None, description="the members' weights for weighted and prob_mean; fitted: on validation, for weighted"
+    )
     dtype: Literal["float32"] = Field("float32", description="number format of the cache")
 
 
@@ -60,8 +83,18 @@ class LoopOptions(Section):
     log_steps: int = Field(50, ge=1, strict=True, description="steps between two points of the loss curve")
 
 
-class TrainingOptions(LoopOptions):
-    """`training`: the loop, and the student's loss of Eq. 20."""
+class CheckpointOptions(Section):
+    """When a training writes down where it stands; this decides no result. The end of an epoch always does."""
+
+    checkpoint_steps: int | None = Field(
+        None, ge=1, strict=True, description="steps between two checkpoints within an epoch; null: by minutes alone"
+    )
+    checkpoint_minutes: float = Field(10, gt=0, le=1e6, description="minutes after which a checkpoint is due")
+    keep_checkpoints: int = Field(2, ge=1, strict=True, description="checkpoints of a training that are kept")
+
+
+class TrainingOptions(CheckpointOptions, LoopOptions):
+    """`training`: the loop, its checkpoints, and the student's loss of Eq. 20."""
 
     temperature: float = Field(3.0, gt=0, description="T of Eq. 19, on the teacher only")
     beta: float = Field(0.5, ge=0, le=1, description="β of Eq. 20: share of the soft labels in the loss")
@@ -80,6 +113,12 @@ class EvaluationOptions(Section):
         [5, 10, 20], min_length=1, description="cut-offs n of Recall@n, NDCG@n and MRR@n"
     )
     exclude_seen: bool = Field(False, description="never rank the items of the history")
+    min_rating: float = Field(
+        4.0, description="δ: Recall⁺ and NDCG⁺ are of test targets rated at least δ, Recall⁻ and NDCG⁻ of those below"
+    )
+    lists: bool = Field(True, description="coverage, Gini index and average popularity of the top-n lists on test")
+    calibration: bool = Field(True, description="expected calibration error of the models' probabilities on test")
+    diversity: bool = Field(True, description="how much the teachers' lists and probabilities differ on test")
 
 
 class DistributedOptions(Section):
@@ -88,7 +127,7 @@ class DistributedOptions(Section):
     engine: Literal["ddp"] = Field("ddp", description="how gradients are averaged over the ranks of a model")
     catalog_parallel: Literal[1] = Field(1, description="ranks that share one item table")
     timeout_minutes: float = Field(
-        1440, gt=0, le=1e6, description="how long a rank waits for others before it gives up"
+        30, gt=0, le=1e6, description="how long a rank waits for one that does not move before it gives up"
     )
 
 
@@ -126,9 +165,40 @@ class Config(Section):
         return Path(self.dataset.path) if self.dataset.path else self.folder / "dataset"
 
     @property
-    def teacher_model(self) -> ModelConfig:
-        """The members' model."""
-        return self.teachers.model or self.model
+    def teacher_models(self) -> list[ModelConfig]:
+        """The model of each member that is trained."""
+        given = self.teachers.model or self.model
+        return list(given) if isinstance(given, list) else [given] * self.num_members
+
+    @property
+    def num_members(self) -> int:
+        """Members of the teacher module that are trained."""
+        if self.method == "base":
+            return 0
+        fixed = STRATEGIES[self.method].num_members
+        return self.teachers.num if fixed is None else fixed
+
+    @property
+    def strategy(self) -> Strategy:
+        """The members of the teacher module, as they would be trained; none for method base."""
+        if self.method == "base":
+            return Strategy((), ())
+        seed = self.seed if self.teachers.seed is None else self.teachers.seed
+        return STRATEGIES[self.method].make(Plan(self.teacher_models, seed, self.teachers.sample))
+
+    @property
+    def member_names(self) -> list[str]:
+        """The members' folders under teachers/, in order."""
+        return self._pretrained_names or [member.name for member in self.strategy.members]
+
+    @property
+    def labelling_names(self) -> list[str]:
+        """The members whose logits make the soft labels, in order."""
+        return self._pretrained_names or list(self.strategy.labelling)
+
+    @property
+    def _pretrained_names(self) -> list[str]:
+        return [f"teacher-{k}" for k in range(len(self.teachers.pretrained))]
 
     def dump(self) -> dict[str, Any]:
         """The resolved configuration as plain values."""
@@ -147,6 +217,25 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file is missing or not YAML, or any keys or values are wrong (all are named at once).
     """
+    raw = read_yaml(path)
+    for override in overrides:
+        set_key(raw, *parse_override(override))
+    return parse_config(raw)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `section.key=value`, the value being YAML; UserError when it is something else."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes section.key=value, not {override!r}.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML.") from None
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -157,26 +246,19 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of sections; see configs/experiments for examples.")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw)
+    return raw
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set takes section.key=value, not {override!r}.")
-    *sections, last = key.strip().split(".")
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key` of plain values, making sections on the way; UserError where a value stands in it."""
+    *sections, last = key.split(".")
     place = raw
     for section in sections:
         place[section] = {} if place.get(section) is None else place[section]
         place = place[section]
         if not isinstance(place, dict):
-            raise UserError(f"--set {override}: {section} holds a value, not a section.")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML.") from None
+            raise UserError(f"{key} cannot be set: {section} holds a value, not a section.")
+    place[last] = value
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
@@ -187,7 +269,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
         values["model"] = _parse_model(values["model"], "model", problems)
     teachers = values.get("teachers")
     if isinstance(teachers, dict) and teachers.get("model") is not None:
-        values["teachers"] = teachers | {"model": _parse_model(teachers["model"], "teachers.model", problems)}
+        values["teachers"] = teachers | {"model": _parse_models(teachers["model"], "teachers.model", problems)}
     config = None
     try:
         config = Config.model_validate(values)
@@ -202,19 +284,45 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
 
 
 def _impossible(config: Config) -> list[str]:
+    """Settings that are right by themselves and do not go together."""
     problems = []
-    if config.teachers.pretrained and config.method == "base":
-        problems.append("teachers.pretrained: method base has no teachers; choose another method or leave it out.")
-    found = len(config.teachers.pretrained)
-    if found not in (0, config.teachers.num):
-        problems.append(f"teachers.num: is {config.teachers.num}, but {found} pretrained members are given.")
-    if config.teachers.pretrained and config.teachers.model is not None:
+    teachers, labels = config.teachers, config.labels
+    has_members = config.num_members > 0
+    if teachers.pretrained and not has_members:
+        problems.append(f"teachers.pretrained: method {config.method} has no members; leave it out.")
+    if teachers.pretrained and len(teachers.pretrained) != teachers.num:
+        problems.append(
+            f"teachers.num: is {teachers.num}, but {len(teachers.pretrained)} pretrained members are given."
+        )
+    if teachers.pretrained and teachers.model is not None:
         problems.append("teachers.model: pretrained members bring their own model; leave it out.")
+    if isinstance(teachers.model, list) and len(teachers.model) != config.num_members:
+        problems.append(f"teachers.model: lists {len(teachers.model)} models for {config.num_members} members.")
+    if has_members and not teachers.pretrained and teachers.num != config.num_members:
+        problems.append(f"teachers.num: method {config.method} has {config.num_members} members; leave it out.")
     if config.baseline and config.method == "base":
         problems.append("baseline: method base already is the baseline; leave it out.")
-    if config.labels.form == "dense" and config.method == "base":
-        problems.append("labels.form: method base has no labels; leave it out.")
+    if labels.form == "dense" and not has_members:
+        problems.append(f"labels.form: method {config.method} keeps no labels; leave it out.")
+    if not problems and has_members:
+        problems += _impossible_combination(config)
     return problems
+
+
+def _impossible_combination(config: Config) -> list[str]:
+    labels = config.labels
+    if labels.weights == "fitted":
+        fits = labels.combine == "weighted"
+        return [] if fits else [f"labels.weights: fitted goes with combine weighted, not {labels.combine}."]
+    problem = combining_problem(labels.combine, labels.weights, len(config.labelling_names), labels.form)
+    return [f"labels: {problem}"] if problem else []
+
+
+def _parse_models(value: Any, place: str, problems: list[str]) -> Any:
+    """One model's config, or a list of them."""
+    if not isinstance(value, list):
+        return _parse_model(value, place, problems)
+    return [_parse_model(each, f"{place}.{number}", problems) for number, each in enumerate(value)]
 
 
 def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | Any:

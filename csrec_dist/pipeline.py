@@ -39,7 +39,7 @@ EVALUATE = Stage("evaluate", ("teach", "distill", "baseline"), evaluate.inputs, 
 
 def stages_of(config: Config) -> list[Stage]:
     """The stages that the method needs, in order."""
-    teaching = [] if config.method == "base" else [TEACH, LABEL]
+    teaching = [TEACH, LABEL] if config.num_members else []
     return [PREPARE, *teaching, DISTILL, *([BASELINE] if config.baseline else []), EVALUATE]
 
 
@@ -120,7 +120,8 @@ def _execute(run: Run, stage: Stage) -> None:
         with run.log(stage.name) as log:
             log.say("done already")
         return
-    with measured() as usage:
+    runtime.watch.at(stage.name)
+    with measured(runtime.watch.waits) as usage:
         outputs = stage.work(run, inputs)
     usages = runtime.world.gather_objects(asdict(usage))
     runtime.on_main(lambda: run.book.finish(stage.name, inputs, outputs, usages))

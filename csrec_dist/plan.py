@@ -76,11 +76,9 @@ class _Planner:
     def _members(self) -> list[ModelConfig]:
         """The members' models; those of pretrained ones as their folders say."""
         teachers = self.config.teachers
-        if self.config.method == "base":
-            return []
         found = [(read_description(folder), folder) for folder in teachers.pretrained]
         given = [description.parse_config(config_class(description.model_type), at) for description, at in found]
-        return given or [self.config.teacher_model] * teachers.num
+        return given or self.config.teacher_models
 
     def stages(self) -> list[PlanRow]:
         """Which stages are done, and what has changed since in the config."""
@@ -125,16 +123,19 @@ class _Planner:
     def _teaching(self) -> list[PlanRow]:
         if self.config.teachers.pretrained:
             return [PlanRow("ranks", "teach", "members are taken from folders")]
-        rounds = teaching_rounds(list(range(len(self._members))), self.world_size)
-        texts = ["; ".join(f"teacher-{slot.member} on {_ranks(slot.ranks)}" for slot in slots) for slots in rounds]
+        texts = [
+            "; ".join(f"{members[slot.member].name} on {_ranks(slot.ranks)}" for slot in slots)
+            for members in self.config.strategy.rounds
+            for slots in teaching_rounds(list(range(len(members))), self.world_size)
+        ]
         return [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
 
     def _labelling(self) -> list[PlanRow]:
-        num_members = len(self._members)
+        names = self.config.labelling_names
         rows = []
-        for column in label_columns(num_members, self.world_size):
+        for column in label_columns(len(names), self.world_size):
             held = [
-                f"rank {rank}: " + ", ".join(f"teacher-{k}" for k in column.members_of(place, num_members))
+                f"rank {rank}: " + ", ".join(names[k] for k in column.members_of(place, len(names)))
                 for place, rank in enumerate(column.ranks)
             ]
             rows.append(PlanRow("ranks", "label", "; ".join(held)))
@@ -160,7 +161,8 @@ class _Planner:
         trained = [] if self.config.teachers.pretrained else members
         held = max([MODEL_COPIES * student.parameters + tables, *(MODEL_COPIES * m.parameters for m in trained)])
         text = f"{mebibytes(held)} and the activations of about {self._windows_of_a_rank()} windows"
-        rows = [PlanRow("bytes", f"teacher-{k}", member.text) for k, member in enumerate(members)]
+        names = self.config.member_names
+        rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
         return [
             PlanRow("bytes", "student", student.text),
             *rows,
@@ -173,10 +175,11 @@ class _Planner:
             return []
         assert self._dataset is not None
         examples, items = self._dataset.splits["train"].num_examples, self._dataset.num_items
-        widths = [member.width for member in self._members]
+        members = dict(zip(self.config.member_names, self._members, strict=True))
+        widths = [members[name].width for name in self.config.labelling_names]
         used = self.config.labels.form
         sizes = {
-            "factored": label_bytes("factored", examples, items, widths, has_bias),
+            "factored": label_bytes("factored", examples, items, widths, has_bias, self.config.labels.combine),
             "dense": label_bytes("dense", examples, items, widths),
         }
         return [

@@ -92,11 +92,22 @@ class StageBook:
         record = {"stage": stage, "fingerprint": fingerprint(flat), "inputs": flat, "outputs": outputs, "usage": usage}
         write_json(self._path(stage), record)
 
+    def adopt(self, stage: str, donor: "StageBook", leaves: Sequence[str]) -> None:
+        """Take a finished stage of another run as this run's: its record is copied, what it left is linked to."""
+        record = donor.require(stage)
+        for name in leaves:
+            path, target = self.folder / name, (donor.folder / name).resolve()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.unlink(missing_ok=True)
+                path.symlink_to(os.path.relpath(target, path.parent.resolve()))
+        self.finish(stage, record.inputs, record.outputs, record.usage)
+
     def forget(self, stage: str, leavings: Sequence[Path]) -> None:
         """Forget that a stage is done and remove what it left. A folder is out of the way at once, or still whole."""
         self._path(stage).unlink(missing_ok=True)
         for path in leavings:
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
                 os.replace(path, doomed)
                 shutil.rmtree(doomed)

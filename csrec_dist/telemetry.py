@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -15,14 +15,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
+from csrec_dist.distributed import Waits
+
 MIB = 2**20
 
 
 @dataclass
 class Usage:
-    """What a stage took on this rank."""
+    """What a stage took on this rank; its seconds are those waited for data, those waited for other ranks, and work."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    collective_wait_seconds: float = 0.0
     peak_memory_mib: float = 0.0
 
 
@@ -48,12 +53,14 @@ def peak_memory_mib() -> float:
 
 
 @contextmanager
-def measured() -> Iterator[Usage]:
-    """Measure the seconds and the peak memory of the block."""
-    usage, begin = Usage(), time.perf_counter()
+def measured(waits: Waits) -> Iterator[Usage]:
+    """Measure the seconds, those of this process on its cores, its waits, and the peak memory of the block."""
+    usage, begin, cpu_begin, before = Usage(), time.perf_counter(), time.process_time(), replace(waits)
     reset_peak_memory()
     yield usage
-    usage.seconds, usage.peak_memory_mib = time.perf_counter() - begin, peak_memory_mib()
+    usage.seconds, usage.cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    usage.data_wait_seconds, usage.collective_wait_seconds = waits.data - before.data, waits.ranks - before.ranks
+    usage.peak_memory_mib = peak_memory_mib()
 
 
 class StageLog:
@@ -68,6 +75,7 @@ class StageLog:
         self.stage = stage
         self._console = Console(quiet=not show)
         self._folder = folder
+        self._resumed_at: int | None = None
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -92,11 +100,15 @@ class StageLog:
 
     @cached_property
     def _writer(self) -> SummaryWriter | None:
-        """Made by the first value, so that a stage without values leaves no file."""
-        return SummaryWriter(str(self._folder)) if self._folder else None
+        """Made by the first value, so that a stage without values leaves no file.
+
+        In a resumed stage it hides what was written after the checkpoint that the stage goes on from.
+        """
+        return SummaryWriter(str(self._folder), purge_step=self._resumed_at) if self._folder else None
 
     def expect(self, total: int, completed: int = 0) -> None:
-        """Say how many steps the stage has, and how many of them are done."""
+        """Say how many steps the stage has, and how many of them are done; before the first value."""
+        self._resumed_at = completed + 1 if completed else None
         self._bar.update(self._task, total=total, completed=completed)
 
     def advance(self, note: str = "", steps: int = 1) -> None:

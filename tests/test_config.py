@@ -76,7 +76,7 @@ def test_empty_sections_and_numbers_as_names_are_taken(tmp_path: Path) -> None:
 
 
 def test_impossible_combinations_are_refused() -> None:
-    with pytest.raises(UserError, match="has no teachers"):
+    with pytest.raises(UserError, match="has no members"):
         parse_config(GOOD | {"method": "base", "teachers": {"pretrained": ["x"]}})
     with pytest.raises(UserError, match="already is the baseline"):
         parse_config(GOOD | {"method": "base", "baseline": True})

@@ -15,6 +15,7 @@ LAYERS = [
     {"stages"},
     {"pipeline", "runfolder"},
     {"report", "recommend", "plan", "doctor"},
+    {"compare", "study"},
     {"cli", "__main__", "config_reference"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

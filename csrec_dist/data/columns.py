@@ -1,4 +1,4 @@
-"""Which column of a raw log is the user, the item, the rating and the timestamp."""
+"""Which column of a raw log is the user, the item, the rating, the timestamp and the true item."""
 
 import re
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ GUESSES = {
     "item": ("item", "itemid", "iid", "parentasin", "asin", "businessid", "movieid", "artistid", "productid"),
     "rating": ("rating", "ratings", "stars", "overall", "score"),
     "timestamp": ("timestamp", "unixreviewtime", "time", "ts", "datetime", "date", "unixtime"),
+    "true_item": ("trueitem",),
 }
 REQUIRED = ("user", "item")
 ROLES = tuple(GUESSES)
@@ -30,10 +31,15 @@ class Columns(BaseModel):
     item: str | None = Field(default=None, description="Column of the item; default: guessed.")
     rating: str | None = Field(default=None, description="Column of the rating; default: guessed, may be absent.")
     timestamp: str | None = Field(default=None, description="Column of the time; default: guessed, may be absent.")
+    true_item: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,  # so that a log without it keeps the fingerprint it has always had
+        description="Column of the item the user preferred before any noise; default: guessed, may be absent.",
+    )
 
 
 def pick(log: pl.LazyFrame, columns: Columns, path: Path) -> pl.LazyFrame:
-    """The log's columns under the names user, item, rating and timestamp (null where it has none).
+    """The log's columns under the names of the roles: user, item, rating, timestamp and true_item (null where absent).
 
     Raises UserError when a named column is missing or the user or item cannot be guessed.
     """
@@ -44,7 +50,7 @@ def pick(log: pl.LazyFrame, columns: Columns, path: Path) -> pl.LazyFrame:
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path) -> dict[str, str | None]:
-    """The column name of each role among `names`, None for a rating or timestamp that is not there."""
+    """The column name of each role among `names`, None for an optional one that is not there."""
     return {role: _choose_one(role, getattr(columns, role), names, path) for role in ROLES}
 
 

@@ -21,6 +21,9 @@ class Flat:
     items: np.ndarray  # int32, 1…num_items
     ratings: pa.Array  # float32, null where the log has none
     times: np.ndarray | None  # int64 or float64
+    training_items: np.ndarray  # int32: what training rows show, which is `items` unless noise was put in
+    num_replaced: int | None = None  # interactions at which the two differ; None: no noise was put in
+    true_items: np.ndarray | None = None  # int32: what the user preferred before any noise, 0 for none of the items
 
 
 def deal(num_rows: int, num_lanes: int, seed: int) -> list[np.ndarray]:
@@ -35,17 +38,18 @@ def deal(num_rows: int, num_lanes: int, seed: int) -> list[np.ndarray]:
 def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_lanes: int, seed: int) -> dict[str, Any]:
     """Write one split's files and return its entry in dataset.json.
 
-    A row's number is its place by user and time, whatever the lanes. In train a row of n items holds
-    n − 1 examples, in valid and test one. `rating` is that of the row's last item, in all splits, so that
-    they have the same columns.
+    Noise is in training rows only. A row's number is its place by user and time, whatever the lanes. In train a row
+    of n items holds n − 1 examples, in valid and test one. `rating`, and `true_target` where true items are known,
+    are those of the row's last item, in all splits, so that they have the same columns.
     """
     examples = spans.lengths - 1 if split == "train" else np.ones(len(spans), np.int64)
+    items = flat.training_items if split == "train" else flat.items
     lanes = deal(len(spans), num_lanes, seed)
     lane_examples = [int(examples[rows].sum()) for rows in lanes]
     firsts = np.cumsum([0, *lane_examples])
     for lane, rows in enumerate(lanes):
         offsets = firsts[lane] + np.cumsum(examples[rows]) - examples[rows]
-        table = _table(spans.where(rows), rows, offsets, flat)
+        table = _table(spans.where(rows), rows, offsets, items, flat)
         file = folder / f"{split}-{lane:05d}-of-{num_lanes:05d}.parquet"
         pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd")
     return {
@@ -70,14 +74,16 @@ def indices(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     return np.repeat(stops - ends, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def _table(spans: Spans, rows: np.ndarray, example_offsets: np.ndarray, flat: Flat) -> pa.Table:
+def _table(spans: Spans, rows: np.ndarray, example_offsets: np.ndarray, items: np.ndarray, flat: Flat) -> pa.Table:
     list_offsets = np.concatenate([[0], np.cumsum(spans.lengths)]).astype(np.int32)
-    items = pa.ListArray.from_arrays(list_offsets, flat.items[indices(spans.starts, spans.stops)])
+    lists = pa.ListArray.from_arrays(list_offsets, items[indices(spans.starts, spans.stops)])
     columns = {
         "row": pa.array(rows, pa.int64()),
         "user": pa.array(spans.users, pa.int32()),
-        "items": items,
+        "items": lists,
         "example_offset": pa.array(example_offsets, pa.int64()),
         "rating": flat.ratings.take(pa.array(spans.stops - 1)),
     }
+    if flat.true_items is not None:
+        columns["true_target"] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
     return pa.table(columns)

@@ -8,10 +8,10 @@ The world size therefore decides who reads a row, never which rows are in a batc
 (epoch, step) is the whole position of a run. A lane that is out of rows leaves its place empty.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd
+from math import floor, gcd
 
 import numpy as np
 
@@ -28,19 +28,51 @@ def owned_lanes(num_lanes: int, rank: int, world_size: int) -> range:
     return range(rank, num_lanes, world_size)
 
 
+ROUNDING = 1e-9
+"""So that 29 of 100 rows are a share of .29, whose product with 100 is a little less in binary."""
+
+
+@dataclass(frozen=True)
+class RowSample:
+    """⌊share · n⌋ of n rows, drawn without replacement: as many of each lane as its size asks for, within one."""
+
+    share: float
+    seed: int
+
+    def lane_counts(self, lane_rows: Sequence[int]) -> tuple[int, ...]:
+        """How many rows of each lane are drawn: the largest fractions are rounded up until the sum is right."""
+        exact = [self.share * rows for rows in lane_rows]
+        counts = [floor(value) for value in exact]
+        missing = floor(self.share * sum(lane_rows) + ROUNDING) - sum(counts)
+        by_fraction = sorted(range(len(counts)), key=lambda lane: counts[lane] - exact[lane])
+        for lane in by_fraction[:missing]:
+            counts[lane] += 1
+        return tuple(counts)
+
+    def rows(self, lane: int, num_rows: int, count: int) -> np.ndarray:
+        """The drawn rows of a lane, in file order."""
+        return np.sort(np.random.default_rng([self.seed, lane]).permutation(num_rows)[:count])
+
+
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of one epoch over lanes of the given numbers of rows."""
+    """The order of one epoch over lanes of the given numbers of rows, or over a sample of them."""
 
-    lane_rows: tuple[int, ...]
+    all_lane_rows: tuple[int, ...]
     batch_size: int
     seed: int
     epoch: int
+    sample: RowSample | None = None
+
+    @cached_property
+    def lane_rows(self) -> tuple[int, ...]:
+        """Rows of each lane that the epoch goes through."""
+        return self.all_lane_rows if self.sample is None else self.sample.lane_counts(self.all_lane_rows)
 
     @property
     def num_lanes(self) -> int:
         """Number of lanes."""
-        return len(self.lane_rows)
+        return len(self.all_lane_rows)
 
     @property
     def num_steps(self) -> int:
@@ -66,13 +98,21 @@ class EpochOrder:
     def lane_order(self, lane: int, group_rows: tuple[int, ...], start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """The lane's row groups in this epoch's order, each with the order of its rows, from index `start` on."""
         groups = np.random.default_rng([self.seed, self.epoch, lane, 0]).permutation(len(group_rows))
+        held = self._held_rows(lane, group_rows)
         for group in groups.tolist():
-            size = group_rows[group]
-            if start >= size:
-                start -= size
+            rows = held[group]
+            if start >= len(rows):
+                start -= len(rows)
                 continue
-            yield (
-                group,
-                np.random.default_rng([self.seed, self.epoch, lane, 1, group]).permutation(size)[start:],
-            )
+            order = np.random.default_rng([self.seed, self.epoch, lane, 1, group]).permutation(len(rows))
+            yield group, rows[order[start:]]
             start = 0
+
+    def _held_rows(self, lane: int, group_rows: tuple[int, ...]) -> list[np.ndarray]:
+        """The rows of each row group that the epoch goes through, counted within the group."""
+        if self.sample is None:
+            return [np.arange(size) for size in group_rows]
+        rows = self.sample.rows(lane, sum(group_rows), self.lane_rows[lane])
+        ends = np.cumsum(group_rows)
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return [part - (end - size) for part, end, size in zip(parts, ends, group_rows, strict=True)]

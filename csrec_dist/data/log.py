@@ -21,7 +21,8 @@ class Log:
     """Interactions sorted by user and time, ties in file order.
 
     `frame` has user and item (int32, numbers from 0 in order of first appearance in the file), rating
-    (float32 or null) and timestamp (int64, float64, or of type Null where the log has none).
+    (float32 or null) and timestamp (int64, float64, or of type Null where the log has none). Where the log
+    says what the user preferred before any noise, also true_item: its number (int32), null if it is none of `items`.
     `users` and `items` are the raw ids by number: int64, uint64 or text.
     """
 
@@ -35,6 +36,11 @@ class Log:
     def has_times(self) -> bool:
         """Whether the log has timestamps."""
         return self.frame["timestamp"].dtype != pl.Null
+
+    @property
+    def has_true_items(self) -> bool:
+        """Whether the log says what the user truly preferred."""
+        return "true_item" in self.frame.columns
 
 
 def log_files(source: Path) -> list[Path]:
@@ -65,6 +71,7 @@ def read_log(files: list[Path], format: str, columns: Columns) -> Log:
         raise UserError(f"{files[0]}: none of its {len(frame)} rows has a user and an item.")
     users, user_numbers = number(kept["user"], files[0])
     items, item_numbers = number(kept["item"], files[0])
+    kept = _with_true_items(kept, item_numbers)
     numbered = kept.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(kept["rating"], files[0]))
     return Log(
         _sorted(numbered), users, items, num_without_id=len(frame) - len(named), num_without_time=len(named) - len(kept)
@@ -138,6 +145,15 @@ def _collect(files: list[Path], format: str, columns: Columns) -> pl.DataFrame:
         raise UserError(f"{files[0]} could not be read by the reader '{format}': {reason}") from None
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
     return frame.with_columns(pl.col(nans).fill_nan(None))
+
+
+def _with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFrame:
+    """The true items by the numbers of the items, or no such column where the log names none."""
+    if frame["true_item"].null_count() == len(frame):
+        return frame.drop("true_item")
+    table = pl.DataFrame({"raw": frame["item"], "number": item_numbers}).unique("raw")
+    raw = frame["true_item"].cast(frame["item"].dtype, strict=False).to_frame("raw")
+    return frame.with_columns(true_item=raw.join(table, on="raw", how="left", maintain_order="left")["number"])
 
 
 def _sorted(frame: pl.DataFrame) -> pl.DataFrame:

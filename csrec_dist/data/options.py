@@ -1,12 +1,34 @@
 """The `dataset` section of the config: which log, and how it becomes windows and splits."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from csrec_dist.data.columns import Columns
+from csrec_dist.data.noise import NoiseKind
 from csrec_dist.data.readers import READERS
 from csrec_dist.data.wording import did_you_mean, listed
+
+
+class NoiseOptions(BaseModel):
+    """Training interactions that are replaced, to see how much noise a student bears."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rate: float = Field(
+        default=0.0, ge=0, le=1, strict=True, description="Share of the training interactions replaced by another item."
+    )
+    kind: NoiseKind = Field(
+        default="uniform",
+        description="Law of the other item: all items alike; by its training interactions; by its place k, with "
+        "weight 1/k, in the list of the 100 most popular items.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the noise.")
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is replaced."""
+        return self.rate == 0
 
 
 class DatasetOptions(BaseModel):
@@ -52,6 +74,16 @@ class DatasetOptions(BaseModel):
         default=64, ge=1, strict=True, description="Number of files each split is dealt to: the most ranks."
     )
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the dealing of rows to lanes.")
+    noise: NoiseOptions = Field(
+        default=NoiseOptions(),
+        exclude_if=lambda noise: noise.is_none,  # so that a dataset without noise keeps its fingerprint
+        description="Noise in the training interactions.",
+    )
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _null_is_no_noise(cls, noise: Any) -> Any:
+        return {} if noise is None else noise
 
     @field_validator("format")
     @classmethod
@@ -71,4 +103,6 @@ class DatasetOptions(BaseModel):
     def _one_origin(self) -> Self:
         if (self.source is None) == (self.path is None):
             raise ValueError("give either source (a raw log) or path (a prepared dataset), and not both")
+        if self.path is not None and not self.noise.is_none:
+            raise ValueError("noise is put in when a raw log is prepared: give source instead of path")
         return self

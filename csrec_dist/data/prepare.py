@@ -1,22 +1,20 @@
 """From a raw log to a prepared dataset folder: the one way through, step by step."""
 
 import hashlib
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import psutil
 
 from csrec_dist.data.core import drop_duplicates, k_core, renumber
-from csrec_dist.data.lane_files import Flat, write_split
+from csrec_dist.data.folders import new_folder, remove_leftovers
+from csrec_dist.data.lane_files import Flat, covered, write_split
 from csrec_dist.data.log import Log, log_files, read_log
-from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.noise import NoiseSource, noise_law
+from csrec_dist.data.options import DatasetOptions, NoiseOptions
 from csrec_dist.data.readers import detect
 from csrec_dist.data.sources import downloads_folder, resolve
 from csrec_dist.data.statistics import describe, training_counts
@@ -26,6 +24,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, sha256_file, write_json
 
 NOT_IN_FINGERPRINT = {"source", "path", "format"}
+NOISE_STREAM = 0x6E6F6973  # keeps the noise apart from the dealing of rows, which may have the same seed
 
 
 def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
     """
     say = progress or (lambda line: None)
     _refuse_to_overwrite(folder)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     files, format = _locate(options)
     log = read_log(files, format, options.columns)
     say(f"read {len(log.frame):,} interactions of {len(log.users):,} users and {len(log.items):,} items ({format})")
@@ -45,7 +44,10 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
     flat, users, items = _keep(log, options, files[0])
     say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
     windows, splits = _cut(flat, options, files[0])
-    with _new_folder(folder) as new:
+    if not options.noise.is_none:
+        flat = _with_noise(flat, splits["train"], options.noise, len(items), files[0])
+        say(f"replaced {flat.num_replaced:,} training interactions by others ({options.noise.kind} noise)")
+    with new_folder(folder) as new:
         info = _write(new, flat, splits, options)
         _write_ids(new, splits["train"], flat, users, items)
         statistics = {**_describe_raw(log), **describe(flat, splits, windows, len(items))}
@@ -62,16 +64,6 @@ def _refuse_to_overwrite(folder: Path) -> None:
         raise UserError(f"{folder} already holds a prepared dataset: remove it or prepare into another folder.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: prepare into a new one.")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the hidden siblings that `_new_folder` made for `folder` in processes that are no more."""
-    if not folder.parent.is_dir():
-        return
-    for sibling in folder.parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            shutil.rmtree(sibling, ignore_errors=True)
 
 
 def _say_dropped(log: Log, say: Callable[[str], None]) -> None:
@@ -94,8 +86,34 @@ def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Serie
     users, old_users = renumber(users[kept])
     items, old_items = renumber(items[kept])
     ratings = frame["rating"].to_arrow().cast("float32")
-    flat = Flat(users, items, ratings, frame["timestamp"].to_numpy() if log.has_times else None)
+    times = frame["timestamp"].to_numpy() if log.has_times else None
+    true_items = _renumbered(frame["true_item"], old_items, len(log.items)) if log.has_true_items else None
+    flat = Flat(users, items, ratings, times, training_items=items, true_items=true_items)
     return flat, log.users[old_users], log.items[old_items]
+
+
+def _renumbered(numbers: pl.Series, old_items: np.ndarray, num_old: int) -> np.ndarray:
+    """Items by their final numbers; 0 for nulls and for items that are not kept."""
+    final = np.zeros(num_old + 1, np.int32)
+    final[old_items] = np.arange(1, len(old_items) + 1)
+    return final[numbers.fill_null(num_old).to_numpy()]
+
+
+def _with_noise(flat: Flat, train: Spans, noise: NoiseOptions, num_items: int, path: Path) -> Flat:
+    """The interactions with a share of those in training rows replaced, each once for all rows that hold it."""
+    places = np.flatnonzero(covered(train, len(flat.items)))
+    law = noise_law(noise.kind, training_counts(flat.items, train, num_items))
+    try:
+        source = NoiseSource(law)
+    except ValueError:
+        raise UserError(
+            f"{path}: dataset.noise has nothing to replace an item by, since the training interactions are all with "
+            "one item; leave it out."
+        ) from None
+    random = np.random.RandomState([NOISE_STREAM, noise.seed])
+    training_items = flat.items.copy()
+    training_items[places], replaced = source.replace(flat.items[places], noise.rate, random)
+    return replace(flat, training_items=training_items, num_replaced=int(replaced.sum()))
 
 
 def _cut(flat: Flat, options: DatasetOptions, path: Path) -> tuple[Spans, dict[str, Spans]]:
@@ -148,7 +166,7 @@ def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetO
 
 def _write_ids(folder: Path, train: Spans, flat: Flat, users: pl.Series, items: pl.Series) -> None:
     """items.parquet and users.parquet: number, raw id, and training interactions (each counted once)."""
-    for name, raw, numbers in (("item", items, flat.items), ("user", users, flat.users)):
+    for name, raw, numbers in (("item", items, flat.training_items), ("user", users, flat.users)):
         columns = {
             name: pl.int_range(1, len(raw) + 1, dtype=pl.Int32, eager=True),
             "raw": raw,
@@ -194,26 +212,3 @@ def _provenance(options: DatasetOptions, files: list[Path], format: str) -> dict
         "sha256": digest,
         "fingerprint": fingerprint([FORMAT_VERSION, deciding, format, digest]),
     }
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for file in [*new.iterdir(), new]:
-            _sync(file)
-        os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

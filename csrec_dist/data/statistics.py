@@ -27,6 +27,7 @@ def describe(flat: Flat, splits: dict[str, Spans], windows: Spans, num_items: in
         "interactions_in_windows": int(windows.lengths.sum()),
         "items_in_windows": int(np.count_nonzero(np.bincount(flat.items[in_windows]))),
         **_evaluation(flat, splits, num_items),
+        **_noise(flat, splits),
     }
 
 
@@ -36,10 +37,10 @@ def training_counts(numbers: np.ndarray, train: Spans, num: int) -> np.ndarray:
 
 
 def leaked_targets(flat: Flat, train: Spans, test: Spans, num_items: int) -> int:
-    """Test rows whose target is also a training target of the same user, in whatever window."""
+    """Test rows whose target is also a training target of the same user, in whatever window, noise included."""
     targets = indices(train.starts + 1, train.stops)
-    trained = np.sort(_user_item_keys(flat, targets, num_items))
-    wanted = _user_item_keys(flat, test.stops - 1, num_items)
+    trained = np.sort(_user_item_keys(flat.users[targets], flat.training_items[targets], num_items))
+    wanted = _user_item_keys(flat.users[test.stops - 1], flat.items[test.stops - 1], num_items)
     places = np.minimum(np.searchsorted(trained, wanted), len(trained) - 1)
     return int((trained[places] == wanted).sum())
 
@@ -47,7 +48,7 @@ def leaked_targets(flat: Flat, train: Spans, test: Spans, num_items: int) -> int
 def _evaluation(flat: Flat, splits: dict[str, Spans], num_items: int) -> dict[str, Any]:
     train, test = splits["train"], splits["test"]
     leaked = leaked_targets(flat, train, test, num_items)
-    trained = training_counts(flat.items, train, num_items)
+    trained = training_counts(flat.training_items, train, num_items)
     unseen = {
         f"{name}_targets_never_in_training": int((trained[flat.items[splits[name].stops - 1] - 1] == 0).sum())
         for name in ("valid", "test")
@@ -60,13 +61,28 @@ def _evaluation(flat: Flat, splits: dict[str, Spans], num_items: int) -> dict[st
     }
 
 
-def _user_item_keys(flat: Flat, places: np.ndarray, num_items: int) -> np.ndarray:
-    return flat.users[places].astype(np.int64) * (num_items + 1) + flat.items[places]
+def _noise(flat: Flat, splits: dict[str, Spans]) -> dict[str, Any]:
+    """What is known of noise: put in by `dataset.noise`, or said by the log's true items. Empty where nothing is."""
+    found: dict[str, Any] = {}
+    if flat.num_replaced is not None:
+        found["training_interactions"] = int(covered(splits["train"], len(flat.items)).sum())
+        found["replaced_training_interactions"] = flat.num_replaced
+    if flat.true_items is not None:
+        for name in ("valid", "test"):
+            last = splits[name].stops - 1
+            known = flat.true_items[last] > 0
+            found[f"{name}_true_targets_unknown"] = int((~known).sum())
+            found[f"{name}_targets_not_true"] = int((flat.true_items[last] != flat.items[last])[known].sum())
+    return found
+
+
+def _user_item_keys(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    return users.astype(np.int64) * (num_items + 1) + items
 
 
 def _num_repeats(flat: Flat, num_items: int) -> int:
     """Interactions of a user with an item that this user has had before."""
-    keys = np.sort(_user_item_keys(flat, np.arange(len(flat.items)), num_items))
+    keys = np.sort(_user_item_keys(flat.users, flat.items, num_items))
     return int((keys[1:] == keys[:-1]).sum())
 
 

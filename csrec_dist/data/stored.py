@@ -1,6 +1,6 @@
 """A prepared dataset on disk, opened for reading: what it holds, and its lanes as blocks of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from csrec_dist.files import read_json, sha256_file
 
 FORMAT_VERSION = 1
 COLUMNS = ["row", "user", "items", "example_offset"]
+TRUE_TARGET = "true_target"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,35 @@ class Dataset:
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
         return Lane(path)
 
+    @cached_property
+    def has_true_targets(self) -> bool:
+        """Whether the log said which items users truly preferred, so that `true_targets` can be read."""
+        return self.open_lane("test", 0).has_true_targets
+
+    def true_targets(self, split: str, lanes: Iterable[int] | None = None) -> np.ndarray:
+        """The item that the user of each row of valid or test truly preferred where the target stands, before noise.
+
+        Args:
+            lanes: the lanes to read; all by default.
+
+        Returns:
+            [rows of the split] int32, indexed by row number (`batch.rows`); 0 in rows of other lanes, and where the
+            preferred item is not among the dataset's.
+
+        Raises:
+            UserError: the log did not say.
+        """
+        if not self.has_true_targets:
+            raise UserError(
+                f"{self.folder} knows no true targets: prepare a log that has a column for them, and name it with "
+                "dataset.columns.true_item."
+            )
+        found = np.zeros(self.splits[split].num_rows, np.int32)
+        for lane in range(self.num_lanes) if lanes is None else lanes:
+            rows, targets = self.open_lane(split, lane).true_targets()
+            found[rows] = targets
+        return found
+
 
 class Lane:
     """One lane's Parquet file; memory holds one row group at a time. UserError where it is damaged."""
@@ -136,6 +166,17 @@ class Lane:
             users=table["user"].to_numpy(),
             example_offsets=table["example_offset"].to_numpy(),
         )
+
+    @property
+    def has_true_targets(self) -> bool:
+        """Whether the file has the column of true targets."""
+        return TRUE_TARGET in self._file.schema_arrow.names
+
+    def true_targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers [rows] int64 and the true item in place of each row's last, [rows] int32, in file order."""
+        with _readable(self._path):
+            table = self._file.read(columns=["row", TRUE_TARGET])
+        return table["row"].to_numpy(), table[TRUE_TARGET].to_numpy()
 
     def blocks(self) -> Iterator[RowBlock]:
         """All row groups in file order."""

@@ -1,11 +1,16 @@
 """A group of ranks and the collectives the rest of the project uses; one rank needs no process group."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from csrec_dist.distributed.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -14,11 +19,16 @@ class Group:
 
     `handle` is the torch process group, or None for a group of one rank, whose collectives are
     the identity. Every member must enter every collective, in the same order.
+
+    `watch` takes the time of the collectives and, when one fails because another rank died or stalled, raises a
+    `RankFailure` that names it. Collectives of tensors wait for the process group's timeout. `gather_objects`,
+    `broadcast_object` and `barrier` come after work of different length, and wait for as long as the others work.
     """
 
     ranks: tuple[int, ...]
     rank: int
     handle: Any = None
+    watch: Watch = field(default_factory=Watch, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -33,7 +43,8 @@ class Group:
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum `tensor` over the group in place and return it."""
         if self.handle is not None:
-            dist.all_reduce(tensor, group=self.handle)
+            with self._collective("all_reduce", tensor):
+                dist.all_reduce(tensor, group=self.handle)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -41,7 +52,8 @@ class Group:
         if self.handle is None:
             return tensor.unsqueeze(0)
         gathered = tensor.new_empty((self.size, *tensor.shape))
-        dist.all_gather(list(gathered.unbind()), tensor.contiguous(), group=self.handle)
+        with self._collective("all_gather", tensor):
+            dist.all_gather(list(gathered.unbind()), tensor.contiguous(), group=self.handle)
         return gathered
 
     def reduce_scatter_sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -49,13 +61,27 @@ class Group:
         if self.handle is None:
             return tensor.squeeze(0)
         scattered = tensor.new_empty(tensor.shape[1:])
-        dist.reduce_scatter(scattered, list(tensor.contiguous().unbind()), group=self.handle)
+        with self._collective("reduce_scatter", tensor):
+            dist.reduce_scatter(scattered, list(tensor.contiguous().unbind()), group=self.handle)
         return scattered
+
+    def gather_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
+        """The ranks' `rows` [n, d] one below the other in rank order, and where this rank's own stand among them.
+
+        n may differ between ranks, and be 0. Gradients flow back to the rank that a row came from, summed over all
+        ranks that used it; every rank enters the backward pass too.
+        """
+        if self.handle is None:
+            return rows, slice(0, len(rows))
+        num_rows = self.all_gather(torch.tensor(len(rows), device=rows.device)).tolist()
+        start = sum(num_rows[: self.rank])
+        return _GatherRows.apply(rows, self, num_rows), slice(start, start + len(rows))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The ranks' JSON values as a list, in rank order, on every rank."""
         if self.handle is None:
             return [value]
+        self.watch.meet("gather_objects", self.ranks)
         device = torch.device("cuda") if dist.get_backend(self.handle) == "nccl" else torch.device("cpu")
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
         sizes = self.all_gather(torch.tensor([text.numel()], device=device)).flatten().tolist()
@@ -71,4 +97,30 @@ class Group:
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""
         if self.handle is not None:
-            dist.barrier(group=self.handle)
+            self.watch.meet("barrier", self.ranks)
+            with self.watch.collective("barrier", self.ranks):
+                dist.barrier(group=self.handle)
+
+    @contextmanager
+    def _collective(self, name: str, tensor: torch.Tensor) -> Iterator[None]:
+        """On a GPU the host goes on before the ranks have met: no time is taken there."""
+        described = f"{name} of {list(tensor.shape)}"
+        with self.watch.collective(described, self.ranks, timed=tensor.device.type == "cpu"):
+            yield
+
+
+class _GatherRows(torch.autograd.Function):
+    """Padded to the most rows of any rank for the collective, and cut afterwards."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, group: Group, num_rows: list[int]) -> torch.Tensor:
+        ctx.group, ctx.num_rows = group, num_rows
+        padded = rows.new_zeros(max(num_rows), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return torch.cat([part[:num] for part, num in zip(group.all_gather(padded), num_rows, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        summed = ctx.group.all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))
+        return summed.split(ctx.num_rows)[ctx.group.rank], None, None

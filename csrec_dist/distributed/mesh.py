@@ -1,7 +1,13 @@
-"""Who works on what: ranks laid out over members (teaching) and over lanes × members (labelling), as pure functions."""
+"""Who works on what: ranks laid out over members (teaching), lanes × members (labelling) and data × catalog (training).
 
+All of it is pure functions. With catalog parallelism k, what is dealt are groups of k consecutive ranks.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+
+from csrec_dist.errors import UserError
 
 
 def split_ranks(num_ranks: int, num_parts: int) -> list[tuple[int, ...]]:
@@ -18,18 +24,20 @@ class TeachingSlot:
     ranks: tuple[int, ...]
 
 
-def teaching_rounds(members: list[int], world_size: int) -> list[list[TeachingSlot]]:
+def teaching_rounds(members: list[int], world_size: int, catalog_parallel: int = 1) -> list[list[TeachingSlot]]:
     """Rounds of members trained side by side.
 
     Each round takes as many members as there are ranks left for, and deals all ranks to them, so that
     no rank is idle: 3 ranks and 2 members give groups of 1 and 2; 2 ranks and 3 members give a
-    round of two members on one rank each, then one member on both.
+    round of two members on one rank each, then one member on both. Catalog groups are not divided: raises UserError
+    when their size does not divide the number of ranks.
     """
+    groups = catalog_groups(range(world_size), catalog_parallel)
     rounds = []
     while members:
-        now, members = members[:world_size], members[world_size:]
-        ranks = split_ranks(world_size, len(now))
-        rounds.append([TeachingSlot(member, part) for member, part in zip(now, ranks, strict=True)])
+        now, members = members[: len(groups)], members[len(groups) :]
+        parts = [tuple(chain(*(groups[place] for place in part))) for part in split_ranks(len(groups), len(now))]
+        rounds.append([TeachingSlot(member, ranks) for member, ranks in zip(now, parts, strict=True)])
     return rounds
 
 
@@ -49,11 +57,49 @@ class LabelColumn:
         return tuple(lane for lane in range(num_lanes) if lane % self.world_size in self.ranks)
 
 
-def label_columns(num_members: int, world_size: int) -> list[LabelColumn]:
+def label_columns(num_members: int, world_size: int, catalog_parallel: int = 1) -> list[LabelColumn]:
     """The mesh teacher × data for labelling: columns of up to `num_members` ranks that cover all ranks.
 
-    The last column is smaller when the ranks do not divide; its ranks then take several members each.
+    The last column is smaller when the ranks do not divide; its ranks then take several members each. With catalog
+    groups of k ranks, each of which holds a slice of the same members, there are k such columns side by side: the
+    first ranks of several groups, their second ranks, and so on. They label different lanes, and read their items'
+    vectors together. Raises UserError when k does not divide the number of ranks.
     """
-    size = min(num_members, world_size)
-    starts = range(0, world_size, size)
-    return [LabelColumn(tuple(range(s, min(s + size, world_size))), world_size) for s in starts]
+    groups = catalog_groups(range(world_size), catalog_parallel)
+    size = min(num_members, len(groups))
+    held = [groups[start : start + size] for start in range(0, len(groups), size)]
+    return [LabelColumn(ranks, world_size) for part in held for ranks in zip(*part, strict=True)]
+
+
+def catalog_rows(num_items: int, num_parts: int) -> list[range]:
+    """Deal the rows of item tables to parts in contiguous slices, as torch's DTensor and `torch.chunk` do.
+
+    Each slice has ⌈V / parts⌉ rows; the last ones have what is left, which may be none.
+    """
+    size = -(-num_items // num_parts)
+    return [range(min(part * size, num_items), min((part + 1) * size, num_items)) for part in range(num_parts)]
+
+
+def catalog_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, ...]]:
+    """The mesh data × catalog over `ranks`, by its rows: consecutive ranks that hold a slice of the catalog each.
+
+    Raises UserError when the ranks cannot be dealt to groups of this size.
+    """
+    check_catalog_parallel(len(ranks), catalog_parallel)
+    return [tuple(ranks[start : start + catalog_parallel]) for start in range(0, len(ranks), catalog_parallel)]
+
+
+def data_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, ...]]:
+    """The same mesh by its columns: the ranks that hold the same slice, and average its gradients."""
+    check_catalog_parallel(len(ranks), catalog_parallel)
+    return [tuple(ranks[place::catalog_parallel]) for place in range(catalog_parallel)]
+
+
+def check_catalog_parallel(num_ranks: int, catalog_parallel: int) -> None:
+    """Refuse a size of catalog groups that does not divide the number of ranks."""
+    if not 1 <= catalog_parallel <= num_ranks or num_ranks % catalog_parallel:
+        fitting = [str(size) for size in range(1, num_ranks + 1) if num_ranks % size == 0]
+        raise UserError(
+            f"distributed.catalog_parallel: {catalog_parallel} slices of the catalog do not fit {num_ranks} ranks; "
+            f"start a multiple of {catalog_parallel} ranks, or choose {' or '.join(fitting)}."
+        )

@@ -13,7 +13,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.watch import Watch
 from csrec_dist.errors import SharedUserError, UserError
+
+NCCL_GRACE = timedelta(minutes=1)
+"""torch ends a process at the timeout of NCCL without naming who is behind; a rank that can, speaks before."""
 
 LAUNCH_HINT = (
     "Use `accelerate launch --multi_gpu --num_processes N -m csrec_dist ...` (with and without GPUs) "
@@ -51,19 +55,21 @@ class Runtime:
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         handle = dist.group.WORLD if self.world_size > 1 else None
-        self.world = Group(tuple(range(self.world_size)), self.rank, handle)
-        self._timeout = timeout
+        store = dist.distributed_c10d._get_default_store() if handle else None
+        self.watch = Watch(store, self.rank, self.world_size, timeout.total_seconds())
+        self.world = Group(tuple(range(self.world_size)), self.rank, handle, self.watch)
+        self._timeout = _group_timeout(timeout)
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
 
     @classmethod
-    def start(cls, timeout_minutes: float = 1440) -> Self:
-        """Join the processes that the launcher started.
+    def start(cls, timeout_minutes: float = 30) -> Self:
+        """Join the processes that the launcher started. `timeout_minutes`: how long a rank waits for a silent one.
 
         Raises UserError when the launcher and what it started disagree (see `check_launch`).
         """
         check_launch(os.environ)
         timeout = timedelta(minutes=timeout_minutes)
-        handlers = [InitProcessGroupKwargs(timeout=timeout)]
+        handlers = [InitProcessGroupKwargs(timeout=_group_timeout(timeout))]
         runtime = cls(Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers), timeout)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if runtime.world_size != expected:
@@ -82,30 +88,34 @@ class Runtime:
 
         The parts cover all ranks without overlap. Groups are kept and used again.
         """
+        if any(ranks not in self._groups for ranks in parts):
+            self.watch.meet("new_group", self.world.ranks)
         for ranks in parts:
             if ranks not in self._groups:
                 alone = len(ranks) == 1
                 self._groups[ranks] = None if alone else dist.new_group(list(ranks), timeout=self._timeout)
         own = next(ranks for ranks in parts if self.rank in ranks)
-        return Group(own, own.index(self.rank), self._groups[own])
+        return Group(own, own.index(self.rank), self._groups[own], self.watch)
 
     def wrap(self, module: nn.Module, group: Group) -> nn.Module:
         """Make `module`'s gradients averages over the group. Its first rank's parameters are taken."""
         if group.handle is None:
             return module
-        return DistributedDataParallel(
-            module,
-            process_group=group.handle,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+        with self.watch.collective("wrapping the model", group.ranks):
+            return DistributedDataParallel(
+                module,
+                process_group=group.handle,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on rank 0 while the others wait; its JSON value, or its UserError, on every rank."""
+        """Do `work` on rank 0 while the others wait, however long; its JSON value, or its UserError, on every rank."""
         result: dict[str, Any] = {}
         if self.is_main:
             try:
-                result["value"] = work()
+                with self.watch.working_alone():
+                    result["value"] = work()
             except UserError as error:
                 result["error"] = str(error)
         result = self.world.broadcast_object(result)
@@ -115,5 +125,10 @@ class Runtime:
 
     def close(self) -> None:
         """Leave the process group."""
+        self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _group_timeout(timeout: timedelta) -> timedelta:
+    return timeout + NCCL_GRACE if torch.cuda.is_available() else timeout

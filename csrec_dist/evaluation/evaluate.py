@@ -2,30 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.ranking import target_ranks
+from csrec_dist.evaluation.scoring import EvaluationBatch, question
 from csrec_dist.models import SequentialModel
-
-
-class EvaluationBatch(Protocol):
-    """Rows of a history followed by its target, on the model's device."""
-
-    @property
-    def items(self) -> Tensor:
-        """[B, L] int64, right-padded with 0; the last item of a row is its target."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """[B] int64, targets included: at least 2 where the weight is not 0."""
-
-    @property
-    def weights(self) -> Tensor:
-        """[B] float; 0 for rows that only fill the batch."""
 
 
 def evaluate(
@@ -58,10 +42,7 @@ def evaluate(
 
 def _ranks(model: SequentialModel, batch: EvaluationBatch, exclude_seen: bool) -> Tensor:
     """Ranks [B] of the targets; rows that only fill the batch get some rank too."""
-    assert bool(((batch.lengths >= 2) | (batch.weights == 0)).all())
-    last = (batch.lengths - 1).clamp(min=1).unsqueeze(1)
-    targets = batch.items.gather(1, last).squeeze(1).clamp(min=1)
-    histories = batch.items.scatter(1, last, 0)[:, :-1]
+    histories, targets = question(batch)
     return target_ranks(
         model.encode_last(histories),
         model.item_table.weight,

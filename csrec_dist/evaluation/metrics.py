@@ -46,6 +46,24 @@ def reciprocal_rank(ranks: Tensor, n: int | None = None) -> Tensor:
     return reciprocal if n is None else recall(ranks, n) * reciprocal
 
 
+def metric_names(top_n: Sequence[int]) -> list[str]:
+    """Names of all metrics, in the order in which they are summed."""
+    return [f"{metric}@{n}" for n in top_n for metric in ("recall", "ndcg", "mrr")] + ["mrr"]
+
+
+def values_to_sum(ranks: Tensor, top_n: Sequence[int]) -> Tensor:
+    """What each example adds: 1 for the count, then its metrics in the order of `metric_names`.
+
+    Args:
+        ranks: [N] int64.
+
+    Returns:
+        [1 + number of metrics, N] float64.
+    """
+    truncated = [metric(ranks, n) for n in top_n for metric in (recall, ndcg, reciprocal_rank)]
+    return torch.stack([torch.ones_like(ranks, dtype=torch.float64), *truncated, reciprocal_rank(ranks)])
+
+
 class MetricSums:
     """Weighted sums of all metrics and of the weights, in one flat float64 tensor.
 
@@ -59,15 +77,13 @@ class MetricSums:
 
     def __init__(self, top_n: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.top_n = tuple(top_n)
-        self.names = [f"{metric}@{n}" for n in self.top_n for metric in ("recall", "ndcg", "mrr")] + ["mrr"]
+        self.names = metric_names(top_n)
         self.tensor = torch.zeros(1 + len(self.names), dtype=torch.float64, device=device)
         """[1 + number of metrics]: the sum of weights, then the sums in the order of `names`."""
 
     def update(self, ranks: Tensor, weights: Tensor) -> None:
         """Add examples with these ranks [N] and weights [N]; weight 0 leaves an example out."""
-        truncated = [metric(ranks, n) for n in self.top_n for metric in (recall, ndcg, reciprocal_rank)]
-        rows = torch.stack([torch.ones_like(ranks, dtype=torch.float64), *truncated, reciprocal_rank(ranks)])
-        self.tensor += (rows * weights.double()).sum(1)
+        self.tensor += (values_to_sum(ranks, self.top_n) * weights.double()).sum(1)
 
     def compute(self) -> dict[str, float]:
         """Weighted means by name; ValueError when no example has been counted."""

@@ -1,16 +1,21 @@
 """The target's rank and the best items in the full catalog, a block of rows at a time.
 
-Shapes: N examples, V items, d width, L seen items.
+Shapes: N examples, V items, d width, L seen items. With `catalog`, item weights and biases are this rank's slice, and
+all ranks of the group rank together, each for examples of its own.
 """
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from csrec_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard, SharedRows
 
 BLOCK_BYTES = 8 * 2**20
 
@@ -22,6 +27,7 @@ def target_ranks(
     *,
     item_bias: Tensor | None = None,
     seen: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
 ) -> Tensor:
     """Rank of each target among all items, 1 being best: 1 + the number of other items not below it.
 
@@ -38,11 +44,12 @@ def target_ranks(
     Returns:
         [N] int64 in 1…V. Extra memory is bounded by `BLOCK_BYTES` of logits, or one row if that is more.
     """
+    shared = None if catalog is None else catalog.share(len(states), states.device)
+    targets = targets if shared is None else shared.gather(targets)
     ranks = torch.empty_like(targets)
-    for rows, logits in _logits_by_block(states, item_weight, item_bias, seen):
-        of_target = logits.gather(1, (targets[rows] - 1).unsqueeze(1))
-        ranks[rows] = logits.shape[1] - (logits < of_target).sum(1)
-    return ranks
+    for rows, logits in _logits_by_block(states, item_weight, item_bias, seen, shared):
+        ranks[rows] = ranks_in(logits, targets[rows], catalog)
+    return ranks if shared is None else ranks[shared.own]
 
 
 def top_items(
@@ -52,6 +59,7 @@ def top_items(
     *,
     item_bias: Tensor | None = None,
     seen: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """The n best items of each example, best first; among equal scores the lower id comes first.
 
@@ -64,34 +72,90 @@ def top_items(
     Raises:
         UserError: n is not in 1…V.
     """
-    num_items = item_weight.shape[0]
+    num_items = item_weight.shape[0] if catalog is None else catalog.num_items
     if not 1 <= n <= num_items:
         raise UserError(f"The best {n} of {num_items} items were asked for; ask for 1…{num_items}.")
-    blocks = [
-        _top_of_block(logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf), n)
-        for _, logits in _logits_by_block(states, item_weight, item_bias, seen)
-    ]
+    shared = None if catalog is None else catalog.share(len(states), states.device)
+    by_block = _logits_by_block(states, item_weight, item_bias, seen, shared)
+    blocks = [best_in(logits, n, catalog) for _, logits in by_block]
     if not blocks:
         return states.new_empty((0, n), dtype=torch.int64), states.new_empty((0, n))
-    columns, scores = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return columns + 1, scores
+    items, scores = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return (items, scores) if shared is None else (items[shared.own], scores[shared.own])
+
+
+def ranks_in(logits: Tensor, targets: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+    """Rank [N] of each target among the logits [N, V] of its row, as `target_ranks` counts it.
+
+    Of a slice, all ranks of its group have the logits and targets of the same examples, and get the same ranks.
+    """
+    if catalog is None:
+        of_target = logits.gather(1, (targets - 1).unsqueeze(1))
+        return logits.shape[1] - (logits < of_target).sum(1)
+    of_target = logits.new_zeros(len(targets))
+    places, held = catalog.places(targets)
+    of_target[held] = logits[held, places[held]]
+    below = (logits < catalog.all_sum(of_target).unsqueeze(1)).sum(1)
+    return catalog.num_items - catalog.all_sum(below)
+
+
+def best_in(logits: Tensor, n: int, catalog: "CatalogShard | None" = None) -> tuple[Tensor, Tensor]:
+    """The n ≤ V best items [N, n] of logits [N, V] and their scores, as `top_items` orders them.
+
+    Of a slice, all ranks of its group have the logits of the same examples, and get the same items.
+    """
+    logits = logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    columns, scores = _top_of_block(logits, min(n, logits.shape[1]))
+    return (columns + 1, scores) if catalog is None else _merged(columns + 1 + catalog.first, scores, n, catalog)
+
+
+def _merged(items: Tensor, scores: Tensor, n: int, catalog: "CatalogShard") -> tuple[Tensor, Tensor]:
+    """The n best [N, n] of what each slice found best [N, n or less]; nothing stands behind every item."""
+    missing = n - items.shape[1]
+    items = F.pad(items, (0, missing), value=catalog.num_items + 1)
+    scores = F.pad(scores, (0, missing), value=-math.inf)
+    items, order = torch.cat(catalog.group.all_gather(items).unbind(), dim=1).sort(dim=1)
+    scores = torch.cat(catalog.group.all_gather(scores).unbind(), dim=1).gather(1, order)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return items.gather(1, order[:, :n]), scores[:, :n]
+
+
+def hide_seen(logits: Tensor, seen: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+    """Set the logits [N, V] of each row's seen items [N, L] (0 for none) to −inf, in place; the logits."""
+    places, held = (seen - 1, seen != 0) if catalog is None else catalog.places(seen)
+    row, position = held.nonzero(as_tuple=True)
+    logits[row, places[row, position]] = -math.inf
+    return logits
+
+
+def rows_in_block(num_items: int, itemsize: int) -> int:
+    """Rows of V numbers that stay under `BLOCK_BYTES`, and at least one."""
+    return max(1, BLOCK_BYTES // (num_items * itemsize))
 
 
 def _logits_by_block(
-    states: Tensor, item_weight: Tensor, item_bias: Tensor | None, seen: Tensor | None
+    states: Tensor,
+    item_weight: Tensor,
+    item_bias: Tensor | None,
+    seen: Tensor | None,
+    shared: "SharedRows | None",
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the examples with their logits [·, V] in at least single precision, seen items at −inf."""
+    """Slices of the examples with their logits [·, V] in at least single precision, seen items at −inf.
+
+    With `shared`, the examples are those of all ranks, and the slices are the same on each of them.
+    """
+    catalog, num_items = None, item_weight.shape[0]
+    if shared is not None:
+        catalog, num_items = shared.shard, shared.shard.most_rows
+        states, seen = shared.gather(states), None if seen is None else shared.gather_ids(seen)
     dtype = torch.promote_types(states.dtype, torch.float32)
     weight = item_weight.to(dtype)
     bias = None if item_bias is None else item_bias.to(dtype)
-    block = max(1, BLOCK_BYTES // (weight.shape[0] * dtype.itemsize))
+    block = rows_in_block(num_items, dtype.itemsize)
     for start in range(0, len(states), block):
         rows = slice(start, min(start + block, len(states)))
         logits = F.linear(states[rows].to(dtype), weight, bias)
-        if seen is not None:
-            row, position = seen[rows].nonzero(as_tuple=True)
-            logits[row, seen[rows][row, position] - 1] = -math.inf
-        yield rows, logits
+        yield rows, logits if seen is None else hide_seen(logits, seen[rows], catalog)
 
 
 def _top_of_block(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:

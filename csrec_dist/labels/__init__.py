@@ -1,23 +1,33 @@
 """Soft labels of the teachers: written by all ranks into sharded safetensors files, read back by example id."""
 
-from csrec_dist.labels.cache import LabelCache
+from csrec_dist.labels.cache import LabelCache, LabelReader
 from csrec_dist.labels.checking import info, verify
+from csrec_dist.labels.combining import COMBINES, Combine, combining_problem
 from csrec_dist.labels.index import LabelIndex, LabelMember, label_bytes, read_index
 from csrec_dist.labels.labeller import live_labels
+from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
 from csrec_dist.labels.writing import write_labels
-from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, SoftLabels
+from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
 
 __all__ = [
+    "COMBINES",
+    "Combine",
     "DenseLabels",
     "FactoredLabels",
     "LabelCache",
     "LabelIndex",
     "LabelMember",
+    "LabelReader",
+    "MixtureLabels",
+    "PopularityLabels",
     "SoftLabels",
+    "combining_problem",
     "info",
     "label_bytes",
     "live_labels",
+    "popularity_labels",
     "read_index",
+    "target_counts",
     "verify",
     "write_labels",
 ]

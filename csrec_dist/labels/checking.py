@@ -43,11 +43,12 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
     index = read_index(folder)
     sizes = (index.num_examples, index.num_items if num_items is None else num_items, index.widths)
     stored = sum(entry.bytes for entry in index.files)
-    total = label_bytes(index.form, *sizes, index.has_bias) if num_items is not None else stored
+    total = label_bytes(index.form, *sizes, index.has_bias, index.combine) if num_items is not None else stored
     dense = label_bytes("dense", *sizes)
     return {
         "form": index.form,
         "combine": index.combine,
+        "weights": None if index.weights is None else list(index.weights),
         "dtype": index.dtype,
         "members": [member.name for member in index.members],
         "num_examples": index.num_examples,

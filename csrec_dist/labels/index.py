@@ -7,7 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import read_json, write_json
+from csrec_dist.files import fingerprint, read_json, write_json
+from csrec_dist.labels.combining import Combine, combining_problem
 
 FORMAT_VERSION = 1
 INDEX_NAME = "label_cache.index.json"
@@ -50,10 +51,14 @@ class ItemShard(_StoredFile):
 
 
 class LabelSource(_Value):
-    """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine."""
+    """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine.
+
+    Raises ValueError when the members cannot be combined like this.
+    """
 
     form: Form
-    combine: Literal["logit_mean"] = "logit_mean"
+    combine: Combine = "logit_mean"
+    weights: tuple[float, ...] | None = None
     dtype: Literal["float32"] = "float32"
     num_examples: NonNegativeInt
     num_items: PositiveInt
@@ -61,10 +66,25 @@ class LabelSource(_Value):
     dataset_fingerprint: str
     id_map_fingerprint: str
 
+    @model_validator(mode="after")
+    def _check_combining(self) -> Self:
+        if problem := combining_problem(self.combine, self.weights, len(self.members), self.form):
+            raise ValueError(problem)
+        return self
+
     @property
     def widths(self) -> tuple[int, ...]:
         """The members' widths, in member order."""
         return tuple(member.width for member in self.members)
+
+    def bias_shape(self, num_items: int) -> tuple[int, ...]:
+        """The shape of the item bias of `num_items` items: one for all members, or one each for prob_mean."""
+        return (num_items, len(self.members)) if self.combine == "prob_mean" else (num_items,)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on what is set only."""
+        return fingerprint(self.model_dump(mode="json", include=set(LabelSource.model_fields), exclude_none=True))
 
     def differences(self, other: "LabelSource") -> list[str]:
         """What differs from `other`, one phrase for each field."""
@@ -94,7 +114,7 @@ class LabelIndex(LabelSource):
 
     def write(self, folder: Path | str) -> None:
         """Write the index into `folder`, atomically."""
-        write_json(Path(folder) / INDEX_NAME, self.model_dump())
+        write_json(Path(folder) / INDEX_NAME, self.model_dump(exclude_none=True))
 
 
 def index_path(folder: Path | str) -> Path:
@@ -122,16 +142,28 @@ def read_index(folder: Path | str) -> LabelIndex:
         raise UserError(f"{path} is damaged: {place}: {first['msg']}. Remove the folder and label again.") from None
 
 
-def label_bytes(form: Form, num_examples: int, num_items: int, widths: Sequence[int], has_bias: bool = False) -> int:
-    """Bytes of the numbers in a cache: factored N·K + V·K (+ V), dense N·V, four bytes each, K = Σ widths."""
+def label_bytes(
+    form: Form,
+    num_examples: int,
+    num_items: int,
+    widths: Sequence[int],
+    has_bias: bool = False,
+    combine: Combine = "logit_mean",
+) -> int:
+    """Bytes of the numbers in a cache: factored N·K + V·K (+ V), dense N·V, four bytes each, K = Σ widths.
+
+    For prob_mean of m members the bias takes m·V numbers instead of V.
+    """
     if form == "dense":
         return BYTES_PER_NUMBER * num_examples * num_items
-    width = sum(widths)
-    return BYTES_PER_NUMBER * (num_examples * width + num_items * (width + has_bias))
+    width, num_biases = sum(widths), len(widths) if combine == "prob_mean" else 1
+    return BYTES_PER_NUMBER * (num_examples * width + num_items * (width + has_bias * num_biases))
 
 
 def _short(source: LabelSource, name: str) -> str:
     value = getattr(source, name)
+    if name == "weights" and value is not None:
+        return ", ".join(f"{weight:g}" for weight in value)
     if name == "members":
         return ", ".join(f"{member.name}:{member.width}:{member.fingerprint[:16]}" for member in value)
     return str(value)[:16]

@@ -16,8 +16,9 @@ from csrec_dist.data.stream import Batch, lane_batches
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import LabelColumn
 from csrec_dist.errors import UserError
-from csrec_dist.models import SequentialModel
-from csrec_dist.objectives.soft_labels import FactoredLabels
+from csrec_dist.labels.combining import Combine, combined_bias, combined_labels, combined_states
+from csrec_dist.models import ItemTable, SequentialModel
+from csrec_dist.objectives.soft_labels import FactoredLabels, MixtureLabels
 
 BATCH_ROWS = 256
 CHUNK_BYTES = 64 * 2**20
@@ -33,6 +34,8 @@ class Labeller:
     column: LabelColumn
     group: Group
     device: torch.device
+    combine: Combine = "logit_mean"
+    weights: tuple[float, ...] | None = None
     advance: Callable[[int], None] = field(default=lambda num_examples: None)
 
     def __post_init__(self) -> None:
@@ -58,12 +61,13 @@ class Labeller:
             self.advance(len(ids))
 
     def factored_rows(self, lane: int) -> Iterator[Tensor]:
-        """States [n, K] of all members side by side, divided by m. Every rank of the column gets them."""
+        """States [n, K] of all members side by side, as they are kept. Every rank of the column gets them."""
         for states in self.lane_states(lane):
-            yield self.gather_members(torch.cat(states, dim=1)) / len(self.widths)
+            gathered = self.gather_members(torch.cat(states, dim=1), self.widths)
+            yield combined_states(gathered, self.widths, self.combine, self.weights)
 
     def dense_rows(self, lanes: Sequence[int | None]) -> Iterator[Tensor]:
-        """Mean logits [n, V] of the lane at this rank's place in `lanes`; None is a rank without a lane.
+        """Mean or weighted logits [n, V] of the lane at this rank's place in `lanes`; None is a rank without a lane.
 
         All ranks go through the same chunks of all these lanes, and each ends with the sum over the
         ranks of its own lane's rows. A chunk's rows depend on V only. Sums run in float64, where those of a
@@ -80,38 +84,37 @@ class Labeller:
             own = step[self.group.rank]
             summed = self.group.reduce_scatter_sum(sums)
             if own is not None:
-                yield (summed[: len(own)] / len(self.widths)).float()
+                logits = summed[: len(own)]
+                yield (logits if self.weights else logits / len(self.widths)).float()
 
     def item_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
-        """Rows first … stop − 1 of the members' item tables: `item_weight` [n, K], and mean `item_bias` [n]."""
+        """Rows first … stop − 1 of the members' item tables: `item_weight` [n, K], and `item_bias` as it is kept."""
         tables = [model.item_table for model in self.own_models]
-        weight = self.gather_members(torch.cat([table.weight.detach()[first:stop] for table in tables], dim=1))
+        own = torch.cat([table.weight.detach()[first:stop] for table in tables], dim=1)
+        weight = self.gather_members(own, self.widths)
         if not has_bias:
             return {"item_weight": weight}
-        biases = torch.zeros(stop - first, dtype=torch.float64, device=self.device)
-        for table in tables:
-            biases += 0 if table.bias is None else table.bias.detach()[first:stop]
-        mean = self.group.all_reduce_sum(biases) / len(self.widths)
-        return {"item_weight": weight, "item_bias": mean.float()}
+        biases = self.gather_members(item_biases(tables)[first:stop], [1] * len(self.widths))
+        return {"item_weight": weight, "item_bias": combined_bias(biases, self.combine, self.weights)}
 
     def has_bias(self) -> bool:
         """Whether any member's item table has a bias: the same answer on every rank of the column."""
         return any(self.group.gather_objects(any(model.item_table.bias is not None for model in self.own_models)))
 
-    def gather_members(self, own: Tensor) -> Tensor:
-        """Columns of all members [n, K], in member order, from each rank's own [n, its members' widths].
+    def gather_members(self, own: Tensor, widths: Sequence[int]) -> Tensor:
+        """Columns of all members [n, Σ widths], in member order, from each rank's own [n, its members' widths].
 
         The ranks' widths may differ: they are padded for the collective and cut afterwards.
         """
-        members = [self.column.members_of(rank, len(self.widths)) for rank in range(self.group.size)]
-        padded = own.new_zeros(len(own), max(sum(self.widths[m] for m in part) for part in members))
+        members = [self.column.members_of(rank, len(widths)) for rank in range(self.group.size)]
+        padded = own.new_zeros(len(own), max(sum(widths[m] for m in part) for part in members))
         padded[:, : own.shape[1]] = own
         gathered = self.group.all_gather(padded)
         columns: dict[int, Tensor] = {}
         for rank, part in enumerate(members):
-            pieces = gathered[rank].split([*(self.widths[m] for m in part), _rest(padded, part, self.widths)], dim=1)
+            pieces = gathered[rank].split([*(widths[m] for m in part), _rest(padded, part, widths)], dim=1)
             columns.update(zip(part, pieces, strict=False))
-        return torch.cat([columns[member] for member in range(len(self.widths))], dim=1)
+        return torch.cat([columns[member] for member in range(len(widths))], dim=1)
 
     def _logit_chunks(self, lane: int) -> Iterator[Tensor]:
         num_rows = chunk_rows(self.dataset.num_items)
@@ -121,9 +124,12 @@ class Labeller:
 
     @torch.no_grad()
     def _summed_logits(self, states: list[Tensor]) -> Tensor:
+        """Σ e_k or Σ w_k e_k of this rank's members, each term being a float32 number so that their sum is exact."""
         summed = torch.zeros(len(states[0]), self.dataset.num_items, dtype=torch.float64, device=self.device)
-        for model, part in zip(self.own_models, states, strict=True):
-            summed += model.item_table.logits(part)
+        members = self.column.members_of(self.group.rank, len(self.widths))
+        for member, model, part in zip(members, self.own_models, states, strict=True):
+            logits = model.item_table.logits(part)
+            summed += logits * self.weights[member] if self.weights else logits
         return summed
 
 
@@ -140,16 +146,31 @@ def member_states(models: Sequence[SequentialModel], batch: Batch) -> list[Tenso
 
 
 @torch.no_grad()
-def live_labels(models: Sequence[SequentialModel], batch: Batch) -> FactoredLabels:
+def live_labels(
+    models: Sequence[SequentialModel],
+    batch: Batch,
+    combine: Combine = "logit_mean",
+    weights: Sequence[float] | None = None,
+) -> FactoredLabels | MixtureLabels:
     """The labels of the batch's examples from live members, in member order; puts the models into eval mode.
 
     They equal what the cache of these members holds.
     """
-    states = torch.cat(member_states([model.eval() for model in models], batch), dim=1) / len(models)
     tables = [model.item_table for model in models]
-    biases = [table.bias.double() for table in tables if table.bias is not None]
-    bias = (torch.stack(biases).sum(0) / len(models)).float() if biases else None
-    return FactoredLabels(states, torch.cat([table.weight.detach() for table in tables], dim=1), bias)
+    states = member_states([model.eval() for model in models], batch)
+    widths = [part.shape[1] for part in states]
+    kept = combined_states(torch.cat(states, dim=1), widths, combine, weights)
+    bias = None
+    if any(table.bias is not None for table in tables):
+        bias = combined_bias(item_biases(tables), combine, weights)
+    weight = torch.cat([table.weight.detach() for table in tables], dim=1)
+    return combined_labels(kept, weight, bias, widths, combine, weights)
+
+
+def item_biases(tables: Sequence[ItemTable]) -> Tensor:
+    """The tables' biases side by side [V, tables] in float64, 0 where a table has none."""
+    biases = [table.weight.new_zeros(len(table.weight)) if table.bias is None else table.bias for table in tables]
+    return torch.stack(biases, dim=1).detach().double()
 
 
 def _rest(padded: Tensor, members: Sequence[int], widths: Sequence[int]) -> int:

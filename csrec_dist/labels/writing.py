@@ -14,7 +14,8 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import LabelColumn
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, sha256_file
+from csrec_dist.files import sha256_file
+from csrec_dist.labels.combining import Combine, combining_problem
 from csrec_dist.labels.index import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -57,10 +58,23 @@ class ShardPlan:
         return whole and header.shapes() == self.shapes and header.metadata == self.metadata
 
 
-def label_source(dataset: Dataset, members: Sequence[LabelMember], form: Form) -> LabelSource:
-    """What the labels of these members for the dataset's train split are made of."""
+def label_source(
+    dataset: Dataset,
+    members: Sequence[LabelMember],
+    form: Form,
+    combine: Combine = "logit_mean",
+    weights: Sequence[float] | None = None,
+) -> LabelSource:
+    """What the labels of these members for the dataset's train split are made of.
+
+    Raises UserError when the members cannot be combined like this.
+    """
+    if problem := combining_problem(combine, weights, len(members), form):
+        raise UserError(f"labels: {problem}")
     return LabelSource(
         form=form,
+        combine=combine,
+        weights=None if weights is None else tuple(weights),
         num_examples=dataset.splits["train"].num_examples,
         num_items=dataset.num_items,
         members=tuple(members),
@@ -80,6 +94,8 @@ def write_labels(
     *,
     form: Form,
     device: torch.device,
+    combine: Combine = "logit_mean",
+    weights: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> LabelIndex:
     """Label the train split into `folder`; every rank of `world` calls this, and every rank gets the index.
@@ -96,14 +112,16 @@ def write_labels(
     Args:
         models: by member index, those that `column.members_of(group.rank, len(members))` gives this rank;
             they are put into eval mode on `device`.
+        combine: how the members become labels; `weights`: the members', for weighted and optionally prob_mean.
         group: this rank's column; `world`: all ranks.
         progress: called on each rank with (examples done, examples to do) of its column.
 
     Raises:
-        UserError: the folder holds the labels of something else, or a model does not fit the dataset.
+        UserError: the folder holds the labels of something else, a model does not fit the dataset, or the members
+            cannot be combined like this.
     """
-    folder, source = Path(folder), label_source(dataset, members, form)
-    labeller = Labeller(dataset, models, source.widths, column, group, device)
+    folder, source = Path(folder), label_source(dataset, members, form, combine, weights)
+    labeller = Labeller(dataset, models, source.widths, column, group, device, source.combine, source.weights)
     has_bias = labeller.has_bias()
     plans = shard_plans(source, dataset, has_bias)
     known, is_whole = _open_folder(folder, source, plans, world)
@@ -131,7 +149,7 @@ def shard_plans(source: LabelSource, dataset: Dataset, has_bias: bool) -> list[S
         count = min(ITEMS_PER_FILE, source.num_items - i * ITEMS_PER_FILE)
         shapes: dict[str, tuple[int, ...]] = {"item_weight": (count, width)}
         if has_bias:
-            shapes["item_bias"] = (count,)
+            shapes["item_bias"] = source.bias_shape(count)
         plans.append(_plan(source, "items", i, num_files, i * ITEMS_PER_FILE + 1, count, shapes))
     return plans
 
@@ -147,7 +165,7 @@ def _plan(
 ) -> ShardPlan:
     metadata = {
         "format": f"csrec_dist.labels.{FORMAT_VERSION}.{kind}",
-        "source": fingerprint(source.model_dump(mode="json")),
+        "source": source.fingerprint,
         "dataset": source.dataset_fingerprint,
         "first": str(first),
     }

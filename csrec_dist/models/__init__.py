@@ -7,10 +7,14 @@ import torch
 from csrec_dist.errors import UserError
 from csrec_dist.models import pretrained
 from csrec_dist.models.base import ItemTable, ModelConfig, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.models.bert4rec import BERT4Rec
+from csrec_dist.models.cl4srec import CL4SRec
+from csrec_dist.models.dreamrec import DreamRec
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.models.narm import NARM
 from csrec_dist.models.nextitnet import NextItNet
 from csrec_dist.models.sasrec import SASRec
+from csrec_dist.models.srgnn import SRGNN
 
 __all__ = [
     "MODELS",
@@ -25,10 +29,14 @@ __all__ = [
 ]
 
 MODELS: dict[str, type[SequentialModel]] = {
+    "bert4rec": BERT4Rec,
+    "cl4srec": CL4SRec,
+    "dreamrec": DreamRec,
     "gru4rec": GRU4Rec,
     "narm": NARM,
     "nextitnet": NextItNet,
     "sasrec": SASRec,
+    "srgnn": SRGNN,
 }
 
 

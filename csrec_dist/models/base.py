@@ -2,10 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,21 @@ from torch import Tensor, nn
 
 from csrec_dist.models import pretrained
 from csrec_dist.models.histories import pad_histories
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
+
+_TABLE_DEVICE: ContextVar[torch.device | None] = ContextVar("table_device", default=None)
+
+
+@contextmanager
+def tables_on(device: torch.device) -> Iterator[None]:
+    """Put the item tables that are made in this block on `device`."""
+    token = _TABLE_DEVICE.set(device)
+    try:
+        yield
+    finally:
+        _TABLE_DEVICE.reset(token)
 
 
 class ModelConfig(BaseModel):
@@ -31,23 +48,43 @@ class ItemTable(nn.Module):
 
     `weight` [V, d] holds item i in row i−1: padding has no row, so it is neither trained nor
     ranked. `bias` is [V] (zero at the start) or None. The caller initialises `weight`.
+
+    Where `catalog` is set, both hold this rank's slice of the rows, and the ranks of its group read the table
+    together: each calls `forward` equally often, for items of its own.
     """
 
+    SLICED: ClassVar[tuple[str, ...]] = ("weight", "bias")
     bias: nn.Parameter | None
+    catalog: "CatalogShard | None"
 
     def __init__(self, num_items: int, width: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_items, width))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(num_items)) if bias else None)
+        device = _TABLE_DEVICE.get()
+        self.weight = nn.Parameter(torch.empty(num_items, width, device=device))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_items, device=device)) if bias else None)
+        self.catalog = None
 
     def forward(self, items: Tensor) -> Tensor:
         """Vectors [.., d] of items [..] in 0…V; zeros, and no gradient, where an item is 0."""
+        if self.catalog is not None:
+            return self.catalog.look_up(self.weight, items)
         vectors = F.embedding((items - 1).clamp(min=0), self.weight)
         return vectors.masked_fill((items == 0).unsqueeze(-1), 0.0)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits [.., V] of states [.., d]; column i is item i+1's."""
+        """Logits [.., V] of states [.., d]; column i is item i+1's. Of a slice, those of its items."""
         return F.linear(states, self.weight, self.bias)
+
+    def mean_square(self) -> Tensor:
+        """The mean over all V items of a vector's squared norm, without gradient."""
+        squares = self.weight.detach().square().sum(1)
+        if self.catalog is None:
+            return squares.mean()
+        return self.catalog.all_sum(squares.sum()) / self.catalog.num_items
+
+    def most_calls(self, num_calls: int) -> int:
+        """How often every rank that shares the table is to call `forward`, if this one has cause for `num_calls`."""
+        return num_calls if self.catalog is None else self.catalog.most_calls(num_calls, self.weight.device)
 
 
 @dataclass(frozen=True)
@@ -127,6 +164,7 @@ class SequentialModel(nn.Module, ABC):
         Raises:
             UserError: an empty history, or an item outside 1…V.
         """
+        assert self.item_table.catalog is None, "a slice of the catalog cannot score the whole"
         items, _ = pad_histories(histories, self.num_items, self.max_length)
         logits = self.item_table.logits(self.encode_last(items.to(self.item_table.weight.device)))
         return F.pad(logits, (1, 0), value=-math.inf)

@@ -4,30 +4,40 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from csrec_dist.errors import UserError
 from csrec_dist.models import SequentialModel, build
 from csrec_dist.models.base import ModelConfig
+from csrec_dist.models.bert4rec import BERT4RecConfig
 from csrec_dist.models.gru4rec import GRU4RecConfig
 from csrec_dist.models.narm import NARMConfig
 from csrec_dist.models.nextitnet import NextItNetConfig
 from csrec_dist.models.sasrec import LAYER_NORM_EPS, SASRecConfig
+from csrec_dist.models.srgnn import SRGNNConfig
 
 Weights = Mapping[str, Tensor]
 RECBOLE_MAX_LENGTH = 50
 
 
 class Converter(NamedTuple):
-    """How one RecBole model is read: a parameter only it has, and its config and weights as ours."""
+    """How one RecBole model is read: a parameter that tells it, and its config and weights as ours.
+
+    With a `mask_token` the last row of the item embedding is no item's, nor is one of the positions.
+    """
 
     telltale: str
     config: Callable[[Mapping[str, Any]], ModelConfig]
     weights: Callable[[Weights], dict[str, Tensor]]
+    mask_token: bool = False
 
 
 def from_recbole(state_dict: Weights, config: Mapping[str, Any]) -> SequentialModel:
     """The model whose scores equal those of a RecBole checkpoint, in training mode.
+
+    RecBole's BERT4Rec drops the oldest item of every history, for a place for the mask; the model here only drops
+    that of a full one, so its scores are equal for full histories, and for others without their oldest item.
 
     Args:
         state_dict: RecBole's parameters by name, row 0 of `item_embedding.weight` being padding.
@@ -39,9 +49,11 @@ def from_recbole(state_dict: Weights, config: Mapping[str, Any]) -> SequentialMo
             RecBole's that the model here does not have.
     """
     converter = _converter(state_dict, config)
-    num_items = _parameter(state_dict, "item_embedding.weight").shape[0] - 1
-    model = build(_config(converter, config), num_items, _max_length(state_dict, config), seed=0)
-    weights = {"item_table.weight": state_dict["item_embedding.weight"][1:], **converter.weights(state_dict)}
+    num_items = _parameter(state_dict, "item_embedding.weight").shape[0] - 1 - converter.mask_token
+    max_length = _max_length(state_dict, config) - converter.mask_token
+    model = build(_config(converter, config), num_items, max_length, seed=0)
+    items = state_dict["item_embedding.weight"][1 : num_items + 1]
+    weights = {"item_table.weight": items, **converter.weights(state_dict)}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -51,9 +63,8 @@ def from_recbole(state_dict: Weights, config: Mapping[str, Any]) -> SequentialMo
 
 def _converter(state_dict: Weights, config: Mapping[str, Any]) -> Converter:
     name = config.get("model")
-    matches = [key for key, converter in RECBOLE.items() if converter.telltale in state_dict]
-    if name is None and len(matches) == 1:
-        name = matches[0]
+    if name is None:
+        name = next((key for key, converter in RECBOLE.items() if converter.telltale in state_dict), None)
     if name not in RECBOLE:
         received = f"names {name!r}" if name else "names no model and its parameters tell none"
         raise UserError(f"The RecBole config {received}; give `model`, one of {', '.join(sorted(RECBOLE))}.")
@@ -65,6 +76,12 @@ def _config(converter: Converter, config: Mapping[str, Any]) -> ModelConfig:
         return converter.config(config)
     except KeyError as error:
         raise UserError(f"The RecBole config has no key {error}; give the config of the checkpoint.") from None
+    except ValidationError as error:
+        refused = error.errors(include_url=False)[0]
+        place = "".join(f"{key} = {refused['input']!r}: " for key in refused["loc"])
+        raise UserError(
+            f"The RecBole config is not one of the models here: {place}{refused['msg']}; give that of the checkpoint."
+        ) from None
 
 
 def _parameter(state_dict: Weights, name: str) -> Tensor:
@@ -123,6 +140,28 @@ def _narm_weights(state_dict: Weights) -> dict[str, Tensor]:
     return _rename(state_dict, prefixes)
 
 
+def _srgnn_config(config: Mapping[str, Any]) -> SRGNNConfig:
+    return SRGNNConfig(width=config["embedding_size"], num_steps=config["step"])
+
+
+def _srgnn_weights(state_dict: Weights) -> dict[str, Tensor]:
+    names = {
+        "gnn.linear_edge_in.": "step.incoming.",
+        "gnn.linear_edge_out.": "step.outgoing.",
+        "gnn.b_iah": "step.incoming_bias",
+        "gnn.b_ioh": "step.outgoing_bias",
+        "gnn.w_ih": "step.message_gates.weight",
+        "gnn.b_ih": "step.message_gates.bias",
+        "gnn.w_hh": "step.node_gates.weight",
+        "gnn.b_hh": "step.node_gates.bias",
+        "linear_one.": "present.",
+        "linear_two.": "past.",
+        "linear_three.": "attention.",
+        "linear_transform.": "output.",
+    }
+    return _rename(state_dict, names)
+
+
 def _nextitnet_config(config: Mapping[str, Any]) -> NextItNetConfig:
     return NextItNetConfig(
         width=config["embedding_size"],
@@ -145,16 +184,24 @@ def _nextitnet_weights(state_dict: Weights) -> dict[str, Tensor]:
 
 
 def _sasrec_config(config: Mapping[str, Any]) -> SASRecConfig:
+    return SASRecConfig(**_transformer_keys(config))
+
+
+def _bert4rec_config(config: Mapping[str, Any]) -> BERT4RecConfig:
+    return BERT4RecConfig(mask_ratio=config["mask_ratio"], **_transformer_keys(config))
+
+
+def _transformer_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     _require(config, "hidden_act", "gelu")
     _require(config, "layer_norm_eps", LAYER_NORM_EPS)
-    return SASRecConfig(
-        width=config["hidden_size"],
-        inner_width=config["inner_size"],
-        num_layers=config["n_layers"],
-        num_heads=config["n_heads"],
-        dropout=config["hidden_dropout_prob"],
-        attention_dropout=config["attn_dropout_prob"],
-    )
+    return {
+        "width": config["hidden_size"],
+        "inner_width": config["inner_size"],
+        "num_layers": config["n_layers"],
+        "num_heads": config["n_heads"],
+        "dropout": config["hidden_dropout_prob"],
+        "attention_dropout": config["attn_dropout_prob"],
+    }
 
 
 def _sasrec_weights(state_dict: Weights) -> dict[str, Tensor]:
@@ -162,11 +209,23 @@ def _sasrec_weights(state_dict: Weights) -> dict[str, Tensor]:
     weights |= _rename(state_dict, {"LayerNorm.": "norm."})
     num_layers = sum(name.endswith("multi_head_attention.query.weight") for name in state_dict)
     for layer in range(num_layers):
-        weights |= _sasrec_layer(state_dict, f"trm_encoder.layer.{layer}.", f"layers.{layer}.")
+        weights |= _transformer_layer(state_dict, f"trm_encoder.layer.{layer}.", f"layers.{layer}.")
     return weights
 
 
-def _sasrec_layer(state_dict: Weights, theirs: str, ours: str) -> dict[str, Tensor]:
+def _bert4rec_weights(state_dict: Weights) -> dict[str, Tensor]:
+    weights = {
+        "mask": _parameter(state_dict, "item_embedding.weight")[-1:],
+        "item_table.bias": _parameter(state_dict, "output_bias")[1:],
+    }
+    return (
+        weights
+        | _sasrec_weights(state_dict)
+        | _rename(state_dict, {"output_ffn.": "output.", "output_ln.": "output_norm."})
+    )
+
+
+def _transformer_layer(state_dict: Weights, theirs: str, ours: str) -> dict[str, Tensor]:
     attention = theirs + "multi_head_attention."
     prefixes = {
         attention + "dense.": ours + "attention_output.",
@@ -185,8 +244,11 @@ def _sasrec_layer(state_dict: Weights, theirs: str, ours: str) -> dict[str, Tens
 
 
 RECBOLE: dict[str, Converter] = {
+    "BERT4Rec": Converter("output_ffn.weight", _bert4rec_config, _bert4rec_weights, mask_token=True),
     "GRU4Rec": Converter("gru_layers.weight_ih_l0", _gru4rec_config, _gru4rec_weights),
     "NARM": Converter("v_t.weight", _narm_config, _narm_weights),
     "NextItNet": Converter("residual_blocks.0.conv1.weight", _nextitnet_config, _nextitnet_weights),
     "SASRec": Converter("trm_encoder.layer.0.multi_head_attention.query.weight", _sasrec_config, _sasrec_weights),
+    "SRGNN": Converter("gnn.w_ih", _srgnn_config, _srgnn_weights),
 }
+"""By RecBole's names. BERT4Rec has all parameters that SASRec has, so it is looked for first."""

@@ -14,11 +14,9 @@ LAYER_NORM_EPS = 1e-12
 INITIAL_DEVIATION = 0.02
 
 
-class SASRecConfig(ModelConfig):
-    """Sizes of a SASRec; attention weights drop out as everything else does unless said otherwise."""
+class TransformerConfig(ModelConfig):
+    """Sizes of a transformer; attention weights drop out as everything else does unless said otherwise."""
 
-    name: Literal["sasrec"] = "sasrec"
-    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
     attention_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout of the attention weights; null: as dropout"
     )
@@ -33,6 +31,13 @@ class SASRecConfig(ModelConfig):
         return self
 
 
+class SASRecConfig(TransformerConfig):
+    """Sizes of a SASRec."""
+
+    name: Literal["sasrec"] = "sasrec"
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
+
+
 class SASRec(SequentialModel):
     """(item + position) → LayerNorm → dropout → post-norm causal layers; positions count from the left."""
 
@@ -44,33 +49,38 @@ class SASRec(SequentialModel):
         self.positions = nn.Parameter(torch.empty(max_length, config.width))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(config.dropout)
-        self.layers = nn.ModuleList(CausalLayer(config) for _ in range(config.num_layers))
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Every matrix from N(0, 0.02²), biases 0."""
-        for parameter in self.parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=INITIAL_DEVIATION)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        initialise(self)
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. ValueError when L > max_length."""
         length = histories.shape[1]
         if length > self.max_length:
             raise ValueError(f"Histories have {length} positions; this model has {self.max_length}.")
-        states = self.dropout(self.norm(self.item_table(histories) + self.positions[:length]))
+        return self.encode_vectors(self.item_table(histories))
+
+    def encode_vectors(self, vectors: Tensor) -> Tensor:
+        """States [B, L, d] of windows given by their items' vectors [B, L, d]."""
+        states = self.dropout(self.norm(vectors + self.positions[: vectors.shape[1]]))
         for layer in self.layers:
             states = layer(states)
         return states
 
 
-class CausalLayer(nn.Module):
-    """Self-attention over the past and a feed-forward net, each followed by dropout, + x, LayerNorm."""
+def initialise(model: nn.Module) -> None:
+    """Every matrix from N(0, 0.02²), biases 0."""
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=INITIAL_DEVIATION)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
 
-    def __init__(self, config: SASRecConfig) -> None:
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a feed-forward net, each followed by dropout, + x, LayerNorm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
@@ -83,20 +93,31 @@ class CausalLayer(nn.Module):
         self.inner_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, d] → [B, L, d]; position l reads positions 0…l."""
-        x = self.attention_norm(x + self.dropout(self.attention_output(self._attend(x))))
+    def forward(self, x: Tensor, seen: Tensor | None = None, asked: Tensor | None = None) -> Tensor:
+        """[B, L, d] → [B, L, d]; position l reads positions 0…l, or all that are `seen` [B, L] if that is given.
+
+        `asked` [B, Q] are the positions whose outputs [B, Q, d] are wanted, where not all are.
+        """
+        attended = self.attention_output(self._attend(x, seen, asked))
+        x = self.attention_norm((x if asked is None else _take(x, asked)) + self.dropout(attended))
         return self.inner_norm(x + self.dropout(self.inner_output(F.gelu(self.inner(x)))))
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """Causal attention of all heads, [B, L, d].
+    def _attend(self, x: Tensor, seen: Tensor | None, asked: Tensor | None) -> Tensor:
+        """Attention of all heads, [B, Q, d].
 
-        No padding mask is needed: windows are padded on the right, so whatever lies at or before a
-        real position is real, and the causal mask already hides all that lies behind it.
+        The causal one needs no padding mask: windows are padded on the right, so whatever lies at or
+        before a real position is real, and the causal mask already hides all that lies behind it.
         """
-        num_windows, length, width = x.shape
-        split = self.query_key_value(x).view(num_windows, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        assert seen is not None or asked is None, "causal attention answers for all positions"
+        query, key, value = self.query_key_value(x).chunk(3, dim=-1)
+        query = query if asked is None else _take(query, asked)
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+        mask = None if seen is None else seen[:, None, None, :]
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        return mixed.transpose(1, 2).reshape(num_windows, length, width)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+def _take(x: Tensor, positions: Tensor) -> Tensor:
+    """x [B, Q, d] at `positions` [B, Q] of x [B, L, d]."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -4,21 +4,24 @@ For one example, z are the student's logits and t the tempered labels', both alr
 the example (any constant: the formulas do not see it), y is the target, p = softmax(z), q = softmax(t) and
 r = ½(q + onehot(y)), the paper's Eq. 19. The gradient with respect to z always has the form
 
-    scale · (first_j + ratio · second_j) + target · [j = y]
+    scale · (part₀_j + ratio₁ · part₁_j + …) + target · [j = y]
 
-with two numbers `first_j`, `second_j` that a tile's first pass leaves in its buffers and three of the example.
+with numbers `part_j` that a tile's first pass leaves in its buffers, and the others of the example.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from csrec_dist.objectives.tiles import Tile
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
 
 LOG_2 = math.log(2)
 FLOOR = -60.0
@@ -35,50 +38,105 @@ def exp_floored_(logits: Tensor) -> Tensor:
 
 @dataclass
 class Statistics:
-    """Sums over the catalog for a row block, each [R]: what ranks that share a catalog would add up."""
+    """Sums over the catalog for a row block, each [R]: what ranks that share a catalog add up."""
 
     target_logit: Tensor
     """z_y."""
     target_label: Tensor | None
     """t_y, or None without labels."""
     sums: Tensor
-    """[3, R]: Σ exp z_j, Σ exp t_j, and Σ (z_j − t_j) exp z_j (reverse) or Σ (z_j − t_j) exp t_j (forward)."""
+    """[num_sums, R]: Σ exp z_j, Σ exp t_j, then the divergence's own."""
+
+    def over(self, catalog: "CatalogShard") -> "Statistics":
+        """The sums over a catalog group's slices; z_y and t_y are those of the slice that has y, and 0 elsewhere."""
+        of_target = [self.target_logit] if self.target_label is None else [self.target_logit, self.target_label]
+        summed = catalog.all_sum(torch.cat([self.sums, torch.stack(of_target)]))
+        num_sums = len(self.sums)
+        label = None if self.target_label is None else summed[num_sums + 1]
+        return Statistics(summed[num_sums], label, summed[:num_sums])
 
 
 class Terms(NamedTuple):
-    """The losses of a row block and the coefficients of their gradients, each [R]."""
+    """The losses of a row block and the coefficients of their gradients, each [R]; `ratios` are of parts 1, 2, …"""
 
     cross_entropy: Tensor
     divergence: Tensor
     scale: Tensor
-    ratio: Tensor | None
+    ratios: tuple[Tensor, ...]
     target: Tensor
 
 
-class OneHot:
+class Divergence(Protocol):
+    """What the tiled evaluation asks of an objective."""
+
+    @property
+    def num_kept(self) -> int:
+        """Numbers kept for each logit between the passes."""
+
+    @property
+    def num_sums(self) -> int:
+        """Sums over the catalog for each example."""
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Factors of the cross-entropy and of the divergence in the loss."""
+
+    def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
+        """Turn a tile of z, t and costs into what is kept of it, and add it up in `sums` [num_sums, R]."""
+
+    def parts(self, tile: Tile) -> tuple[Tensor, ...]:
+        """The parts of a reduced tile for the gradient; the first may be written over."""
+
+    def cost_parts(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Of a reduced tile with costs c(h): exp z, and exp z · ∂c/∂h."""
+
+    def combine(self, statistics: Statistics) -> Terms:
+        """Losses and gradient coefficients."""
+
+
+class _WithoutCosts:
+    def cost_parts(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Never asked for: there are no costs."""
+        raise AssertionError("this divergence has no costs")
+
+
+class OneHot(_WithoutCosts):
     """Cross-entropy with the one-hot target: CE = logsumexp z − z_y, ∂CE/∂z = p − onehot(y)."""
 
     num_kept: ClassVar[int] = 1
+    num_sums: ClassVar[int] = 1
+    shares: ClassVar[tuple[float, float]] = (1.0, 0.0)
 
-    @staticmethod
-    def reduce(tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
+    def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
         """Turn a tile of z into exp z and add it up in `sums`."""
         sums[0] += exponentiate(tile[0]).sum(1)
 
-    @staticmethod
-    def parts(tile: Tile) -> tuple[Tensor, Tensor | None]:
-        """The tile's `first` and `second` for the gradient, in the buffers that `reduce` left."""
-        return tile[0], None
+    def parts(self, tile: Tile) -> tuple[Tensor, ...]:
+        """exp z."""
+        return (tile[0],)
 
-    @staticmethod
-    def combine(statistics: Statistics, beta: float) -> Terms:
-        """Losses and gradient coefficients; `beta` is not used, and the divergence is 0."""
+    def combine(self, statistics: Statistics) -> Terms:
+        """Losses and gradient coefficients; the divergence is 0."""
         mass = statistics.sums[0]
         loss = mass.log() - statistics.target_logit
-        return Terms(loss, torch.zeros_like(loss), 1 / mass, None, -torch.ones_like(mass))
+        return Terms(loss, torch.zeros_like(loss), 1 / mass, (), -torch.ones_like(mass))
 
 
-class Reverse:
+@dataclass(frozen=True)
+class _Mixed(_WithoutCosts):
+    """(1−β) CE + β KL, with 0 < β ≤ 1."""
+
+    beta: float
+    num_kept: ClassVar[int] = 2
+    num_sums: ClassVar[int] = 3
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """1−β and β."""
+        return 1 - self.beta, self.beta
+
+
+class Reverse(_Mixed):
     """(1−β) CE + β KL(p ‖ r), the paper's Eq. 20.
 
     KL = Σ p_j (z_j − t_j) − log Σ exp z + log Σ exp t + log 2 − p_y · softplus(−log q_y), where the last factor
@@ -86,71 +144,113 @@ class Reverse:
     also −p_y · softplus(−log q_y).
     """
 
-    num_kept: ClassVar[int] = 2
-
-    @staticmethod
-    def reduce(tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
-        """Turn tiles of z and t into exp z and (z − t) exp z, and add up."""
+    def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
+        """Turn tiles of z and t into exp z and (z − t) exp z, and add up; the third sum is that of the latter."""
         logits, labels, scratch = tile
         torch.sub(logits, labels, out=scratch)
         sums[0] += exponentiate(logits).sum(1)
         sums[1] += exponentiate(labels).sum(1)
         sums[2] += torch.mul(scratch, logits, out=labels).sum(1)
 
-    @staticmethod
-    def parts(tile: Tile) -> tuple[Tensor, Tensor | None]:
-        """The tile's `first` and `second` for the gradient, in the buffers that `reduce` left."""
+    def parts(self, tile: Tile) -> tuple[Tensor, ...]:
+        """(z − t) exp z and exp z."""
         return tile[1], tile[0]
 
-    @staticmethod
-    def combine(statistics: Statistics, beta: float) -> Terms:
-        """Losses and gradient coefficients for 0 < β ≤ 1."""
+    def combine(self, statistics: Statistics) -> Terms:
+        """Losses and gradient coefficients."""
         assert statistics.target_label is not None
-        mass, label_mass, difference = statistics.sums
+        beta, (mass, label_mass, difference) = self.beta, statistics.sums
         log_p, log_q = statistics.target_logit - mass.log(), statistics.target_label - label_mass.log()
         at_target = log_p.exp() * softplus(-log_q)
         offset = label_mass.log() - mass.log() + LOG_2
         divergence = difference / mass + offset - at_target
         ratio = (1 - beta) / beta + offset - divergence
-        return Terms(-log_p, divergence, beta / mass, ratio, beta - 1 - beta * at_target)
+        return Terms(-log_p, divergence, beta / mass, (ratio,), beta - 1 - beta * at_target)
 
 
-class Forward:
+class Forward(_Mixed):
     """(1−β) CE + β KL(r ‖ p), with the constant Σ r log r of the labels.
 
     KL = ½ (−log p_y + logsumexp z − logsumexp t − Σ q_j (z_j − t_j) − 2 log 2 + (1+q_y) log(1+q_y) − q_y log q_y)
     and ∂KL/∂z = p − r.
     """
 
-    num_kept: ClassVar[int] = 2
-
-    @staticmethod
-    def reduce(tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
-        """Turn tiles of z and t into exp z and exp t, and add up."""
+    def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
+        """Turn tiles of z and t into exp z and exp t, and add up; the third sum is Σ (z − t) exp t."""
         logits, labels, scratch = tile
         torch.sub(logits, labels, out=scratch)
         sums[0] += exponentiate(logits).sum(1)
         sums[1] += exponentiate(labels).sum(1)
         sums[2] += scratch.mul_(labels).sum(1)
 
-    @staticmethod
-    def parts(tile: Tile) -> tuple[Tensor, Tensor | None]:
-        """The tile's `first` and `second` for the gradient, in the buffers that `reduce` left."""
+    def parts(self, tile: Tile) -> tuple[Tensor, ...]:
+        """exp z and exp t."""
         return tile[0], tile[1]
 
-    @staticmethod
-    def combine(statistics: Statistics, beta: float) -> Terms:
-        """Losses and gradient coefficients for 0 < β ≤ 1."""
+    def combine(self, statistics: Statistics) -> Terms:
+        """Losses and gradient coefficients."""
         assert statistics.target_label is not None
-        mass, label_mass, difference = statistics.sums
+        beta, (mass, label_mass, difference) = self.beta, statistics.sums
         log_p, log_q = statistics.target_logit - mass.log(), statistics.target_label - label_mass.log()
         q = log_q.exp()
         of_labels = (1 + q) * q.log1p() - q * log_q - 2 * LOG_2
         offset = mass.log() - label_mass.log() - difference / label_mass
         ratio = -(beta / 2) * (mass / label_mass)
         target = torch.full_like(mass, beta / 2 - 1)
-        return Terms(-log_p, (offset - log_p + of_labels) / 2, 1 / mass, ratio, target)
+        return Terms(-log_p, (offset - log_p + of_labels) / 2, 1 / mass, (ratio,), target)
 
 
-Divergence = type[OneHot] | type[Reverse] | type[Forward]
-DIVERGENCES: dict[str, Divergence] = {"reverse": Reverse, "forward": Forward}
+@dataclass(frozen=True)
+class Robust:
+    """CE + α KL(q ‖ p) + (1−α) KL(p ‖ q) + Σ c_j p_j, the paper's Eq. 17 and 18; without costs c_j = 0.
+
+    With g_j = (1−α)(z_j − t_j) + c_j and d = logsumexp t − logsumexp z, the part after CE (ℓ_r) is
+    Σ p_j g_j + (1−α) d − α (Σ q_j (z_j − t_j) + d), and the whole has the gradient
+    p_j (1 + α + g_j − Σ p g) − α q_j − [j = y]. Neither KL mixes the one-hot target in.
+    """
+
+    alpha: float
+    with_costs: bool
+    num_sums: ClassVar[int] = 4
+    shares: ClassVar[tuple[float, float]] = (1.0, 1.0)
+
+    @property
+    def num_kept(self) -> int:
+        """exp z, exp t and g exp z; with costs exp z · ∂c/∂h too."""
+        return 3 + self.with_costs
+
+    def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
+        """Turn tiles of z, t, c and ∂c/∂h into what is kept; the own sums are Σ g exp z and Σ (z − t) exp t."""
+        logits, labels, weighted, *slope, scratch = tile
+        torch.sub(logits, labels, out=scratch)
+        if self.with_costs:
+            weighted.add_(scratch, alpha=1 - self.alpha)
+        else:
+            torch.mul(scratch, 1 - self.alpha, out=weighted)
+        sums[0] += exponentiate(logits).sum(1)
+        sums[1] += exponentiate(labels).sum(1)
+        sums[2] += weighted.mul_(logits).sum(1)
+        sums[3] += scratch.mul_(labels).sum(1)
+        for derivative in slope:
+            derivative.mul_(logits)
+
+    def parts(self, tile: Tile) -> tuple[Tensor, ...]:
+        """g exp z, exp z and exp t."""
+        return tile[2], tile[0], tile[1]
+
+    def cost_parts(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """exp z, and exp z · ∂c/∂h."""
+        return tile[0], tile[3]
+
+    def combine(self, statistics: Statistics) -> Terms:
+        """Losses and gradient coefficients."""
+        alpha, (mass, label_mass, weighted, difference) = self.alpha, statistics.sums
+        log_p = statistics.target_logit - mass.log()
+        expected, offset = weighted / mass, label_mass.log() - mass.log()
+        divergence = expected + (1 - alpha) * offset - alpha * (difference / label_mass + offset)
+        ratios = 1 + alpha - expected, -alpha * (mass / label_mass)
+        return Terms(-log_p, divergence, 1 / mass, ratios, -torch.ones_like(mass))
+
+
+DIVERGENCES: dict[str, type[Reverse] | type[Forward]] = {"reverse": Reverse, "forward": Forward}
+"""The student's divergences by the name of their direction; each is made with β."""

@@ -1,14 +1,25 @@
-"""The objectives: cross-entropy, and the student's loss from soft labels, as pure functions of tensors."""
+"""The objectives: cross-entropy, the student's and the robust teacher's loss, as pure functions of tensors.
 
-from typing import Any, NamedTuple
+With `catalog`, item tables (and what is [V] or [V, r] of the noise) are this rank's slice, and the examples are this
+rank's own; what is returned is their loss over the whole catalog. All ranks of the catalog group call the same
+objective, each with any number of examples, and go backward from it with the same factor. The gradient of a slice is
+then that of the summed losses of the whole group.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from csrec_dist.objectives.divergences import DIVERGENCES, OneHot
+from csrec_dist.objectives.autograd import TiledLoss
+from csrec_dist.objectives.costs import NoiseCosts
+from csrec_dist.objectives.divergences import DIVERGENCES, Divergence, OneHot, Robust
+from csrec_dist.objectives.examples import Examples
 from csrec_dist.objectives.soft_labels import FactoredLabels, SoftLabels
-from csrec_dist.objectives.tiled import Problem, evaluate
+from csrec_dist.objectives.tiled import Problem
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
 
 NEGLIGIBLE_BETA = 1e-12
 """A smaller β does not change the loss in either precision, and the labels are not read."""
@@ -17,8 +28,8 @@ NEGLIGIBLE_BETA = 1e-12
 class Loss(NamedTuple):
     """A loss as scalars: `sum` over the examples (differentiable) and `count` of them, both weighted.
 
-    `cross_entropy` and `divergence` are the detached weighted sums of CE and KL, before (1−β) and β. The
-    divergence is 0 where the labels were not read (β = 0, or no labels).
+    `cross_entropy` and `divergence` are the detached weighted sums of CE and KL, before (1−β) and β; of the robust
+    loss, those of ℓ_ce and ℓ_r. The divergence is 0 where the labels were not read (β = 0, or no labels).
     """
 
     sum: Tensor
@@ -27,38 +38,16 @@ class Loss(NamedTuple):
     divergence: Tensor
 
 
-class _Tiled(torch.autograd.Function):
-    """Computes the loss and, where a gradient will be asked for, the gradients in the same go.
+class Noise(NamedTuple):
+    """The noise matrix h̃ = M · Nᵀ of Eq. 11: h̃_ij is the logit of observing item i where j is preferred.
 
-    So nothing of the examples × items problem is kept for the backward pass, which only multiplies.
+    `observed` is M [V, r], `preferred` is N [V, r], row i being item i+1's; `maxima` [V] is max_k h̃_kj for each
+    preferred item j, or what stands in for it. Gradients go to all three.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        item_weight: Tensor,
-        item_bias: Tensor | None,
-        problem: Problem,
-        with_gradients: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        needed = tuple(with_gradients and need for need in ctx.needs_input_grad[:3])
-        with torch.autocast(states.device.type, enabled=False):
-            totals, gradients = evaluate(problem, needed)  # type: ignore[arg-type]
-        ctx.save_for_backward(gradients.states, gradients.item_weight, gradients.item_bias)
-        ctx.dtypes = tuple(None if x is None else x.dtype for x in (states, item_weight, item_bias))
-        total, cross_entropy, divergence = totals.unbind()
-        ctx.mark_non_differentiable(cross_entropy, divergence)
-        return total.clone(), cross_entropy, divergence
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            None if gradient is None else (gradient * grads[0]).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return (*scaled, None, None)
+    observed: Tensor
+    preferred: Tensor
+    maxima: Tensor
 
 
 def cross_entropy(
@@ -68,6 +57,7 @@ def cross_entropy(
     *,
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy over the full catalog, as (Σ w_i CE_i, Σ w_i).
 
@@ -76,7 +66,7 @@ def cross_entropy(
     Raises ValueError when shapes disagree, or targets lie outside 1…V (looked at on the CPU only: on CUDA it
     would wait for the device, whose own index check answers instead).
     """
-    loss = _loss(states, item_weight, targets, None, item_bias, weights)
+    loss = _loss(states, item_weight, targets, None, item_bias, weights, catalog)
     return loss.sum, loss.count
 
 
@@ -91,11 +81,12 @@ def distillation(
     kl: str = "reverse",
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """The student's loss, as (Σ w_i [(1−β) CE_i + β KL_i], Σ w_i): the first two of `distillation_parts`."""
     return distillation_parts(
         states, item_weight, targets, labels,
-        temperature=temperature, beta=beta, kl=kl, item_bias=item_bias, weights=weights,
+        temperature=temperature, beta=beta, kl=kl, item_bias=item_bias, weights=weights, catalog=catalog,
     )[:2]  # fmt: skip
 
 
@@ -110,6 +101,7 @@ def distillation_parts(
     kl: str = "reverse",
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
 ) -> Loss:
     """The student's loss (paper, Eq. 19 and 20) with its parts.
 
@@ -122,14 +114,41 @@ def distillation_parts(
         raise ValueError(f"need temperature > 0 and 0 <= beta <= 1, got {temperature} and {beta}")
     if kl not in DIVERGENCES:
         raise ValueError(f"kl must be one of {', '.join(DIVERGENCES)}, got {kl!r}")
-    if (labels.num_examples, labels.num_items) != (states.shape[0], item_weight.shape[0]):
-        raise ValueError(
-            f"labels of {labels.num_examples} examples x {labels.num_items} items do not fit states "
-            f"{list(states.shape)} and item_weight {list(item_weight.shape)}"
-        )
+    _check_labels(labels, states, item_weight, catalog)
     if beta < NEGLIGIBLE_BETA:
-        return _loss(states, item_weight, targets, None, item_bias, weights)
-    return _loss(states, item_weight, targets, labels, item_bias, weights, kl, temperature, beta)
+        return _loss(states, item_weight, targets, None, item_bias, weights, catalog)
+    divergence = DIVERGENCES[kl](beta)
+    return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, 1 / temperature)
+
+
+def robust(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    labels: SoftLabels,
+    *,
+    alpha: float,
+    noise: Noise | None = None,
+    item_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
+) -> Loss:
+    """The main teacher's loss ℓ_t = ℓ_ce + ℓ_r (paper, Eq. 17 and 18), ℓ_r being the `divergence` of the result.
+
+    ℓ_r = α KL(q ‖ p) + (1−α) KL(p ‖ q) + Σ_j [log(1 + exp(−h̃_yj)) + log V + max_k h̃_kj] p_j, where q is the
+    softmax of `labels`, the side teacher's untempered logits, and y the target. Without `noise` the last term, the
+    expectation, is left out. Gradients go to states, item weight, bias and noise. Shapes, types and errors are those
+    of `cross_entropy`; ValueError also for α outside 0…1, labels of another N or V, and noise of another V.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"need 0 <= alpha <= 1, got {alpha}")
+    _check_labels(labels, states, item_weight, catalog)
+    divergence = Robust(alpha, noise is not None)
+    if noise is None:
+        return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence)
+    _check_noise(noise, item_weight)
+    _check(states, item_weight, targets, item_bias, weights, catalog)
+    return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, noise=noise)
 
 
 def _loss(
@@ -139,26 +158,74 @@ def _loss(
     labels: SoftLabels | None,
     item_bias: Tensor | None,
     weights: Tensor | None,
-    kl: str = "reverse",
-    temperature: float = 1.0,
-    beta: float = 0.0,
+    catalog: "CatalogShard | None",
+    divergence: Divergence | None = None,
+    scale: float = 1.0,
+    noise: Noise | None = None,
 ) -> Loss:
-    _check(states, item_weight, targets, item_bias, weights)
+    """The loss of a divergence, with the costs of the noise if it has any."""
+    _check(states, item_weight, targets, item_bias, weights, catalog)
     dtype = torch.promote_types(torch.float32, torch.promote_types(states.dtype, item_weight.dtype))
-    factors = (states, item_weight, item_bias)
-    student = FactoredLabels(*(None if f is None else f.detach().to(dtype) for f in factors))  # type: ignore[arg-type]
     weights = states.new_ones(states.shape[0], dtype=dtype) if weights is None else weights.detach().to(dtype)
-    divergence = OneHot if labels is None else DIVERGENCES[kl]
-    problem = Problem(student, targets.long() - 1, weights, labels, divergence, 1 / temperature, beta)
-    parts = _Tiled.apply(states, item_weight, item_bias, problem, torch.is_grad_enabled())
+    observed = None if noise is None else _rows(noise.observed, targets.long(), catalog)
+    examples = Examples(states, targets.long() - 1, weights, labels, observed)
+    if catalog is not None:
+        examples = examples.of_group(catalog)
+    costs = () if noise is None else (examples.observed, noise.preferred, noise.maxima)
+    factors = (examples.states, item_weight, item_bias, *costs)
+    computed = [None if f is None else f.detach().to(dtype) for f in factors]
+    problem = Problem(
+        FactoredLabels(*computed[:3]),  # type: ignore[arg-type]
+        examples.places,
+        examples.weights,
+        None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
+        divergence or OneHot(),
+        NoiseCosts(*computed[3:], num_items=_num_items(item_weight, catalog)) if costs else None,  # type: ignore
+        examples.part,
+    )
+    parts = TiledLoss.apply(problem, torch.is_grad_enabled(), *factors)
     return Loss(parts[0], weights.sum(), *parts[1:])
 
 
+def _rows(table: Tensor, items: Tensor, catalog: "CatalogShard | None") -> Tensor:
+    """The rows of items [N] in 1…V."""
+    return table[items - 1] if catalog is None else catalog.look_up(table, items)
+
+
+def _num_items(item_weight: Tensor, catalog: "CatalogShard | None") -> int:
+    """V of the whole catalog."""
+    return len(item_weight) if catalog is None else catalog.num_items
+
+
+def _check_labels(labels: SoftLabels, states: Tensor, item_weight: Tensor, catalog: "CatalogShard | None") -> None:
+    num_items = {len(item_weight)} if catalog is None else {catalog.num_rows, catalog.num_items}
+    if labels.num_examples != len(states) or labels.num_items not in num_items:
+        raise ValueError(
+            f"labels of {labels.num_examples} examples x {labels.num_items} items do not fit states "
+            f"{list(states.shape)} and item_weight {list(item_weight.shape)}"
+        )
+
+
+def _check_noise(noise: Noise, item_weight: Tensor) -> None:
+    num_items = item_weight.shape[0]
+    fits = noise.observed.ndim == 2 and noise.observed.shape == noise.preferred.shape
+    if not fits or len(noise.observed) != num_items or noise.maxima.shape != (num_items,):
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in noise._asdict().items())
+        raise ValueError(f"need noise observed [V, r], preferred [V, r] and maxima [V] with V = {num_items}: {shapes}")
+
+
 def _check(
-    states: Tensor, item_weight: Tensor, targets: Tensor, item_bias: Tensor | None, weights: Tensor | None
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    item_bias: Tensor | None,
+    weights: Tensor | None,
+    catalog: "CatalogShard | None",
 ) -> None:
+    num_items = _num_items(item_weight, catalog)
     fits = states.ndim == 2 and item_weight.ndim == 2 and states.shape[1] == item_weight.shape[1]
-    fits = fits and targets.shape == states.shape[:1] and item_weight.shape[0] > 0
+    fits = fits and targets.shape == states.shape[:1] and num_items > 0
+    fits = fits and (catalog is None or item_weight.shape[0] == catalog.num_rows)
     fits = fits and (weights is None or weights.shape == states.shape[:1])
     fits = fits and (item_bias is None or item_bias.shape == item_weight.shape[:1])
     if not fits:
@@ -168,8 +235,8 @@ def _check(
         raise ValueError(f"need states [N, d], item_weight [V, d], targets [N], bias [V], weights [N]: {shapes}")
     if targets.device.type == "cpu" and targets.numel() > 0:
         least, largest = torch.aminmax(targets)
-        if least < 1 or largest > item_weight.shape[0]:
+        if least < 1 or largest > num_items:
             raise ValueError(
-                f"targets [{len(targets)}] must lie in 1…{item_weight.shape[0]}, the rows of item_weight "
-                f"{list(item_weight.shape)}; got {int(least)}…{int(largest)}"
+                f"targets [{len(targets)}] must lie in 1…{num_items}, with item_weight {list(item_weight.shape)}; "
+                f"got {int(least)}…{int(largest)}"
             )

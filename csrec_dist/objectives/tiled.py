@@ -1,13 +1,19 @@
 """The tiled evaluation: statistics of a row block, its losses, and its gradients, tile by tile."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from csrec_dist.objectives.costs import NoiseCosts
 from csrec_dist.objectives.divergences import Divergence, Statistics, Terms, exp_floored_
-from csrec_dist.objectives.soft_labels import FactoredLabels, SoftLabels
+from csrec_dist.objectives.soft_labels import FactoredLabels, TemperedLabels
 from csrec_dist.objectives.tiles import Plan, Tile, Workspace, plan
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
 
 SAFE_LOGIT = 40.0
 """Logits within ±40 are exponentiated as they are: sums of e^±40 and their ratios are normal fp32 numbers."""
@@ -15,32 +21,44 @@ SAFE_LOGIT = 40.0
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything an evaluation reads. The student's factors [N, d], [V, d], [V] have the computing type."""
+    """Everything an evaluation reads. The student's factors [N, d], [V, d], [V] have the computing type.
+
+    On a slice of the catalog, all tables are the slice's and the examples are those of all ranks of its group.
+    """
 
     student: FactoredLabels
     index: Tensor
-    """[N] item rows of the targets: target − 1."""
+    """[N] item rows of the targets: target − 1; 0 where the target is in another rank's slice."""
     weights: Tensor
     """[N] in the computing type."""
-    labels: SoftLabels | None
+    labels: TemperedLabels | None
     divergence: Divergence
-    scale: float
-    """1/T of the labels' temperature T."""
-    beta: float
+    costs: NoiseCosts | None = None
+    part: "CatalogPart | None" = None
+
+
+@dataclass(frozen=True)
+class CatalogPart:
+    """What makes a problem part of one that a catalog group solves together."""
+
+    catalog: "CatalogShard"
+    held: Tensor
+    """[N], whether the target is in this rank's slice."""
+    own: Tensor
+    """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
 
 
 @dataclass
 class Gradients:
-    """The gradients that were asked for, with respect to the student's factors; None for the others."""
+    """The gradients with respect to a product's factors [N, K], [V, K] and [V]; None where none was asked for."""
 
     states: Tensor | None
     item_weight: Tensor | None
     item_bias: Tensor | None
 
     @classmethod
-    def zeros(cls, student: FactoredLabels, needed: tuple[bool, bool, bool]) -> "Gradients":
-        """Zero gradients for those of states, item weight and item bias that are needed."""
-        factors = (student.states, student.item_weight, student.item_bias)
+    def zeros(cls, factors: Sequence[Tensor | None], needed: Sequence[bool]) -> "Gradients":
+        """Zero gradients for those factors that are there and needed."""
         made = (
             torch.zeros_like(f, memory_format=torch.contiguous_format) if n and f is not None else None
             for f, n in zip(factors, needed, strict=True)
@@ -48,9 +66,36 @@ class Gradients:
         return cls(*made)
 
     @property
-    def any(self) -> bool:
-        """Whether there is any gradient to compute."""
-        return any(g is not None for g in (self.states, self.item_weight, self.item_bias))
+    def all(self) -> tuple[Tensor | None, ...]:
+        """All three, in order."""
+        return self.states, self.item_weight, self.item_bias
+
+
+class BlockGradients:
+    """A row block's share of a product's gradients, added up tile by tile: scale [R] · coefficients [R, C]."""
+
+    def __init__(self, states: Tensor, item_weight: Tensor, gradients: Gradients, rows: slice, scale: Tensor) -> None:
+        self._item_weight, self._gradients, self._rows = item_weight, gradients, rows
+        self._scale = scale.unsqueeze(1)
+        self._scaled_states = states[rows] * self._scale
+        self._of_states = torch.zeros_like(self._scaled_states)
+
+    def add(self, items: slice, coefficients: Tensor) -> None:
+        """Add a tile to the gradients of states and item weight."""
+        if self._gradients.states is not None:
+            self._of_states.addmm_(coefficients, self._item_weight[items])
+        if self._gradients.item_weight is not None:
+            self._gradients.item_weight[items].addmm_(coefficients.T, self._scaled_states)
+
+    def add_bias(self, items: slice, coefficients: Tensor) -> None:
+        """Add a tile to the gradient of the bias."""
+        if self._gradients.item_bias is not None:
+            self._gradients.item_bias[items].addmv_(coefficients.T, self._scale.squeeze(1))
+
+    def finish(self) -> None:
+        """Write the states' gradient, after all tiles."""
+        if self._gradients.states is not None:
+            torch.mul(self._of_states, self._scale, out=self._gradients.states[self._rows])
 
 
 class RowBlock:
@@ -71,7 +116,7 @@ class RowBlock:
         tile = self.tile(index, items)
         self.problem.student.tile(self.rows, items, out=tile[0])
         if self.problem.labels is not None:
-            self.problem.labels.tile(self.rows, items, scale=self.problem.scale, out=tile[1])
+            self.problem.labels.tile(self.rows, items, out=tile[1])
         return tile
 
     def find_shifts(self) -> None:
@@ -81,11 +126,15 @@ class RowBlock:
         for index, items in enumerate(self.plan.item_slices()):
             for shift, logits in zip(self.shifts, self.filled_tile(index, items), strict=False):
                 torch.maximum(shift, logits.amax(1), out=shift)
+        if self.problem.part is not None:
+            self.problem.part.catalog.all_max(self.shifts)
         self._filled = self.plan.kept
 
     def reduced_tile(self, index: int, items: slice, sums: Tensor) -> Tile:
-        """Bring a tile to what its divergence keeps of it, and add it to `sums` [3, R]."""
+        """Bring a tile to what its divergence keeps of it, and add it to `sums` [num_sums, R]."""
         tile = (self.tile if self._filled else self.filled_tile)(index, items)
+        if self.problem.costs is not None:
+            self.problem.costs.tile(self.rows, items, tile[2], tile[3])
         if self.shifts is None:
             self.problem.divergence.reduce(tile, sums, torch.exp_)
             return tile
@@ -96,44 +145,57 @@ class RowBlock:
 
     def statistics(self) -> Statistics:
         """Pass 1: the sums over the catalog, in terms of the shifted logits."""
-        problem, index = self.problem, self.problem.index[self.rows]
-        target = problem.student.at(self.rows, index, problem.weights.dtype)
-        label = None
-        if problem.labels is not None:
-            label = problem.labels.at(self.rows, index, problem.weights.dtype) * problem.scale
-        if self.shifts is not None:
-            target = target - self.shifts[0]
-            label = None if label is None else label - self.shifts[1]
-        sums = problem.weights.new_zeros(3, self.num_rows)
+        problem = self.problem
+        target = self._at_targets(problem.student, 0)
+        label = None if problem.labels is None else self._at_targets(problem.labels, 1)
+        sums = problem.weights.new_zeros(problem.divergence.num_sums, self.num_rows)
         for tile, items in enumerate(self.plan.item_slices()):
             self.reduced_tile(tile, items, sums)
         self._filled = False
-        return Statistics(target, label, sums)
+        found = Statistics(target, label, sums)
+        return found if problem.part is None else found.over(problem.part.catalog)
 
-    def add_gradients(self, terms: Terms, gradients: Gradients) -> None:
+    def _at_targets(self, factors: FactoredLabels | TemperedLabels, side: int) -> Tensor:
+        """z or t of each example's target [R], shifted; 0 where it is in another rank's slice."""
+        problem = self.problem
+        if not problem.student.num_items:
+            return problem.weights.new_zeros(self.num_rows)
+        found = factors.at(self.rows, problem.index[self.rows], problem.weights.dtype)
+        if self.shifts is not None:
+            found = found - self.shifts[side]
+        return found if problem.part is None else found.masked_fill(~problem.part.held[self.rows], 0)
+
+    def add_gradients(self, terms: Terms, of_student: Gradients, of_costs: Gradients | None) -> None:
         """Pass 2: add this block's share to the gradients, from kept tiles or from tiles made again."""
-        student, weights = self.problem.student, self.problem.weights[self.rows]
-        scale = (terms.scale * weights).unsqueeze(1)
-        scaled_states = student.states[self.rows] * scale
-        of_states = torch.zeros_like(scaled_states)
-        unused = weights.new_zeros(3, self.num_rows)
+        student, costs, weights = self.problem.student, self.problem.costs, self.problem.weights[self.rows]
+        scale = terms.scale * weights
+        block = BlockGradients(student.states, student.item_weight, of_student, self.rows, scale)
+        unused = weights.new_zeros(self.problem.divergence.num_sums, self.num_rows)
+        cost_block = None
+        if costs is not None and of_costs is not None:
+            cost_block = BlockGradients(costs.states, costs.item_weight, of_costs, self.rows, scale)
         for index, items in enumerate(self.plan.item_slices()):
             tile = self.tile(index, items) if self.plan.kept else self.reduced_tile(index, items, unused)
-            first, second = self.problem.divergence.parts(tile)
-            if second is not None and terms.ratio is not None:
-                first.addcmul_(second, terms.ratio.unsqueeze(1))
-            if gradients.states is not None:
-                of_states.addmm_(first, student.item_weight[items])
-            if gradients.item_weight is not None:
-                gradients.item_weight[items].addmm_(first.T, scaled_states)
-            if gradients.item_bias is not None:
-                gradients.item_bias[items].addmv_(first.T, scale.squeeze(1))
-        if gradients.states is not None:
-            torch.mul(of_states, scale, out=gradients.states[self.rows])
-        self._add_at_targets(terms.target * weights, gradients)
+            first, *others = self.problem.divergence.parts(tile)
+            for part, ratio in zip(others, terms.ratios, strict=True):
+                first.addcmul_(part, ratio.unsqueeze(1))
+            block.add(items, first)
+            block.add_bias(items, first)
+            if cost_block is not None:
+                mass, slope = self.problem.divergence.cost_parts(tile)
+                cost_block.add(items, slope)
+                cost_block.add_bias(items, mass)
+        block.finish()
+        if cost_block is not None:
+            cost_block.finish()
+        self._add_at_targets(terms.target * weights, of_student)
 
     def _add_at_targets(self, coefficient: Tensor, gradients: Gradients) -> None:
-        student, index = self.problem.student, self.problem.index[self.rows]
+        student, index, part = self.problem.student, self.problem.index[self.rows], self.problem.part
+        if not student.num_items:
+            return
+        if part is not None:
+            coefficient = coefficient.masked_fill(~part.held[self.rows], 0)
         if gradients.states is not None:
             gradients.states[self.rows].addcmul_(student.item_weight[index], coefficient.unsqueeze(1))
         if gradients.item_weight is not None:
@@ -142,40 +204,55 @@ class RowBlock:
             gradients.item_bias.index_add_(0, index, coefficient)
 
 
-def evaluate(problem: Problem, needed: tuple[bool, bool, bool]) -> tuple[Tensor, Gradients]:
+def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Weighted sums of the losses, and the gradients of the first of them.
 
-    Returns the sums [3] over the examples of (1−β) CE + β KL, of CE and of KL, and the gradients with respect to
-    those of states, item weight and item bias that are `needed`.
+    On a slice, the sums are over this rank's own examples, and the gradients those of all ranks' sums: whole for the
+    item tables, and the slice's share for the states. The ranks go through the same row blocks.
+
+    Returns the sums [3] over the examples of the loss, of CE and of the divergence, and the gradients with respect
+    to those of the student's states, item weight and item bias, and of the costs' states, item weight and
+    maxima where there are costs, that are `needed` (3 or 6 answers).
     """
-    student, weights = problem.student, problem.weights
-    gradients = Gradients.zeros(student, needed)
+    student, costs, weights = problem.student, problem.costs, problem.weights
+    of_student = Gradients.zeros((student.states, student.item_weight, student.item_bias), needed[:3])
+    of_costs = None
+    if costs is not None:
+        of_costs = Gradients.zeros((costs.states, costs.item_weight, costs.maxima), needed[3:])
     totals = weights.new_zeros(3)
+    gradients = of_student.all + (of_costs.all if of_costs else ())
     if student.num_examples == 0:
         return totals, gradients
     num_kept = problem.divergence.num_kept
-    cut = plan(student.num_examples, student.num_items, num_kept, weights.dtype, weights.device)
+    most = student.num_items if problem.part is None else problem.part.catalog.most_rows
+    cut = replace(
+        plan(student.num_examples, most, num_kept, weights.dtype, weights.device), num_items=student.num_items
+    )
     space = Workspace(cut, num_kept, weights)
     safe = _is_safe(problem)
+    counted = weights if problem.part is None else problem.part.own
     for rows in cut.row_blocks():
         block = RowBlock(problem, cut, space, rows)
         if not safe:
             block.find_shifts()
-        terms = problem.divergence.combine(block.statistics(), problem.beta)
-        totals += _weighted_sums(terms, weights[rows], problem.beta)
-        if gradients.any:
-            block.add_gradients(terms, gradients)
+        terms = problem.divergence.combine(block.statistics())
+        totals += _weighted_sums(terms, counted[rows], problem.divergence.shares)
+        if any(gradient is not None for gradient in gradients):
+            block.add_gradients(terms, of_student, of_costs)
     return totals, gradients
 
 
 def _is_safe(problem: Problem) -> bool:
-    """Whether no logit can overflow without a shift. On CUDA this waits for the device once."""
+    """Whether no logit can overflow without a shift, on any slice. On CUDA this waits for the device once."""
     bound = problem.student.bound()
     if problem.labels is not None:
-        bound = torch.maximum(bound, problem.labels.bound() * problem.scale)
-    return bool(bound <= SAFE_LOGIT)
+        bound = torch.maximum(bound, problem.labels.bound())
+    safe = bound <= SAFE_LOGIT
+    if problem.part is not None:
+        safe = problem.part.catalog.all_max((~safe).float()) == 0
+    return bool(safe)
 
 
-def _weighted_sums(terms: Terms, weights: Tensor, beta: float) -> Tensor:
+def _weighted_sums(terms: Terms, weights: Tensor, shares: tuple[float, float]) -> Tensor:
     cross_entropy, divergence = torch.dot(weights, terms.cross_entropy), torch.dot(weights, terms.divergence)
-    return torch.stack([cross_entropy * (1 - beta) + divergence * beta, cross_entropy, divergence])
+    return torch.stack([cross_entropy * shares[0] + divergence * shares[1], cross_entropy, divergence])

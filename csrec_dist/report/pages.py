@@ -11,6 +11,7 @@ import markdown
 from csrec_dist.files import write_text
 from csrec_dist.report.curves import draw_curves
 from csrec_dist.report.tables import NONE, figure
+from csrec_dist.report.times import HEADER, time_shares
 from csrec_dist.runfolder import RunFolder, best_epoch
 
 PAGE = """<!DOCTYPE html>
@@ -100,9 +101,12 @@ def _training_row(title: str, training: dict[str, Any]) -> list[str]:
 
 def _stages(run: RunFolder) -> Iterable[str]:
     yield "## Stages"
-    header = ["stage", "seconds", "ranks", "peak memory of each rank, MiB"]
-    done = [[row.stage, f"{row.seconds:,.1f}", str(row.num_ranks), row.memory] for row in run.stages]
-    yield table(header, [*done, *([name, "not done", NONE, NONE] for name in run.missing)])
+    header = ["stage", "seconds", "ranks", *HEADER, "peak memory of each rank, MiB"]
+    done = [
+        [row.stage, f"{row.seconds:,.1f}", str(row.num_ranks), *time_shares(run, row.stage), row.memory]
+        for row in run.stages
+    ]
+    yield table(header, [*done, *([name, "not done", *[NONE] * (len(header) - 2)] for name in run.missing)])
 
 
 def _dataset(run: RunFolder) -> Iterable[str]:

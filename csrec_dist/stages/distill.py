@@ -7,7 +7,8 @@ from torch import Tensor
 from csrec_dist.config import Config, TrainingOptions
 from csrec_dist.data.lanes import owned_lanes
 from csrec_dist.errors import SharedUserError
-from csrec_dist.labels import LabelCache, SoftLabels
+from csrec_dist.labels import LabelCache, LabelReader, SoftLabels
+from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.models import ItemTable
 from csrec_dist.objectives import Loss, distillation_parts
 from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
@@ -53,18 +54,27 @@ def baseline_inputs(run: Run) -> dict[str, Any]:
 def inputs(run: Run) -> dict[str, Any]:
     """The baseline's inputs, and the labels and the loss where there are labels."""
     inputs = baseline_inputs(run)
+    if run.config.num_members:
+        inputs |= {"labels": run.book.require("label").outputs}
     if run.config.method != "base":
-        inputs |= {"labels": run.book.require("label").outputs, "student": student_settings(run.config)}
+        inputs |= {"method": run.config.method, "student": student_settings(run.config)}
     return inputs
 
 
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Train the student: on the soft-label cache, or for method base on one-hot labels."""
+    """Train the student: on soft labels, or for method base on one-hot labels."""
     if run.config.method == "base":
         return train_student(run, inputs, "distill", "student", one_hot, None)
+    return train_student(run, inputs, "distill", "student", student_objective(run.config.training), soft_labels(run))
+
+
+def soft_labels(run: Run) -> LabelReader:
+    """The run's label cache, checked, or what a method without members makes its labels of."""
+    if not run.config.num_members:
+        return PopularityLabels(run.dataset)
     labels = LabelCache(run.folder / "labels", run.dataset)
     check_labels(run, labels)
-    return train_student(run, inputs, "distill", "student", student_objective(run.config.training), labels)
+    return labels
 
 
 def check_labels(run: Run, labels: LabelCache) -> None:
@@ -82,7 +92,7 @@ def baseline_work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_student(
-    run: Run, inputs: dict[str, Any], stage: str, name: str, objective: Objective, labels: LabelCache | None
+    run: Run, inputs: dict[str, Any], stage: str, name: str, objective: Objective, labels: LabelReader | None
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
     folder = run.folder / name

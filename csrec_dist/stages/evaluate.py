@@ -1,12 +1,34 @@
-"""Stage evaluate: every trained model of the run on validation and test."""
+"""Stage evaluate: every trained model of the run on validation and test, and the members against each other."""
 
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from torch import Tensor
+
 from csrec_dist import models
 from csrec_dist.config import Config
+from csrec_dist.data.lanes import owned_lanes
+from csrec_dist.data.stream import Batch, lane_batches
+from csrec_dist.evaluation.diversity import DiversitySums, compare_members
+from csrec_dist.evaluation.examine import Asked, Examination
+from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.evaluation.per_example import (
+    RANKS_SCHEMA,
+    Columns,
+    TargetFacts,
+    diversity_schema,
+    join_parts,
+    write_part,
+)
+from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
-from csrec_dist.stages.run import Run, evaluate_model
+from csrec_dist.labels import read_index
+from csrec_dist.models import SequentialModel
+from csrec_dist.stages.run import EVALUATION_ROWS, Run, cut_offs, evaluate_model
 
 
 def trained_models(run: Run) -> dict[str, Path]:
@@ -14,7 +36,7 @@ def trained_models(run: Run) -> dict[str, Path]:
     folders = {"student": run.folder / "student"}
     if run.config.baseline:
         folders["base"] = run.folder / "base"
-    return folders | {name: run.member_folder(name) for name in run.member_names}
+    return folders | {name: run.member_folder(name) for name in run.config.member_names}
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -24,7 +46,7 @@ def inputs(run: Run) -> dict[str, Any]:
         "student": run.book.require("distill").outputs["weights"],
         "evaluation": run.config.evaluation.model_dump(mode="json"),
     }
-    if run.config.method != "base":
+    if run.config.num_members:
         inputs["members"] = run.book.require("teach").outputs["members"]
     if run.config.baseline:
         inputs["base"] = run.book.require("baseline").outputs["weights"]
@@ -32,22 +54,98 @@ def inputs(run: Run) -> dict[str, Any]:
 
 
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Validation and test metrics of the student, the baseline and the members, into metrics.json."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
+    found: dict[str, dict[str, Any]] = {}
+    run.runtime.on_main(lambda: shutil.rmtree(run.folder / "ranks", ignore_errors=True))
     with run.log("evaluate") as log:
         folders = trained_models(run)
         log.expect(len(folders))
         for name, folder in folders.items():
-            model = models.load(folder).to(run.runtime.device)
-            found[name] = {split: evaluate_model(run, model, split, run.runtime.world) for split in ("valid", "test")}
+            model = load(run, folder)
+            found[name] = {
+                "valid": evaluate_model(run, model, "valid", run.runtime.world),
+                **examine(run, [model], name),
+            }
             log.advance(note=name)
             shown = ", ".join(f"{metric} {found[name]['test'][metric]:.4f}" for metric in ("recall@10", "ndcg@10"))
             log.say(f"{name}: test {shown}")
         log.hparams(hparams(run.config), found["student"]["test"])
         log.scalars({f"test/{name}": value for name, value in found["student"]["test"].items()}, 0)
+    result = {**found["student"], "models": found | teacher_module(run)}
+    if run.config.evaluation.diversity and len(run.config.member_names) > 1:
+        result["diversity"] = diversity(run)
     if run.runtime.is_main:
-        write_json(run.folder / "metrics.json", {**found["student"], "models": found})
+        write_json(run.folder / "metrics.json", result)
     return {"test": found["student"]["test"]}
+
+
+def load(run: Run, folder: Path) -> SequentialModel:
+    """A trained model on this rank's device, in evaluation mode."""
+    return models.load(folder).to(run.runtime.device).eval()
+
+
+def teacher_module(run: Run) -> dict[str, Any]:
+    """What the members whose logits make the soft labels rank together (Table 5), where that is more than one."""
+    if len(run.config.member_names) < 2 or len(run.config.labelling_names) < 2:
+        return {}
+    index = read_index(run.folder / "labels")
+    weights = index.weights or [1 / len(index.members)] * len(index.members)
+    members = [load(run, run.member_folder(name)) for name in run.config.labelling_names]
+    return {"teachers": examine(run, members, "teachers", partial(COMBINE[index.combine], weights=weights))}
+
+
+def examine(
+    run: Run,
+    members: Sequence[SequentialModel],
+    name: str,
+    combine: Callable[[Sequence[Tensor]], Tensor] = alone,
+) -> dict[str, Any]:
+    """All that is asked of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
+    options, dataset = run.config.evaluation, run.dataset
+    asked = Asked(
+        top_n=tuple(cut_offs(run)),
+        min_rating=options.min_rating,
+        longest=dataset.window - 1,
+        exclude_seen=options.exclude_seen,
+        lists=options.lists,
+        calibration=options.calibration,
+    )
+    examination = Examination(asked, ItemPopularity.read(dataset), run.runtime.device)
+
+    def lane_ranks(lane: int) -> Iterator[Columns]:
+        return examination.lane(members, lane_rows(run, lane), TargetFacts.read(dataset, "test", lane), combine)
+
+    keep(run, f"{name}-test.parquet", RANKS_SCHEMA, lane_ranks)
+    return examination.compute(run.runtime.world.all_reduce_sum)
+
+
+def diversity(run: Run) -> dict[str, Any]:
+    """How much the members differ on test; the values of each row go into ranks/diversity-test.parquet."""
+    members = [load(run, run.member_folder(name)) for name in run.config.member_names]
+    sums = DiversitySums(run.config.member_names, cut_offs(run), run.runtime.device)
+
+    def lane_differences(lane: int) -> Iterator[Columns]:
+        exclude_seen = run.config.evaluation.exclude_seen
+        return compare_members(members, lane_rows(run, lane), sums, exclude_seen=exclude_seen)
+
+    keep(run, "diversity-test.parquet", diversity_schema(sums.names), lane_differences)
+    sums.tensor = run.runtime.world.all_reduce_sum(sums.tensor)
+    return sums.compute()
+
+
+def lane_rows(run: Run, lane: int) -> Iterator[Batch]:
+    """A lane's test rows on the device, in batches that do not depend on the number of ranks."""
+    for batch in lane_batches(run.dataset, "test", [lane], EVALUATION_ROWS):
+        yield batch.to(run.runtime.device)
+
+
+def keep(run: Run, name: str, schema: pa.Schema, lane_columns: Callable[[int], Iterable[Columns]]) -> None:
+    """Write one file of test rows into ranks/, all ranks together, each its own lanes."""
+    path = run.folder / "ranks" / name
+    for lane in owned_lanes(run.dataset.num_lanes, run.runtime.rank, run.runtime.world_size):
+        write_part(path, lane, schema, lane_columns(lane))
+    run.runtime.world.barrier()
+    run.runtime.on_main(lambda: join_parts(path, run.dataset.splits["test"].num_rows, schema))
 
 
 def hparams(config: Config) -> dict[str, Any]:

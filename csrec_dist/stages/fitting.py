@@ -1,6 +1,6 @@
 """Training one model into a folder: what the stages teach, distill and baseline share."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from csrec_dist import models
-from csrec_dist.checkpoints import Checkpoints
+from csrec_dist.checkpoints import Checkpoints, TrainState
+from csrec_dist.data.lanes import RowSample
 from csrec_dist.distributed import Group
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, read_json, write_json
-from csrec_dist.labels import LabelCache, SoftLabels
+from csrec_dist.labels import LabelReader, SoftLabels
 from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.objectives import Loss, cross_entropy
 from csrec_dist.stages.run import Run, evaluate_model
 from csrec_dist.telemetry import StageLog
-from csrec_dist.training import Objective, Trainer, TrainStep
+from csrec_dist.training import Objective, StopSignals, Trainer, TrainStep
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Fit:
     folder: Path
     inputs: dict[str, Any]
     identity: int = 0
-    labels: LabelCache | None = None
+    labels: LabelReader | None = None
+    sample: RowSample | None = None
 
 
 def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
@@ -55,9 +57,14 @@ def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
 
 
 def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
-    """Build, wrap, train and save one model on the ranks of a group, going on from its newest checkpoint."""
+    """Build, wrap, train and save one model on the ranks of a group, going on from its newest checkpoint.
+
+    Raises:
+        Stopped: a signal asked for it, and a checkpoint is written.
+    """
+    run.runtime.watch.at(task.stage)
     model = models.build(task.model, run.dataset.num_items, run.dataset.window - 1, task.seed).to(run.runtime.device)
-    inner = TrainStep(model, task.objective)
+    inner = TrainStep(model, task.objective, group)
     step = run.runtime.wrap(inner, group)
     check_identities(run.runtime.world, task.identity, model)
     trainer = Trainer(
@@ -70,15 +77,23 @@ def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
         lambda: evaluate_model(run, model, "valid", group),
         log,
         task.labels,
+        task.sample,
     )
-    checkpoints = Checkpoints(run.folder / "checkpoints" / task.stage, fingerprint(task.inputs))
-    state = trainer.run(checkpoints)
-    if group.is_leader:
-        model.save_pretrained(task.folder)
-        origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
-        settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed}
-        write_json(task.folder / "metrics.json", {**origin, **settings, **asdict(state)})
-        checkpoints.clear()
+    folder, keep = run.folder / "checkpoints" / task.stage, run.config.training.keep_checkpoints
+    checkpoints = Checkpoints(folder, fingerprint(task.inputs), group, keep)
+    with StopSignals() as signals:
+        state = trainer.run(checkpoints, signals)
+        if group.is_leader:
+            save(run, task, model, state)
+            checkpoints.clear()
+
+
+def save(run: Run, task: Fit, model: SequentialModel, state: TrainState) -> None:
+    """Write a trained model into its folder, metrics.json last."""
+    model.save_pretrained(task.folder)
+    origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
+    settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed}
+    write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
 
 
 def check_identities(world: Group, identity: int, model: SequentialModel) -> None:

@@ -1,58 +1,84 @@
 """Stage label: the soft-label cache, written by all ranks together."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from csrec_dist import models
+from csrec_dist.config import LabelOptions
 from csrec_dist.distributed import Group
 from csrec_dist.distributed.mesh import LabelColumn, label_columns
 from csrec_dist.files import sha256_file
 from csrec_dist.labels import LabelMember, write_labels
+from csrec_dist.labels.index import INDEX_NAME
+from csrec_dist.labels.member_weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
-from csrec_dist.stages.run import Run
+from csrec_dist.stages.run import Run, weights_fingerprint
+from csrec_dist.telemetry import StageLog
 
 
 def inputs(run: Run) -> dict[str, Any]:
-    """Dataset, members' weights and the form of the labels."""
+    """Dataset, the labelling members' weights, and the form of the labels."""
+    weights = run.book.require("teach").outputs["members"]
     return {
         "dataset": run.book.require("prepare").outputs["fingerprint"],
-        **run.book.require("teach").outputs,
+        "members": {name: weights[name] for name in run.config.labelling_names},
         "labels": run.config.labels.model_dump(mode="json"),
     }
 
 
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     """Write the soft-label cache, all ranks together."""
-    runtime, names = run.runtime, run.member_names
+    folder = run.folder / "labels"
+    label_into(run, folder, run.config.labelling_names, "label", run.config.labels)
+    return run.runtime.on_main(lambda: {"index": sha256_file(folder / INDEX_NAME)[:16]})
+
+
+def label_into(run: Run, folder: Path, names: list[str], stage: str, options: LabelOptions) -> None:
+    """Write the labels that the members called `names` give all training examples, all ranks together."""
+    runtime = run.runtime
     columns = label_columns(len(names), runtime.world_size)
     group = runtime.join_group([column.ranks for column in columns])
     column = next(column for column in columns if runtime.rank in column.ranks)
-    with run.log("label") as log:
+    with run.log(stage) as log:
         write_labels(
-            run.folder / "labels",
+            folder,
             run.dataset,
-            load_members(run, column, group),
-            label_members(run, inputs["members"]),
+            load_members(run, names, column, group),
+            [label_member(run, name) for name in names],
             column,
             group,
             runtime.world,
-            form=run.config.labels.form,
+            form=options.form,
+            combine=options.combine,
+            weights=member_weights(run, names, options, log),
             device=runtime.device,
             progress=log.progress,
         )
-    return runtime.on_main(lambda: {"index": sha256_file(run.folder / "labels" / "label_cache.index.json")[:16]})
 
 
-def label_members(run: Run, weights: dict[str, str]) -> list[LabelMember]:
-    """Name, width and weights of the members, in order."""
-    folders = {name: run.member_folder(name) for name in run.member_names}
-    return [
-        LabelMember(name=name, width=models.load(folder).config.width, fingerprint=weights[name])
-        for name, folder in folders.items()
-    ]
+def member_weights(run: Run, names: list[str], options: LabelOptions, log: StageLog) -> Sequence[float] | None:
+    """The members' weights as given, or fitted on validation by rank 0."""
+    if options.weights != "fitted":
+        return options.weights
+
+    def fitted() -> list[float]:
+        members = [models.load(run.member_folder(name)) for name in names]
+        states, targets = validation_states(members, run.dataset, run.runtime.device)
+        found = fit_weights(states, [member.item_table for member in members], targets)
+        log.say(f"weights {list(found.weights)}: validation loss {found.before:.4f} -> {found.after:.4f}")
+        return list(found.weights)
+
+    return run.runtime.on_main(fitted)
 
 
-def load_members(run: Run, column: LabelColumn, group: Group) -> dict[int, SequentialModel]:
-    """The members this rank labels with, by their position in the strategy."""
-    names = run.member_names
+def label_member(run: Run, name: str) -> LabelMember:
+    """Name, width and weights of a member."""
+    folder = run.member_folder(name)
+    return LabelMember(name=name, width=models.load(folder).config.width, fingerprint=weights_fingerprint(folder))
+
+
+def load_members(run: Run, names: list[str], column: LabelColumn, group: Group) -> dict[int, SequentialModel]:
+    """The members this rank labels with, by their position among `names`."""
     held = column.members_of(group.rank, len(names))
     return {k: models.load(run.member_folder(names[k])).to(run.runtime.device) for k in held}

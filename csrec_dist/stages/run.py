@@ -15,7 +15,6 @@ from csrec_dist.evaluation import evaluate
 from csrec_dist.files import sha256_file
 from csrec_dist.models import SequentialModel
 from csrec_dist.stagebook import StageBook
-from csrec_dist.teachers import STRATEGIES, Strategy
 from csrec_dist.telemetry import StageLog
 
 EVALUATION_ROWS = 256
@@ -38,20 +37,6 @@ class Run:
             owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
         return dataset
 
-    @property
-    def strategy(self) -> Strategy:
-        """The members of the run's teacher module."""
-        config = self.config
-        return STRATEGIES[config.method].make(config.teachers.num, config.teacher_model, config.seed)
-
-    @property
-    def member_names(self) -> list[str]:
-        """The members' folders under teachers/, in order."""
-        if self.config.method == "base":
-            return []
-        pretrained = self.config.teachers.pretrained
-        return [f"teacher-{k}" for k in range(len(pretrained))] or [member.name for member in self.strategy.members]
-
     def member_folder(self, name: str) -> Path:
         """Where a trained member is kept."""
         return self.folder / "teachers" / name
@@ -70,16 +55,20 @@ def weights_fingerprint(folder: Path) -> str:
     return sha256_file(path)[:16]
 
 
+def cut_offs(run: Run) -> list[int]:
+    """The n of all metrics: those asked for, and 10, which early stopping and the tables look at."""
+    return sorted({*run.config.evaluation.top_n, 10})
+
+
 def evaluate_model(run: Run, model: SequentialModel, split: str, group: Group) -> dict[str, float]:
     """Metrics of a model on all rows of a split, each rank of the group reading its own lanes."""
     lanes = owned_lanes(run.dataset.num_lanes, group.rank, group.size)
-    options = run.config.evaluation
     batches: Iterable[Batch] = lane_batches(run.dataset, split, lanes, EVALUATION_ROWS)
     return evaluate(
         model,
         (batch.to(run.runtime.device) for batch in batches),
-        top_n=sorted({*options.top_n, 10}),
-        exclude_seen=options.exclude_seen,
+        top_n=cut_offs(run),
+        exclude_seen=run.config.evaluation.exclude_seen,
         reduce=group.all_reduce_sum,
     )
 

@@ -4,10 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist import models
+from csrec_dist.config import LabelOptions
+from csrec_dist.data.lanes import RowSample
 from csrec_dist.distributed.mesh import TeachingSlot, teaching_rounds
-from csrec_dist.errors import UserError
+from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, write_json
+from csrec_dist.labels import LabelCache
+from csrec_dist.objectives.noise_matrix import NoiseMatrix, RobustObjective
 from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
+from csrec_dist.stages.label import label_into
 from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
 from csrec_dist.teachers import Member
 
@@ -18,8 +23,19 @@ def inputs(run: Run) -> dict[str, Any]:
     if run.config.teachers.pretrained:
         found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
         return {"dataset": dataset, "pretrained": found}
-    members = {m.name: {"seed": m.seed, "model": m.model.model_dump(mode="json")} for m in run.strategy.members}
+    members = {member.name: member_settings(run, member) for member in run.config.strategy.members}
     return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "select": selection(run)}
+
+
+def member_settings(run: Run, member: Member) -> dict[str, Any]:
+    """What tells a member from others: the robust loss's settings only where it is trained with it."""
+    settings: dict[str, Any] = {"seed": member.seed, "model": member.model.model_dump(mode="json")}
+    if member.sample < 1:
+        settings["sample"] = member.sample
+    if member.leans_on is not None:
+        robust = {"alpha", "expectation", "noise_rank", "noise_maximum", "noise_refresh"}
+        settings |= {"leans_on": member.leans_on, **run.config.teachers.model_dump(mode="json", include=robust)}
+    return settings
 
 
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -27,23 +43,37 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     if run.config.teachers.pretrained:
         run.runtime.on_main(lambda: take_pretrained(run))
     else:
-        members = run.strategy.members
-        todo = run.runtime.on_main(
-            lambda: [
-                k
-                for k, member in enumerate(members)
-                if not is_fitted(run.member_folder(member.name), member_inputs(inputs, member))
-            ]
-        )
-        for slots in teaching_rounds(todo, run.runtime.world_size):
-            teach_round(run, members, slots, inputs)
-    names = run.member_names
+        for members in run.config.strategy.rounds:
+            teach_members(run, members, inputs)
+    names = run.config.member_names
     return {"members": run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})}
+
+
+def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
+    """Train those of these members that are not trained yet, side by side where there are ranks for it."""
+    todo = run.runtime.on_main(
+        lambda: [
+            k
+            for k, member in enumerate(members)
+            if not is_fitted(run.member_folder(member.name), member_inputs(inputs, member))
+        ]
+    )
+    caches = {members[k].leans_on: leaning_labels(run, members[k].leans_on) for k in todo if members[k].leans_on}
+    for slots in teaching_rounds(todo, run.runtime.world_size):
+        teach_round(run, members, slots, inputs, caches)
+
+
+def leaning_labels(run: Run, name: str | None) -> LabelCache:
+    """The predictions of a trained member for all training examples, kept beside it."""
+    assert name is not None
+    folder = run.member_folder(name) / "labels"
+    label_into(run, folder, [name], f"teach/{name}/labels", LabelOptions())
+    return LabelCache(folder, run.dataset)
 
 
 def take_pretrained(run: Run) -> None:
     """Copy trained models into the run, checked against its catalog."""
-    for name, folder in zip(run.member_names, run.config.teachers.pretrained, strict=True):
+    for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
         model = models.load(folder)
         if model.num_items != run.dataset.num_items or model.max_length < run.dataset.window - 1:
             raise UserError(
@@ -69,7 +99,13 @@ def member_inputs(inputs: dict[str, Any], member: Member) -> dict[str, Any]:
     return inputs | {"members": inputs["members"][member.name]}
 
 
-def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot], inputs: dict[str, Any]) -> None:
+def teach_round(
+    run: Run,
+    members: tuple[Member, ...],
+    slots: list[TeachingSlot],
+    inputs: dict[str, Any],
+    caches: dict[str | None, LabelCache],
+) -> None:
     """Train one round of members side by side, each on its own ranks."""
     group = run.runtime.join_group([slot.ranks for slot in slots])
     slot = next(slot for slot in slots if run.runtime.rank in slot.ranks)
@@ -78,16 +114,46 @@ def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot]
         stage=f"teach/{member.name}",
         model=member.model,
         seed=member.seed,
-        objective=one_hot,
+        objective=one_hot if member.leans_on is None else main_teacher_objective(run, member),
         folder=run.member_folder(member.name),
         inputs=member_inputs(inputs, member),
         identity=slot.member,
+        labels=caches.get(member.leans_on),
+        sample=row_sample(run, member),
     )
     with run.log(task.stage, group) as log:
         if len(slots) > 1:
             log.say("; ".join(f"{members[s.member].name} on {rank_names(s.ranks)}" for s in slots))
         fit(run, task, group, log)
     run.runtime.world.barrier()
+
+
+def row_sample(run: Run, member: Member) -> RowSample | None:
+    """The rows a member sees, or None for all; UserError when there are none."""
+    if member.sample == 1:
+        return None
+    sample = RowSample(member.sample, member.seed)
+    rows = run.dataset.splits["train"].lane_rows
+    if not sum(sample.lane_counts(rows)):
+        raise SharedUserError(
+            f"teachers.sample: a share of {member.sample:g} of {sum(rows)} windows is none; choose a larger one."
+        )
+    return sample
+
+
+def main_teacher_objective(run: Run, member: Member) -> RobustObjective:
+    """The loss of Eq. 18, with a noise matrix of its own unless the expectation term is left out."""
+    options = run.config.teachers
+    noise = None
+    if options.expectation:
+        noise = NoiseMatrix(
+            run.dataset.num_items,
+            options.noise_rank,
+            seed=member.seed,
+            maximum=options.noise_maximum,
+            refresh=options.noise_refresh,
+        )
+    return RobustObjective(options.alpha, noise)
 
 
 def rank_names(ranks: tuple[int, ...]) -> str:

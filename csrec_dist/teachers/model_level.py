@@ -1,9 +1,8 @@
-"""Model-level teachers (Alg. 1): m replicas that differ in their seeds only; their logits are averaged."""
+"""Model-level teachers (Alg. 1): replicas that differ in their seeds only."""
 
-from csrec_dist.models import ModelConfig
-from csrec_dist.teachers.strategy import Member, Strategy, member_seed
+from csrec_dist.teachers.strategy import Plan, Strategy, replicas
 
 
-def model_level(num: int, model: ModelConfig, seed: int) -> Strategy:
-    """`num` members of one model, each trained on all rows from a seed of its own."""
-    return Strategy(tuple(Member(f"teacher-{k}", member_seed(seed, k), model) for k in range(num)))
+def model_level(plan: Plan) -> Strategy:
+    """Members trained on all rows, each from a seed of its own."""
+    return replicas(plan, 1.0)

@@ -1,11 +1,12 @@
 """Elastic order: every row once an epoch, the same global batches at any world size."""
 
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from csrec_dist.data.lanes import EpochOrder, owned_lanes
+from csrec_dist.data.lanes import EpochOrder, RowSample, owned_lanes
 from csrec_dist.errors import UserError
 
 SHAPES = [((3, 3, 3, 2), 4), ((10,) * 64, 16), ((7, 7, 7, 7, 6, 6, 6), 5), ((1,), 3), ((4, 4, 3), 100)]
@@ -60,3 +61,43 @@ def test_lanes_are_dealt_to_ranks_and_too_many_ranks_are_refused() -> None:
     assert sorted(lane for rank in range(3) for lane in owned_lanes(7, rank, 3)) == list(range(7))
     with pytest.raises(UserError, match="num_lanes"):
         owned_lanes(2, 0, 3)
+
+
+@pytest.mark.parametrize(("lane_rows", "batch_size"), SHAPES)
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.29, 0.5])
+def test_a_sample_holds_its_share_of_the_rows_once(lane_rows: tuple[int, ...], batch_size: int, share: float) -> None:
+    sample = RowSample(share, seed=2)
+    expected = int(Fraction(str(share)) * sum(lane_rows))
+    counts = sample.lane_counts(lane_rows)
+    assert sum(counts) == expected
+    assert all(abs(count - share * rows) < 1 for count, rows in zip(counts, lane_rows, strict=True))
+    for epoch in range(2):
+        order = EpochOrder(lane_rows, batch_size, seed=3, epoch=epoch, sample=sample)
+        seen = Counter(place for step in range(order.num_steps) for place in places(order, step))
+        assert set(seen) == {(lane, index) for lane, rows in enumerate(counts) for index in range(rows)}
+        assert set(seen.values()) <= {1}
+
+
+def test_a_sample_is_the_same_rows_in_every_epoch_in_another_order() -> None:
+    groups = (8, 8, 8, 6)
+
+    def rows(epoch: int, seed: int, start: int = 0) -> list[tuple[int, int]]:
+        order = EpochOrder((30, 30), 4, seed=5, epoch=epoch, sample=RowSample(0.5, seed))
+        return [(group, int(row)) for group, found in order.lane_order(1, groups, start) for row in found]
+
+    assert len(rows(0, 1)) == len(set(rows(0, 1))) == 15
+    assert all(0 <= row < groups[group] for group, row in rows(0, 1))
+    assert sorted(rows(0, 1)) == sorted(rows(1, 1))
+    assert rows(0, 1) != rows(1, 1)
+    assert sorted(rows(0, 1)) != sorted(rows(0, 2))
+    assert rows(0, 1, start=6) == rows(0, 1)[6:]
+
+
+def test_a_whole_sample_is_no_sample() -> None:
+    groups = (8, 8, 8, 6)
+    whole, sampled = (EpochOrder((30,), 4, 5, 0, sample) for sample in (None, RowSample(1.0, seed=9)))
+    for (group, rows), (sampled_group, sampled_rows) in zip(
+        whole.lane_order(0, groups), sampled.lane_order(0, groups), strict=True
+    ):
+        assert group == sampled_group
+        assert rows.tolist() == sampled_rows.tolist()

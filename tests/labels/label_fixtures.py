@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,9 @@ from csrec_dist.labels import LabelIndex, LabelMember, write_labels
 from csrec_dist.models import ItemTable
 
 NUM_ITEMS, WINDOW, CPU = 23, 8, torch.device("cpu")
-WIDTHS = (4, 3, 6)
-BIASED = (False, True, True)
+WIDTHS = (4, 3, 6, 2, 5, 1, 7, 3)
+BIASED = (False, True, True, False, True, False, False, True)
+WEIGHTS = (0.3, 0.05, 0.1, 0.1, 0.05, 0.15, 0.05, 0.2)
 
 
 def make_rows(num_lanes: int = 5, num_rows: int = 43, seed: int = 0) -> list[list[list[int]]]:
@@ -115,6 +117,8 @@ def label(
     form: str,
     stop_after: int = 0,
     stop: Callable[[], None] | None = None,
+    combine: str = "logit_mean",
+    weights: tuple[float, ...] | None = None,
 ) -> dict:
     """Label on every rank of the world; call `stop` after `stop_after` batches."""
     columns = label_columns(num_members, world_size)
@@ -142,14 +146,19 @@ def label(
         world,
         form=form,
         device=CPU,
+        combine=combine,
+        weights=weights,
         progress=progress,
     )
     return {"index": index.model_dump(mode="json"), "progress": batches}
 
 
-def label_alone(dataset: Dataset, folder: Path, num_members: int = 2, form: str = "factored") -> LabelIndex:
+def label_alone(
+    dataset: Dataset, folder: Path, num_members: int = 2, form: str = "factored", **combining: Any
+) -> LabelIndex:
     """Label in this process."""
-    return LabelIndex.model_validate(label(0, 1, str(dataset.folder), str(folder), num_members, form)["index"])
+    found = label(0, 1, str(dataset.folder), str(folder), num_members, form, **combining)
+    return LabelIndex.model_validate(found["index"])
 
 
 def file_bytes(folder: Path) -> dict[str, bytes]:
@@ -157,18 +166,20 @@ def file_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def oracle_logits(lanes: list[list[list[int]]], num_members: int) -> np.ndarray:
-    """Mean logits [N, V] of all examples in the order of their ids, by loops in float64."""
-    logits = []
+def oracle_member_logits(lanes: list[list[list[int]]], num_members: int) -> np.ndarray:
+    """Each member's logits [m, N, V] of all examples in the order of their ids, by loops in float64."""
+    logits: list[list[np.ndarray]] = [[] for _ in range(num_members)]
     for row in (row for lane in lanes for row in lane):
         for end in range(1, len(row)):
-            total = np.zeros(NUM_ITEMS)
-            for teacher in make_teachers(num_members):
+            for kept, teacher in zip(logits, make_teachers(num_members), strict=True):
                 weight = teacher.item_table.weight.detach().numpy().astype(np.float64)
                 mean = sum(weight[item - 1] for item in row[:end]) / end
                 layer = [p.detach().numpy().astype(np.float64) for p in teacher.linear.parameters()]
-                total += weight @ (layer[0] @ mean + layer[1])
-                if teacher.item_table.bias is not None:
-                    total += teacher.item_table.bias.detach().numpy()
-            logits.append(total / num_members)
+                bias = 0 if teacher.item_table.bias is None else teacher.item_table.bias.detach().numpy()
+                kept.append(weight @ (layer[0] @ mean + layer[1]) + bias)
     return np.array(logits)
+
+
+def oracle_logits(lanes: list[list[list[int]]], num_members: int) -> np.ndarray:
+    """Their mean [N, V]."""
+    return oracle_member_logits(lanes, num_members).mean(0)

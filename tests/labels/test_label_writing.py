@@ -16,27 +16,29 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache, labeller, verify, writing
 
+KINDS = [(num_members, form, {}) for num_members in (1, 2, 3) for form in ("factored", "dense")]
+KINDS += [(8, form, {"combine": "weighted", "weights": fixtures.WEIGHTS}) for form in ("factored", "dense")]
+KINDS += [(num_members, "factored", {"combine": "prob_mean"}) for num_members in (3, 8)]
+
 
 def label_everything(rank: int, world_size: int, dataset: str, root: str) -> bool:
-    """Both forms for one, two and three members, with several item files and several chunks a batch."""
+    """All kinds of labels, with several item files and several chunks a batch."""
     writing.ITEMS_PER_FILE = 10
     labeller.CHUNK_BYTES = 8 * fixtures.NUM_ITEMS * 11
     labeller.BATCH_ROWS = 5
     torch.set_num_threads(2 if world_size == 1 else 1)
-    for num_members in (1, 2, 3):
-        for form in ("factored", "dense"):
-            fixtures.label(rank, world_size, dataset, f"{root}/{world_size}-{num_members}-{form}", num_members, form)
+    for place, (num_members, form, combining) in enumerate(KINDS):
+        fixtures.label(rank, world_size, dataset, f"{root}/{world_size}-{place}", num_members, form, **combining)
     return torch.get_num_threads() == (2 if world_size == 1 else 1)
 
 
 def test_files_are_byte_equal_at_any_number_of_ranks(dataset: Dataset, tmp_path: Path) -> None:
     for world_size in (1, 2, 3):
         assert all(run_ranks(label_everything, world_size, str(dataset.folder), str(tmp_path)))
-    for num_members in (1, 2, 3):
-        for form in ("factored", "dense"):
-            alone, *others = (fixtures.file_bytes(tmp_path / f"{w}-{num_members}-{form}") for w in (1, 2, 3))
-            assert len(alone) == 1 + 5 + (3 if form == "factored" else 0)
-            assert all(other == alone for other in others), (num_members, form)
+    for place, kind in enumerate(KINDS):
+        alone, *others = (fixtures.file_bytes(tmp_path / f"{w}-{place}") for w in (1, 2, 3))
+        assert len(alone) == 1 + 5 + (3 if kind[1] == "factored" else 0)
+        assert all(other == alone for other in others), kind
 
 
 def label_both_forms(rank: int, world_size: int, dataset: str, root: str) -> None:

@@ -167,8 +167,9 @@ def test_scores_are_products_with_the_item_table(name: str) -> None:
     assert scores[:, 0].tolist() == [-math.inf] * 3
     for row, history in enumerate(histories):
         state = model.encode(torch.tensor([history]))[0, -1]
-        table = model.item_table.weight
-        expected = [sum((state * table[item - 1]).tolist()) for item in range(1, NUM_ITEMS + 1)]
+        table, bias = model.item_table.weight, model.item_table.bias
+        offsets = [0.0] * NUM_ITEMS if bias is None else bias.tolist()
+        expected = [sum((state * table[item]).tolist()) + offsets[item] for item in range(NUM_ITEMS)]
         assert scores[row, 1:].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-10)
 
 

@@ -5,7 +5,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from csrec_dist.objectives import DenseLabels, FactoredLabels, cross_entropy, distillation, tiles
+from csrec_dist.objectives import (
+    DenseLabels,
+    FactoredLabels,
+    MixtureLabels,
+    NoiseMatrix,
+    cross_entropy,
+    distillation,
+    robust,
+    tiles,
+)
 
 torch.set_num_threads(1)
 
@@ -183,6 +192,19 @@ def test_no_tensor_of_examples_by_items(kl, size):
         )[0]
         total.backward()
     assert num_items * width <= seen.largest <= tiles.KEPT_ROWS["cpu"] * num_items * 1.01 < num_examples * num_items / 9
+
+
+@pytest.mark.parametrize("size", [0.01, 10.0])
+def test_no_tensor_of_examples_by_items_for_mixtures_and_noise(size):
+    """The same for mixtures, and for the robust loss, of which no tensor is of items × items either."""
+    num_examples, num_items, width = 2560, 5000, 4
+    states, weight, _, targets, labels = problem(num_examples, num_items, width, torch.float32)
+    states = (states.detach() * size).requires_grad_()
+    noise = NoiseMatrix(num_items, 3, seed=0)
+    with Allocations() as seen:
+        distil(states, weight, targets, MixtureLabels((labels, labels), (0.5, 0.5)))[0].backward()
+        robust(states, weight, targets, labels, alpha=0.5, noise=noise()).sum.backward()
+    assert seen.largest <= tiles.RECOMPUTED_ROWS["cpu"] * num_items * 1.01 < num_examples * num_items / 4
 
 
 def test_kept_tiles_stay_under_the_budget_for_any_shape():

@@ -1,7 +1,7 @@
 """Readers of raw logs: one file each, one line each in READERS.
 
 A reader tells from a file's beginning whether it `matches`, and scans it lazily into the columns user,
-item, rating and timestamp (null where the log has none), one row an interaction, in file order. Types may
+item, rating, timestamp and true_item (null where the log has none), one row an interaction, in file order. Types may
 be raw (text files give text): `csrec_dist.data.log` settles them.
 """
 

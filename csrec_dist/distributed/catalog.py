@@ -1,0 +1,310 @@
+"""A catalog split by rows over a group of ranks: who holds what, and the collectives that models and losses need.
+
+Shapes: V items, k ranks of the group, n rows of one rank, N those of all ranks of the group, d width. Rows are summed
+in their own type, in which all but one of the terms are zero, and gradients in at least fp32.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.mesh import catalog_rows
+
+EXCHANGED_ROWS = 1 << 16
+"""Rows of each rank that one exchange of vectors or one broadcast takes: what bounds their memory."""
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class CatalogShard:
+    """The item rows first … stop − 1 of V, which this rank of `group` holds; the group's ranks hold them all.
+
+    Every rank of the group enters each collective here, and each backward pass of one, in the same order.
+    """
+
+    num_items: int
+    first: int
+    stop: int
+    group: Group
+
+    @classmethod
+    def of(cls, num_items: int, group: Group) -> "CatalogShard":
+        """This rank's slice."""
+        rows = catalog_rows(num_items, group.size)[group.rank]
+        return cls(num_items, rows.start, rows.stop, group)
+
+    @property
+    def num_rows(self) -> int:
+        """Item rows of this rank, perhaps 0."""
+        return self.stop - self.first
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Item rows of the rank that has most, at least 1."""
+        return max(len(rows) for rows in catalog_rows(self.num_items, self.group.size))
+
+    @property
+    def rows(self) -> slice:
+        """The slice, among the rows of a whole table."""
+        return slice(self.first, self.stop)
+
+    def drawn(self, num_tables: int, width: int, draw: Callable[[Tensor], Any]) -> list[Tensor]:
+        """This rank's slices [n, width] of tables [V, width] that `draw` fills one after the other, as if in one call.
+
+        `draw` fills a tensor in place from a generator on the CPU. All rows are drawn, a part at a time: so the
+        slices are rows of the whole tables bit by bit, and the generator ends where it would.
+        """
+        starts = [table * self.num_items + self.first for table in range(num_tables)]
+        slices = [torch.empty(self.num_rows, width) for _ in starts]
+        for first, part in _drawn_parts(num_tables * self.num_items, width, draw):
+            for start, rows in zip(starts, slices, strict=True):
+                low, high = max(start, first), min(start + self.num_rows, first + len(part))
+                if low < high:
+                    rows[low - start : high - start] = part[low - first : high - first]
+        return slices
+
+    def cut(self, table: Tensor) -> Tensor:
+        """The slice of a table [V, ...]; a table that is the slice already, as it is."""
+        return table if len(table) == self.num_rows else table[self.rows]
+
+    def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the items (1…V, 0 for none) stand in the slice, and whether they do; elsewhere the place is 0."""
+        held = (items > self.first) & (items <= self.stop)
+        return (items - 1 - self.first).masked_fill(~held, 0), held
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the group, in place."""
+        return self.group.all_reduce_sum(tensor)
+
+    def all_max(self, tensor: Tensor) -> Tensor:
+        """Maximum over the group, in place."""
+        if self.group.handle is not None:
+            with _collective(self.group, "all_reduce", tensor):
+                dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group.handle)
+        return tensor
+
+    def log_sum_exp(self, sums: Tensor) -> Tensor:
+        """log Σ exp over the group's ranks of logarithms of sums, −inf being an empty one; a new tensor."""
+        largest = self.all_max(sums.clone())
+        return self.all_sum((sums - largest).exp_()).log_().add_(largest)
+
+    def share(self, num_rows: int, device: torch.device) -> "SharedRows":
+        """How many rows each rank brings, this one `num_rows`: what gathering rows needs to know."""
+        counts = self.group.all_gather(torch.tensor(num_rows, device=device)).tolist()
+        return SharedRows(self, tuple(counts))
+
+    def most_calls(self, num_calls: int, device: torch.device) -> int:
+        """The largest number on any rank: who has less to do than that takes part with nothing."""
+        return int(self.all_max(torch.tensor(num_calls, device=device)))
+
+    def look_up(self, table: Tensor, items: Tensor) -> Tensor:
+        """Vectors [.., d] of items [..] in 0…V, of which `table` [n, d] is this rank's slice; zeros where 0.
+
+        Each rank asks for items of its own. Gradients go to the rows' owners, summed over all ranks that asked.
+        """
+        vectors = _LookUp.apply(table, items.reshape(-1), self)
+        return vectors.view(*items.shape, table.shape[1])
+
+    def row_blocks(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """A whole table in order, on every rank, a block of one rank's slice at a time: (first row, block).
+
+        `rows` [n, ...] is this rank's slice. A block has EXCHANGED_ROWS rows at most, and is not to be written to.
+        """
+        for rank, held in enumerate(catalog_rows(self.num_items, self.group.size)):
+            for start in range(held.start, held.stop, EXCHANGED_ROWS):
+                num = min(EXCHANGED_ROWS, held.stop - start)
+                if rank == self.group.rank:
+                    block = rows[start - self.first : start - self.first + num].contiguous()
+                else:
+                    block = rows.new_empty(num, *rows.shape[1:])
+                if self.group.handle is not None:
+                    with _collective(self.group, "broadcast", block):
+                        dist.broadcast(block, self.group.ranks[rank], group=self.group.handle)
+                yield start, block
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows that the ranks of a catalog group bring together, one rank's below the other's: `counts` of each rank."""
+
+    shard: CatalogShard
+    counts: tuple[int, ...]
+
+    @property
+    def own(self) -> slice:
+        """Where this rank's rows stand among all."""
+        start = sum(self.counts[: self.shard.group.rank])
+        return slice(start, start + self.counts[self.shard.group.rank])
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All rows [N, ...], of each rank's [n, ...]; gradients go back to where a row came from, summed over ranks."""
+        if self.shard.group.handle is None:
+            return rows
+        return _GatherRows.apply(rows, self)
+
+    def gather_ids(self, ids: Tensor) -> Tensor:
+        """The same of lists of ids [n, L] whose L may differ from rank to rank, filled up with 0."""
+        most = self.shard.most_calls(ids.shape[1], ids.device)
+        return self.gather(nn.functional.pad(ids, (0, most - ids.shape[1])))
+
+    def exchange_columns(self, rows: Tensor) -> Tensor:
+        """The columns of this rank's slice of all rows [N, V / k], of each rank's whole rows [n, V]."""
+        group, most = self.shard.group, self.shard.most_rows
+        if group.handle is None:
+            return rows
+        sent = rows.new_zeros(group.size, max(self.counts), most)
+        for place, held in enumerate(catalog_rows(self.shard.num_items, group.size)):
+            sent[place, : len(rows), : len(held)] = rows[:, held.start : held.stop]
+        received = torch.empty_like(sent)
+        with _collective(group, "all_to_all", sent):
+            dist.all_to_all_single(received, sent, group=group.handle)
+        own = [part[:count, : self.shard.num_rows] for part, count in zip(received, self.counts, strict=True)]
+        return torch.cat(own)
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """All rows [N, ...] as [k, largest n, ...], zeros where a rank has none."""
+        filled = rows.new_zeros(len(self.counts), max(self.counts), *rows.shape[1:])
+        for place, part in enumerate(rows.split(self.counts)):
+            filled[place, : len(part)] = part
+        return filled
+
+    def unpadded(self, padded: Tensor) -> Tensor:
+        """The opposite of `padded`."""
+        return torch.cat([part[:count] for part, count in zip(padded, self.counts, strict=True)])
+
+
+def in_step(
+    batches: Iterable[Batch], shard: CatalogShard, device: torch.device, blank: Callable[[], Batch]
+) -> Iterator[Batch]:
+    """This rank's batches, then `blank` ones until every rank of the group has none left.
+
+    So that ranks with different numbers of batches read the table together.
+    """
+    iterator = iter(batches)
+    while True:
+        batch = next(iterator, None)
+        if not shard.most_calls(int(batch is not None), device):
+            return
+        yield blank() if batch is None else batch
+
+
+def slices_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of which a rank holds a slice, by name: `SLICED` of modules with a `catalog`.
+
+    All others are the same on all ranks.
+    """
+    found: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        if getattr(part, "catalog", None) is None:
+            continue
+        for name in getattr(part, "SLICED", ()):
+            tensor = getattr(part, name, None)
+            if tensor is not None:
+                found[f"{prefix}.{name}" if prefix else name] = tensor
+    return found
+
+
+def average_slices(slices: Iterable[Tensor], data: Group, num_ranks: int) -> None:
+    """Turn the gradients of slices into those of the mean of all ranks' losses, as a data-parallel wrapper does.
+
+    A slice's gradient on one rank is that of the summed losses of its whole catalog group. `data` are the ranks that
+    hold the same slice, and `num_ranks` is the number of ranks in all: the sum over `data`, over `num_ranks`.
+    """
+    for parameter in slices:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            data.all_reduce_sum(parameter.grad).div_(num_ranks)
+
+
+class _GatherRows(torch.autograd.Function):
+    """An all-gather of padded rows, whose gradient is a reduce-scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, shared: SharedRows) -> Tensor:
+        ctx.shared, ctx.dtype = shared, rows.dtype
+        padded = rows.new_zeros(max(shared.counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return shared.unpadded(shared.shard.group.all_gather(padded))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        shared = ctx.shared
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        own = shared.shard.group.reduce_scatter_sum(shared.padded(wide))
+        return own[: shared.counts[shared.shard.group.rank]].to(ctx.dtype), None
+
+
+class _LookUp(torch.autograd.Function):
+    """Each rank finds what it holds of the group's items, and a reduce-scatter brings the vectors to who asked.
+
+    The gradient is an all-gather of the vectors' gradients, of which each rank adds up those of its rows. Both go in
+    steps of EXCHANGED_ROWS items of each rank.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, items: Tensor, shard: CatalogShard) -> Tensor:
+        shared = shard.share(len(items), items.device)
+        ctx.shard, ctx.dtype, ctx.steps, vectors = shard, table.dtype, _steps(max(shared.counts)), []
+        asked = []
+        for step in ctx.steps:
+            places, held = shard.places(shard.group.all_gather(_padded(items, step)))
+            found = table.new_zeros(*places.shape, table.shape[1])
+            found[held] = table[places[held]]
+            vectors.append(shard.group.reduce_scatter_sum(found))
+            asked += [places, held]
+        ctx.num_items = len(items)
+        ctx.save_for_backward(*asked)
+        return torch.cat(vectors)[: len(items)] if vectors else table.new_zeros(0, table.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        shard, saved = ctx.shard, ctx.saved_tensors
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        total = wide.new_zeros(shard.num_rows, wide.shape[1])
+        for step, places, held in zip(ctx.steps, saved[::2], saved[1::2], strict=True):
+            gathered = shard.group.all_gather(_padded(wide, step))
+            total.index_add_(0, places[held], gathered[held])
+        return total.to(ctx.dtype), None, None
+
+
+def _collective(group: Group, name: str, tensor: Tensor) -> AbstractContextManager[None]:
+    """What the group's own collectives do: see `Group`."""
+    described = f"{name} of {list(tensor.shape)}"
+    return group.watch.collective(described, group.ranks, timed=tensor.device.type == "cpu")
+
+
+def _drawn_parts(num_rows: int, width: int, draw: Callable[[Tensor], Any]) -> Iterator[tuple[int, Tensor]]:
+    """First rows and parts of a tensor [num_rows, width] that is drawn in order.
+
+    torch draws normal numbers 16 at a time, and the last 16 once more if they do not fill up: so parts have a multiple
+    of 16 rows, and the last one has more rows than the others, not fewer.
+    """
+    starts = range(0, max(num_rows - EXCHANGED_ROWS, 0) + 1, EXCHANGED_ROWS)
+    for start, stop in zip(starts, [*starts[1:], num_rows], strict=True):
+        part = torch.empty(stop - start, width)
+        draw(part)
+        yield start, part
+
+
+def _steps(most: int) -> list[slice]:
+    return [slice(start, min(start + EXCHANGED_ROWS, most)) for start in range(0, most, EXCHANGED_ROWS)]
+
+
+def _padded(rows: Tensor, step: slice) -> Tensor:
+    """The rows of a step, zeros below those that this rank has not."""
+    part = rows[step]
+    padded = rows.new_zeros(step.stop - step.start, *rows.shape[1:])
+    padded[: len(part)] = part
+    return padded

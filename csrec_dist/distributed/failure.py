@@ -1,0 +1,67 @@
+"""What is said when another rank died or stalled: one sentence that names the rank, stage, step and collective."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+MOST_NAMED = 4
+
+Note = dict[str, Any]
+"""What a rank last told of itself (see `Watch`); empty for a rank that has told nothing."""
+
+
+class RankFailure(SystemExit):
+    """Another rank died or stalled: ends this process with status 1 and one sentence on stderr."""
+
+    status = 1
+
+
+def is_of_ranks(error: RuntimeError) -> bool:
+    """Whether a collective failed because of the other ranks: gloo raises plain RuntimeErrors that name its files."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+
+
+def first_sentence(error: str) -> str:
+    """The first sentence of an error, without the place in gloo's sources before it."""
+    return error.splitlines()[0].rpartition("] ")[2].partition(". ")[0].rstrip(".")
+
+
+def who_is_behind(before: Mapping[int, Note], after: Mapping[int, Note]) -> str:
+    """A sentence about the likeliest culprits, from what the other ranks told before and a few beats later."""
+    for is_meant, words in _BLAMES:
+        found = [words.format(rank=rank, **note) for rank, note in after.items() if is_meant(before[rank], note)]
+        if found:
+            more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+            return f"R{'; '.join(found[:MOST_NAMED])[1:]}{more}."
+    return "All other ranks gave up too; look at what they said."
+
+
+def _is_unknown(before: Note, after: Note) -> bool:
+    return not after
+
+
+def _is_silent(before: Note, after: Note) -> bool:
+    return after["state"] == "here" and before == after
+
+
+def _is_elsewhere(before: Note, after: Note) -> bool:
+    return after["state"] == "here" and not after["waits"]
+
+
+def _has_ended(before: Note, after: Note) -> bool:
+    return after["state"] == "ended"
+
+
+def _waits_too(before: Note, after: Note) -> bool:
+    return after["state"] == "here"
+
+
+_BLAMES: tuple[tuple[Callable[[Note, Note], bool], str], ...] = (
+    (_is_unknown, "rank {rank} has never been heard of"),
+    (_is_silent, "rank {rank} gives no sign of life; it was last seen in {place}, {doing}"),
+    (_is_elsewhere, "rank {rank} is in {place}, {doing} for {seconds:.0f} s"),
+    (_has_ended, "rank {rank} has ended in {place}; see what it said"),
+    (_waits_too, "rank {rank} waits too, in {place}, {doing} for {seconds:.0f} s"),
+)

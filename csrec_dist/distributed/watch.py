@@ -1,0 +1,271 @@
+"""Where each rank is, told to the others through the store; when a rank has waited too long, it names who is behind."""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from csrec_dist.distributed.failure import Note, RankFailure, first_sentence, is_of_ranks, who_is_behind
+from csrec_dist.files import fingerprint
+
+BEAT_SECONDS = 2.0
+BUSY_SHARE = 0.05
+"""A process that uses at least this share of one core works; one that waits uses less."""
+LONGEST_PAUSE = 0.2
+RANKS_READ_AT_ONCE = 16
+"""Ranks whose notes a waiting rank reads between two beats; of more it reads more rarely, to spare the store."""
+
+_INSTANCES = itertools.count()
+
+
+@dataclass
+class Waits:
+    """Seconds that this rank has waited so far, for data and for other ranks."""
+
+    data: float = 0.0
+    ranks: float = 0.0
+
+
+@dataclass
+class Place:
+    """Where this rank is. `moves` grows with every change; `alone`: the others wait for its work without a limit."""
+
+    stage: str = "start"
+    step: int = 0
+    doing: str = "computing"
+    waits_for_ranks: bool = False
+    alone: bool = False
+    meeting: str = ""
+    since: float = 0.0
+    moves: int = 0
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}, step {self.step}"
+
+
+class Watch:
+    """This rank's place, waits and view of the others.
+
+    A thread writes the place to the store every few seconds, and whether the process has worked since: moved on, or
+    used the processor. A rank that waits in `meet` goes on waiting while those it waits for work; one that waits in
+    another collective is ended by the process group's timeout, and then reads who is behind. Without a store (one
+    process) it only keeps the waits.
+
+    NCCL returns from a collective before the ranks have met, and torch's own watchdog ends the process at the timeout.
+    Where the host itself waits (`meet`, or the count of a step), the thread here speaks first.
+    """
+
+    def __init__(self, store: Any = None, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800) -> None:
+        self.waits = Waits()
+        self._rank, self._world = rank, tuple(range(world_size))
+        self._timeout, self._interval = timeout_seconds, min(BEAT_SECONDS, timeout_seconds / 4)
+        self._place = Place(since=time.monotonic())
+        self._meets: dict[tuple[int, ...], int] = {}
+        self._beats = self._active = self._seen_moves = 0
+        self._seen_cpu, self._seen_time = time.process_time(), time.monotonic()
+        self._state = "here"
+        self._store = None
+        if store is not None:
+            self._store = dist.PrefixStore(f"csrec_dist-{next(_INSTANCES)}", store.clone())
+            self._publish()
+            self._stopped = threading.Event()
+            self._thread = threading.Thread(target=self._beat, daemon=True)
+            self._thread.start()
+
+    def at(self, stage: str, step: int = 0) -> None:
+        """This rank is at this step of this stage."""
+        self._place.stage, self._place.step = stage, step
+        self._place.moves += 1
+
+    @contextmanager
+    def data_wait(self) -> Iterator[None]:
+        """The block waits for data."""
+        begin = time.perf_counter()
+        with self.doing("waiting for data"):
+            yield
+        self.waits.data += time.perf_counter() - begin
+
+    @contextmanager
+    def working_alone(self) -> Iterator[None]:
+        """The block is work of this rank that may take any time while the others wait."""
+        with self.doing("working while the others wait"):
+            self._place.alone = True
+            try:
+                yield
+            finally:
+                self._place.alone = False
+
+    @contextmanager
+    def collective(self, name: str, ranks: Sequence[int], timed: bool = True) -> Iterator[None]:
+        """The block meets other ranks; `timed`: the host waits for them in it.
+
+        Raises:
+            RankFailure: another rank died, or was not there within the timeout.
+        """
+        begin = time.perf_counter()
+        try:
+            with self.computing(name, ranks, waits_for_ranks=True):
+                yield
+        finally:
+            if timed:
+                self.waits.ranks += time.perf_counter() - begin
+
+    @contextmanager
+    def computing(self, name: str, ranks: Sequence[int], waits_for_ranks: bool = False) -> Iterator[None]:
+        """The block computes, and may meet other ranks on the way; raises as `collective` does."""
+        begin = time.perf_counter()
+        try:
+            with self.doing(name, waits_for_ranks):
+                yield
+        except RuntimeError as error:
+            if not is_of_ranks(error):
+                raise
+            raise self._failure(name, ranks, time.perf_counter() - begin, first_sentence(str(error))) from error
+
+    def meet(self, name: str, ranks: tuple[int, ...]) -> None:
+        """Wait until all `ranks` are here, for as long as those that are not here yet work.
+
+        Raises:
+            RankFailure: one of them has ended, or has not worked for the timeout.
+        """
+        if self._store is None:
+            return
+        self._meets[ranks] = self._meets.get(ranks, 0) + 1
+        self._place.meeting = f"meet-{fingerprint(list(ranks))}-{self._meets[ranks]}"
+        with self.collective(name, ranks):
+            self._await_all(name, ranks, self._place.meeting)
+        self._place.meeting = ""
+
+    def close(self) -> None:
+        """Tell the others that this rank has ended, and stop telling."""
+        if self._store is not None and not self._stopped.is_set():
+            self._stopped.set()
+            self._thread.join()
+            if self._state == "here":
+                self._say("ended")
+
+    @contextmanager
+    def doing(self, what: str, waits_for_ranks: bool = False) -> Iterator[None]:
+        """The block is `what`, in the words of those who may wait for this rank."""
+        before = self._place.doing, self._place.waits_for_ranks
+        self._set_doing(what, waits_for_ranks)
+        try:
+            yield
+        finally:
+            self._set_doing(*before)
+
+    def _set_doing(self, what: str, waits_for_ranks: bool) -> None:
+        place = self._place
+        place.doing, place.waits_for_ranks, place.since = what, waits_for_ranks, time.monotonic()
+        place.moves += 1
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(self._interval):
+            try:
+                self._publish()
+            except RuntimeError:  # the store has gone with the rank or the launcher that held it
+                return
+            self._end_if_stuck()
+
+    def _publish(self) -> None:
+        assert self._store is not None
+        place, now, cpu = self._place, time.monotonic(), time.process_time()
+        worked = cpu - self._seen_cpu > BUSY_SHARE * (now - self._seen_time)
+        self._active += worked or place.moves != self._seen_moves
+        self._seen_moves, self._seen_cpu, self._seen_time = place.moves, cpu, now
+        self._beats += 1
+        note = {
+            "state": self._state,
+            "beats": self._beats,
+            "active": self._active,
+            "place": str(place),
+            "doing": place.doing,
+            "waits": place.waits_for_ranks,
+            "alone": place.alone,
+            "meeting": place.meeting,
+            "seconds": now - place.since,
+        }
+        self._store.set(f"rank-{self._rank}", json.dumps(note))
+
+    def _say(self, state: str) -> None:
+        """Tell the others once more, if the store is still there."""
+        self._state = state
+        try:
+            self._publish()
+        except RuntimeError:
+            return
+
+    def _end_if_stuck(self) -> None:
+        """End the process when its main thread hangs in a collective that should have raised by now."""
+        place = self._place
+        seconds = time.monotonic() - place.since
+        is_stuck = place.waits_for_ranks and not place.meeting and seconds > self._timeout + 5 * self._interval
+        if is_stuck and self._state == "here":
+            print(self._failure(place.doing, self._world, seconds, "no answer"), file=sys.stderr, flush=True)
+            os._exit(RankFailure.status)
+
+    def _await_all(self, name: str, ranks: tuple[int, ...], key: str) -> None:
+        assert self._store is not None
+        self._store.add(key, 1)
+        patience = self._interval * max(1, len(ranks) / RANKS_READ_AT_ONCE)
+        pause, begin, look = 0.001, time.monotonic(), time.monotonic() + patience
+        signs: dict[int, tuple[int, float]] = {}
+        while self._store.add(key, 0) < len(ranks):
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            if time.monotonic() > look:
+                late = self._overdue(ranks, key, signs)
+                if late and self._store.add(key, 0) < len(ranks):
+                    raise self._failure(name, ranks, time.monotonic() - begin, late)
+                look = time.monotonic() + patience
+        if self._store.add(f"{key}-left", 1) == len(ranks):
+            self._store.delete_key(key)
+            self._store.delete_key(f"{key}-left")
+
+    def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[int, float]]) -> str:
+        """What is wrong with one of the missing ranks, or nothing; `signs`: of their work, and when they were seen."""
+        now = time.monotonic()
+        for rank, note in self._read(ranks).items():
+            if note and note["meeting"] == key:
+                continue
+            sign = note["beats" if note["alone"] else "active"] if note else 0
+            if rank not in signs or signs[rank][0] != sign:
+                signs[rank] = sign, now
+            if note and note["state"] != "here":
+                return f"rank {rank} has ended"
+            if now - signs[rank][1] > self._timeout:
+                return f"rank {rank} has not moved for {self._timeout:.0f} s"
+        return ""
+
+    def _read(self, ranks: Sequence[int]) -> dict[int, Note]:
+        """What the other ranks have told."""
+        assert self._store is not None
+        others = [(rank, f"rank-{rank}") for rank in ranks if rank != self._rank]
+        return {rank: json.loads(self._store.get(key)) if self._store.check([key]) else {} for rank, key in others}
+
+    def _failure(self, name: str, ranks: Sequence[int], seconds: float, cause: str) -> RankFailure:
+        """The sentence that says where this rank waited, and who of the others is behind."""
+        place, met = str(self._place), ", ".join(map(str, ranks))
+        return RankFailure(
+            f"csrec-dist: rank {self._rank}: {place}: waited {seconds:.0f} s in {name} of ranks {met} and gave up "
+            f"({cause}). {self._who_is_behind(ranks)}"
+        )
+
+    def _who_is_behind(self, ranks: Sequence[int]) -> str:
+        if self._store is None:
+            return "Look at what the other ranks said."
+        self._say("gave up")
+        try:
+            before = self._read(ranks)
+            time.sleep(2.5 * self._interval)
+            return who_is_behind(before, self._read(ranks))
+        except RuntimeError:
+            return "The ranks' store is gone: rank 0 or its launcher has ended."

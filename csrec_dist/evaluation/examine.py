@@ -1,0 +1,170 @@
+"""All that is asked of a model on test, in one pass over the logits: metrics, groups, lists, calibration, ranks.
+
+Shapes: B examples of a batch, V items.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csrec_dist.data.stream import Batch
+from csrec_dist.evaluation.calibration import CalibrationSums
+from csrec_dist.evaluation.groups import (
+    NUM_DECILES,
+    POPULAR_DECILES,
+    GroupMetrics,
+    GroupSums,
+    ItemPopularity,
+    length_buckets,
+    length_group,
+    rating_group,
+)
+from csrec_dist.evaluation.lists import ListCounts
+from csrec_dist.evaluation.metrics import MetricSums
+from csrec_dist.evaluation.per_example import Columns, TargetFacts
+from csrec_dist.evaluation.ranking import best_in, hide_seen, ranks_in
+from csrec_dist.evaluation.scoring import alone, logits_by_block, question
+from csrec_dist.models import SequentialModel
+
+RATED = "at_least_{:g}"
+BELOW = "below_{:g}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: cut-offs, δ of the filtered metrics, the longest history, and whether the extras are wanted."""
+
+    top_n: tuple[int, ...]
+    min_rating: float
+    longest: int
+    exclude_seen: bool
+    lists: bool = True
+    calibration: bool = True
+
+
+class Examination:
+    """Sums over a model's examples; every rank has one, and adds its own lanes to it."""
+
+    def __init__(self, asked: Asked, popularity: ItemPopularity, device: torch.device) -> None:
+        self._asked = asked
+        self._popularity = popularity
+        self._deciles = torch.from_numpy(popularity.deciles).long().to(device)
+        top_n, num_items = asked.top_n, len(popularity.counts)
+        self._all, self._true = MetricSums(top_n, device), MetricSums(top_n, device)
+        self._rating = GroupSums([RATED.format(asked.min_rating), BELOW.format(asked.min_rating)], top_n, device)
+        self._decile = GroupSums([str(decile) for decile in range(1, NUM_DECILES + 1)], top_n, device)
+        self._length = GroupSums(length_buckets(asked.longest), top_n, device)
+        self._lists = ListCounts(top_n, num_items, device) if asked.lists else None
+        self._calibration = CalibrationSums(device) if asked.calibration else None
+
+    @torch.no_grad()
+    def lane(
+        self,
+        models: Sequence[SequentialModel],
+        batches: Iterable[Batch],
+        facts: TargetFacts,
+        combine: Callable[[Sequence[Tensor]], Tensor] = alone,
+    ) -> Iterator[Columns]:
+        """Add a lane's batches, about whose targets the facts are known; the columns of `RANKS_SCHEMA`, by batch.
+
+        Args:
+            models: one model, or the members that score together; on the batches' device and in evaluation mode.
+            combine: makes one tensor of logits [R, V] of theirs.
+        """
+        start = 0
+        for batch in batches:
+            known = facts[start : start + len(batch.rows)]
+            start += len(batch.rows)
+            true_targets = torch.from_numpy(known.true_targets).long().to(batch.items.device)
+            ranks, true_ranks, targets = self._add_scores(models, combine, batch, true_targets)
+            lengths, deciles = batch.lengths - 1, self._deciles[targets - 1]
+            self._all.update(ranks, batch.weights)
+            self._true.update(true_ranks, batch.weights * (true_targets > 0))
+            ratings = torch.from_numpy(known.ratings).to(ranks.device)
+            self._rating.update(rating_group(ratings, self._asked.min_rating), ranks, batch.weights)
+            self._decile.update(deciles - 1, ranks, batch.weights)
+            self._length.update(length_group(lengths), ranks, batch.weights)
+            columns = {"row": batch.rows, "user": batch.users, "target": targets, "rank": ranks}
+            columns |= {"history_length": lengths, "popularity_decile": deciles}
+            columns |= {"true_target": true_targets, "true_rank": true_ranks * (true_targets > 0)}
+            yield {"rating": known.ratings, **{name: column.cpu().numpy() for name, column in columns.items()}}
+
+    def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """All of it by name; `reduce` sums a tensor over the ranks and is called as often on each of them.
+
+        Raises:
+            ValueError: no rank has an example.
+        """
+        for sums in (self._all, self._true, self._rating, self._decile, self._length):
+            sums.tensor = reduce(sums.tensor)
+        for extra in (self._lists, self._calibration):
+            if extra is not None:
+                extra.tensor = reduce(extra.tensor)
+        groups = self._groups()
+        test = self._all.compute() | self._filtered(groups.get("rating")) | self._of_true_targets()
+        found: dict[str, Any] = {"test": test, "groups": groups}
+        if self._lists:
+            found["lists"] = self._lists.compute(self._popularity.counts)
+        if self._calibration:
+            found["calibration"] = self._calibration.compute()
+        return found
+
+    def _add_scores(
+        self,
+        models: Sequence[SequentialModel],
+        combine: Callable[[Sequence[Tensor]], Tensor],
+        batch: Batch,
+        true_targets: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
+        histories, targets = question(batch)
+        ranks, true_ranks = torch.empty_like(targets), torch.empty_like(targets)
+        for rows, parts in logits_by_block(models, histories):
+            logits = combine(parts)
+            if self._calibration:
+                self._calibration.update(logits, targets[rows], batch.weights[rows])
+            if self._asked.exclude_seen:
+                hide_seen(logits, histories[rows])
+            ranks[rows] = ranks_in(logits, targets[rows])
+            true_ranks[rows] = ranks_in(logits, true_targets[rows].clamp(min=1))
+            if self._lists:
+                items, scores = best_in(logits, min(max(self._asked.top_n), logits.shape[1]))
+                self._lists.update(items.masked_fill(scores == -math.inf, 0))
+        return ranks, true_ranks, targets
+
+    def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
+        """Metrics and counts of each group; those by rating are absent where no target has one."""
+        popularity = {"popular_20%": slice(0, POPULAR_DECILES), "rest_80%": slice(POPULAR_DECILES, NUM_DECILES)}
+        groups = {
+            "popularity": self._decile.joined(popularity).compute(),
+            "popularity_decile": self._decile.compute(),
+            "history_length": self._length.compute(),
+        }
+        rating = self._rating.compute()
+        return {"rating": rating, **groups} if any(group["count"] for group in rating.values()) else groups
+
+    def _filtered(self, rating: dict[str, GroupMetrics] | None) -> dict[str, float]:
+        """Recall⁺ and NDCG⁺ at each n, means over the targets rated at least δ (section 4.1.2); Recall⁻ and NDCG⁻, over
+        those below. An empty group has none.
+        """
+        if rating is None:
+            return {}
+        names = [f"{metric}@{n}" for n in self._asked.top_n for metric in ("recall", "ndcg")]
+        signs = zip("+-", rating.values(), strict=True)
+        values = {name.replace("@", f"{sign}@"): group[name] for sign, group in signs for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _of_true_targets(self) -> dict[str, float]:
+        """recall_true@n, ndcg_true@n, …: of what the users truly preferred, where the log knows it."""
+        if not self._true.tensor[0]:
+            return {}
+        return {_true_name(name): value for name, value in self._true.compute().items()}
+
+
+def _true_name(metric: str) -> str:
+    name, at, n = metric.partition("@")
+    return f"{name}_true{at}{n}"

@@ -1,0 +1,108 @@
+"""What ranks the catalog: a model or several together, read one block of logits at a time.
+
+Shapes: B examples of a batch, R of a block, L positions, V items. With `catalog`, the models hold slices of it, and
+logits [R, V] are those of this rank's slice for the examples of all ranks of the group.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csrec_dist.evaluation.ranking import rows_in_block
+from csrec_dist.models import SequentialModel
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard, SharedRows
+
+
+class EvaluationBatch(Protocol):
+    """Rows of a history followed by its target, on the model's device."""
+
+    @property
+    def items(self) -> Tensor:
+        """[B, L] int64, right-padded with 0; the last item of a row is its target."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64, targets included: at least 2 where the weight is not 0."""
+
+    @property
+    def weights(self) -> Tensor:
+        """[B] float; 0 for rows that only fill the batch."""
+
+
+class Question(NamedTuple):
+    """Histories [B, L−1] without their targets, and the targets [B] in 1…V (any item where the weight is 0)."""
+
+    histories: Tensor
+    targets: Tensor
+
+
+def question(batch: EvaluationBatch) -> Question:
+    """What a model is shown of a batch, and what it should have said."""
+    assert bool(((batch.lengths >= 2) | (batch.weights == 0)).all())
+    last = (batch.lengths - 1).clamp(min=1).unsqueeze(1)
+    targets = batch.items.gather(1, last).squeeze(1).clamp(min=1)
+    return Question(batch.items.scatter(1, last, 0)[:, :-1], targets)
+
+
+def logits_by_block(
+    models: Sequence[SequentialModel], histories: Tensor, shared: "SharedRows | None" = None
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of the examples with the logits [R, V] of each model, in at least single precision.
+
+    The logits of all models together take `BLOCK_BYTES`, or one row each if that is more. The models are in
+    evaluation mode, without gradients. With `shared`, which is of these histories and the models' slice, the slices
+    are of the examples that the group's ranks bring together.
+    """
+    states = [model.encode_last(histories) for model in models]
+    num_items = models[0].num_items
+    if shared is not None:
+        states, num_items = [shared.gather(part) for part in states], shared.shard.most_rows
+    num_rows = rows_in_block(num_items * len(models), torch.float32.itemsize)
+    for start in range(0, len(states[0]), num_rows):
+        rows = slice(start, min(start + num_rows, len(states[0])))
+        yield rows, [_logits(model, part[rows]) for model, part in zip(models, states, strict=True)]
+
+
+def alone(logits: Sequence[Tensor]) -> Tensor:
+    """The logits of the one model there is."""
+    (own,) = logits
+    return own
+
+
+def mean_of_logits(logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogShard | None" = None) -> Tensor:
+    """The logits [R, V] of members whose logits are averaged with these weights (Alg. 1, line 7)."""
+    return sum((part * weight for part, weight in zip(logits, weights, strict=True)), torch.zeros_like(logits[0]))
+
+
+def mean_of_probabilities(
+    logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogShard | None" = None
+) -> Tensor:
+    """Logits [R, V] of members whose probabilities are averaged with these weights: the logarithm of the mean."""
+    logs = [
+        _log_softmax(part, catalog) + math.log(weight) for part, weight in zip(logits, weights, strict=True) if weight
+    ]
+    return torch.stack(logs).logsumexp(0)
+
+
+def log_sum_exp(logits: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+    """log Σ exp [R] over the whole catalog of logits [R, V]."""
+    return logits.logsumexp(dim=1) if catalog is None else catalog.log_sum_exp(logits.logsumexp(dim=1))
+
+
+def _log_softmax(logits: Tensor, catalog: "CatalogShard | None") -> Tensor:
+    return logits.log_softmax(dim=1) if catalog is None else logits - log_sum_exp(logits, catalog).unsqueeze(1)
+
+
+COMBINE = {"logit_mean": mean_of_logits, "weighted": mean_of_logits, "prob_mean": mean_of_probabilities}
+
+
+def _logits(model: SequentialModel, states: Tensor) -> Tensor:
+    table, dtype = model.item_table, torch.promote_types(states.dtype, torch.float32)
+    bias = None if table.bias is None else table.bias.to(dtype)
+    return F.linear(states.to(dtype), table.weight.to(dtype), bias)

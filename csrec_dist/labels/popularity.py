@@ -1,0 +1,60 @@
+"""SoftRec's labels (Cheng et al., 2021, the item-based kind): how often items are targets, the same for every example.
+
+They take the place of a soft-label cache: nothing is stored but V numbers, which every rank counts for itself.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrec_dist.data.stored import Dataset
+from csrec_dist.objectives.soft_labels import FactoredLabels, SoftLabels
+
+CPU = torch.device("cpu")
+
+
+def target_counts(dataset: Dataset) -> np.ndarray:
+    """How many training examples have each item as their target, int64 [V], item i+1's at place i.
+
+    Items of validation and test, and the first item of a row, which no example predicts, are not counted.
+    """
+    counts = np.zeros(dataset.num_items + 1, np.int64)
+    for lane in range(dataset.num_lanes):
+        for block in dataset.open_lane("train", lane).blocks():
+            is_target = np.zeros(len(block.values), bool)
+            is_target[block.starts[0] : block.starts[-1]] = True
+            is_target[block.starts[:-1][block.starts[:-1] < block.starts[1:]]] = False
+            counts += np.bincount(block.values[is_target], minlength=len(counts))
+    return counts[1:]
+
+
+def popularity_labels(counts: np.ndarray | Tensor, num_examples: int, device: torch.device = CPU) -> FactoredLabels:
+    """Labels softmax(e/T) with e_j = log(count_j + 1) for `num_examples` examples, as one member of width 1.
+
+    At T = 1 they are the shares of the items among the targets, an item that is no target counting once; a larger T
+    flattens them.
+    """
+    logits = torch.as_tensor(counts, dtype=torch.float64).log1p().float().to(device)
+    return FactoredLabels(torch.ones(num_examples, 1, device=device), logits.unsqueeze(1))
+
+
+class PopularityLabels:
+    """Read by example id as a soft-label cache is, for a training on SoftRec's labels."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Count the targets: a pass over the train split."""
+        self.counts = target_counts(dataset)
+        self.num_examples = dataset.splits["train"].num_examples
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
+        """The part of the examples that is their own, {"states": [N, 1]}: ones."""
+        return {"states": torch.ones(len(example_ids), 1)}
+
+    def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
+        """The soft labels of what `fields` gave, on `device`, where the items' logits are kept."""
+        if device not in self._tables:
+            self._tables[device] = popularity_labels(self.counts, 0, device).item_weight
+        return FactoredLabels(fields["states"].to(device, non_blocking=True), self._tables[device])

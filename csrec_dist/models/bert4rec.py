@@ -1,0 +1,109 @@
+"""BERT4Rec (Sun et al., 2019): a transformer that reads both directions and fills in masked items."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from csrec_dist.models.base import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.models.draws import uniform
+from csrec_dist.models.dropout import Dropout
+from csrec_dist.models.prefixes import encode_every_prefix, encode_prefixes
+from csrec_dist.models.sasrec import LAYER_NORM_EPS, TransformerConfig, TransformerLayer, initialise
+
+PREFIX_STREAM, MASK_STREAM = 1, 2
+"""Streams of draws: which prefixes are trained, and which items are masked."""
+
+
+class BERT4RecConfig(TransformerConfig):
+    """Sizes of a BERT4Rec, and what it masks in training."""
+
+    name: Literal["bert4rec"] = "bert4rec"
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
+    mask_ratio: float = Field(0.2, ge=0, lt=1, description="share of a window's items that are masked at random")
+    prefixes: int = Field(4, ge=1, strict=True, description="prefixes of a window with the mask at their end, a step")
+
+
+class BERT4Rec(SequentialModel):
+    """(item or mask + position) → LayerNorm → dropout → post-norm layers → linear → GELU → LayerNorm.
+
+    The state of a history is that of a mask appended to it, so there is a position more than the longest history has.
+    """
+
+    Config = BERT4RecConfig
+    config: BERT4RecConfig
+
+    def __init__(self, config: BERT4RecConfig, num_items: int, max_length: int) -> None:
+        super().__init__(config, num_items, max_length)
+        width = config.width
+        self.item_table = ItemTable(num_items, width, bias=True)
+        self.mask = nn.Parameter(torch.empty(1, width))
+        self.positions = nn.Parameter(torch.empty(max_length + 1, width))
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.output = nn.Linear(width, width)
+        self.output_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        initialise(self)
+
+    def encode(self, histories: Tensor) -> Tensor:
+        """States [B, L, d]; see `SequentialModel.encode`. Each prefix is read for itself; 0 at padding."""
+        return encode_every_prefix(histories, self.encode_last)
+
+    def encode_last(self, histories: Tensor) -> Tensor:
+        """States [B, d]; see `SequentialModel.encode_last`. ValueError when L > max_length."""
+        length = histories.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"Histories have {length} positions; this model has {self.max_length}.")
+        ends = (histories != 0).sum(1, keepdim=True)
+        masked = torch.arange(length + 1, device=histories.device) == ends
+        return self._read(F.pad(histories, (0, 1)), masked, ends).squeeze(1)
+
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The Cloze task in two forms, both in every step.
+
+        Of each window, `prefixes` of its prefixes (all, where it has fewer) are read with a mask behind them, as in
+        evaluation: these states have the places of their examples, and thus soft labels. The window with its last
+        target is read once more with `mask_ratio` of its items, and at least one, masked at random; a mask amid items
+        that come later is no example, so these states have no place. Both are drawn by example id from the step's
+        seed. A pass over the data thus costs few passes through the layers, and reads some prefixes of each window.
+        """
+        held = inputs.targets > 0
+        rows, ends = self._draw_prefixes(inputs, held)
+        last = encode_prefixes(inputs.histories, rows, ends, self.encode_last)
+        places = (held.flatten().cumsum(0) - 1).view_as(held)[rows, ends]
+        items, masked = self._mask(inputs, held)
+        amid = self._read(items, masked)[masked]
+        return TrainingStates(
+            torch.cat([last, amid]),
+            torch.cat([inputs.targets[rows, ends], items[masked]]),
+            torch.cat([places, places.new_full((len(amid),), -1)]),
+        )
+
+    def _draw_prefixes(self, inputs: TrainingInputs, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and ends [n] of different prefixes of each window, the shortest first."""
+        draws = uniform(inputs.examples, inputs.seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~held, 2.0)
+        num = min(self.config.prefixes, held.shape[1])
+        chosen = torch.zeros_like(held).scatter(1, draws.topk(num, largest=False).indices, True)
+        ends, rows = (chosen & held).T.nonzero(as_tuple=True)
+        return rows, ends
+
+    def _mask(self, inputs: TrainingInputs, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows with their last targets [B, L + 1], and which of their items are masked."""
+        items = torch.cat([inputs.histories[:, :1], inputs.targets], dim=1)
+        draws = uniform(inputs.examples, inputs.seed, MASK_STREAM, 2)
+        draws = torch.cat([draws[:, :1, 1], draws[..., 0]], dim=1).masked_fill(items == 0, 2.0)
+        least = draws == draws.amin(1, keepdim=True)
+        return items, ((draws < self.config.mask_ratio) | least) & (items != 0)
+
+    def _read(self, items: Tensor, masked: Tensor, asked: Tensor | None = None) -> Tensor:
+        """States [B, Q, d] at the positions `asked` [B, Q], or at all, of items [B, L], some of them masked."""
+        seen = (items != 0) | masked
+        vectors = torch.where(masked.unsqueeze(-1), self.mask, self.item_table(items))
+        states = self.dropout(self.norm(vectors + self.positions[: items.shape[1]]))
+        *first, last = self.layers
+        for layer in first:
+            states = layer(states, seen)
+        return self.output_norm(F.gelu(self.output(last(states, seen, asked))))

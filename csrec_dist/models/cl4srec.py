@@ -1,0 +1,121 @@
+"""CL4SRec (Xie et al., 2022): SASRec, with two disturbed copies of each window to be told from other windows'."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from csrec_dist.models.base import TrainingInputs, TrainingStates
+from csrec_dist.models.draws import uniform
+from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec, SASRecConfig
+
+CHOICES, MASKS, ORDERS = range(3)  # streams of draws
+
+
+class CL4SRecConfig(SASRecConfig):
+    """Sizes as SASRec's; what the copies keep, hide and reorder; the weight of their loss."""
+
+    name: Literal["cl4srec"] = "cl4srec"  # type: ignore[assignment]
+    crop: float = Field(0.6, gt=0, le=1, description="share of a history that a cropped copy keeps")
+    mask: float = Field(0.3, ge=0, le=1, description="share of a history that a masked copy hides")
+    reorder: float = Field(0.6, ge=0, le=1, description="share of a history that a reordered copy shuffles")
+    contrast_weight: float = Field(0.1, ge=0, description="λ, weight of InfoNCE between the copies of a window")
+    contrast_temperature: float = Field(1.0, gt=0, description="τ of InfoNCE")
+
+
+class CL4SRec(SASRec):
+    """SASRec's encoder; in training also the states of two copies of each window, disturbed in different ways."""
+
+    Config = CL4SRecConfig
+    config: CL4SRecConfig
+
+    def __init__(self, config: CL4SRecConfig, num_items: int, max_length: int) -> None:
+        super().__init__(config, num_items, max_length)
+        self.mask_vector = nn.Parameter(torch.empty(config.width))
+        nn.init.normal_(self.mask_vector, std=INITIAL_DEVIATION)
+
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The states of all examples of the undisturbed windows, and `views` of the windows that have examples.
+
+        A copy is made of the items that have a target, so that it does not depend on the padding of the batch.
+        """
+        held = inputs.targets > 0
+        windows = held.any(1)
+        seen = inputs.histories.masked_fill(~held, 0)[windows]
+        copies = disturbed_copies(seen, inputs.examples[windows, 0], inputs.seed, self.config, self.num_items + 1)
+        states, first, second = self._encode_masked(torch.cat([inputs.histories, *copies])).split(
+            [len(held), len(seen), len(seen)]
+        )
+        views = _last(first, copies[0]), _last(second, copies[1])
+        return TrainingStates(states[held], inputs.targets[held], views=views)
+
+    def _encode_masked(self, items: Tensor) -> Tensor:
+        """States [B, L, d] as `encode` gives them, item V+1 being the mask."""
+        masked = items > self.num_items
+        vectors = self.item_table(items.masked_fill(masked, 0)) + masked.unsqueeze(-1) * self.mask_vector
+        return self.encode_vectors(vectors)
+
+
+def disturbed_copies(
+    histories: Tensor, keys: Tensor, seed: int, config: CL4SRecConfig, mask_item: int
+) -> tuple[Tensor, Tensor]:
+    """Two copies [B, L] of each history [B, L], disturbed in two of three ways; `keys` [B] and `seed` draw all of it.
+
+    Each pair of ways is as likely. One item stays one item: there is nothing to crop or reorder, and no third to mask.
+    """
+    choices = uniform(keys, seed, CHOICES, 3).double()
+    ways = torch.stack(
+        [
+            cropped(histories, config.crop, choices[:, 0]),
+            masked(histories, config.mask, uniform(keys, seed, MASKS, histories.shape[1]), mask_item),
+            reordered(histories, config.reorder, choices[:, 1], uniform(keys, seed, ORDERS, histories.shape[1])),
+        ]
+    )
+    pair = (choices[:, 2] * 6).long()
+    first = pair // 2
+    second = (first + 1 + pair % 2) % 3
+    rows = torch.arange(len(histories), device=histories.device)
+    return ways[first, rows], ways[second, rows]
+
+
+def cropped(histories: Tensor, share: float, place: Tensor) -> Tensor:
+    """⌊share·n⌋ of the n items in a row (at least one), from where `place` [B] in [0, 1) says, moved to the left."""
+    kept = _share_of(histories, share).clamp(min=1)
+    start = _start(histories, kept, place)
+    positions = torch.arange(histories.shape[1], device=histories.device)
+    moved = histories.gather(1, (positions + start).clamp(max=histories.shape[1] - 1))
+    return moved.masked_fill(positions >= kept, 0)
+
+
+def masked(histories: Tensor, share: float, scores: Tensor, mask_item: int) -> Tensor:
+    """⌊share·n⌋ of the n items, those of the lowest `scores` [B, L], replaced by `mask_item`."""
+    ranks = scores.masked_fill(histories == 0, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
+    return histories.masked_fill(ranks < _share_of(histories, share), mask_item)
+
+
+def reordered(histories: Tensor, share: float, place: Tensor, scores: Tensor) -> Tensor:
+    """⌊share·n⌋ of the n items in a row, from where `place` [B] says, put in the order of `scores` [B, L] in [0, 1)."""
+    moved = _share_of(histories, share)
+    start = _start(histories, moved, place)
+    positions = torch.arange(histories.shape[1], device=histories.device)
+    inside = (positions >= start) & (positions < start + moved)
+    order = torch.where(inside, start + scores.double() * moved, positions.double())
+    return histories.gather(1, order.argsort(dim=1, stable=True))
+
+
+def _share_of(histories: Tensor, share: float) -> Tensor:
+    """⌊share·n⌋ [B, 1] for histories of n items, 0.6 · 5 being 3."""
+    lengths = (histories != 0).sum(1, keepdim=True)
+    return (lengths.double() * share + 1e-9).long()
+
+
+def _start(histories: Tensor, num: Tensor, place: Tensor) -> Tensor:
+    """Where a piece of `num` [B, 1] items begins, [B, 1]: `place` [B] of the n − num + 1 possibilities."""
+    possibilities = (histories != 0).sum(1, keepdim=True) - num + 1
+    return (place.unsqueeze(1) * possibilities.clamp(min=1)).long()
+
+
+def _last(states: Tensor, items: Tensor) -> Tensor:
+    """The state [B, d] at the last item of each history."""
+    return states[torch.arange(len(items), device=items.device), (items != 0).sum(1) - 1]

@@ -1,0 +1,43 @@
+"""The contrastive loss between two views of each window, as a pure function of tensors."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ContrastOptions(Protocol):
+    """What the config of a model with views says of their loss."""
+
+    @property
+    def contrast_weight(self) -> float:
+        """λ, the weight of the mean over windows beside the mean over examples."""
+
+    @property
+    def contrast_temperature(self) -> float:
+        """τ of `info_nce`."""
+
+
+def info_nce(
+    first: Tensor, second: Tensor, own: slice = slice(None), *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE of the windows `own` among all M, as (Σ loss, their number).
+
+    `first` and `second` [M, d] are the two views of each window. A view is to pick the other view of its window, by
+    dot products over τ, among the 2M − 1 views that are not itself (CL4SRec, Eq. 2–3; SimCLR's NT-Xent without
+    normalised vectors); a window's loss is the mean of its two views'. Half-precision inputs are computed in fp32.
+    Memory holds 2·|own| × 2M numbers. ValueError where the shapes differ or τ ≤ 0.
+    """
+    if first.shape != second.shape or first.dim() != 2 or not temperature > 0:
+        raise ValueError(f"need two views [M, d] and temperature > 0: {first.shape}, {second.shape}, {temperature}")
+    num_windows = len(first)
+    windows = torch.arange(num_windows, device=first.device)[own]
+    with torch.autocast(first.device.type, enabled=False):
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        views = torch.cat([first, second]).to(dtype)
+        themselves = torch.cat([windows, windows + num_windows])
+        partners = torch.cat([windows + num_windows, windows])
+        similarities = views[themselves] @ views.T / temperature
+        others = similarities.scatter(1, themselves.unsqueeze(1), -torch.inf)
+        return F.cross_entropy(others, partners, reduction="sum") / 2, first.new_tensor(len(windows), dtype=dtype)

@@ -1,0 +1,45 @@
+"""A study's results: one row for each finished run as Parquet, tables as Markdown, figures as PNG."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.files import write_text
+from csrec_dist.study.collecting import collect
+from csrec_dist.study.figures import draw, draw_curve
+from csrec_dist.study.spec import Entry, Study
+from csrec_dist.study.tables import table
+
+NOTE = (
+    "Test, full catalog: mean ± sample standard deviation over the seeds, their number in brackets; recall, NDCG and "
+    "MRR in percent. Below, where the paper has it, its figure."
+)
+
+
+def write_results(study: Study, entries: Sequence[Entry], folder: Path) -> Path:
+    """Write results.parquet, results.md and the figures of what is finished; the page's path."""
+    results = collect(entries)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
+    if len(results):
+        results.write_parquet(folder / "results.parquet")
+        page += [_titled(options.title, table(study, options, results)) for options in study.tables]
+    page += _images(study, entries, results, folder)
+    path = folder / "results.md"
+    write_text(path, "\n\n".join(page) + "\n")
+    return path
+
+
+def _images(study: Study, entries: Sequence[Entry], results: pl.DataFrame, folder: Path) -> Iterator[str]:
+    """Draw the figures for which there is something, and link to them."""
+    for curve in study.curves:
+        if draw_curve(curve, entries, folder / f"{curve.name}.png"):
+            yield _titled(curve.title, f"![number of interactions by item]({curve.name}.png)")
+    for options in study.figures:
+        if draw(options, study.values(options.where), results, folder / f"{options.name}.png"):
+            yield _titled(options.title, f"![{options.metric} over {options.x}]({options.name}.png)")
+
+
+def _titled(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if title else body

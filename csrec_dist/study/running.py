@@ -1,0 +1,78 @@
+"""Running a study: each run once, what was cut off goes on, and runs take from each other what they share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any
+
+from csrec_dist.distributed import Runtime
+from csrec_dist.errors import UserError
+from csrec_dist.files import write_text
+from csrec_dist.pipeline import execute
+from csrec_dist.study.planning import Task, adopt
+
+POLL_SECONDS = 5.0
+"""A run that waits for another's labels may begin before that one ends."""
+
+Say = Callable[[str], None]
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say) -> None:
+    """Do all that are not done: `jobs` at once in processes of one thread each, or with all ranks one by one."""
+    say(f"{len(tasks)} runs, {sum(not task.is_done for task in tasks)} to do")
+    if jobs > 1:
+        if runtime.world_size > 1:
+            raise UserError("--jobs starts processes of its own; do not start it under a launcher with several.")
+        _run_side_by_side(tasks, jobs, say)
+        return
+    for task in tasks:
+        if runtime.on_main(partial(begin, task)):
+            say(task.config.name)
+            execute(task.config, runtime)
+
+
+def begin(task: Task) -> bool:
+    """Whether the run is to be done; if so, with what it shares taken."""
+    if not task.is_done:
+        adopt(task)
+    return not task.is_done
+
+
+def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
+    """Runs wait for what they share; the others go on when one fails, and the failures are said at the end."""
+    waiting = [task for task in tasks if not task.is_done]
+    running: dict[Future[None], Task] = {}
+    failures: list[str] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            ready = [task for task in waiting if task.is_ready]
+            for task in ready[: jobs - len(running)]:
+                waiting.remove(task)
+                running[pool.submit(run_alone, task)] = task
+            for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
+                task, error = running.pop(future), future.exception()
+                if error is None:
+                    say(f"{task.config.name} is done; {len(waiting) + len(running)} to do")
+                    continue
+                failures.append(str(error))
+                for other in waiting:
+                    other.forget(task)
+    if failures:
+        raise UserError(" ".join(failures))
+
+
+def run_alone(task: Task) -> None:
+    """One run in a process of its own on one thread; what it prints goes into <run>/study.log."""
+    adopt(task)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    config = task.folder / "study.yaml"
+    write_text(config, task.config.to_yaml())
+    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(config)]
+    with open(task.folder / "study.log", "a", encoding="utf-8") as log:
+        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+    if ended.returncode:
+        raise UserError(f"The run {task.folder} failed; {task.folder / 'study.log'} says why.")

@@ -1,0 +1,205 @@
+"""The training loop, one for teachers and students: streamed batches, an objective, an evaluation, early stopping."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from csrec_dist.checkpoints import Checkpoints, EpochSums, TrainState, copy_tensors, gather_state
+from csrec_dist.config import TrainingOptions
+from csrec_dist.data.lanes import EpochOrder, RowSample
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
+from csrec_dist.distributed import Group
+from csrec_dist.errors import UserError
+from csrec_dist.labels import LabelReader
+from csrec_dist.objectives import Loss
+from csrec_dist.telemetry import StageLog, peak_memory_mib
+from csrec_dist.training.curve import LOSS_PARTS, Curve
+from csrec_dist.training.step import TrainStep, step_seed, training_inputs
+from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
+
+SELECTION_METRIC = "ndcg@10"
+SHARED_PLACE = 65_536
+"""The place, above all ranks, of the draws that do not depend on the rank."""
+
+
+class Trainer:
+    """Trains a `TrainStep` on the ranks of a group; every rank of the group calls the same methods.
+
+    `step` is what the engine made of `inner`: it is called, while parameters and states are `inner`'s.
+    """
+
+    def __init__(
+        self,
+        step: nn.Module,
+        inner: TrainStep,
+        dataset: Dataset,
+        group: Group,
+        options: TrainingOptions,
+        seed: int,
+        evaluation: Callable[[], dict[str, float]],
+        log: StageLog,
+        labels: LabelReader | None = None,
+        sample: RowSample | None = None,
+    ) -> None:
+        self._step, self._inner, self._dataset, self._group = step, inner, dataset, group
+        self._options, self._seed, self._evaluation, self._log, self._labels = options, seed, evaluation, log, labels
+        self._sample = sample
+        self._device = inner.model.item_table.weight.device
+        self._optimizer = torch.optim.Adam(inner.parameters(), lr=options.learning_rate)
+        self._state = TrainState()
+        self._best = copy_tensors(inner.model.state_dict())
+
+    def run(self, checkpoints: Checkpoints, signals: StopSignals) -> TrainState:
+        """Train until patience or the limits end it, from the newest checkpoint if there is one.
+
+        Raises:
+            Stopped: one of the ranks got a signal; a checkpoint is written.
+        """
+        restored = checkpoints.restore(self._inner, self._optimizer)
+        if restored:
+            self._state, self._best = restored
+            self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
+        self._log.expect(self._order().num_steps * self._options.max_epochs, self._state.total_steps)
+        self._checkpoints = checkpoints
+        self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
+        while not self._finished():
+            self._run_epoch()
+            self._save()
+        checkpoints.wait()
+        self._inner.model.load_state_dict(self._best)
+        return self._state
+
+    def _order(self) -> EpochOrder:
+        rows = self._dataset.splits["train"].lane_rows
+        return EpochOrder(rows, self._options.batch_size, self._seed, self._state.epoch, self._sample)
+
+    def _finished(self) -> bool:
+        state, options = self._state, self._options
+        return state.step == 0 and (
+            state.epoch >= options.max_epochs
+            or (options.max_steps is not None and state.total_steps >= options.max_steps)
+            or (state.best_epoch >= 0 and state.epoch - 1 - state.best_epoch >= options.patience)
+        )
+
+    def _run_epoch(self) -> None:
+        curve = self._train_epoch()
+        done, times = curve.so_far(), curve.times()
+        self._log.scalars(times, self._state.total_steps)
+        begin = time.perf_counter()
+        with self._group.watch.doing("evaluating"):
+            metrics = self._evaluation()
+        self._state.seconds += done.seconds + time.perf_counter() - begin
+        self._conclude_epoch(done, metrics)
+
+    def _train_epoch(self) -> Curve:
+        """The steps of the epoch that are still to do; the epoch's whole curve."""
+        order, state = self._order(), self._state
+        curve = Curve(self._group, state.so_far, self._options.log_steps, self._device)
+        self._inner.train()
+        for batch, fields in self._batches(order):
+            torch.manual_seed(step_seed(self._seed, state.total_steps, self._group.rank))
+            loss, agreed = self._train_step(batch.to(self._device), fields)
+            curve.add(loss)
+            state.step += 1
+            state.total_steps += 1
+            if curve.is_full:
+                self._log.scalars(curve.point(), state.total_steps)
+            self._log.advance(f"epoch {order.epoch + 1}  {curve.note}")
+            self._act(agreed, order, curve)
+        self._log.scalars(curve.point(), state.total_steps)
+        return curve
+
+    def _batches(self, order: EpochOrder) -> Iterator[Any]:
+        """The batches of the epoch from the state's step on, read ahead."""
+        state, watch = self._state, self._group.watch
+        last = state.step + (self._options.max_steps or order.num_steps * self._options.max_epochs) - state.total_steps
+        steps = range(state.step, min(order.num_steps, last))
+        if not steps:
+            return
+        stream = train_stream(
+            self._dataset, order, start_step=steps.start, rank=self._group.rank, world_size=self._group.size
+        )
+        reader = cast(Generator[Any, None, None], iter(Prefetcher(stream, self._attach_labels)))
+        with closing(reader) as ahead:
+            for _ in steps:
+                watch.at(self._log.stage, state.total_steps + 1)
+                with watch.data_wait():
+                    found = next(ahead)
+                yield found
+
+    def _attach_labels(self, columns: dict[str, Any]) -> tuple[Batch, Any]:
+        batch = to_batch(columns)
+        return batch, self._labels.fields(batch.example_ids) if self._labels else None
+
+    def _train_step(self, batch: Batch, fields: Any) -> tuple[Loss, Agreed]:
+        """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
+        watch, ranks = self._group.watch, self._group.ranks
+        labels = self._labels.labels(fields, self._device) if self._labels else None
+        seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
+        with watch.computing("the forward pass", ranks):
+            loss: Loss = self._step(training_inputs(batch, seed), labels)
+        count = self._requests.sum_counts(loss.count)
+        self._optimizer.zero_grad(set_to_none=True)
+        with watch.computing("the backward pass", ranks):
+            (loss.sum * (self._group.size / count.clamp(min=1))).backward()
+        self._optimizer.step()
+        return loss, self._requests.agreed()
+
+    def _act(self, agreed: Agreed, order: EpochOrder, curve: Curve) -> None:
+        """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
+        state, every = self._state, self._options.checkpoint_steps
+        self._checkpoints.check()
+        is_due = agreed.save or (every is not None and state.total_steps % every == 0)
+        if agreed.signal or (is_due and state.step < order.num_steps):
+            state.so_far = curve.so_far()
+            self._save()
+        if agreed.signal:
+            self._checkpoints.wait()
+            self._group.barrier()
+            self._log.say(
+                f"stopped by {agreed.signal.name} after step {state.step} of epoch {state.epoch + 1}; the checkpoint "
+                "is written. The same command goes on from there."
+            )
+            raise Stopped(agreed.signal)
+
+    def _save(self) -> None:
+        parts = gather_state(self._inner, self._optimizer)
+        self._checkpoints.save(self._state, {**parts, "best": self._best})
+        self._requests.saved()
+
+    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float]) -> None:
+        state, epoch = self._state, self._state.epoch
+        count = done.total[0]
+        if not all(map(math.isfinite, done.total)):
+            raise UserError(
+                f"{self._log.stage}: the loss is not finite in epoch {epoch + 1}; lower training.learning_rate."
+            )
+        averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
+        if metrics[SELECTION_METRIC] > state.best:
+            state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
+            self._best = copy_tensors(self._inner.model.state_dict())
+        rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
+        where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
+        state.epochs.append({**where, **averages, **rates, "valid": metrics})
+        state.epoch, state.step, state.so_far = epoch + 1, 0, EpochSums()
+        self._log_epoch(averages | rates, metrics)
+
+    def _log_epoch(self, values: dict[str, float], metrics: dict[str, float]) -> None:
+        state = self._state
+        self._log.scalars(
+            {f"epoch/{name}": value for name, value in values.items()}
+            | {f"valid/{name}": value for name, value in metrics.items()}
+            | {"memory/peak_mib": peak_memory_mib(), "optimizer/learning_rate": self._options.learning_rate},
+            state.total_steps,
+        )
+        self._log.say(
+            f"epoch {state.epoch}/{self._options.max_epochs}  loss {values['loss']:.4f}  valid {SELECTION_METRIC} "
+            f"{metrics[SELECTION_METRIC]:.4f} (best {state.best:.4f} at {state.best_epoch + 1})  "
+            f"{values['examples_per_second']:,.0f} examples/s  waited {values['data_wait_share']:.0%}"
+        )

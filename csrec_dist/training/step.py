@@ -1,0 +1,77 @@
+"""One step's forward: model and objective as one module, for a wrapper of gradients to take."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from csrec_dist.data.stream import Batch
+from csrec_dist.distributed import Group
+from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.objectives import Loss, SoftLabels, cross_entropy
+from csrec_dist.objectives.contrastive import ContrastOptions, info_nce
+
+ALONE = Group((0,), 0)
+
+Objective = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
+
+
+class TrainStep(nn.Module):
+    """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward.
+
+    The objective may be a module with parameters of its own; they are trained and kept with the model's. `group` are
+    the ranks that train the model: a contrastive loss looks at the windows of all of them.
+    """
+
+    def __init__(self, model: SequentialModel, objective: Objective, group: Group = ALONE) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.group = group
+
+    def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
+        """The summed loss of what the model trains with, and the number of its states."""
+        given = self.model.training_states(inputs)
+        if given.places is None:
+            loss = self.objective(given.states, self.model.item_table, given.targets, labels)
+        else:
+            loss = self._by_places(given, labels)
+        if given.views is None:
+            return loss
+        return loss._replace(sum=loss.sum + self._contrast(given.views, loss.count))
+
+    def _contrast(self, views: tuple[Tensor, Tensor], num_states: Tensor) -> Tensor:
+        """What, divided by the global number of states, is λ times the mean of InfoNCE over the global windows.
+
+        So the loss is mean over examples + λ · mean over windows. Every rank enters, also one without windows.
+        """
+        options = cast(ContrastOptions, self.model.config)
+        gathered, own = self.group.gather_rows(torch.cat(views, dim=1))
+        first, second = gathered.chunk(2, dim=1)
+        total, num_windows = info_nce(first, second, own, temperature=options.contrast_temperature)
+        counts = self.group.all_reduce_sum(torch.stack([num_states, num_windows]))
+        return total * (options.contrast_weight * counts[0] / counts[1].clamp(min=1))
+
+    def _by_places(self, given: TrainingStates, labels: SoftLabels | None) -> Loss:
+        """The objective where states have labels, and cross-entropy where they have none."""
+        assert given.places is not None
+        if labels is None:
+            return self.objective(given.states, self.model.item_table, given.targets, None)
+        labelled = given.places >= 0
+        found = self.objective(
+            given.states[labelled], self.model.item_table, given.targets[labelled], labels[given.places[labelled]]
+        )
+        states, targets, table = given.states[~labelled], given.targets[~labelled], self.model.item_table
+        total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
+        return Loss(found.sum + total, found.count + count, found.cross_entropy + total.detach(), found.divergence)
+
+
+def training_inputs(batch: Batch, seed: int) -> TrainingInputs:
+    """What a model sees of a batch in the step of that seed."""
+    return TrainingInputs(batch.histories, batch.targets, batch.examples, seed)
+
+
+def step_seed(seed: int, step: int, place: int) -> int:
+    """A seed that depends on the position only, so that a resumed run draws the same; for dropout `place` is a rank."""
+    return ((seed * 1_000_003 + step) * 65_537 + place) % 2**63

@@ -1,0 +1,57 @@
+# What the launchers share: their messages, the interpreter, and how accelerate is called. Sourced, not run.
+# shellcheck shell=bash
+
+# stop SENTENCE: end with exit status 2.
+stop() {
+  echo "${launcher:?}: $1" >&2
+  exit 2
+}
+
+# need_number NAME VALUE SMALLEST: stop unless VALUE is a whole number from SMALLEST.
+need_number() {
+  [[ $2 =~ ^(0|[1-9][0-9]*)$ && $2 -ge $3 ]] || stop "$1 is '$2'; give a whole number from $3."
+}
+
+# find_python: set PYTHON to an interpreter that has what a run needs.
+find_python() {
+  local root module
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=python3
+    [[ ! -x $root/.venv/bin/python ]] || PYTHON=$root/.venv/bin/python
+  fi
+  command -v "$PYTHON" >/dev/null || stop "the interpreter $PYTHON was not found; run make install, or set PYTHON."
+  for module in accelerate csrec_dist; do
+    "$PYTHON" -c "import sys, importlib.util; sys.exit(importlib.util.find_spec('$module') is None)" ||
+      stop "$PYTHON has no $module; run make install, or set PYTHON to an interpreter that has it."
+  done
+}
+
+# set_engine: set the array `engine` to what tells accelerate how to start ranks: the file ACCELERATE_CONFIG,
+# or data parallelism. The launcher `standard` is used on every machine for itself, never pdsh.
+set_engine() {
+  engine=(--multi_gpu --mixed_precision no --dynamo_backend no)
+  if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
+    [[ -f $ACCELERATE_CONFIG ]] || stop "the file ACCELERATE_CONFIG=$ACCELERATE_CONFIG does not exist."
+    engine=(--config_file "$ACCELERATE_CONFIG" --deepspeed_multinode_launcher standard)
+  fi
+}
+
+# set_restarts VARIABLE=VALUE ...: with MAX_RESTARTS, add it to `engine` and set the array `variables` to the
+# environment that restarts need: the given words, and a store of its own for each start. From a store that is
+# kept, which is torch's default, ranks read addresses of those that died.
+set_restarts() {
+  variables=()
+  [[ ${MAX_RESTARTS:-0} != 0 ]] || return 0
+  need_number MAX_RESTARTS "$MAX_RESTARTS" 0
+  engine+=(--max_restarts "$MAX_RESTARTS")
+  # shellcheck disable=SC2034 # read by what sources this file
+  variables=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "$@")
+}
+
+# show WORD ...: print a command as a shell would read it.
+show() {
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+}

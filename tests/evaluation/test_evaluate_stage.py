@@ -1,0 +1,128 @@
+"""Stage evaluate of a small run: the same metrics and the same files on 1, 2 and 3 ranks."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from ranks import run_ranks
+
+from csrec_dist import models
+from csrec_dist.config import Config, load_config
+from csrec_dist.distributed import Runtime
+from csrec_dist.files import read_json
+from csrec_dist.pipeline import execute
+from csrec_dist.stagebook import flatten
+
+RUN = """
+name: small
+dataset: {path: %s}
+model: {name: gru4rec, width: 8, dropout: 0}
+method: model_level
+training: {batch_size: 7, max_epochs: 2, learning_rate: 0.01}
+evaluation: {top_n: [1, 5], exclude_seen: true}
+"""
+FILES = ["diversity-test", "student-test", "teacher-0-test", "teacher-1-test", "teachers-test"]
+
+
+def config_of(folder: Path, output: Path, *overrides: str) -> Config:
+    return load_config(folder / "config.yaml", [f"output={output}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a config; its run, evaluated by one process, is in 1/small beside it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "config.yaml").write_text(RUN % small_dataset)
+    execute(config_of(folder, folder / "1"), Runtime.start())
+    return folder
+
+
+def evaluate_again(rank: int, world_size: int, folder: str, output: str) -> None:
+    execute(config_of(Path(folder), Path(output)), Runtime.start(), ["evaluate"], "evaluate")
+
+
+def metrics(output: Path) -> dict[str, Any]:
+    return read_json(output / "small" / "metrics.json")
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every number of nested sections and lists, by its path."""
+    if isinstance(value, list):
+        value = {str(place): each for place, each in enumerate(value)}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: number for key, each in value.items() for name, number in flat(each, f"{prefix}/{key}").items()}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_ranks_gives_the_same_files_and_metrics(finished: Path, tmp_path: Path, world_size: int) -> None:
+    shutil.copytree(finished / "1", tmp_path / "runs")
+    run_ranks(evaluate_again, world_size, str(finished), str(tmp_path / "runs"))
+    found, expected = flat(metrics(tmp_path / "runs")), flat(metrics(finished / "1"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-9)), (
+            name
+        )
+    ranks = tmp_path / "runs" / "small" / "ranks"
+    assert sorted(path.stem for path in ranks.iterdir()) == FILES
+    for path in ranks.iterdir():
+        assert path.read_bytes() == (finished / "1" / "small" / "ranks" / path.name).read_bytes()
+
+
+def test_metrics_json_keeps_its_keys(finished: Path) -> None:
+    found = metrics(finished / "1")
+    student = found["models"]["student"]
+    assert {name: found[name] for name in student} == student
+    assert student.keys() == {"valid", "test", "groups", "lists", "calibration"}
+    assert found["models"].keys() == {"student", "teacher-0", "teacher-1", "teachers"}
+    assert all(isinstance(value, float) for split in ("valid", "test") for value in student[split].values())
+    assert student["test"].keys() >= {"recall@10", "ndcg@1", "mrr", "recall+@5", "ndcg-@10"}
+    assert found["diversity"]["count"] == student["calibration"]["count"]
+    assert flatten(student["groups"])["popularity.popular_20%.count"] > 0
+
+
+def test_rows_of_the_files_give_the_metrics(finished: Path) -> None:
+    for name, found in metrics(finished / "1")["models"].items():
+        frame = pl.read_parquet(finished / "1" / "small" / "ranks" / f"{name}-test.parquet")
+        assert frame["row"].to_list() == list(range(len(frame)))
+        assert (frame["rank"] <= 5).mean() == pytest.approx(found["test"]["recall@5"], rel=1e-12)
+        rated = frame.filter(pl.col("rating") >= 4)
+        assert (rated["rank"] <= 5).mean() == pytest.approx(found["test"]["recall+@5"], rel=1e-12)
+        popular = frame.filter(pl.col("popularity_decile") <= 2)
+        group = found["groups"]["popularity"]["popular_20%"]
+        assert len(popular) == group["count"]
+        assert (1 / popular["rank"]).mean() == pytest.approx(group["mrr"], rel=1e-12)
+    members = pl.read_parquet(finished / "1" / "small" / "ranks" / "diversity-test.parquet")
+    diversity = metrics(finished / "1")["diversity"]
+    for name in ("disagreement@5", "jensen_shannon"):
+        assert members[name].mean() == pytest.approx(diversity[name], rel=1e-12)
+
+
+def test_ranks_are_those_of_the_saved_model(finished: Path, small_dataset: Path) -> None:
+    run = finished / "1" / "small"
+    student = models.load(run / "student").eval()
+    rows = pl.read_parquet(small_dataset / "test-*.parquet").sort("row")
+    frame = pl.read_parquet(run / "ranks" / "student-test.parquet")
+    assert frame["user"].to_list() == rows["user"].to_list()
+    for items, target, rank, rating in zip(
+        rows["items"], frame["target"], frame["rank"], zip(frame["rating"], rows["rating"], strict=True), strict=True
+    ):
+        *history, last = items.to_list()
+        scores = student.score([history])[0]
+        scores[list(set(history))] = -float("inf")
+        assert (target, rank) == (last, 1 + int((scores[1:] >= scores[last]).sum()) - 1)
+        assert rating[0] == rating[1]
+
+
+def test_extras_can_be_switched_off_and_old_files_go(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "1", tmp_path / "runs")
+    off = [f"evaluation.{name}=false" for name in ("lists", "calibration", "diversity")]
+    execute(config_of(finished, tmp_path / "runs", *off), Runtime.start(), ["evaluate"], "evaluate")
+    found = metrics(tmp_path / "runs")
+    assert "diversity" not in found
+    assert found["models"]["student"].keys() == {"valid", "test", "groups"}
+    assert found["test"] == metrics(finished / "1")["test"]
+    assert not (tmp_path / "runs" / "small" / "ranks" / "diversity-test.parquet").exists()

@@ -1,0 +1,61 @@
+"""Paired comparison against formulas by hand, and the error rates it promises."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from csrec_dist.evaluation.significance import paired
+
+
+def test_the_p_value_is_that_of_students_formula() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=40), random.normal(0.3, 1, size=40)
+    found = paired(first, second)
+    differences = second - first
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(40))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(t), 39), rel=1e-9)
+    assert found.difference == pytest.approx(differences.mean())
+    assert (found.first, found.second, found.count) == (pytest.approx(first.mean()), pytest.approx(second.mean()), 40)
+
+
+def test_the_interval_is_that_of_resampled_pairs() -> None:
+    random = np.random.default_rng(1)
+    first = random.normal(size=200)
+    second = first + random.normal(0.1, 0.05, size=200)
+    found = paired(first, second, num_resamples=4000)
+    means = [(second - first)[random.integers(200, size=200)].mean() for _ in range(4000)]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-3)
+    assert found.low > 0.08  # unpaired it would be ten times as wide
+
+
+def test_the_seed_decides_the_interval() -> None:
+    random = np.random.default_rng(2)
+    first, second = random.normal(size=50), random.normal(size=50)
+    assert paired(first, second, seed=3) == paired(first, second, seed=3)
+    assert paired(first, second, seed=3) != paired(first, second, seed=4)
+
+
+def test_models_that_do_not_differ_are_marked_once_in_twenty_times() -> None:
+    random = np.random.default_rng(3)
+    found = [paired(*random.normal(size=(2, 60)), num_resamples=200) for _ in range(400)]
+    marked = sum(each.is_significant for each in found)
+    outside = sum(not each.low <= 0 <= each.high for each in found)
+    assert 8 <= marked <= 36
+    assert 8 <= outside <= 44
+
+
+@pytest.mark.parametrize(("shift", "p_value"), [(0.0, 1.0), (0.5, 0.0)])
+@pytest.mark.filterwarnings("error")
+def test_equal_differences_are_no_division_by_zero(shift: float, p_value: float) -> None:
+    first = np.array([0.0, 1.0, 0.25, 1.0])
+    found = paired(first, first + shift)
+    assert found.p_value == p_value
+    assert (found.low, found.high) == (shift, shift)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0, 3.0])])
+def test_what_cannot_be_paired_is_refused(first: list[float], second: list[float]) -> None:
+    with pytest.raises(ValueError, match="pairs of at least two"):
+        paired(np.array(first), np.array(second))

@@ -1,0 +1,131 @@
+"""Models whose item table is split over ranks: the same initial weights, the same states, the same gradients."""
+
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from catalog_ranks import mesh
+from ranks import run_ranks
+from torch.nn.parallel import DistributedDataParallel
+
+from csrec_dist import models
+from csrec_dist.distributed import catalog as module
+from csrec_dist.distributed.catalog import CatalogShard, average_slices, slices_of
+from csrec_dist.distributed.groups import Group
+from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs
+from csrec_dist.models.base import tables_on
+from csrec_dist.models.slices import sliced
+from csrec_dist.objectives import Loss, cross_entropy
+from csrec_dist.training import TrainStep
+
+NUM_ITEMS, LENGTH = 37, 5
+KEYS: dict[str, dict[str, Any]] = {
+    "bert4rec": {"prefixes": 2},
+    "dreamrec": {"num_steps": 5, "sampling_steps": 3},
+    "narm": {"state_dropout": 0.0},
+}
+
+
+def config_of(name: str) -> models.ModelConfig:
+    return models.config_class(name).model_validate({"width": 8, "dropout": 0.0, **KEYS.get(name, {})})
+
+
+def build(name: str, catalog: CatalogShard | None = None) -> SequentialModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        make = partial(models.MODELS[name], config_of(name), NUM_ITEMS, LENGTH)
+        return make() if catalog is None else sliced(make, catalog)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_sliced_model_has_the_weights_of_the_whole_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(module, "EXCHANGED_ROWS", 16)
+    whole = models.build(config_of(name), NUM_ITEMS, LENGTH, seed=3).state_dict()
+    for size, rank in ((1, 0), (2, 1), (3, 0), (50, 40)):
+        catalog = CatalogShard.of(NUM_ITEMS, Group(tuple(range(size)), rank))
+        model = build(name, catalog)
+        found = model.state_dict()
+        assert found.keys() == whole.keys()
+        assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
+        assert model.num_items == NUM_ITEMS
+        for key, value in whole.items():
+            assert torch.equal(found[key], value[catalog.rows] if key.startswith("item_table.") else value), key
+        table = ["item_table.weight", "item_table.bias"][: 1 + (model.item_table.bias is not None)]
+        assert list(slices_of(model)) == table
+
+
+def test_tables_without_memory_are_made_in_their_block_only() -> None:
+    with tables_on(torch.device("meta")):
+        assert ItemTable(3, 2).weight.is_meta
+    assert not ItemTable(3, 2).weight.is_meta
+
+
+def test_a_slice_scores_no_whole_catalog() -> None:
+    model = build("gru4rec", CatalogShard.of(NUM_ITEMS, Group((0, 1), 1)))
+    with pytest.raises(AssertionError, match="slice"):
+        model.score([[1, 2]])
+
+
+def inputs_of(rows: slice) -> TrainingInputs:
+    """Some of seven windows of different lengths."""
+    g = torch.Generator().manual_seed(0)
+    windows = torch.randint(1, NUM_ITEMS + 1, (7, LENGTH + 1), generator=g)
+    lengths = torch.tensor([6, 2, 4, 6, 5, 3, 6]).unsqueeze(1)
+    places = torch.arange(LENGTH)
+    histories = windows[:, :-1].masked_fill(places >= lengths - 1, 0)
+    targets = windows[:, 1:].masked_fill(places >= lengths - 1, 0)
+    examples = torch.arange(7 * LENGTH).view(7, LENGTH)
+    return TrainingInputs(histories[rows], targets[rows], examples[rows], seed=11)
+
+
+def objective(states: torch.Tensor, table: ItemTable, targets: torch.Tensor, labels: None) -> Loss:
+    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
+    return Loss(total, count, total.detach(), torch.zeros_like(total))
+
+
+def gradients(rank: int, world_size: int, data: Group, group: Group, name: str) -> dict[str, Any]:
+    """Loss and gradients of one global batch, by this rank's windows and its slice of the items."""
+    world = Group(tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
+    model = build(name, CatalogShard.of(NUM_ITEMS, group) if world_size > 1 else None).double()
+    inner = TrainStep(model, objective, world)
+    slices = slices_of(inner)
+    step: torch.nn.Module = inner
+    if world_size > 1:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, list(slices))
+        step = DistributedDataParallel(inner, process_group=world.handle)
+    inputs = inputs_of(slice(rank, None, world_size))
+    loss = step(inputs, None)
+    (loss.sum * (world_size / world.all_reduce_sum(loss.count.clone()))).backward()
+    average_slices(slices.values(), data, world_size)
+    found = {key: parameter.grad.numpy() for key, parameter in inner.named_parameters() if parameter.grad is not None}
+    return {"loss": loss.sum.item(), "gradients": found, "slices": set(slices)}
+
+
+def all_gradients(rank: int, world_size: int, catalog_parallel: int, names: list[str]) -> dict[str, Any]:
+    module.EXCHANGED_ROWS = 16
+    data, group = mesh(rank, world_size, catalog_parallel)
+    return {name: gradients(rank, world_size, data, group, name) for name in names}
+
+
+@cache
+def results(world_size: int, catalog_parallel: int) -> list[dict[str, Any]]:
+    return run_ranks(all_gradients, world_size, catalog_parallel, sorted(models.MODELS))
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize(("world_size", "catalog_parallel"), [(4, 2), (3, 3)])
+def test_gradients_are_those_of_one_process(world_size: int, catalog_parallel: int, name: str) -> None:
+    alone = gradients(0, 1, Group((0,), 0), Group((0,), 0), name)
+    ranks = [found[name] for found in results(world_size, catalog_parallel)]
+    assert sum(rank["loss"] for rank in ranks) == pytest.approx(alone["loss"], rel=1e-12)
+    for place, rank in enumerate(ranks):
+        assert rank["gradients"].keys() == alone["gradients"].keys()
+        group = ranks[place - place % catalog_parallel :][:catalog_parallel]
+        for key, expected in alone["gradients"].items():
+            got = rank["gradients"][key]
+            if key in rank["slices"]:
+                got = np.concatenate([other["gradients"][key] for other in group])
+            np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12, err_msg=key)
