@@ -1,6 +1,8 @@
 """Sequential models by name: one file each, and one line in `MODELS`."""
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +16,11 @@ from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.models.narm import NARM
 from csrec_dist.models.nextitnet import NextItNet
 from csrec_dist.models.sasrec import SASRec
+from csrec_dist.models.slices import sliced
 from csrec_dist.models.srgnn import SRGNN
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
 
 __all__ = [
     "MODELS",
@@ -52,14 +58,17 @@ def config_class(name: str) -> type[ModelConfig]:
     return model_class(name).Config
 
 
-def build(config: ModelConfig, num_items: int, max_length: int, seed: int) -> SequentialModel:
-    """A new model on the CPU whose weights depend on the arguments only.
+def build(
+    config: ModelConfig, num_items: int, max_length: int, seed: int, catalog: "CatalogShard | None" = None
+) -> SequentialModel:
+    """A new model on the CPU whose weights depend on the arguments only; with `catalog`, with its slice of the items.
 
     The caller's random state is neither used nor changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return model_class(config.name)(config, num_items, max_length)
+        make = partial(model_class(config.name), config, num_items, max_length)
+        return make() if catalog is None else sliced(make, catalog)
 
 
 def load(folder: Path | str) -> SequentialModel:

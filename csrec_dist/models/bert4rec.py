@@ -50,7 +50,7 @@ class BERT4Rec(SequentialModel):
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. Each prefix is read for itself; 0 at padding."""
-        return encode_every_prefix(histories, self.encode_last)
+        return encode_every_prefix(histories, self.encode_last, self.item_table)
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d]; see `SequentialModel.encode_last`. ValueError when L > max_length."""
@@ -72,7 +72,7 @@ class BERT4Rec(SequentialModel):
         """
         held = inputs.targets > 0
         rows, ends = self._draw_prefixes(inputs, held)
-        last = encode_prefixes(inputs.histories, rows, ends, self.encode_last)
+        last = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table)
         places = (held.flatten().cumsum(0) - 1).view_as(held)[rows, ends]
         items, masked = self._mask(inputs, held)
         amid = self._read(items, masked)[masked]

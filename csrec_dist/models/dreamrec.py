@@ -104,7 +104,7 @@ class DreamRec(SASRec):
         steps = sampled_steps(config.num_steps, config.sampling_steps or config.num_steps)
         kept = self._kept(conditions)
         x = normal(keys, SAMPLING_SEED, config.num_steps, config.width).to(conditions.dtype)
-        item_norm = self.item_table.weight.detach().square().sum(1).mean().sqrt()
+        item_norm = self.item_table.mean_square().sqrt()
         for step, after in pairwise(steps):
             start = F.normalize(self._guided_start(x, conditions, step), dim=-1) * item_norm
             if config.sampling_steps is None:

@@ -5,23 +5,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from csrec_dist.models.base import ItemTable
+
 PREFIXES_AT_ONCE = 256
 
 
-def encode_every_prefix(histories: Tensor, encode_last: Callable[[Tensor], Tensor]) -> Tensor:
+def encode_every_prefix(histories: Tensor, encode_last: Callable[[Tensor], Tensor], table: ItemTable) -> Tensor:
     """States [B, L, d] of all prefixes of histories [B, L], of an `encode_last` for whole ones; 0 at padding."""
     ends, rows = (histories != 0).T.nonzero(as_tuple=True)
-    states = encode_prefixes(histories, rows, ends, encode_last)
+    states = encode_prefixes(histories, rows, ends, encode_last, table)
     return states.new_zeros(*histories.shape, states.shape[1]).index_put((rows, ends), states)
 
 
-def encode_prefixes(histories: Tensor, rows: Tensor, ends: Tensor, encode_last: Callable[[Tensor], Tensor]) -> Tensor:
+def encode_prefixes(
+    histories: Tensor, rows: Tensor, ends: Tensor, encode_last: Callable[[Tensor], Tensor], table: ItemTable
+) -> Tensor:
     """States [n, d] of the prefixes histories[rows, : ends + 1], with `rows` and `ends` [n].
 
-    Some are read at once, cut to the longest among them: `ends` in ascending order cost least.
+    Some are read at once, cut to the longest among them: `ends` in ascending order cost least. Ranks that share the
+    `table`, which `encode_last` reads once, go through as many pieces: the last ones of some may be empty.
     """
     states = []
-    for some_rows, some_ends in zip(rows.split(PREFIXES_AT_ONCE), ends.split(PREFIXES_AT_ONCE), strict=True):
+    pieces = list(zip(rows.split(PREFIXES_AT_ONCE), ends.split(PREFIXES_AT_ONCE), strict=True))
+    pieces += [(rows[:0], ends[:0])] * (table.most_calls(len(pieces)) - len(pieces))
+    for some_rows, some_ends in pieces:
         length = int(some_ends.max()) + 1 if len(some_ends) else 1
         behind = torch.arange(length, device=ends.device) > some_ends.unsqueeze(1)
         states.append(encode_last(histories[some_rows, :length].masked_fill(behind, 0)))

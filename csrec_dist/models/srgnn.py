@@ -53,7 +53,7 @@ class SRGNN(SequentialModel):
         items' last occurrence left them. Takes memory for B·L²·d numbers. More steps need a graph for each prefix.
         """
         if self.config.num_steps > 1:
-            return encode_every_prefix(histories, self.encode_last)
+            return encode_every_prefix(histories, self.encode_last, self.item_table)
         length = histories.shape[1]
         vectors, same = self.item_table(histories), _same_items(histories)
         ends = torch.arange(length, device=histories.device)
