@@ -1,4 +1,7 @@
-"""The command line, alone or under a launcher. Exit status: 0 done, 2 the user's mistake, 1 everything else."""
+"""The command line, alone or under a launcher.
+
+Exit status: 0 done, 2 the user's mistake, 130 and 143 stopped by a signal with a checkpoint written, 1 everything else.
+"""
 
 import argparse
 import os

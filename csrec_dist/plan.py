@@ -21,7 +21,7 @@ from csrec_dist.pipeline import stages_of
 from csrec_dist.stagebook import StageBook, flatten
 
 BYTES_PER_NUMBER = 4
-MODEL_COPIES = 5  # weights, gradients, Adam's two moments, and the best weights so far
+MODEL_COPIES = 8  # weights, gradients, two moments, the best weights, and a checkpoint's copies of weights and moments
 
 
 @dataclass(frozen=True)

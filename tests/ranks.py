@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "datasets", "accelerate"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed", "torch._dynamo", "datasets", "accelerate", "csrec_dist.pipeline"]
+)
 
 
 def free_port() -> int:
