@@ -3,10 +3,10 @@
 import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -95,6 +95,14 @@ class Checkpoints:
         self.folder = folder
         self._fingerprint, self._group, self._keep = fingerprint, group, keep
         self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing in flight, however the training ended."""
+        if self._writing:
+            wait([self._writing])
 
     def save(self, state: TrainState, parts: Mapping[str, Tensors]) -> None:
         """Begin to write a checkpoint of copied tensors, after the one before it; only the first rank writes."""

@@ -267,7 +267,7 @@ def launcher(folder: Path, log: Path, name: str, *overrides: str) -> list[str]:
         "model: {name: gru4rec, width: 16, dropout: 0}\nmethod: base\n"
         "training: {batch_size: 2, max_epochs: 8, patience: 8, learning_rate: 0.001, checkpoint_steps: 3}\n"
     )
-    return ["-m", "csrec_dist", "run", "--config", str(folder / "config.yaml"), "--set", f"output={name}", *overrides]
+    return ["run", "--config", str(folder / "config.yaml"), "--set", f"output={name}", *overrides]
 
 
 def kill_rank(launched: subprocess.Popen, rank: int) -> int:
@@ -279,14 +279,21 @@ def kill_rank(launched: subprocess.Popen, rank: int) -> int:
     raise AssertionError(f"rank {rank} does not run")
 
 
+def end(launched: subprocess.Popen) -> None:
+    """Kill a launcher that still runs, and its ranks."""
+    if launched.poll() is None:
+        for process in [*psutil.Process(launched.pid).children(recursive=True), launched]:
+            process.kill()
+        launched.wait(timeout=10)
+
+
 @pytest.mark.launch
 def test_a_launcher_brings_a_run_with_a_killed_rank_back(tmp_path: Path, small_log: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, *launcher(tmp_path, small_log, "one")]
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "MAX_RESTARTS": "3"}
+    one = [sys.executable, "-m", "csrec_dist", *launcher(tmp_path, small_log, "one")]
     subprocess.run(one, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=240)
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    two = [*accelerate, "--max_restarts", "3", *launcher(tmp_path, small_log, "two")]
+    two = [str(ROOT / "launchers/local.sh"), "2", *launcher(tmp_path, small_log, "two")]
     with open(tmp_path / "said", "w") as said:
         launched = subprocess.Popen(two, cwd=tmp_path, env=environment, stdout=said, stderr=said)
         try:
@@ -296,7 +303,7 @@ def test_a_launcher_brings_a_run_with_a_killed_rank_back(tmp_path: Path, small_l
             kill_rank(launched, 1)
             assert launched.wait(timeout=240) == 0, (tmp_path / "said").read_text()
         finally:
-            launched.kill()
+            end(launched)
     text = (tmp_path / "said").read_text()
     assert "continues at epoch" in text
     found, expected = (read_json(tmp_path / name / "r/metrics.json")["test"] for name in ("two", "one"))

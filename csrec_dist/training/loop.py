@@ -68,10 +68,11 @@ class Trainer:
         self._log.expect(self._order().num_steps * self._options.max_epochs, self._state.total_steps)
         self._checkpoints = checkpoints
         self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
-        while not self._finished():
-            self._run_epoch()
-            self._save()
-        checkpoints.wait()
+        with checkpoints:
+            while not self._finished():
+                self._run_epoch()
+                self._save()
+            checkpoints.wait()
         self._inner.model.load_state_dict(self._best)
         return self._state
 
