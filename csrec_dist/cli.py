@@ -17,6 +17,9 @@ from csrec_dist.errors import SharedUserError, UserError, shared_errors
 
 STAGES = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
 
+COMPARISON_WIDTH = 110
+"""Columns that a comparison needs: in a narrower terminal its lines are broken rather than its figures cut."""
+
 EPILOG = """\
 the way of a run:
   raw log -> prepare -> dataset -> teach -> members -> label -> soft-label cache -> distill -> student -> evaluate
@@ -203,9 +206,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from csrec_dist.compare import compare_models, comparison_table
 
-    Console().print(
-        comparison_table(compare_models(options.first, options.second, top_n=options.top_n, seed=options.seed))
-    )
+    comparison = compare_models(options.first, options.second, top_n=options.top_n, seed=options.seed)
+    Console(width=max(Console().width, COMPARISON_WIDTH)).print(comparison_table(comparison))
     return 0
 
 

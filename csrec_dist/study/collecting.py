@@ -66,7 +66,7 @@ def training_cost(folder: Path) -> dict[str, float | None]:
     """What a run's teachers, labels and student took: `seconds` of the slowest rank, `cpu_seconds` of all ranks.
 
     Teachers shared with other runs count in full. None where a training was cut off and went on, or took models that
-    another run trained: the book only knows what the last process took.
+    another run trained, as the book only knows what the last process took; and where it kept no CPU seconds.
     """
     book, total = StageBook(folder), {"seconds": 0.0, "cpu_seconds": 0.0}
     unknown: dict[str, float | None] = dict.fromkeys(total)
@@ -78,6 +78,8 @@ def training_cost(folder: Path) -> dict[str, float | None]:
             continue
         seconds = max((each["seconds"] for each in record.usage), default=0.0)
         if models and trained_seconds(folder, models) > seconds * len(record.usage):
+            return unknown
+        if any("cpu_seconds" not in each for each in record.usage):
             return unknown
         total["seconds"] += seconds
         total["cpu_seconds"] += sum(each["cpu_seconds"] for each in record.usage)
