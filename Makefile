@@ -29,7 +29,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 test: install  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install  ## check style, format and types
 	@$(BIN)/ruff check .
