@@ -74,3 +74,11 @@ def fingerprint(value: Any) -> str:
     """16 hexadecimal digits that depend on a JSON value only, not on the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def link(path: Path, target: Path) -> None:
+    """Make `path` a relative link to `target`, unless there is something already; a broken link is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.unlink(missing_ok=True)
+        path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))

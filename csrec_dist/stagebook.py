@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, read_json, write_json
+from csrec_dist.files import fingerprint, link, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,7 @@ class StageBook:
         """Take a finished stage of another run as this run's: its record is copied, what it left is linked to."""
         record = donor.require(stage)
         for name in leaves:
-            path, target = self.folder / name, (donor.folder / name).resolve()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.unlink(missing_ok=True)
-                path.symlink_to(os.path.relpath(target, path.parent.resolve()))
+            link(self.folder / name, donor.folder / name)
         self.finish(stage, record.inputs, record.outputs, record.usage)
 
     def forget(self, stage: str, leavings: Sequence[Path]) -> None:

@@ -63,8 +63,8 @@ def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
         Stopped: a signal asked for it, and a checkpoint is written.
     """
     run.runtime.watch.at(task.stage)
-    model = models.build(task.model, run.dataset.num_items, run.dataset.window - 1, task.seed).to(run.runtime.device)
-    inner = TrainStep(model, task.objective, group)
+    model = models.build(task.model, run.dataset.num_items, run.dataset.window - 1, task.seed)
+    inner = TrainStep(model, task.objective, group).to(run.runtime.device)
     step = run.runtime.wrap(inner, group)
     check_identities(run.runtime.world, task.identity, model)
     trainer = Trainer(

@@ -1,13 +1,12 @@
 """What the runs of a study share: datasets, teachers with their labels, and single members of the teacher module."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from csrec_dist.config import Config
-from csrec_dist.files import fingerprint
+from csrec_dist.files import fingerprint, link
 from csrec_dist.pipeline import stages_of
 from csrec_dist.stagebook import StageBook
 from csrec_dist.stages.run import loop_settings
@@ -151,12 +150,4 @@ def adopt(task: Task) -> None:
                 own.adopt(stage, StageBook(task.donor.folder), [leaves[stage]])
     if own.record("teach") is None:
         for name, (lender, its_name) in task.lenders.items():
-            _link(task.folder / "teachers" / name, lender.folder / "teachers" / its_name)
-
-
-def _link(path: Path, target: Path) -> None:
-    """Link to a trained member, unless the run has one of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.unlink(missing_ok=True)
-        path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
+            link(task.folder / "teachers" / name, lender.folder / "teachers" / its_name)

@@ -52,6 +52,7 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
             for task in ready[: jobs - len(running)]:
                 waiting.remove(task)
                 running[pool.submit(run_alone, task)] = task
+            assert running, f"{waiting[0].config.name} waits for a run that is not among those to do"
             for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                 task, error = running.pop(future), future.exception()
                 if error is None:
