@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -9,15 +10,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.engines import Snapshot
+from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, save_tensors, write_json
 
 PARTS = ("best", "model", "optimizer")
+POLL_SECONDS = 0.02
 
 Tensors = dict[str, Tensor]
 
@@ -59,59 +62,99 @@ class TrainState:
         return {name: value for name, value in asdict(self).items() if name != "so_far"}
 
 
-def copy_tensors(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies in the host's memory, which later steps do not change."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+class StoredState:
+    """A checkpoint's folder, opened for reading: whole tensors, and those kept in slices of rows.
 
-
-def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensors]:
-    """Whole tensors of model and optimizer, copied to the host: the parts "model" and "optimizer" of a checkpoint.
-
-    Every rank that trains the model calls this: here, and in `load_state`, state that an engine has sharded would be
-    gathered and dealt out, so that a checkpoint does not depend on the number of ranks.
+    A part has one file of whole tensors, and one for each slice of the catalog, whose name says which rows it holds.
     """
-    states = optimizer.state_dict()["state"]
-    moments = {f"{index}.{name}": value for index, state in states.items() for name, value in state.items()}
-    return {"model": copy_tensors(model.state_dict()), "optimizer": copy_tensors(moments)}
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {path.name: safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))}
+        self._names = {name: set(file.keys()) for name, file in self._files.items()}
+
+    def names(self, part: str) -> list[str]:
+        """What a part holds."""
+        return sorted(set().union(*(held for name, held in self._names.items() if _part_of(name) == part)))
+
+    def read(self, part: str, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor on the CPU, or some of its rows; KeyError when the part has none of this name."""
+        whole = f"{part}.safetensors"
+        if name in self._names.get(whole, ()):
+            file = self._files[whole]
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows.start : rows.stop]
+        pieces = []
+        for path, held in self._names.items():
+            if _part_of(path) == part and name in held:
+                pieces += _overlap(self._files[path], name, _rows_of(path), rows)
+        if not pieces:
+            raise KeyError(f"{part} holds no {name}")
+        return torch.cat(pieces)
+
+    def part(self, part: str, slices: Mapping[str, slice | None]) -> Tensors:
+        """All tensors of a part; of those in `slices`, their rows."""
+        return {name: self.read(part, name, slices.get(name)) for name in self.names(part)}
 
 
-def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, parts: Mapping[str, Tensors]) -> None:
-    """Put the tensors of `gather_state` into model and optimizer; every rank that trains the model calls this."""
-    states: dict[int, Tensors] = {}
-    for key, value in parts["optimizer"].items():
-        index, name = key.split(".", 1)
-        states.setdefault(int(index), {})[name] = value
-    model.load_state_dict(parts["model"])
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+def _slice_file(part: str, rows: slice) -> str:
+    return f"{part}-rows-{rows.start:012d}-{rows.stop:012d}.safetensors"
+
+
+def _part_of(file: str) -> str:
+    return file.removesuffix(".safetensors").partition("-rows-")[0]
+
+
+def _rows_of(file: str) -> slice:
+    first, stop = file.removesuffix(".safetensors").partition("-rows-")[2].split("-")
+    return slice(int(first), int(stop))
+
+
+def _overlap(file: Any, name: str, held: slice, wanted: slice | None) -> list[Tensor]:
+    """Those of the rows `held` in a file that are wanted, perhaps none of them, as one piece."""
+    low = held.start if wanted is None else max(held.start, wanted.start)
+    high = held.stop if wanted is None else min(held.stop, wanted.stop)
+    return [file.get_slice(name)[low - held.start : max(high, low) - held.start]] if low <= held.stop else []
 
 
 class Checkpoints:
-    """A folder of checkpoints of one training on the ranks of a group; `fingerprint` says of which inputs.
+    """A folder of checkpoints of one training on the ranks of a layout; `fingerprint` says of which inputs.
 
-    A thread of the group's first rank writes them while the training goes on, one at a time.
+    A thread of the group's first rank writes them while the training goes on, one at a time. Where the catalog is
+    split, so do the ranks that hold its slices first, each its own; the first rank's thread waits for their files.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, group: Group, keep: int = 2) -> None:
-        self.folder = folder
-        self._fingerprint, self._group, self._keep = fingerprint, group, keep
+    def __init__(
+        self, folder: Path, fingerprint: str, layout: Layout, keep: int = 2, catalog: CatalogShard | None = None
+    ) -> None:
+        """`catalog` is this rank's slice of the items, or None where it holds them all."""
+        self.folder, self._catalog = folder, catalog
+        self._fingerprint, self._group, self._keep = fingerprint, layout.group, keep
+        self._has_slices = catalog is not None and layout.data.is_leader
+        self._num_saved = 0
         self._writing: Future[None] | None = None
+        self._abandoned = threading.Event()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave nothing in flight, however the training ended."""
+        if kind is not None:
+            self._abandoned.set()
         if self._writing:
             wait([self._writing])
 
-    def save(self, state: TrainState, parts: Mapping[str, Tensors]) -> None:
-        """Begin to write a checkpoint of copied tensors, after the one before it; only the first rank writes."""
-        if self._group.is_leader:
-            self.wait()
-            values = {"fingerprint": self._fingerprint, **asdict(state)}
-            thread = ThreadPoolExecutor(1, "checkpoint")
-            self._writing = thread.submit(self._write, state.total_steps, values, dict(parts))
-            thread.shutdown(wait=False)
+    def save(self, state: TrainState, found: Snapshot) -> None:
+        """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this."""
+        self._num_saved += 1
+        if not (self._group.is_leader or self._has_slices):
+            return
+        self.wait()
+        final = self.folder / f"step-{state.total_steps:09d}"
+        temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
+        values = {"fingerprint": self._fingerprint, **asdict(state)}
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = thread.submit(self._write, final, temporary, values, found)
+        thread.shutdown(wait=False)
 
     def check(self) -> None:
         """Raise what the writing thread met, if it is done.
@@ -134,8 +177,8 @@ class Checkpoints:
                 "run goes on from its newest checkpoint."
             ) from error
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainState, Tensors] | None:
-        """Load the newest whole checkpoint into model and optimizer; its state and the best weights, or None.
+    def restore(self) -> tuple[TrainState, StoredState] | None:
+        """The newest whole checkpoint: where it stands, and its tensors; None where there is none.
 
         The group's first rank chooses it; every rank calls this.
 
@@ -154,11 +197,11 @@ class Checkpoints:
         if chosen["name"] is None:
             return None
         folder = self.folder / chosen["name"]
-        saved, parts = read_json(folder / "state.json"), _read_parts(folder)
-        saved.pop("fingerprint")
+        saved = read_json(folder / "state.json")
+        for name in ("fingerprint", "files"):
+            saved.pop(name)
         so_far = EpochSums(**saved.pop("so_far", {}))
-        load_state(model, optimizer, parts)
-        return TrainState(**saved, so_far=so_far), parts["best"]
+        return TrainState(**saved, so_far=so_far), StoredState(folder)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -173,32 +216,53 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         found = self._found()
         for folder in reversed(found):
-            if read_json(folder / "state.json").get("fingerprint") != self._fingerprint:
+            saved = read_json(folder / "state.json")
+            if saved.get("fingerprint") != self._fingerprint:
                 raise UserError(
                     f"{folder} is of a training with other settings or data. "
                     "Restart the stage with --restart, or give the run another name."
                 )
-            try:
-                _read_parts(folder)
-            except (SafetensorError, FileNotFoundError):
-                continue
-            return folder.name
+            if _is_whole(folder, saved["files"]):
+                return folder.name
         if found:
             raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
         return None
 
-    def _write(self, total_steps: int, state: dict[str, Any], parts: dict[str, Tensors]) -> None:
-        """Write a checkpoint and drop the oldest ones. Only a whole checkpoint gets its final name."""
-        final = self.folder / f"step-{total_steps:09d}"
-        temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
-        for name in PARTS:
-            save_tensors(temporary / f"{name}.safetensors", parts[name])
-        write_json(temporary / "state.json", state)
+    def _write(self, final: Path, temporary: Path, values: dict[str, Any], found: Snapshot) -> None:
+        """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
+        catalog = self._catalog
+        if catalog is not None and self._has_slices:
+            for part in PARTS:
+                save_tensors(temporary / _slice_file(part, catalog.rows), found.slices[part])
+        if not self._group.is_leader:
+            return
+        for part in PARTS:
+            save_tensors(temporary / f"{part}.safetensors", found.whole[part])
+        files = [f"{part}.safetensors" for part in PARTS]
+        if catalog is not None:
+            files += [_slice_file(part, rows) for part in PARTS for rows in catalog.all_rows]
+            self._await(temporary, files)
+        sizes = {name: (temporary / name).stat().st_size for name in files}
+        write_json(temporary / "state.json", {**values, "files": sizes})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         for old in self._found()[: -self._keep]:
             shutil.rmtree(old)
 
+    def _await(self, folder: Path, files: list[str]) -> None:
+        """Wait for the files of other ranks, each of which appears whole, unless the training breaks off."""
+        while not all((folder / name).exists() for name in files):
+            if self._abandoned.wait(POLL_SECONDS):
+                raise FileNotFoundError(f"{folder} was left unfinished")
 
-def _read_parts(folder: Path) -> dict[str, Tensors]:
-    return {name: load_file(folder / f"{name}.safetensors") for name in PARTS}
+
+def _is_whole(folder: Path, files: Mapping[str, int]) -> bool:
+    try:
+        for name, size in files.items():
+            if (folder / name).stat().st_size != size:
+                return False
+            with safe_open(folder / name, framework="pt"):
+                pass
+    except (SafetensorError, FileNotFoundError):
+        return False
+    return True

@@ -80,6 +80,10 @@ class LoopOptions(Section):
         10, ge=1, strict=True, description="epochs without a better validation NDCG@10 before stopping"
     )
     max_steps: int | None = Field(None, ge=1, strict=True, description="steps at most, for trials; null: no limit")
+    accumulate: int = Field(
+        1, ge=1, strict=True, description="micro-batches that a process cuts its share of a batch into, to save memory"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of a step; null: no limit")
     log_steps: int = Field(50, ge=1, strict=True, description="steps between two points of the loss curve")
 
 

@@ -13,6 +13,7 @@ from csrec_dist.data.lanes import EpochOrder
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import to_batch, train_stream
 from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.engines import DataParallel, Updates
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.pipeline import execute
@@ -42,11 +43,12 @@ def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) 
     dataset = Dataset(dataset_folder)
     config = models.config_class(model_name).model_validate({"name": model_name, "width": 16, "dropout": 0})
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
-    step = runtime.wrap(TrainStep(model, one_hot), runtime.world)
+    layout = runtime.layout([runtime.world.ranks], 1)
+    engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device, Updates(0.001))
     order = EpochOrder(dataset.splits["train"].lane_rows, 7, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
-    loss = step(training_inputs(batch, seed=3), None)
-    (loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone()))).backward()
+    loss = engine.forward(training_inputs(batch, seed=3), None)
+    engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))
     return {name: parameter.grad.tolist() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Generic, Self, TypeVar
 
 import datasets
@@ -53,6 +54,17 @@ class Batch:
     def num_examples(self) -> int:
         """Examples of this rank's share, counted without a device synchronisation on CPU."""
         return int((self.targets > 0).sum())
+
+    def split(self, num_parts: int) -> list[Self]:
+        """The same rows in `num_parts` batches; one without rows has an empty place."""
+        if num_parts == 1:
+            return [self]
+        bounds = [len(self.rows) * part // num_parts for part in range(num_parts + 1)]
+        parts = [
+            replace(self, **{f.name: getattr(self, f.name)[i:j] for f in fields(self)}) for i, j in pairwise(bounds)
+        ]
+        empty = replace(self, **{f.name: torch.zeros_like(getattr(self, f.name)[:1]) for f in fields(self)})
+        return [part if len(part.rows) else empty for part in parts]
 
     def to(self, device: torch.device) -> Self:
         """The batch on `device`."""
@@ -143,6 +155,11 @@ def lane_batches(dataset: Dataset, split: str, lanes: Iterable[int], batch_rows:
                     picked = []
     if picked:
         yield to_batch(_columns(picked, dataset.window))
+
+
+def blank_batch(window: int) -> Batch:
+    """A batch without rows, as `lane_batches` would pad it: for a rank that takes part with nothing."""
+    return to_batch(_columns([], window))
 
 
 def to_batch(columns: dict[str, Any]) -> Batch:

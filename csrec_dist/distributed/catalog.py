@@ -57,6 +57,11 @@ class CatalogShard:
         """The slice, among the rows of a whole table."""
         return slice(self.first, self.stop)
 
+    @property
+    def all_rows(self) -> list[slice]:
+        """The slices of all ranks of the group, in rank order."""
+        return [slice(rows.start, rows.stop) for rows in catalog_rows(self.num_items, self.group.size)]
+
     def drawn(self, num_tables: int, width: int, draw: Callable[[Tensor], Any]) -> list[Tensor]:
         """This rank's slices [n, width] of tables [V, width] that `draw` fills one after the other, as if in one call.
 

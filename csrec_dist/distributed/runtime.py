@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.distributed.mesh import catalog_groups, data_groups
 from csrec_dist.distributed.watch import Watch
 from csrec_dist.errors import SharedUserError, UserError
 
@@ -97,17 +97,14 @@ class Runtime:
         own = next(ranks for ranks in parts if self.rank in ranks)
         return Group(own, own.index(self.rank), self._groups[own], self.watch)
 
-    def wrap(self, module: nn.Module, group: Group) -> nn.Module:
-        """Make `module`'s gradients averages over the group. Its first rank's parameters are taken."""
-        if group.handle is None:
-            return module
-        with self.watch.collective("wrapping the model", group.ranks):
-            return DistributedDataParallel(
-                module,
-                process_group=group.handle,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-            )
+    def layout(self, parts: Sequence[tuple[int, ...]], catalog_parallel: int) -> Layout:
+        """This rank's layout, where the ranks of each part train a model; every rank calls this with the same parts."""
+        shared = [ranks for part in parts for ranks in catalog_groups(part, catalog_parallel)]
+        group, catalog = self.join_group(parts), self.join_group(shared)
+        if catalog_parallel == 1:
+            return Layout(group, catalog, group)
+        slices = [ranks for part in parts for ranks in data_groups(part, catalog_parallel)]
+        return Layout(group, catalog, self.join_group(slices))
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 while the others wait, however long; its JSON value, or its UserError, on every rank."""

@@ -49,6 +49,7 @@ def _ranks(model: SequentialModel, batch: EvaluationBatch, exclude_seen: bool) -
         targets,
         item_bias=model.item_table.bias,
         seen=histories if exclude_seen else None,
+        catalog=model.item_table.catalog,
     )
 
 

@@ -150,6 +150,10 @@ class SequentialModel(nn.Module, ABC):
         held = inputs.targets > 0
         return TrainingStates(self.encode(inputs.histories)[held], inputs.targets[held])
 
+    def num_states(self, inputs: TrainingInputs) -> Tensor:
+        """How many states `training_states` gives for these inputs: a float32 scalar, known before the forward pass."""
+        return (inputs.targets > 0).sum().float()
+
     def forward(self, histories: Tensor) -> Tensor:
         """The same as `encode`, so that wrappers around the module see the call."""
         return self.encode(histories)

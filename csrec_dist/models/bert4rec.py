@@ -82,6 +82,12 @@ class BERT4Rec(SequentialModel):
             torch.cat([places, places.new_full((len(amid),), -1)]),
         )
 
+    def num_states(self, inputs: TrainingInputs) -> Tensor:
+        """See `SequentialModel.num_states`: the prefixes drawn, and the items masked."""
+        held = inputs.targets > 0
+        num_prefixes = held.sum(1).clamp(max=self.config.prefixes).sum()
+        return (num_prefixes + self._mask(inputs, held)[1].sum()).float()
+
     def _draw_prefixes(self, inputs: TrainingInputs, held: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and ends [n] of different prefixes of each window, the shortest first."""
         draws = uniform(inputs.examples, inputs.seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~held, 2.0)

@@ -30,6 +30,7 @@ def student_objective(options: TrainingOptions) -> Objective:
             beta=options.beta,
             kl=options.kl,
             item_bias=table.bias,
+            catalog=table.catalog,
         )
 
     return objective
@@ -72,7 +73,7 @@ def soft_labels(run: Run) -> LabelReader:
     """The run's label cache, checked, or what a method without members makes its labels of."""
     if not run.config.num_members:
         return PopularityLabels(run.dataset)
-    labels = LabelCache(run.folder / "labels", run.dataset)
+    labels = LabelCache(run.folder / "labels", run.dataset, run.layout.shard(run.dataset.num_items))
     check_labels(run, labels)
     return labels
 
@@ -99,5 +100,5 @@ def train_student(
     if not run.runtime.on_main(lambda: is_fitted(folder, inputs)):
         task = Fit(stage, run.config.model, run.config.seed, objective, folder, inputs, labels=labels)
         with run.log(stage) as log:
-            fit(run, task, run.runtime.world, log)
+            fit(run, task, run.layout, log)
     return {"weights": run.runtime.on_main(lambda: weights_fingerprint(folder))}

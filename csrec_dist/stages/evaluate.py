@@ -63,7 +63,7 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
         for name, folder in folders.items():
             model = load(run, folder)
             found[name] = {
-                "valid": evaluate_model(run, model, "valid", run.runtime.world),
+                "valid": evaluate_model(run, model, "valid", run.layout),
                 **examine(run, [model], name),
             }
             log.advance(note=name)

@@ -11,6 +11,9 @@ from csrec_dist import models
 from csrec_dist.checkpoints import Checkpoints, TrainState
 from csrec_dist.data.lanes import RowSample
 from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import slices_of
+from csrec_dist.distributed.engines import ENGINES, Engine, Updates
+from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, read_json, write_json
 from csrec_dist.labels import LabelReader, SoftLabels
@@ -56,49 +59,62 @@ def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
     return True
 
 
-def fit(run: Run, task: Fit, group: Group, log: StageLog) -> None:
-    """Build, wrap, train and save one model on the ranks of a group, going on from its newest checkpoint.
+def fit(run: Run, task: Fit, layout: Layout, log: StageLog) -> None:
+    """Build, train and save one model on the ranks of a layout, going on from its newest checkpoint.
 
     Raises:
         Stopped: a signal asked for it, and a checkpoint is written.
     """
     run.runtime.watch.at(task.stage)
-    model = models.build(task.model, run.dataset.num_items, run.dataset.window - 1, task.seed)
-    inner = TrainStep(model, task.objective, group).to(run.runtime.device)
-    step = run.runtime.wrap(inner, group)
-    check_identities(run.runtime.world, task.identity, model)
+    engine = make_engine(run, task, layout)
+    check_identities(run.runtime.world, task.identity, engine)
     trainer = Trainer(
-        step,
-        inner,
+        engine,
         run.dataset,
-        group,
         run.config.training,
         task.seed,
-        lambda: evaluate_model(run, model, "valid", group),
+        lambda model: evaluate_model(run, model, "valid", layout),
         log,
         task.labels,
         task.sample,
     )
     folder, keep = run.folder / "checkpoints" / task.stage, run.config.training.keep_checkpoints
-    checkpoints = Checkpoints(folder, fingerprint(task.inputs), group, keep)
+    catalog = layout.shard(run.dataset.num_items)
+    checkpoints = Checkpoints(folder, fingerprint(task.inputs), layout, keep, catalog)
     with StopSignals() as signals:
         state = trainer.run(checkpoints, signals)
-        if group.is_leader:
-            save(run, task, model, state)
+        save(run, task, trainer.model(), state, engine)
+        if layout.group.is_leader:
             checkpoints.clear()
 
 
-def save(run: Run, task: Fit, model: SequentialModel, state: TrainState) -> None:
-    """Write a trained model into its folder, metrics.json last."""
-    model.save_pretrained(task.folder)
-    origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
-    settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed}
-    write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
+def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
+    """The model and its objective in the hands of the run's engine."""
+    dataset, training = run.dataset, run.config.training
+    catalog = layout.shard(dataset.num_items)
+    model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
+    inner = TrainStep(model, task.objective, layout.group).to(run.runtime.device)
+    updates = Updates(training.learning_rate, training.clip_norm, training.accumulate)
+    return ENGINES[run.config.distributed.engine](inner, layout, run.runtime.device, updates)
 
 
-def check_identities(world: Group, identity: int, model: SequentialModel) -> None:
-    """Assert that exactly the ranks of one model hold equal weights: a wrapper may have mixed them up."""
-    digest = float(sum(parameter.detach().double().abs().sum() for parameter in model.parameters()))
+def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
+    """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
+    layout = engine.layout
+    if layout.data.is_leader:
+        model.save_pretrained(task.folder)
+    if layout.group.is_leader:
+        origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
+        settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed, "trained_by": engine.record()}
+        write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
+
+
+def check_identities(world: Group, identity: int, engine: Engine) -> None:
+    """Assert that exactly the ranks of one model hold equal weights: an engine may have mixed them up."""
+    model = engine.readable()
+    own = slices_of(model)
+    whole = [tensor for name, tensor in model.named_parameters() if name not in own]
+    digest = float(sum(tensor.detach().double().abs().sum() for tensor in whole))
     found = world.gather_objects([identity, digest])
     digests: dict[int, set[float]] = {}
     for owner, value in found:
@@ -110,5 +126,5 @@ def check_identities(world: Group, identity: int, model: SequentialModel) -> Non
 
 def one_hot(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
     """Cross-entropy with the next item: the objective of Base and of the members (ℓ_ce)."""
-    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
+    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
     return Loss(total, count, total.detach(), torch.zeros_like(total))

@@ -1,6 +1,6 @@
 """One run: its configuration, folder and processes, and what several stages ask of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,10 @@ from typing import Any
 from csrec_dist.config import Config, LoopOptions
 from csrec_dist.data.lanes import owned_lanes
 from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import Batch, lane_batches
+from csrec_dist.data.stream import Batch, blank_batch, lane_batches
 from csrec_dist.distributed import Group, Runtime
+from csrec_dist.distributed.catalog import in_step
+from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.evaluation import evaluate
 from csrec_dist.files import sha256_file
@@ -37,6 +39,12 @@ class Run:
             owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
         return dataset
 
+    @cached_property
+    def layout(self) -> Layout:
+        """All ranks, as they train the student."""
+        ranks = self.runtime.world.ranks
+        return self.runtime.layout([ranks], self.config.distributed.catalog_parallel)
+
     def member_folder(self, name: str) -> Path:
         """Where a trained member is kept."""
         return self.folder / "teachers" / name
@@ -60,17 +68,25 @@ def cut_offs(run: Run) -> list[int]:
     return sorted({*run.config.evaluation.top_n, 10})
 
 
-def evaluate_model(run: Run, model: SequentialModel, split: str, group: Group) -> dict[str, float]:
-    """Metrics of a model on all rows of a split, each rank of the group reading its own lanes."""
-    lanes = owned_lanes(run.dataset.num_lanes, group.rank, group.size)
-    batches: Iterable[Batch] = lane_batches(run.dataset, split, lanes, EVALUATION_ROWS)
+def evaluate_model(run: Run, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
+    """Metrics of a model on all rows of a split, each rank of the layout reading its own lanes."""
+    lanes = owned_lanes(run.dataset.num_lanes, layout.group.rank, layout.group.size)
     return evaluate(
         model,
-        (batch.to(run.runtime.device) for batch in batches),
+        evaluation_batches(run, split, lanes, layout),
         top_n=cut_offs(run),
         exclude_seen=run.config.evaluation.exclude_seen,
-        reduce=group.all_reduce_sum,
+        reduce=layout.group.all_reduce_sum,
     )
+
+
+def evaluation_batches(run: Run, split: str, lanes: Sequence[int], layout: Layout) -> Iterator[Batch]:
+    """The rows of some lanes on the device; where ranks share an item table, equally many batches on each of them."""
+    device, window = run.runtime.device, run.dataset.window
+    batches: Iterable[Batch] = lane_batches(run.dataset, split, lanes, EVALUATION_ROWS)
+    if catalog := layout.shard(run.dataset.num_items):
+        batches = in_step(batches, catalog, device, lambda: blank_batch(window))
+    return (batch.to(device) for batch in batches)
 
 
 def loop_settings(config: Config) -> dict[str, Any]:

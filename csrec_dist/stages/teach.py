@@ -6,6 +6,7 @@ from typing import Any
 from csrec_dist import models
 from csrec_dist.config import LabelOptions
 from csrec_dist.data.lanes import RowSample
+from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.distributed.mesh import TeachingSlot, teaching_rounds
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, write_json
@@ -58,17 +59,15 @@ def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any])
             if not is_fitted(run.member_folder(member.name), member_inputs(inputs, member))
         ]
     )
-    caches = {members[k].leans_on: leaning_labels(run, members[k].leans_on) for k in todo if members[k].leans_on}
-    for slots in teaching_rounds(todo, run.runtime.world_size):
-        teach_round(run, members, slots, inputs, caches)
+    for name in sorted({name for k in todo if (name := members[k].leans_on)}):
+        label_into(run, leaning_folder(run, name), [name], f"teach/{name}/labels", LabelOptions())
+    for slots in teaching_rounds(todo, run.runtime.world_size, run.config.distributed.catalog_parallel):
+        teach_round(run, members, slots, inputs)
 
 
-def leaning_labels(run: Run, name: str | None) -> LabelCache:
-    """The predictions of a trained member for all training examples, kept beside it."""
-    assert name is not None
-    folder = run.member_folder(name) / "labels"
-    label_into(run, folder, [name], f"teach/{name}/labels", LabelOptions())
-    return LabelCache(folder, run.dataset)
+def leaning_folder(run: Run, name: str) -> Path:
+    """Where the predictions of a trained member for all training examples are kept: beside it."""
+    return run.member_folder(name) / "labels"
 
 
 def take_pretrained(run: Run) -> None:
@@ -99,32 +98,27 @@ def member_inputs(inputs: dict[str, Any], member: Member) -> dict[str, Any]:
     return inputs | {"members": inputs["members"][member.name]}
 
 
-def teach_round(
-    run: Run,
-    members: tuple[Member, ...],
-    slots: list[TeachingSlot],
-    inputs: dict[str, Any],
-    caches: dict[str | None, LabelCache],
-) -> None:
+def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot], inputs: dict[str, Any]) -> None:
     """Train one round of members side by side, each on its own ranks."""
-    group = run.runtime.join_group([slot.ranks for slot in slots])
+    layout = run.runtime.layout([slot.ranks for slot in slots], run.config.distributed.catalog_parallel)
+    catalog = layout.shard(run.dataset.num_items)
     slot = next(slot for slot in slots if run.runtime.rank in slot.ranks)
     member = members[slot.member]
     task = Fit(
         stage=f"teach/{member.name}",
         model=member.model,
         seed=member.seed,
-        objective=one_hot if member.leans_on is None else main_teacher_objective(run, member),
+        objective=one_hot if member.leans_on is None else main_teacher_objective(run, member, catalog),
         folder=run.member_folder(member.name),
         inputs=member_inputs(inputs, member),
         identity=slot.member,
-        labels=caches.get(member.leans_on),
+        labels=LabelCache(leaning_folder(run, member.leans_on), run.dataset, catalog) if member.leans_on else None,
         sample=row_sample(run, member),
     )
-    with run.log(task.stage, group) as log:
+    with run.log(task.stage, layout.group) as log:
         if len(slots) > 1:
             log.say("; ".join(f"{members[s.member].name} on {rank_names(s.ranks)}" for s in slots))
-        fit(run, task, group, log)
+        fit(run, task, layout, log)
     run.runtime.world.barrier()
 
 
@@ -141,7 +135,7 @@ def row_sample(run: Run, member: Member) -> RowSample | None:
     return sample
 
 
-def main_teacher_objective(run: Run, member: Member) -> RobustObjective:
+def main_teacher_objective(run: Run, member: Member, catalog: CatalogShard | None) -> RobustObjective:
     """The loss of Eq. 18, with a noise matrix of its own unless the expectation term is left out."""
     options = run.config.teachers
     noise = None
@@ -152,6 +146,7 @@ def main_teacher_objective(run: Run, member: Member) -> RobustObjective:
             seed=member.seed,
             maximum=options.noise_maximum,
             refresh=options.noise_refresh,
+            catalog=catalog,
         )
     return RobustObjective(options.alpha, noise)
 

@@ -2,21 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from csrec_dist.checkpoints import Checkpoints, EpochSums, TrainState, copy_tensors, gather_state
+from csrec_dist.checkpoints import Checkpoints, EpochSums, TrainState
 from csrec_dist.config import TrainingOptions
 from csrec_dist.data.lanes import EpochOrder, RowSample
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
-from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import slices_of
+from csrec_dist.distributed.engines import Engine, copy_tensors
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelReader
+from csrec_dist.models import SequentialModel
 from csrec_dist.objectives import Loss
 from csrec_dist.telemetry import StageLog, peak_memory_mib
 from csrec_dist.training.curve import LOSS_PARTS, Curve
@@ -29,31 +31,29 @@ SHARED_PLACE = 65_536
 
 
 class Trainer:
-    """Trains a `TrainStep` on the ranks of a group; every rank of the group calls the same methods.
-
-    `step` is what the engine made of `inner`: it is called, while parameters and states are `inner`'s.
-    """
+    """Trains an engine's `TrainStep` on the ranks of its layout; every rank of them calls the same methods."""
 
     def __init__(
         self,
-        step: nn.Module,
-        inner: TrainStep,
+        engine: Engine,
         dataset: Dataset,
-        group: Group,
         options: TrainingOptions,
         seed: int,
-        evaluation: Callable[[], dict[str, float]],
+        evaluation: Callable[[SequentialModel], dict[str, float]],
         log: StageLog,
         labels: LabelReader | None = None,
         sample: RowSample | None = None,
     ) -> None:
-        self._step, self._inner, self._dataset, self._group = step, inner, dataset, group
-        self._options, self._seed, self._evaluation, self._log, self._labels = options, seed, evaluation, log, labels
-        self._sample = sample
-        self._device = inner.model.item_table.weight.device
-        self._optimizer = torch.optim.Adam(inner.parameters(), lr=options.learning_rate)
+        self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
+        self._dataset, self._options, self._seed, self._evaluation = dataset, options, seed, evaluation
+        self._log, self._labels, self._sample, self._device = log, labels, sample, engine.device
+        self._catalog = engine.layout.shard(dataset.num_items)
         self._state = TrainState()
-        self._best = copy_tensors(inner.model.state_dict())
+        self._best = copy_tensors(self.model().state_dict())
+
+    def model(self) -> SequentialModel:
+        """The model as it is now, fit for evaluation."""
+        return cast(TrainStep, self._engine.readable()).model
 
     def run(self, checkpoints: Checkpoints, signals: StopSignals) -> TrainState:
         """Train until patience or the limits end it, from the newest checkpoint if there is one.
@@ -61,9 +61,12 @@ class Trainer:
         Raises:
             Stopped: one of the ranks got a signal; a checkpoint is written.
         """
-        restored = checkpoints.restore(self._inner, self._optimizer)
+        restored = checkpoints.restore()
         if restored:
-            self._state, self._best = restored
+            self._state, saved = restored
+            self._engine.restore(saved)
+            rows = None if self._catalog is None else self._catalog.rows
+            self._best = saved.part("best", dict.fromkeys(slices_of(self.model()), rows))
             self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
         self._log.expect(self._order().num_steps * self._options.max_epochs, self._state.total_steps)
         self._checkpoints = checkpoints
@@ -73,7 +76,7 @@ class Trainer:
                 self._run_epoch()
                 self._save()
             checkpoints.wait()
-        self._inner.model.load_state_dict(self._best)
+        self.model().load_state_dict(self._best)
         return self._state
 
     def _order(self) -> EpochOrder:
@@ -94,7 +97,7 @@ class Trainer:
         self._log.scalars(times, self._state.total_steps)
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
-            metrics = self._evaluation()
+            metrics = self._evaluation(self.model())
         self._state.seconds += done.seconds + time.perf_counter() - begin
         self._conclude_epoch(done, metrics)
 
@@ -103,10 +106,9 @@ class Trainer:
         order, state = self._order(), self._state
         curve = Curve(self._group, state.so_far, self._options.log_steps, self._device)
         self._inner.train()
-        for batch, fields in self._batches(order):
+        for parts in self._batches(order):
             torch.manual_seed(step_seed(self._seed, state.total_steps, self._group.rank))
-            loss, agreed = self._train_step(batch.to(self._device), fields)
-            curve.add(loss)
+            agreed = self._train_step(parts, curve)
             state.step += 1
             state.total_steps += 1
             if curve.is_full:
@@ -134,23 +136,29 @@ class Trainer:
                     found = next(ahead)
                 yield found
 
-    def _attach_labels(self, columns: dict[str, Any]) -> tuple[Batch, Any]:
-        batch = to_batch(columns)
-        return batch, self._labels.fields(batch.example_ids) if self._labels else None
+    def _attach_labels(self, columns: dict[str, Any]) -> list[tuple[Batch, Any]]:
+        """The step's micro-batches, with what is kept of their labels."""
+        parts = to_batch(columns).split(self._options.accumulate)
+        return [(batch, self._labels.fields(batch.example_ids) if self._labels else None) for batch in parts]
 
-    def _train_step(self, batch: Batch, fields: Any) -> tuple[Loss, Agreed]:
+    def _train_step(self, parts: list[tuple[Batch, Any]], curve: Curve) -> Agreed:
         """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
         watch, ranks = self._group.watch, self._group.ranks
-        labels = self._labels.labels(fields, self._device) if self._labels else None
         seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
-        with watch.computing("the forward pass", ranks):
-            loss: Loss = self._step(training_inputs(batch, seed), labels)
-        count = self._requests.sum_counts(loss.count)
-        self._optimizer.zero_grad(set_to_none=True)
-        with watch.computing("the backward pass", ranks):
-            (loss.sum * (self._group.size / count.clamp(min=1))).backward()
-        self._optimizer.step()
-        return loss, self._requests.agreed()
+        micro = [(training_inputs(batch.to(self._device), seed), fields) for batch, fields in parts]
+        count = self._requests.sum_counts(sum_of([self._inner.model.num_states(inputs) for inputs, _ in micro]))
+        factor = self._group.size / count.clamp(min=1)
+        losses = []
+        for place, (inputs, fields) in enumerate(micro):
+            labels = self._labels.labels(fields, self._device) if self._labels else None
+            with watch.computing("the forward pass", ranks):
+                loss: Loss = self._engine.forward(inputs, labels)
+            with watch.computing("the backward pass", ranks):
+                self._engine.backward(loss.sum * factor, is_last=place == len(micro) - 1)
+            losses.append(Loss(*(part.detach() for part in loss)))
+        self._engine.step()
+        curve.add(Loss(*map(sum_of, zip(*losses, strict=True))))
+        return self._requests.agreed()
 
     def _act(self, agreed: Agreed, order: EpochOrder, curve: Curve) -> None:
         """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
@@ -170,8 +178,9 @@ class Trainer:
             raise Stopped(agreed.signal)
 
     def _save(self) -> None:
-        parts = gather_state(self._inner, self._optimizer)
-        self._checkpoints.save(self._state, {**parts, "best": self._best})
+        found = self._engine.snapshot()
+        found.add("best", self._best, slices_of(self.model()))
+        self._checkpoints.save(self._state, found)
         self._requests.saved()
 
     def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float]) -> None:
@@ -184,7 +193,7 @@ class Trainer:
         averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
         if metrics[SELECTION_METRIC] > state.best:
             state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
-            self._best = copy_tensors(self._inner.model.state_dict())
+            self._best = copy_tensors(self.model().state_dict())
         rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
         where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
         state.epochs.append({**where, **averages, **rates, "valid": metrics})
@@ -204,3 +213,8 @@ class Trainer:
             f"{metrics[SELECTION_METRIC]:.4f} (best {state.best:.4f} at {state.best_epoch + 1})  "
             f"{values['examples_per_second']:,.0f} examples/s  waited {values['data_wait_share']:.0%}"
         )
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum()

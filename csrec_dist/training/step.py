@@ -63,7 +63,7 @@ class TrainStep(nn.Module):
             given.states[labelled], self.model.item_table, given.targets[labelled], labels[given.places[labelled]]
         )
         states, targets, table = given.states[~labelled], given.targets[~labelled], self.model.item_table
-        total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
+        total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
         return Loss(found.sum + total, found.count + count, found.cross_entropy + total.detach(), found.divergence)
 
 

@@ -13,6 +13,7 @@ from csrec_dist.data.lanes import EpochOrder
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import to_batch, train_stream
 from csrec_dist.distributed import Group, Runtime
+from csrec_dist.distributed.engines import DataParallel, Updates
 from csrec_dist.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 
@@ -60,11 +61,12 @@ def gradients(rank: int, world_size: int, dataset_folder: str, batch_size: int, 
     )
     with torch.no_grad():
         model.item_table.weight.mul_(20)
-    step = runtime.wrap(TrainStep(model, one_hot, runtime.world), runtime.world)
+    layout = runtime.layout([runtime.world.ranks], 1)
+    engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device, Updates(0.001))
     order = EpochOrder(dataset.splits["train"].lane_rows, batch_size, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
-    loss = step(training_inputs(batch, seed=3), None)
-    (loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone()))).backward()
+    loss = engine.forward(training_inputs(batch, seed=3), None)
+    engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))
     sums = runtime.world.all_reduce_sum(torch.stack([loss.sum.detach(), loss.cross_entropy, loss.count])).tolist()
     grads = {name: p.grad.tolist() for name, p in model.named_parameters() if p.grad is not None}
     return {"sums": sums, "windows": int((batch.lengths > 0).sum()), "gradients": grads}

@@ -8,6 +8,7 @@ from ranks import run_ranks
 from torch import nn
 
 from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.engines import DataParallel, Updates
 from csrec_dist.distributed.runtime import check_launch
 from csrec_dist.errors import UserError
 
@@ -61,11 +62,11 @@ def test_an_error_on_the_main_rank_reaches_all() -> None:
 
 def wrapped_members(rank: int, world_size: int) -> tuple[float, float]:
     runtime = Runtime.start()
-    group = runtime.join_group([(0,), (1, 2)])
+    layout = runtime.layout([(0,), (1, 2)], 1)
     torch.manual_seed(5 if rank == 0 else 6)
     module = nn.Linear(3, 1, bias=False)
-    wrapped = runtime.wrap(module, group)
-    wrapped(torch.full((1, 3), float(rank))).sum().backward()
+    engine = DataParallel(module, layout, runtime.device, Updates(0.1))
+    engine.backward(engine.forward(torch.full((1, 3), float(rank))).sum())
     assert module.weight.grad is not None
     return float(module.weight.sum()), float(module.weight.grad.mean())
 

@@ -1,0 +1,105 @@
+"""What an engine is: it owns a module's optimizer and decides where parameters, gradients and states live."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from csrec_dist.distributed.layout import Layout
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How a step changes the parameters: Adam's step size, the largest norm of the whole gradient, micro-batches."""
+
+    learning_rate: float
+    clip_norm: float | None = None
+    accumulate: int = 1
+
+
+@dataclass
+class Snapshot:
+    """Copies in the host's memory of what a checkpoint keeps, by part ("model", "optimizer", "best") and name.
+
+    `whole` is the same on all ranks that train the model; `slices` are the rows that this rank holds of item tables
+    and of what belongs to them. Optimizer states are named <parameter>.<state>, whatever the engine: so a checkpoint
+    of one engine can be read by another.
+    """
+
+    whole: dict[str, Tensors] = field(default_factory=dict)
+    slices: dict[str, Tensors] = field(default_factory=dict)
+
+    def add(self, part: str, tensors: Mapping[str, Tensor], sliced: Container[str]) -> None:
+        """Add a part's tensors, those called as in `sliced` being this rank's rows."""
+        self.whole[part] = {name: tensor for name, tensor in tensors.items() if name not in sliced}
+        self.slices[part] = {name: tensor for name, tensor in tensors.items() if name in sliced}
+
+
+class StateReader(Protocol):
+    """A checkpoint that is open for reading."""
+
+    def names(self, part: str) -> Iterable[str]:
+        """What a part holds."""
+
+    def read(self, part: str, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor on the CPU, or some of its rows."""
+
+
+class Engine(ABC):
+    """Trains a module on the ranks of a layout; every rank of `layout.group` calls the same methods in one order.
+
+    The gradients it makes are means over the ranks: a loss whose share on each rank is multiplied by their number is
+    summed. `module` is the plain module that was given, on the device; afterwards only the engine knows where its
+    parameters live.
+    """
+
+    name: ClassVar[str]
+    """As in `distributed.engine`; the run's record says it of the engine that really runs."""
+
+    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates) -> None:
+        self.module, self.layout, self.device, self.updates = module, layout, device, updates
+
+    @abstractmethod
+    def forward(self, *inputs: Any) -> Any:
+        """What the module makes of this rank's share."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
+        """Add the gradients of a micro-batch's loss; `is_last` of the step's micro-batches."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Average over the ranks what is not averaged yet, clip, update the parameters, forget the gradients."""
+
+    @abstractmethod
+    def readable(self) -> nn.Module:
+        """The module with whole parameters (on a slice of the catalog, with its slice), for evaluation and export.
+
+        It shows the parameters of this moment, until the next step. It may be `module` itself or a copy of it.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """The parts "model" and "optimizer", copied."""
+
+    @abstractmethod
+    def restore(self, saved: StateReader) -> None:
+        """Go on from the parts "model" and "optimizer" of a checkpoint, of any engine and any number of ranks."""
+
+    def record(self) -> dict[str, Any]:
+        """What really runs, for the run's record: engine, ranks, and what the engine says of itself."""
+        return {
+            "engine": self.name,
+            "ranks": list(self.layout.group.ranks),
+            "catalog_parallel": self.layout.catalog.size,
+        }
+
+
+def copy_tensors(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies in the host's memory, which later steps do not change."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

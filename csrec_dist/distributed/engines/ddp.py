@@ -1,0 +1,114 @@
+"""Plain data parallelism: every rank holds the parameters, and item tables whole or by slices of the catalog."""
+
+from collections.abc import Container
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from csrec_dist.distributed.catalog import CatalogShard, average_slices, slices_of
+from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates, copy_tensors
+from csrec_dist.distributed.layout import Layout
+
+
+class DataParallel(Engine):
+    """torch's DistributedDataParallel over the layout's group, with Adam.
+
+    Slices of the catalog are left to the ranks that hold them: their gradients are summed over the data group, and
+    their optimizer states are theirs.
+    """
+
+    name = "ddp"
+
+    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates) -> None:
+        super().__init__(module, layout, device, updates)
+        self._slices = slices_of(module)
+        self._wrapped = self._wrap()
+        self._optimizer = torch.optim.Adam(module.parameters(), lr=updates.learning_rate)
+        self._names = [name for name, _ in module.named_parameters()]
+
+    def _wrap(self) -> nn.Module:
+        group = self.layout.group
+        if group.handle is None:
+            return self.module
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.module, self._slices)
+        with group.watch.collective("wrapping the model", group.ranks):
+            return DistributedDataParallel(
+                self.module,
+                process_group=group.handle,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+
+    def forward(self, *inputs: Any) -> Any:
+        """See `Engine.forward`."""
+        return self._wrapped(*inputs)
+
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
+        """See `Engine.backward`."""
+        waits = not is_last and isinstance(self._wrapped, DistributedDataParallel)
+        with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            loss.backward()
+
+    def step(self) -> None:
+        """See `Engine.step`."""
+        average_slices(self._slices.values(), self.layout.data, self.layout.group.size)
+        if self.updates.clip_norm is not None:
+            self._clip(self.updates.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self, limit: float) -> None:
+        """Scale the gradients to the norm `limit` where the whole gradient's, all slices together, is larger."""
+        sliced = {id(tensor) for tensor in self._slices.values()}
+        squares = torch.zeros(2, device=self.device)
+        gradients = []
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
+                squares[int(id(parameter) in sliced)] += parameter.grad.float().square().sum()
+        norm = (squares[0] + self.layout.catalog.all_reduce_sum(squares[1:].clone())[0]).sqrt()
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+
+    def readable(self) -> nn.Module:
+        """See `Engine.readable`."""
+        return self.module
+
+    def snapshot(self) -> Snapshot:
+        """See `Engine.snapshot`."""
+        found = Snapshot()
+        found.add("model", copy_tensors(self.module.state_dict()), self._slices)
+        states = self._optimizer.state_dict()["state"]
+        moments = {f"{self._names[i]}.{key}": value for i, state in states.items() for key, value in state.items()}
+        found.add("optimizer", copy_tensors(moments), self._sliced_moments)
+        return found
+
+    @property
+    def _sliced_moments(self) -> set[str]:
+        """Names of Adam's moments that are slices; its counts of steps are not."""
+        return {f"{name}.{moment}" for name in self._slices for moment in ("exp_avg", "exp_avg_sq")}
+
+    def restore(self, saved: StateReader) -> None:
+        """See `Engine.restore`."""
+        self.module.load_state_dict(self._read(saved, "model", self._slices))
+        states: dict[int, Tensors] = {}
+        for name, value in self._read(saved, "optimizer", self._sliced_moments).items():
+            owner, _, key = name.rpartition(".")
+            states.setdefault(self._names.index(owner), {})[key] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def _read(self, saved: StateReader, part: str, sliced: Container[str]) -> Tensors:
+        rows = None if self.layout.catalog.size == 1 else self._rows
+        return {name: saved.read(part, name, rows if name in sliced else None) for name in saved.names(part)}
+
+    @property
+    def _rows(self) -> slice:
+        """The rows of the catalog that this rank holds."""
+        owner = next(iter(self._slices)).rpartition(".")[0]
+        catalog: CatalogShard = self.module.get_submodule(owner).catalog  # type: ignore[assignment]
+        return catalog.rows
