@@ -129,7 +129,9 @@ class DistributedOptions(Section):
     """`distributed`: engine and layout of the processes."""
 
     engine: Literal["ddp"] = Field("ddp", description="how gradients are averaged over the ranks of a model")
-    catalog_parallel: Literal[1] = Field(1, description="ranks that share one item table")
+    catalog_parallel: int = Field(
+        1, ge=1, strict=True, description="ranks that share one item table, for catalogs beyond one device's memory"
+    )
     timeout_minutes: float = Field(
         30, gt=0, le=1e6, description="how long a rank waits for one that does not move before it gives up"
     )

@@ -3,15 +3,23 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save_file
 
 from csrec_dist.errors import UserError
+
+SAFETENSORS_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+}  # fmt: skip
 
 
 @contextmanager
@@ -62,6 +70,53 @@ def save_tensors(
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     with atomic_path(path) as temporary:
         save_file(contiguous, temporary, metadata=dict(metadata) if metadata else None)
+
+
+@dataclass(frozen=True)
+class StreamedTensor:
+    """A tensor that is written block by block of its rows, which in order make up `shape`."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Iterable[torch.Tensor]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Self:
+        """A tensor that is at hand, as one block."""
+        return cls(tensor.dtype, tuple(tensor.shape), [tensor.detach()])
+
+
+def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> None:
+    """Write the very bytes of `save_tensors`, one block in memory at a time; for None, go through the blocks alone.
+
+    So that processes which make the blocks together go through them in one order, and one of them writes.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    blocks = chain.from_iterable(tensor.blocks for tensor in ordered.values())
+    if path is None:
+        deque(blocks, maxlen=0)
+        return
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(_safetensors_header(ordered, metadata))
+        for block in blocks:
+            file.write(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _safetensors_header(tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> bytes:
+    """The length of the header (8 bytes, little endian), and the header: JSON, filled up to a multiple of 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name, tensor in tensors.items():
+        end = start + prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def sha256_file(path: Path | str) -> str:

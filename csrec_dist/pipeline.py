@@ -1,14 +1,17 @@
 """The way from a raw log to a distilled student: stages in their order, each done once."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
 from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.mesh import check_catalog_parallel
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
+from csrec_dist.memory import explained
 from csrec_dist.stages import distill, evaluate, label, prepare, teach
 from csrec_dist.stages.run import Run
 from csrec_dist.telemetry import measured
@@ -55,6 +58,7 @@ def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None
     plan = stages_of(config)
     with shared_errors():
         chosen = choose(config, plan, names, restart)
+        check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
     runtime.on_main(lambda: _open(run, plan, restart))
     for stage in chosen:
         _execute(run, stage)
@@ -121,7 +125,15 @@ def _execute(run: Run, stage: Stage) -> None:
             log.say("done already")
         return
     runtime.watch.at(stage.name)
-    with measured(runtime.watch.waits) as usage:
+    with measured(runtime.watch.waits) as usage, _memory_explained(run, stage):
         outputs = stage.work(run, inputs)
     usages = runtime.world.gather_objects(asdict(usage))
     runtime.on_main(lambda: run.book.finish(stage.name, inputs, outputs, usages))
+
+
+def _memory_explained(run: Run, stage: Stage) -> AbstractContextManager[None]:
+    """For the stages that hold item tables."""
+    if stage is PREPARE:
+        return nullcontext()
+    widest = max(model.width for model in [run.config.model, *run.config.teacher_models])
+    return explained(stage.name, run.dataset.num_items, widest, run.config.distributed.catalog_parallel)

@@ -6,7 +6,7 @@ Shapes: N examples, V items, M members, P = M (M − 1)/2 pairs of members.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,28 +14,37 @@ from torch import Tensor
 from csrec_dist.data.stream import Batch
 from csrec_dist.evaluation.per_example import Columns
 from csrec_dist.evaluation.ranking import best_in, hide_seen
-from csrec_dist.evaluation.scoring import logits_by_block, question
+from csrec_dist.evaluation.scoring import log_sum_exp, logits_by_block, question
 from csrec_dist.models import SequentialModel
 
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
 
-def differences(logits: Sequence[Tensor], top_n: Sequence[int], seen: Tensor | None = None) -> Tensor:
+
+def differences(
+    logits: Sequence[Tensor],
+    top_n: Sequence[int],
+    seen: Tensor | None = None,
+    catalog: "CatalogShard | None" = None,
+) -> Tensor:
     """disagreement@n for each n, then the Jensen–Shannon divergence, of each pair of members: [N, P, values] float64.
 
     Args:
-        logits: of each member, [N, V]. They are left as they are.
+        logits: of each member, [N, V]. They are left as they are. Of a slice, all ranks of its group have the logits of
+            the same examples, and get the same values.
         seen: [N, L] item ids, 0 for none, that are not recommended. Probabilities are of the whole catalog.
     """
-    logs = [part.double().log_softmax(dim=1) for part in logits]
-    divergences = torch.stack([jensen_shannon(one, other) for one, other in combinations(logs, 2)], dim=1)
-    lists = [recommended(part, max(top_n), seen) for part in logits]
+    logs = [wide - log_sum_exp(wide, catalog).unsqueeze(1) for wide in (part.double() for part in logits)]
+    divergences = torch.stack([jensen_shannon(one, other, catalog) for one, other in combinations(logs, 2)], dim=1)
+    lists = [recommended(part, max(top_n), seen, catalog) for part in logits]
     disagreements = [torch.stack([disagreement(*pair, n) for n in top_n], dim=1) for pair in combinations(lists, 2)]
     return torch.cat([torch.stack(disagreements, dim=1), divergences.unsqueeze(2)], dim=2)
 
 
-def recommended(logits: Tensor, n: int, seen: Tensor | None) -> Tensor:
+def recommended(logits: Tensor, n: int, seen: Tensor | None, catalog: "CatalogShard | None" = None) -> Tensor:
     """The best items [N, min(n, V)] that are not among the seen ones [N, L]; 0 where there are no more."""
-    shown = logits if seen is None else hide_seen(logits.clone(), seen)
-    items, scores = best_in(shown, min(n, logits.shape[1]))
+    shown = logits if seen is None else hide_seen(logits.clone(), seen, catalog)
+    items, scores = best_in(shown, min(n, logits.shape[1] if catalog is None else catalog.num_items), catalog)
     return items.masked_fill(scores == -math.inf, 0)
 
 
@@ -50,11 +59,12 @@ def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
     return torch.where(held > 0, 1 - overlap / held.clamp(min=1), 0.0)
 
 
-def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
+def jensen_shannon(one: Tensor, other: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
     """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2, in nats, between 0 and ln 2: [N] from log p and log q [N, V]."""
     middle = torch.logaddexp(one, other) - math.log(2)
     halves = one.exp() * (one - middle) + other.exp() * (other - middle)
-    return halves.sum(1).div(2).clamp(min=0)
+    summed = halves.sum(1) if catalog is None else catalog.all_sum(halves.sum(1))
+    return summed.div(2).clamp(min=0)
 
 
 class DiversitySums:
@@ -87,14 +97,23 @@ class DiversitySums:
 def compare_members(
     models: Sequence[SequentialModel], batches: Iterable[Batch], sums: DiversitySums, *, exclude_seen: bool
 ) -> Iterator[Columns]:
-    """Add the members' differences on some batches to `sums`; each row's means over the pairs, as columns."""
+    """Add the members' differences on some batches to `sums`; each row's means over the pairs, as columns.
+
+    Where the members hold slices of the catalog, all ranks that share it bring equally many batches, some of them
+    blank.
+    """
+    catalog = models[0].item_table.catalog
     for batch in batches:
         histories, _ = question(batch)
+        shared = None if catalog is None else catalog.share(len(histories), histories.device)
+        seen = histories if shared is None else shared.gather_ids(histories)
         blocks = [
-            differences(logits, sums.top_n, histories[rows] if exclude_seen else None)
-            for rows, logits in logits_by_block(models, histories)
+            differences(logits, sums.top_n, seen[rows] if exclude_seen else None, catalog)
+            for rows, logits in logits_by_block(models, histories, shared)
         ]
-        values = torch.cat(blocks)
+        values = torch.cat(blocks) if shared is None else torch.cat(blocks)[shared.own]
+        if not batch.weights.any():
+            continue
         sums.update(values)
         columns = dict(zip(sums.names, values.mean(1).T.cpu().numpy(), strict=True))
         yield {"row": batch.rows.cpu().numpy(), "user": batch.users.cpu().numpy(), **columns}

@@ -6,12 +6,13 @@ Shapes: B examples of a batch, V items.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from csrec_dist.data.stream import Batch
+from csrec_dist.distributed.catalog import SharedRows
 from csrec_dist.evaluation.calibration import CalibrationSums
 from csrec_dist.evaluation.groups import (
     NUM_DECILES,
@@ -72,11 +73,15 @@ class Examination:
         """Add a lane's batches, about whose targets the facts are known; the columns of `RANKS_SCHEMA`, by batch.
 
         Args:
-            models: one model, or the members that score together; on the batches' device and in evaluation mode.
+            models: one model, or the members that score together; on the batches' device and in evaluation mode. Where
+                they hold slices of the catalog, all ranks that share it bring equally many batches, some of them blank.
             combine: makes one tensor of logits [R, V] of theirs.
         """
         start = 0
         for batch in batches:
+            if not batch.weights.any():
+                self._add_scores(models, combine, batch, torch.zeros_like(batch.rows))
+                continue
             known = facts[start : start + len(batch.rows)]
             start += len(batch.rows)
             true_targets = torch.from_numpy(known.true_targets).long().to(batch.items.device)
@@ -121,20 +126,24 @@ class Examination:
         true_targets: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
+        catalog = models[0].item_table.catalog
         histories, targets = question(batch)
-        ranks, true_ranks = torch.empty_like(targets), torch.empty_like(targets)
-        for rows, parts in logits_by_block(models, histories):
+        shared = None if catalog is None else catalog.share(len(histories), histories.device)
+        asked = _Scored(histories, targets, true_targets, batch.weights).of_group(shared)
+        ranks, true_ranks = torch.empty_like(asked.targets), torch.empty_like(asked.targets)
+        for rows, parts in logits_by_block(models, histories, shared):
             logits = combine(parts)
             if self._calibration:
-                self._calibration.update(logits, targets[rows], batch.weights[rows])
+                self._calibration.update(logits, asked.targets[rows], asked.weights[rows], catalog)
             if self._asked.exclude_seen:
-                hide_seen(logits, histories[rows])
-            ranks[rows] = ranks_in(logits, targets[rows])
-            true_ranks[rows] = ranks_in(logits, true_targets[rows].clamp(min=1))
+                hide_seen(logits, asked.histories[rows], catalog)
+            ranks[rows] = ranks_in(logits, asked.targets[rows], catalog)
+            true_ranks[rows] = ranks_in(logits, asked.true_targets[rows].clamp(min=1), catalog)
             if self._lists:
-                items, scores = best_in(logits, min(max(self._asked.top_n), logits.shape[1]))
-                self._lists.update(items.masked_fill(scores == -math.inf, 0))
-        return ranks, true_ranks, targets
+                items, scores = best_in(logits, min(max(self._asked.top_n), models[0].num_items), catalog)
+                self._lists.update(items.masked_fill(scores == -math.inf, 0)[asked.weights[rows] > 0])
+        own = slice(None) if shared is None else shared.own
+        return ranks[own], true_ranks[own], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
         """Metrics and counts of each group; those by rating are absent where no target has one."""
@@ -163,6 +172,24 @@ class Examination:
         if not self._true.tensor[0]:
             return {}
         return {_true_name(name): value for name, value in self._true.compute().items()}
+
+
+class _Scored(NamedTuple):
+    """What is asked of the examples whose logits are at hand: with slices, of those of all ranks of the group."""
+
+    histories: Tensor
+    targets: Tensor
+    true_targets: Tensor
+    weights: Tensor
+
+    def of_group(self, shared: SharedRows | None) -> "_Scored":
+        """The group's; the weights of other ranks' examples are 0, so that each counts its own."""
+        if shared is None:
+            return self
+        weights = self.weights.new_zeros(sum(shared.counts))
+        weights[shared.own] = self.weights
+        targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
+        return _Scored(shared.gather_ids(self.histories), targets, true_targets, weights)
 
 
 def _true_name(metric: str) -> str:

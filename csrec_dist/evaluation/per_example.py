@@ -58,6 +58,11 @@ class TargetFacts:
             return cls(ratings, np.zeros(len(ratings), np.int32))
         return cls(ratings, dataset.open_lane(split, lane).true_targets()[1])
 
+    @classmethod
+    def none(cls) -> Self:
+        """Those of no rows."""
+        return cls(np.zeros(0, np.float32), np.zeros(0, np.int32))
+
     def __getitem__(self, rows: slice) -> Self:
         """Those of some of the rows."""
         return replace(self, ratings=self.ratings[rows], true_targets=self.true_targets[rows])

@@ -71,10 +71,10 @@ def build(
         return make() if catalog is None else sliced(make, catalog)
 
 
-def load(folder: Path | str) -> SequentialModel:
-    """The model that `save_pretrained` wrote into `folder`, whatever its class.
+def load(folder: Path | str, catalog: "CatalogShard | None" = None) -> SequentialModel:
+    """The model that `save_pretrained` wrote into `folder`, whatever its class; with `catalog`, its slice of the items.
 
     Raises:
         UserError: the folder holds no model, an unknown one, or a broken one.
     """
-    return model_class(pretrained.read_description(folder).model_type).from_pretrained(folder)
+    return model_class(pretrained.read_description(folder).model_type).from_pretrained(folder, catalog)

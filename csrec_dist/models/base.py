@@ -75,6 +75,13 @@ class ItemTable(nn.Module):
         """Logits [.., V] of states [.., d]; column i is item i+1's. Of a slice, those of its items."""
         return F.linear(states, self.weight, self.bias)
 
+    def take(self, catalog: "CatalogShard") -> None:
+        """Hold this slice of the rows from now on, without values yet."""
+        device, self.catalog = self.weight.device, catalog
+        self.weight = nn.Parameter(torch.empty(catalog.num_rows, self.weight.shape[1], device=device))
+        if self.bias is not None:
+            self.bias = nn.Parameter(torch.empty(catalog.num_rows, device=device))
+
     def mean_square(self) -> Tensor:
         """The mean over all V items of a vector's squared norm, without gradient."""
         squares = self.weight.detach().square().sum(1)
@@ -174,13 +181,21 @@ class SequentialModel(nn.Module, ABC):
         return F.pad(logits, (1, 0), value=-math.inf)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write model.safetensors and config.json into `folder`."""
+        """Write model.safetensors and config.json into `folder`.
+
+        Where the item table is split, all ranks of the catalog group call this; the first writes the whole table, one
+        block of rows at a time. The file's bytes do not depend on the split.
+        """
         description = pretrained.describe(self, self.config, self.num_items, self.max_length)
-        pretrained.write(folder, self.state_dict(), description)
+        pretrained.write(folder, self.state_dict(), description, self._sliced(), self.item_table.catalog)
+
+    def _sliced(self) -> list[str]:
+        """Names of what the model holds a slice of."""
+        return [name for name in self.state_dict() if name in ("item_table.weight", "item_table.bias")]
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> Self:
-        """The model that `save_pretrained` wrote, on the CPU, in training mode.
+    def from_pretrained(cls, folder: Path | str, catalog: "CatalogShard | None" = None) -> Self:
+        """The model that `save_pretrained` wrote, on the CPU, in training mode; with `catalog`, with its slice alone.
 
         Raises:
             UserError: the folder holds no model, another model than `cls`, or a broken one.
@@ -190,6 +205,8 @@ class SequentialModel(nn.Module, ABC):
         config = description.parse_config(cls.Config, folder)
         with torch.device("meta"):
             model = cls(config, description.num_items, description.max_length)
+        if catalog is not None:
+            model.item_table.take(catalog)
         model.to_empty(device="cpu")
-        pretrained.read_weights(folder, model)
+        pretrained.read_weights(folder, model, model._sliced(), catalog)
         return model

@@ -1,16 +1,19 @@
 """A model's folder in Hugging Face style: model.safetensors and config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import read_json, save_tensors, write_json
+from csrec_dist.files import StreamedTensor, read_json, save_tensors, stream_tensors, write_json
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogShard
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -56,10 +59,32 @@ def describe(model: nn.Module, config: BaseModel, num_items: int, max_length: in
     )
 
 
-def write(folder: Path | str, weights: Mapping[str, Tensor], description: Description) -> None:
-    """Write a model's folder, its config last: a folder with a config is whole."""
-    save_tensors(Path(folder) / WEIGHTS_FILE, weights, metadata={"format": "pt"})
-    write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
+def write(
+    folder: Path | str,
+    weights: Mapping[str, Tensor],
+    description: Description,
+    sliced: Collection[str] = (),
+    catalog: "CatalogShard | None" = None,
+) -> None:
+    """Write a model's folder, its config last: a folder with a config is whole.
+
+    With `catalog`, the weights called as in `sliced` are its slice, and the group's first rank writes for all.
+    """
+    path, metadata = Path(folder) / WEIGHTS_FILE, {"format": "pt"}
+    if catalog is None:
+        save_tensors(path, weights, metadata)
+    else:
+        whole = {name: StreamedTensor.of(tensor) for name, tensor in weights.items() if name not in sliced}
+        shapes = {name: (catalog.num_items, *weights[name].shape[1:]) for name in sliced}
+        parts = {name: _row_blocks(catalog, weights[name]) for name in sliced}
+        streamed = {name: StreamedTensor(weights[name].dtype, shapes[name], parts[name]) for name in sliced}
+        stream_tensors(path if catalog.group.is_leader else None, whole | streamed, metadata)
+    if catalog is None or catalog.group.is_leader:
+        write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
+
+
+def _row_blocks(catalog: "CatalogShard", rows: Tensor) -> Iterator[Tensor]:
+    return (block for _, block in catalog.row_blocks(rows.detach()))
 
 
 def read_description(folder: Path | str) -> Description:
@@ -71,14 +96,28 @@ def read_description(folder: Path | str) -> Description:
         raise UserError(f"{path} does not describe a model of csrec_dist: {error}") from None
 
 
-def read_weights(folder: Path | str, model: nn.Module) -> None:
-    """Copy the folder's weights into `model`; UserError when they are absent, broken or do not fit."""
+def read_weights(
+    folder: Path | str, model: nn.Module, sliced: Collection[str] = (), catalog: "CatalogShard | None" = None
+) -> None:
+    """Copy the folder's weights into `model`; UserError when they are absent, broken or do not fit.
+
+    With `catalog`, only its rows are read of the weights called as in `sliced`.
+    """
     path = Path(folder) / WEIGHTS_FILE
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load_file(path) if catalog is None else _load_slices(path, sliced, catalog))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist, although its {CONFIG_FILE} does; write the model again.") from None
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); write the model again.") from None
     except RuntimeError as error:
         raise UserError(f"{path} does not fit the {CONFIG_FILE} beside it: {error}") from None
+
+
+def _load_slices(path: Path, sliced: Collection[str], catalog: "CatalogShard") -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys() if name not in sliced}  # noqa: SIM118
+        num_items = {name: file.get_slice(name).get_shape()[0] for name in sliced if name in file.keys()}  # noqa: SIM118
+        if any(num != catalog.num_items for num in num_items.values()):
+            raise RuntimeError(f"tables of {num_items} rows for {catalog.num_items} items")
+        return found | {name: file.get_slice(name)[catalog.first : catalog.stop] for name in num_items}

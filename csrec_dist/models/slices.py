@@ -25,11 +25,11 @@ def sliced(make: Callable[[], ModelT], catalog: "CatalogShard") -> ModelT:
     slices = _TableSlices(catalog)
     with tables_on(torch.device("meta")), slices:
         model = make()
-    table = model.item_table
-    table.weight = nn.Parameter(slices.of(table.weight))
+    table, weight = model.item_table, slices.of(model.item_table.weight)
+    table.take(catalog)
+    table.weight = nn.Parameter(weight)
     if table.bias is not None:
         table.bias = nn.Parameter(torch.zeros(catalog.num_rows))
-    table.catalog = catalog
     return model
 
 

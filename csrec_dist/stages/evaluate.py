@@ -1,6 +1,7 @@
 """Stage evaluate: every trained model of the run on validation and test, and the members against each other."""
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from csrec_dist import models
 from csrec_dist.config import Config
 from csrec_dist.data.lanes import owned_lanes
-from csrec_dist.data.stream import Batch, lane_batches
+from csrec_dist.data.stream import Batch
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
 from csrec_dist.evaluation.examine import Asked, Examination
 from csrec_dist.evaluation.groups import ItemPopularity
@@ -28,7 +29,7 @@ from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
-from csrec_dist.stages.run import EVALUATION_ROWS, Run, cut_offs, evaluate_model
+from csrec_dist.stages.run import Run, cut_offs, evaluate_model, evaluation_batches
 
 
 def trained_models(run: Run) -> dict[str, Path]:
@@ -80,8 +81,8 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(run: Run, folder: Path) -> SequentialModel:
-    """A trained model on this rank's device, in evaluation mode."""
-    return models.load(folder).to(run.runtime.device).eval()
+    """A trained model on this rank's device, in evaluation mode; with its slice of the catalog where that is split."""
+    return models.load(folder, run.layout.shard(run.dataset.num_items)).to(run.runtime.device).eval()
 
 
 def teacher_module(run: Run) -> dict[str, Any]:
@@ -91,7 +92,9 @@ def teacher_module(run: Run) -> dict[str, Any]:
     index = read_index(run.folder / "labels")
     weights = index.weights or [1 / len(index.members)] * len(index.members)
     members = [load(run, run.member_folder(name)) for name in run.config.labelling_names]
-    return {"teachers": examine(run, members, "teachers", partial(COMBINE[index.combine], weights=weights))}
+    catalog = run.layout.shard(run.dataset.num_items)
+    together = partial(COMBINE[index.combine], weights=weights, catalog=catalog)
+    return {"teachers": examine(run, members, "teachers", together)}
 
 
 def examine(
@@ -112,8 +115,9 @@ def examine(
     )
     examination = Examination(asked, ItemPopularity.read(dataset), run.runtime.device)
 
-    def lane_ranks(lane: int) -> Iterator[Columns]:
-        return examination.lane(members, lane_rows(run, lane), TargetFacts.read(dataset, "test", lane), combine)
+    def lane_ranks(lane: int | None) -> Iterator[Columns]:
+        facts = TargetFacts.none() if lane is None else TargetFacts.read(dataset, "test", lane)
+        return examination.lane(members, lane_rows(run, lane), facts, combine)
 
     keep(run, f"{name}-test.parquet", RANKS_SCHEMA, lane_ranks)
     return examination.compute(run.runtime.world.all_reduce_sum)
@@ -124,7 +128,7 @@ def diversity(run: Run) -> dict[str, Any]:
     members = [load(run, run.member_folder(name)) for name in run.config.member_names]
     sums = DiversitySums(run.config.member_names, cut_offs(run), run.runtime.device)
 
-    def lane_differences(lane: int) -> Iterator[Columns]:
+    def lane_differences(lane: int | None) -> Iterator[Columns]:
         exclude_seen = run.config.evaluation.exclude_seen
         return compare_members(members, lane_rows(run, lane), sums, exclude_seen=exclude_seen)
 
@@ -133,17 +137,26 @@ def diversity(run: Run) -> dict[str, Any]:
     return sums.compute()
 
 
-def lane_rows(run: Run, lane: int) -> Iterator[Batch]:
-    """A lane's test rows on the device, in batches that do not depend on the number of ranks."""
-    for batch in lane_batches(run.dataset, "test", [lane], EVALUATION_ROWS):
-        yield batch.to(run.runtime.device)
+def lane_rows(run: Run, lane: int | None) -> Iterator[Batch]:
+    """A lane's test rows on the device, in batches that do not depend on the number of ranks; none of no lane."""
+    return evaluation_batches(run, "test", [] if lane is None else [lane], run.layout)
 
 
-def keep(run: Run, name: str, schema: pa.Schema, lane_columns: Callable[[int], Iterable[Columns]]) -> None:
-    """Write one file of test rows into ranks/, all ranks together, each its own lanes."""
-    path = run.folder / "ranks" / name
-    for lane in owned_lanes(run.dataset.num_lanes, run.runtime.rank, run.runtime.world_size):
-        write_part(path, lane, schema, lane_columns(lane))
+def keep(run: Run, name: str, schema: pa.Schema, lane_columns: Callable[[int | None], Iterable[Columns]]) -> None:
+    """Write one file of test rows into ranks/, all ranks together, each its own lanes.
+
+    Ranks that share the catalog go through equally many lanes: some through none at the end.
+    """
+    path, world = run.folder / "ranks" / name, run.runtime.world_size
+    lanes: list[int | None] = list(owned_lanes(run.dataset.num_lanes, run.runtime.rank, world))
+    if run.layout.catalog.size > 1:
+        lanes += [None] * (-(-run.dataset.num_lanes // world) - len(lanes))
+    for lane in lanes:
+        columns = lane_columns(lane)
+        if lane is None:
+            deque(columns, maxlen=0)
+        else:
+            write_part(path, lane, schema, columns)
     run.runtime.world.barrier()
     run.runtime.on_main(lambda: join_parts(path, run.dataset.splits["test"].num_rows, schema))
 

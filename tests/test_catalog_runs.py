@@ -1,0 +1,101 @@
+"""Whole runs with the catalog split over ranks: the numbers of one process, at every layout of data × catalog."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from safetensors.torch import load_file
+
+from csrec_dist.config import load_config
+from csrec_dist.distributed import Runtime
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json
+from csrec_dist.pipeline import execute
+
+RUN = """
+name: small
+dataset: {path: %s}
+training: {batch_size: 7, max_epochs: 2, learning_rate: 0.01, log_steps: 1, checkpoint_steps: 3}
+evaluation: {top_n: [1, 10], exclude_seen: true}
+"""
+LAYOUTS = [(2, 1), (2, 2), (4, 2), (3, 1), (3, 3)]
+"""(ranks, catalog_parallel); the oracle is one rank."""
+
+RUNS = {
+    "gru4rec": ["model={name: gru4rec, width: 16, dropout: 0}", "method=model_level"],
+    "bert4rec": ["model={name: bert4rec, width: 16, dropout: 0}", "method=training_level", "teachers.noise_rank=4"],
+}
+MEMBERS = {"gru4rec": ["teacher-0", "teacher-1"], "bert4rec": ["side", "main"]}
+
+
+def whole_run(rank: int, world_size: int, dataset: str, output: str, overrides: list[str]) -> None:
+    """A run on all ranks."""
+    path = Path(output) / f"config-{rank}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(RUN % dataset)
+    execute(load_config(path, [f"output={output}", *overrides]), Runtime.start())
+
+
+@pytest.fixture(scope="module")
+def alone(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The runs of one rank."""
+    folders = {}
+    for name, overrides in RUNS.items():
+        output = tmp_path_factory.mktemp(name)
+        run_ranks(whole_run, 1, str(small_dataset), str(output), overrides)
+        folders[name] = output / "small"
+    return folders
+
+
+@pytest.mark.parametrize(("world_size", "catalog_parallel"), LAYOUTS)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_the_same_at_every_layout(
+    small_dataset: Path, alone: dict[str, Path], tmp_path: Path, name: str, world_size: int, catalog_parallel: int
+) -> None:
+    overrides = [*RUNS[name], f"distributed.catalog_parallel={catalog_parallel}"]
+    run_ranks(whole_run, world_size, str(small_dataset), str(tmp_path), overrides)
+    run, expected = tmp_path / "small", alone[name]
+    for folder in ("student", *(f"teachers/{member}" for member in MEMBERS[name])):
+        same_training(run / folder, expected / folder)
+    found, wanted = read_json(run / "metrics.json"), read_json(expected / "metrics.json")
+    for part in ("test", "valid", "groups", "lists", "calibration", "diversity", "models"):
+        assert_close(found.get(part), wanted.get(part))
+    assert read_json(run / "student/metrics.json")["trained_by"]["catalog_parallel"] == catalog_parallel
+    assert not (run / "checkpoints/distill").exists()
+
+
+def same_training(found: Path, expected: Path) -> None:
+    """Loss curve and weights of two trained models agree."""
+    parts = ("loss", "cross_entropy", "divergence")
+    curves = [
+        [[epoch[part] for part in parts] for epoch in read_json(folder / "metrics.json")["epochs"]]
+        for folder in (found, expected)
+    ]
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=1e-4)
+    weights = load_file(found / "model.safetensors")
+    for weight, wanted in load_file(expected / "model.safetensors").items():
+        torch.testing.assert_close(weights[weight], wanted, rtol=1e-3, atol=2e-4)
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    """Equal JSON, floats to 1e-4."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        pairs = ((found[key], wanted[key]) for key in wanted)
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        pairs = zip(found, wanted, strict=True)
+    else:
+        assert found == (pytest.approx(wanted, abs=1e-4, rel=1e-4) if isinstance(wanted, float) else wanted)
+        return
+    for one, other in pairs:
+        assert_close(one, other)
+
+
+def test_a_size_that_does_not_divide_the_ranks_is_refused_before_any_work(small_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2 slices of the catalog do not fit 1 ranks"):
+        whole_run(0, 1, str(small_dataset), str(tmp_path), [*RUNS["gru4rec"], "distributed.catalog_parallel=2"])
+    assert not list(itertools.chain(tmp_path.glob("small/*/*")))
