@@ -119,6 +119,17 @@ def test_killed_three_times_and_resumed_at_2_then_3_then_1_ranks_follows_the_unb
     assert not (tmp_path / "small/checkpoints/distill").exists()
 
 
+def test_killed_and_resumed_with_the_catalog_over_other_numbers_of_ranks_follows_the_unbroken_curve(
+    small_dataset: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    for world_size, catalog_parallel, steps in ((2, 2, 7), (3, 3, 5), (1, 1, 4), (2, 2, None)):
+        settings = [f"distributed.catalog_parallel={catalog_parallel}"]
+        train_on(world_size, str(tmp_path), str(small_dataset), steps, *settings)
+        kept = {path.name.partition("-rows-")[2] for path in tmp_path.rglob("checkpoints/**/*-rows-*")}
+        assert not steps or len(kept) in ((0,) if catalog_parallel == 1 else (catalog_parallel, 2 * catalog_parallel))
+    torch.testing.assert_close(epochs(tmp_path), epochs(unbroken), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("world_size", "steps"), [(1, 5), (1, 13), (2, 9)])
 def test_resumed_at_the_same_number_of_ranks_is_bit_equal(
     small_dataset: Path, tmp_path: Path, world_size: int, steps: int
