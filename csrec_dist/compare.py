@@ -14,7 +14,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.evaluation.groups import rating_group
 from csrec_dist.evaluation.metrics import ndcg, recall, reciprocal_rank
 from csrec_dist.evaluation.significance import Paired, paired
-from csrec_dist.report.pages import metric_title
+from csrec_dist.report.markup import metric_title
 from csrec_dist.runfolder import RunFolder
 from csrec_dist.stagebook import StageBook
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from csrec_dist.errors import UserError
 
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says when memory cannot be had: on the CPU a RuntimeError of its allocator, on a GPU an OutOfMemoryError."""
+"""What torch says when there is none: on the CPU its allocator's RuntimeError, on a GPU an OutOfMemoryError."""
 NUMBERS_PER_WEIGHT = 4
 """A trained weight, its gradient, and Adam's two moments."""
 

@@ -18,15 +18,19 @@ from csrec_dist.teachers import STRATEGIES
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One trained model: its name in the run, its title, and its metrics by split.
+    """One trained model, or the teachers together: its name in the run, its title, and what its evaluation found.
 
-    `test` is empty before the run is evaluated; `valid` is then that of the model's best epoch.
+    `test` is empty before the run is evaluated; `valid` is then that of the model's best epoch. The teachers together
+    have no `valid`. `groups`, `lists` and `calibration` are as in metrics.json, empty where they were not asked for.
     """
 
     name: str
     title: str
     valid: dict[str, float]
     test: dict[str, float]
+    groups: dict[str, dict[str, dict[str, Any]]]
+    lists: dict[str, float]
+    calibration: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -100,25 +104,28 @@ class RunFolder:
 
     @cached_property
     def results(self) -> list[ResultRow]:
-        """Metrics of each trained model, in the order of `trainings`."""
+        """What was found about each trained model, in the order of `trainings`, then about the teachers together."""
+        evaluated = self.metrics.get("models", {})
+        names = [*self.trainings, *(["teachers"] if "teachers" in evaluated else [])]
+        return [self._result(name, evaluated.get(name, {})) for name in names]
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json; empty before the run is evaluated."""
         path = self.folder / "metrics.json"
-        evaluated = read_json(path)["models"] if path.exists() else {}
-        return [
-            ResultRow(
-                name,
-                self.title(name),
-                evaluated.get(name, {}).get("valid") or best_epoch(training).get("valid", {}),
-                evaluated.get(name, {}).get("test", {}),
-            )
-            for name, training in self.trainings.items()
-        ]
+        return read_json(path) if path.exists() else {}
+
+    def _result(self, name: str, found: dict[str, Any]) -> ResultRow:
+        valid = found.get("valid") or best_epoch(self.trainings.get(name, {})).get("valid", {})
+        more = [found.get(part, {}) for part in ("test", "groups", "lists", "calibration")]
+        return ResultRow(name, self.title(name), valid, *more)
 
     def title(self, name: str) -> str:
         """A model's name for readers: the student is named after its method."""
         if name == "student":
             method = self.config.method
             return f"{'Base' if method == 'base' else STRATEGIES[method].title} student"
-        return "Base" if name == "base" else name
+        return {"base": "Base", "teachers": "teachers together"}.get(name, name)
 
     @cached_property
     def labels(self) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """Weights from elsewhere: RecBole checkpoints of the models here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,9 @@ class Converter(NamedTuple):
     mask_token: bool = False
 
 
-def from_recbole(state_dict: Weights, config: Mapping[str, Any]) -> SequentialModel:
+def from_recbole(
+    state_dict: Weights, config: Mapping[str, Any], *, items: Sequence[int] | None = None
+) -> SequentialModel:
     """The model whose scores equal those of a RecBole checkpoint, in training mode.
 
     RecBole's BERT4Rec drops the oldest item of every history, for a place for the mask; the model here only drops
@@ -43,17 +45,21 @@ def from_recbole(state_dict: Weights, config: Mapping[str, Any]) -> SequentialMo
         state_dict: RecBole's parameters by name, row 0 of `item_embedding.weight` being padding.
         config: RecBole's config; its `model` names the model, else the parameters' names tell it.
             `MAX_ITEM_LIST_LENGTH` (default 50) is the longest history where no position embedding says so.
+        items: RecBole's number of each item of the dataset here, in the order of its items.parquet: what its
+            `dataset.token2id` gives for the raw ids. None where both number the items alike: RecBole in the order in
+            which they appear among what it kept of the log, `prepare` in that of the whole log.
 
     Raises:
-        UserError: an unknown model, a missing key, parameters that do not fit, or a setting of
-            RecBole's that the model here does not have.
+        UserError: `items` not of the checkpoint, an unknown model, a missing key, parameters that do not fit, or a
+            setting of RecBole's that the model here does not have.
     """
     converter = _converter(state_dict, config)
     num_items = _parameter(state_dict, "item_embedding.weight").shape[0] - 1 - converter.mask_token
+    order = _order(items, num_items)
     max_length = _max_length(state_dict, config) - converter.mask_token
-    model = build(_config(converter, config), num_items, max_length, seed=0)
-    items = state_dict["item_embedding.weight"][1 : num_items + 1]
-    weights = {"item_table.weight": items, **converter.weights(state_dict)}
+    model = build(_config(converter, config), len(order), max_length, seed=0)
+    weights = {"item_table.weight": state_dict["item_embedding.weight"][1:], **converter.weights(state_dict)}
+    weights |= {name: weights[name][order] for name in weights if name.startswith("item_table.")}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -69,6 +75,18 @@ def _converter(state_dict: Weights, config: Mapping[str, Any]) -> Converter:
         received = f"names {name!r}" if name else "names no model and its parameters tell none"
         raise UserError(f"The RecBole config {received}; give `model`, one of {', '.join(sorted(RECBOLE))}.")
     return RECBOLE[name]
+
+
+def _order(items: Sequence[int] | None, num_items: int) -> Tensor:
+    """Where each of our items stands among RecBole's [V], from 0."""
+    if items is None:
+        return torch.arange(num_items)
+    if len(set(items)) < len(items) or not all(1 <= item <= num_items for item in items):
+        raise UserError(
+            f"`items` must hold {len(items)} different numbers of 1 to {num_items}, items of the RecBole checkpoint; "
+            "give RecBole's number of each item of the dataset."
+        )
+    return torch.tensor(items) - 1
 
 
 def _config(converter: Converter, config: Mapping[str, Any]) -> ModelConfig:

@@ -51,14 +51,25 @@ def _numbers(points: list[dict]) -> list[int]:
 
 
 def _draw(path: Path, ylabel: str, curves: list[Curve]) -> Path:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Axes = figure.subplots()
+    figure, axes = new_figure()
     for label, colour, style, numbers, values in curves:
         axes.plot(numbers, values, style, color=colour, label=label, marker="." if len(values) == 1 else None)
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return save_figure(figure, path)
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """A figure of the report's size with one plot, which needs no display."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Axes = figure.subplots()
     axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure, its legend beside the plot, as PNG; the path."""
     figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=DOTS_PER_INCH)
     return path

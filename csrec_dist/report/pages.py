@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ import markdown
 
 from csrec_dist.files import write_text
 from csrec_dist.report.curves import draw_curves
+from csrec_dist.report.diagrams import draw_diagrams
+from csrec_dist.report.findings import findings
+from csrec_dist.report.markup import images, number, table
 from csrec_dist.report.tables import NONE, figure
 from csrec_dist.report.times import HEADER, time_shares
 from csrec_dist.runfolder import RunFolder, best_epoch
@@ -37,7 +40,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 14px; }}
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write report/report.md, report.html and the curves of a run, finished or not; the path of the HTML page.
+    """Write report/report.md, report.html and the figures of a run, finished or not; the path of the HTML page.
 
     Raises:
         UserError: the folder is not a run's.
@@ -45,20 +48,20 @@ def write_report(folder: Path | str) -> Path:
     run = RunFolder(folder)
     target = run.folder / "report"
     target.mkdir(exist_ok=True)
-    curves = draw_curves(run, target)
-    page = "\n\n".join(_sections(run, curves)) + "\n"
+    curves, diagrams = draw_curves(run, target), draw_diagrams(run, target)
+    page = "\n\n".join(_sections(run, curves, diagrams)) + "\n"
     write_text(target / "report.md", page)
-    write_text(target / "report.html", _to_html(page, run.config.name, curves.values()))
+    write_text(target / "report.html", _to_html(page, run.config.name, [*curves.values(), *diagrams.values()]))
     return target / "report.html"
 
 
-def _sections(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
+def _sections(run: RunFolder, curves: dict[str, Path], diagrams: dict[str, Path]) -> Iterable[str]:
     config = run.config
     yield f"# Run `{config.name}`"
     yield f"Method `{config.method}`, model `{config.model.name}`, seed {config.seed}."
     if run.missing:
         yield f"**This run is not finished.** Stages not done yet: {', '.join(run.missing)}."
-    yield from _results(run)
+    yield from findings(run, diagrams)
     yield from _trainings(run, curves)
     yield from _stages(run)
     yield from _dataset(run)
@@ -67,25 +70,12 @@ def _sections(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
     yield f"```yaml\n{config.to_yaml().rstrip()}\n```"
 
 
-def _results(run: RunFolder) -> Iterable[str]:
-    yield "## Metrics"
-    if not run.results:
-        yield "No model is trained yet."
-    for split, title in (("test", "Test"), ("valid", "Validation")):
-        names = list(dict.fromkeys(name for row in run.results for name in getattr(row, split)))
-        if names:
-            yield f"### {title}"
-            rows = [[row.title, *(figure(getattr(row, split), name) for name in names)] for row in run.results]
-            yield table(["model", *map(metric_title, names)], rows)
-
-
 def _trainings(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
     if run.trainings:
         yield "## Training"
         header = ["model", "seed", "epochs", "best epoch", "best validation NDCG@10", "seconds", "examples/s"]
         yield table([*header, "waited for data"], [_training_row(run.title(n), t) for n, t in run.trainings.items()])
-    for title, path in curves.items():
-        yield f"![{title}]({path.name})"
+    yield from images(curves)
 
 
 def _training_row(title: str, training: dict[str, Any]) -> list[str]:
@@ -144,31 +134,6 @@ def _labels(run: RunFolder) -> Iterable[str]:
         ["share of the dense equivalent", f"{labels['ratio']:.2%}"],
     ]
     yield table(["soft labels", "value"], rows)
-
-
-def metric_title(name: str) -> str:
-    """A metric's name for readers: Recall@10, NDCG@10, MRR."""
-    return name.capitalize() if name.startswith("recall") else name.upper()
-
-
-def number(value: Any) -> str:
-    """A statistic for readers: thousands separated, six significant digits, a dash for none."""
-    if value is None:
-        return NONE
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; what its cells hold is text, never markup."""
-    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    for sign in "\\`*_[]|":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped
 
 
 def _to_html(page: str, title: str, images: Iterable[Path]) -> str:

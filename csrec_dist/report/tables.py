@@ -1,5 +1,6 @@
 """The tables at the end of a run, for the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,8 @@ NONE = "–"
 
 
 def results_table(folder: Path | str) -> list[ResultRow]:
-    """The run's models with their metrics: Base if it was trained, the student, then each teacher.
+    """The run's models with their metrics: Base if it was trained, the student, each teacher, and the
+    teachers together where several make the soft labels.
 
     Raises:
         UserError: the folder is not a run's.
@@ -19,9 +21,10 @@ def results_table(folder: Path | str) -> list[ResultRow]:
     return RunFolder(folder).results
 
 
-def figure(metrics: dict[str, float], name: str) -> str:
+def figure(metrics: Mapping[str, float | None], name: str) -> str:
     """A metric with four decimals, or a dash where there is none."""
-    return f"{metrics[name]:.4f}" if name in metrics else NONE
+    value = metrics.get(name)
+    return NONE if value is None else f"{value:.4f}"
 
 
 def print_results(folder: Path | str, console: Console) -> None:

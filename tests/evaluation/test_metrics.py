@@ -108,3 +108,22 @@ def test_torchmetrics_agrees() -> None:
             }
             for metric, value in theirs.items():
                 assert float(metric(rank, n)) == pytest.approx(float(value), rel=1e-5), metric
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_means_over_rows_agree_with_torchmetrics(n: int) -> None:
+    retrieval = pytest.importorskip("torchmetrics.retrieval")
+    generator = torch.Generator().manual_seed(n)
+    scores = 0.1 + torch.rand(60, 40, generator=generator)
+    targets = torch.randint(1, 41, (60,), generator=generator)
+    sums = MetricSums([n])
+    for rows in torch.arange(60).split(17):
+        ranks = target_ranks(torch.eye(len(rows)), scores[rows].T.contiguous(), targets[rows])
+        sums.update(ranks, torch.ones(len(rows)))
+    names = {"recall": "RetrievalRecall", "ndcg": "RetrievalNormalizedDCG", "mrr": "RetrievalMRR"}
+    relevant = torch.arange(1, 41) == targets.unsqueeze(1)
+    queries = torch.arange(60).unsqueeze(1).expand(60, 40)
+    for name, theirs in names.items():
+        metric = getattr(retrieval, theirs)(top_k=n)
+        metric.update(scores.flatten(), relevant.flatten(), indexes=queries.flatten())
+        assert sums.compute()[f"{name}@{n}"] == pytest.approx(float(metric.compute()), rel=1e-5), name

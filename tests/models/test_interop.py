@@ -75,3 +75,19 @@ def test_what_cannot_be_read_is_said(reference_data: Callable[[str], Any]) -> No
         from_recbole(gru4rec.weights, {**gru4rec.config, "hidden_size": 25})
     with pytest.raises(UserError, match=r"no parameter 'item_embedding.weight'"):
         from_recbole({"dense.bias": torch.zeros(3)}, {"model": "GRU4Rec"})
+
+
+@pytest.mark.parametrize("name", sorted(RECBOLE))
+def test_items_numbered_otherwise_keep_their_scores(name: str, reference_data: Callable[[str], Any]) -> None:
+    reference = reference_data(name)
+    items = torch.randperm(100, generator=torch.Generator().manual_seed(0)) + 1
+    model = from_recbole(reference.weights, reference.config, items=items.tolist()).eval()
+    ours = torch.zeros(101, dtype=torch.int64)
+    ours[items] = torch.arange(1, 101)
+    histories = kept(name, reference)
+    compared = histories[:, -1 if name in FULL_HISTORIES_ONLY else 0] != 0
+    scores = model.score(ours[histories[compared]])
+    torch.testing.assert_close(scores[:, 1:], reference.scores[compared][:, items], rtol=0, atol=1e-5)
+    for wrong in ([1, 1], [0], [101]):
+        with pytest.raises(UserError, match="different numbers of 1 to 100"):
+            from_recbole(reference.weights, reference.config, items=wrong)

@@ -1,0 +1,151 @@
+"""What evaluation found about a run's models, as sections of its report; what was not asked for is left out."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.evaluation.calibration import NUM_BINS
+from csrec_dist.report.diagrams import DECILES, RELIABILITY
+from csrec_dist.report.markup import images, metric_title, table
+from csrec_dist.report.tables import NONE, figure
+from csrec_dist.runfolder import ResultRow, RunFolder
+
+GROUP_METRIC = "ndcg@10"
+GROUPINGS = {
+    "rating": "rating of the target",
+    "popularity": "popularity of the target",
+    "popularity_decile": "decile of the target's popularity",
+    "history_length": "items in the history",
+}
+OF_TRUE = "_true"
+
+
+def findings(run: RunFolder, diagrams: Mapping[str, Path]) -> Iterator[str]:
+    """The sections in their order; `diagrams` by title, each shown where its section is."""
+    yield from _metrics(run)
+    yield from _groups(run.results, diagrams)
+    yield from _lists(run.results)
+    yield from _calibration(run.results, diagrams)
+    yield from _diversity(run.metrics.get("diversity", {}))
+
+
+def _metrics(run: RunFolder) -> Iterator[str]:
+    yield "## Metrics"
+    if not run.results:
+        yield "No model is trained yet."
+    tests = {row.title: row.test for row in run.results}
+    names = _names(tests.values())
+    rated = [name for name in names if name.partition("@")[0].endswith(("+", "-"))]
+    true = [name for name in names if OF_TRUE in name]
+    plain = [name for name in names if name not in (*rated, *true)]
+    yield from _by_model("### Test", plain, tests)
+    if rated:
+        delta = f"δ = {run.config.evaluation.min_rating:g}"
+        lines = f"⁺: over the test rows whose target is rated at least {delta}; ⁻: over those rated below."
+        yield from _by_model(f"### Test, by rating\n\n{lines}", rated, tests)
+    titles = [metric_title(name.replace(OF_TRUE, "")) for name in true]
+    lines = "Ranks of the items that users truly preferred, in place of the logged targets."
+    yield from _by_model(f"### Test, true targets\n\n{lines}", true, tests, titles)
+    valid = {row.title: row.valid for row in run.results}
+    yield from _by_model("### Validation", _names(valid.values()), valid)
+
+
+def _names(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for metrics in found for name in metrics))
+
+
+def _by_model(
+    head: str,
+    names: Sequence[str],
+    found: Mapping[str, Mapping[str, float | None]],
+    titles: Sequence[str] | None = None,
+) -> Iterator[str]:
+    """A heading and a table of these metrics, one row for each model that has some; nothing without metrics."""
+    rows = [[title, *(figure(metrics, name) for name in names)] for title, metrics in found.items() if metrics]
+    if names and rows:
+        yield head
+        yield table(["model", *(titles or map(metric_title, names))], rows)
+
+
+def _groups(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Iterator[str]:
+    """NDCG@10 of all models in each group of test rows: a table for each way of grouping."""
+    grouped = [row for row in results if row.groups]
+    if not grouped:
+        return
+    yield "## Groups of test rows"
+    yield f"{metric_title(GROUP_METRIC)} in each group; the other metrics are in metrics.json."
+    for name, title in GROUPINGS.items():
+        if name in grouped[0].groups:
+            yield table([title, "rows", *(row.title for row in grouped)], _group_rows(grouped, name))
+    yield from _shown(diagrams, DECILES)
+
+
+def _group_rows(grouped: Sequence[ResultRow], name: str) -> Iterator[list[str]]:
+    for group, metrics in grouped[0].groups[name].items():
+        values = [figure(row.groups[name][group], GROUP_METRIC) for row in grouped]
+        yield [_group_title(name, group), f"{metrics['count']:,}", *values]
+
+
+def _group_title(name: str, group: str) -> str:
+    if name == "popularity_decile":
+        return {"1": "1 (most popular items)", "10": "10 (least popular items)"}.get(group, group)
+    return {"popular_20%": "most popular 20% of the items", "rest_80%": "other 80%"}.get(group, group.replace("_", " "))
+
+
+def _lists(results: Sequence[ResultRow]) -> Iterator[str]:
+    found = {row.title: row.lists for row in results if row.lists}
+    names = _names(found.values())
+    if not names:
+        return
+    yield "## Recommended lists"
+    yield (
+        "Coverage is the share of the catalog in at least one list; the Gini index, between 0 and 1, says how unevenly "
+        "the lists use the items; average popularity is the mean training count of what they hold."
+    )
+    titles = [name.replace("_", " ").capitalize().replace("Gini", "Gini index") for name in names]
+    rows = [[title, *(_list_figure(lists, name) for name in names)] for title, lists in found.items()]
+    yield table(["model", *titles], rows)
+
+
+def _list_figure(lists: Mapping[str, float], name: str) -> str:
+    if name.startswith("average_popularity"):
+        return f"{lists[name]:,.1f}" if name in lists else NONE
+    return figure(lists, name)
+
+
+def _calibration(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Iterator[str]:
+    found = {row.title: row.calibration for row in results if row.calibration}
+    if not found:
+        return
+    yield "## Calibration"
+    yield (
+        "Confidence is the probability of a model's first item in the whole catalog, at T = 1; accuracy is the share "
+        "of test rows in which that item is the target; ECE is the expected calibration error in "
+        f"{NUM_BINS} bins of confidence."
+    )
+    names = ("ece", "confidence", "accuracy")
+    rows = [[title, *(figure(values, name) for name in names)] for title, values in found.items()]
+    yield table(["model", "ECE", "mean confidence", "accuracy"], rows)
+    yield from _shown(diagrams, RELIABILITY)
+
+
+def _diversity(found: Mapping[str, Any]) -> Iterator[str]:
+    """How much the members differ: each pair, and the mean where there are several pairs."""
+    if not found:
+        return
+    names = [name for name in found if name not in ("count", "pairs")]
+    yield "## Diversity of the teachers"
+    yield (
+        f"Means over {found['count']:,} test rows. Disagreement@n is the share of the top-n list that two members do "
+        f"not have in common; the Jensen–Shannon divergence of their probabilities is at most ln 2 = {math.log(2):.4f}."
+    )
+    rows = [[", ".join(pair["members"]), *(figure(pair, name) for name in names)] for pair in found["pairs"]]
+    if len(rows) > 1:
+        rows.append(["mean of the pairs", *(figure(found, name) for name in names)])
+    titles = {"jensen_shannon": "Jensen–Shannon divergence, nats"}
+    yield table(["members", *(titles.get(name, name.capitalize()) for name in names)], rows)
+
+
+def _shown(diagrams: Mapping[str, Path], title: str) -> Iterable[str]:
+    return images({title: diagrams[title]} if title in diagrams else {})
