@@ -26,7 +26,7 @@ class DataParallel(Engine):
         super().__init__(module, layout, device, updates)
         self._slices = slices_of(module)
         self._wrapped = self._wrap()
-        self._optimizer = torch.optim.Adam(module.parameters(), lr=updates.learning_rate)
+        self._optimizer = torch.optim.Adam(module.parameters(), lr=updates.learning_rate, fused=True)
         self._names = [name for name, _ in module.named_parameters()]
 
     def _wrap(self) -> nn.Module:
