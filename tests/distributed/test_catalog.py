@@ -11,7 +11,6 @@ from torch import nn
 
 from csrec_dist.distributed import catalog as module
 from csrec_dist.distributed.catalog import CatalogShard, average_slices, in_step, slices_of
-from csrec_dist.distributed.dtensors import as_dtensor
 from csrec_dist.distributed.groups import Group
 
 NUM_ITEMS, WIDTH = 10, 3
@@ -97,7 +96,6 @@ def share(rank: int, world_size: int) -> dict[str, Any]:
         "ids": ids.tolist(),
         "steps": list(kept),
         "sum": shard.log_sum_exp(sums + torch.tensor([0.0 if rank == 1 else -torch.inf, 0, 0]).nan_to_num()).tolist(),
-        "whole": as_dtensor(shard, shard.cut(whole_table())).full_tensor().numpy(),
         "grad": weight.grad.tolist(),
     }
 
@@ -110,7 +108,6 @@ def test_what_ranks_share() -> None:
     for rank, found in enumerate(results):
         assert np.array_equal(found["gathered"], expected)
         assert np.array_equal(found["columns"], expected[:, bounds[rank] : bounds[rank + 1]])
-        assert np.array_equal(found["whole"], whole_table().numpy())
         assert found["ids"] == [[1, 0, 0], [1, 0, 0], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
         np.testing.assert_allclose(found["gradient"], np.full((len(rows[rank]), NUM_ITEMS), 0.006), rtol=4e-3)
         assert found["steps"] == [rank] * rank + [-1] * (2 - rank)
