@@ -22,6 +22,9 @@ class BERT4RecConfig(TransformerConfig):
 
     name: Literal["bert4rec"] = "bert4rec"
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
+    positions_from: Literal["end", "start"] = Field(
+        "end", description="positions count back from the mask, or forth from the oldest item (RecBole)"
+    )
     mask_ratio: float = Field(0.2, ge=0, lt=1, description="share of a window's items that are masked at random")
     prefixes: int = Field(4, ge=1, strict=True, description="prefixes of a window with the mask at their end, a step")
 
@@ -30,6 +33,8 @@ class BERT4Rec(SequentialModel):
     """(item or mask + position) → LayerNorm → dropout → post-norm layers → linear → GELU → LayerNorm.
 
     The state of a history is that of a mask appended to it, so there is a position more than the longest history has.
+    Counted from the start, the masks behind the longest histories, which only evaluation has, stand where no mask was
+    trained; counted from the end they all stand at position 0.
     """
 
     Config = BERT4RecConfig
@@ -108,8 +113,15 @@ class BERT4Rec(SequentialModel):
         """States [B, Q, d] at the positions `asked` [B, Q], or at all, of items [B, L], some of them masked."""
         seen = (items != 0) | masked
         vectors = torch.where(masked.unsqueeze(-1), self.mask, self.item_table(items))
-        states = self.dropout(self.norm(vectors + self.positions[: items.shape[1]]))
+        states = self.dropout(self.norm(vectors + self._positions(seen)))
         *first, last = self.layers
         for layer in first:
             states = layer(states, seen)
         return self.output_norm(F.gelu(self.output(last(states, seen, asked))))
+
+    def _positions(self, seen: Tensor) -> Tensor:
+        """Position vectors [L, d] or [B, L, d] of windows whose items and masks are `seen` [B, L]."""
+        places = torch.arange(seen.shape[1], device=seen.device)
+        if self.config.positions_from == "start":
+            return self.positions[places]
+        return self.positions[(seen.sum(1, keepdim=True) - 1 - places).clamp(min=0)]

@@ -206,7 +206,7 @@ def _sasrec_config(config: Mapping[str, Any]) -> SASRecConfig:
 
 
 def _bert4rec_config(config: Mapping[str, Any]) -> BERT4RecConfig:
-    return BERT4RecConfig(mask_ratio=config["mask_ratio"], **_transformer_keys(config))
+    return BERT4RecConfig(mask_ratio=config["mask_ratio"], positions_from="start", **_transformer_keys(config))
 
 
 def _transformer_keys(config: Mapping[str, Any]) -> dict[str, Any]:

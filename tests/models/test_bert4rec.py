@@ -10,7 +10,7 @@ from csrec_dist.models import SequentialModel, TrainingInputs, TrainingStates, b
 NUM_ITEMS, MAX_LENGTH, WIDTH, NUM_HEADS = 31, 9, 8, 2
 
 
-def make(**keys: float) -> SequentialModel:
+def make(**keys: float | str) -> SequentialModel:
     small = {"width": WIDTH, "num_heads": NUM_HEADS, "inner_width": 12}
     config = config_class("bert4rec").model_validate(small | keys)
     model = build(config, NUM_ITEMS, MAX_LENGTH, 3).double().eval()
@@ -49,7 +49,10 @@ def oracle(model: SequentialModel, history: list[int]) -> torch.Tensor:
     """The state of a history: of a mask behind it that reads, and is read by, all its items."""
     w = model.state_dict()
     vectors = [w["item_table.weight"][item - 1] for item in history] + [w["mask"][0]]
-    x = [norm(w, "norm", vector + w["positions"][place]) for place, vector in enumerate(vectors)]
+    places = [*range(len(vectors))]
+    if model.config.positions_from == "end":
+        places.reverse()
+    x = [norm(w, "norm", vector + w["positions"][place]) for place, vector in zip(places, vectors, strict=True)]
     for layer in ("layers.0.", "layers.1."):
         parts = [linear(w, layer + "query_key_value", vector).split(WIDTH) for vector in x]
         keys, values = [part[1] for part in parts], [part[2] for part in parts]
@@ -86,8 +89,9 @@ def given(model: SequentialModel, inputs: TrainingInputs) -> tuple[TrainingState
     return trained, trained.places
 
 
-def test_every_prefix_has_the_state_of_a_mask_behind_it() -> None:
-    model = make()
+@pytest.mark.parametrize("positions_from", ["end", "start"])
+def test_every_prefix_has_the_state_of_a_mask_behind_it(positions_from: str) -> None:
+    model = make(positions_from=positions_from)
     histories = [[4], [7, 7], [1, 2, 3, 2, 1], list(range(1, MAX_LENGTH + 1))]
     padded = torch.tensor([history + [0] * (MAX_LENGTH - len(history)) for history in histories])
     with torch.no_grad():
@@ -191,3 +195,19 @@ def test_a_batch_without_items_trains_nothing() -> None:
     trained.states.sum().backward()
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == ["item_table.bias"]
+
+
+def test_a_mask_behind_the_longest_history_stands_where_masks_are_trained() -> None:
+    model = make().train()
+    shorter = windows([4, 6, 5])
+    trained = model.training_states(shorter)
+    trained.states.square().sum().backward()
+    gradient = model.get_parameter("positions").grad
+    assert gradient is not None
+    moved = gradient.abs().sum(1) > 0
+    assert moved.tolist() == [True] * 6 + [False] * (MAX_LENGTH - 5)
+    with torch.no_grad():
+        model.eval().get_parameter("positions")[~moved] += 100.0
+        longest = torch.arange(1, MAX_LENGTH + 1).unsqueeze(0)
+        assert not torch.equal(model.encode_last(longest), model.encode_last(longest[:, -5:]))
+        assert torch.equal(model.encode_last(longest[:, -5:]), make().encode_last(longest[:, -5:]))
