@@ -294,8 +294,15 @@ def _labels_folder(folder: Path) -> Path:
 def _labels_info(options: argparse.Namespace) -> int:
     from csrec_dist.labels import info
 
-    for name, value in info(_labels_folder(options.folder), options.items).items():
+    figures = info(_labels_folder(options.folder), options.items)
+    measured = figures.pop("measured")
+    for name, value in figures.items():
         print(f"{name:28} {value}")
+    if measured:
+        errors = measured.pop("errors")
+        print("measured".ljust(28), ", ".join(f"{name} {value}" for name, value in measured.items()))
+        for error in errors:
+            print(" " * 28, ", ".join(f"{name} {value}" for name, value in error.items()))
     return 0
 
 

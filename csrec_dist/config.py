@@ -58,8 +58,9 @@ class TeacherOptions(Section):
 class LabelOptions(Section):
     """`labels`: how soft labels are combined and kept."""
 
-    form: Literal["factored", "dense"] = Field(
-        "factored", description="states and item tables, or whole rows of logits"
+    form: Literal["factored", "dense", "topk", "auto"] = Field(
+        "factored",
+        description="states and item tables, whole rows of logits, or the largest logits; auto: see tolerance",
     )
     combine: Combine = Field(
         "logit_mean", description="mean logits (Alg. 1, line 7), weighted logits, or mean probabilities"
@@ -67,7 +68,13 @@ class LabelOptions(Section):
     weights: list[float] | Literal["fitted"] | None = Field(
         None, description="the members' weights for weighted and prob_mean; fitted: on validation, for weighted"
     )
-    dtype: Literal["float32"] = Field("float32", description="number format of the cache")
+    keep: int = Field(256, ge=1, strict=True, description="K, logits kept of an example in form topk")
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
+        "float16", description="number format of what is kept of an example; auto: see tolerance"
+    )
+    tolerance: float = Field(
+        1e-3, ge=0, description="nats that the fewest bytes chosen by auto may cost, measured at the student's T and kl"
+    )
 
 
 class LoopOptions(Section):
@@ -203,6 +210,18 @@ class Config(Section):
         return self._pretrained_names or list(self.strategy.labelling)
 
     @property
+    def label_settings(self) -> dict[str, Any]:
+        """What decides the labels of given members: with the student's T and kl only where labels depend on them."""
+        names, form = {"form", "combine", "weights", "dtype"}, self.labels.form
+        is_auto = "auto" in (form, self.labels.dtype)
+        names |= {"keep"} if form in ("topk", "auto") else set()
+        names |= {"tolerance"} if is_auto else set()
+        settings = self.labels.model_dump(mode="json", include=names)
+        if is_auto or form == "topk":
+            settings |= self.training.model_dump(include={"temperature", "kl"} if is_auto else {"temperature"})
+        return settings
+
+    @property
     def _pretrained_names(self) -> list[str]:
         return [f"teacher-{k}" for k in range(len(self.teachers.pretrained))]
 
@@ -308,10 +327,32 @@ def _impossible(config: Config) -> list[str]:
         problems.append(f"teachers.num: method {config.method} has {config.num_members} members; leave it out.")
     if config.baseline and config.method == "base":
         problems.append("baseline: method base already is the baseline; leave it out.")
-    if labels.form == "dense" and not has_members:
+    if labels.form != "factored" and not has_members:
         problems.append(f"labels.form: method {config.method} keeps no labels; leave it out.")
+    if labels.form == "topk" and config.training.kl != "forward":
+        problems.append(
+            f"labels.form: topk keeps some items of a row, and training.kl {config.training.kl} is infinite on the "
+            "others; choose training.kl forward, or labels.form factored."
+        )
+    if config.distributed.catalog_parallel > 1:
+        problems += _impossible_in_slices(config)
     if not problems and has_members:
         problems += _impossible_combination(config)
+    return problems
+
+
+def _impossible_in_slices(config: Config) -> list[str]:
+    problems = []
+    if config.labels.form == "dense":
+        problems.append(
+            "labels.form: dense needs whole rows of logits, which ranks that share a catalog do not have; choose "
+            "factored or topk, or distributed.catalog_parallel 1."
+        )
+    if config.labels.weights == "fitted":
+        problems.append(
+            "labels.weights: fitted needs whole item tables, which ranks that share a catalog do not have; give the "
+            "weights, or choose distributed.catalog_parallel 1."
+        )
     return problems
 
 
@@ -320,7 +361,8 @@ def _impossible_combination(config: Config) -> list[str]:
     if labels.weights == "fitted":
         fits = labels.combine == "weighted"
         return [] if fits else [f"labels.weights: fitted goes with combine weighted, not {labels.combine}."]
-    problem = combining_problem(labels.combine, labels.weights, len(config.labelling_names), labels.form)
+    form = "factored" if labels.form == "auto" else labels.form
+    problem = combining_problem(labels.combine, labels.weights, len(config.labelling_names), form)
     return [f"labels: {problem}"] if problem else []
 
 

@@ -15,6 +15,7 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.mesh import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
 from csrec_dist.labels import label_bytes
+from csrec_dist.labels.index import FORMS
 from csrec_dist.models import ModelConfig, config_class, model_class
 from csrec_dist.models.pretrained import read_description
 from csrec_dist.pipeline import stages_of
@@ -133,7 +134,7 @@ class _Planner:
     def _labelling(self) -> list[PlanRow]:
         names = self.config.labelling_names
         rows = []
-        for column in label_columns(len(names), self.world_size):
+        for column in label_columns(len(names), self.world_size, self.config.distributed.catalog_parallel):
             held = [
                 f"rank {rank}: " + ", ".join(names[k] for k in column.members_of(place, len(names)))
                 for place, rank in enumerate(column.ranks)
@@ -157,7 +158,8 @@ class _Planner:
         if self._dataset is None:
             return []
         student, members = self._size(self.config.model), [self._size(member) for member in self._members]
-        tables = sum(member.item_table for member in members) if self.config.labels.form == "factored" else 0
+        has_tables = self.config.labels.form in ("factored", "auto")
+        tables = sum(member.item_table for member in members) if has_tables else 0
         trained = [] if self.config.teachers.pretrained else members
         held = max([MODEL_COPIES * student.parameters + tables, *(MODEL_COPIES * m.parameters for m in trained)])
         text = f"{mebibytes(held)} and the activations of about {self._windows_of_a_rank()} windows"
@@ -177,15 +179,15 @@ class _Planner:
         examples, items = self._dataset.splits["train"].num_examples, self._dataset.num_items
         members = dict(zip(self.config.member_names, self._members, strict=True))
         widths = [members[name].width for name in self.config.labelling_names]
-        used = self.config.labels.form
-        sizes = {
-            "factored": label_bytes("factored", examples, items, widths, has_bias, self.config.labels.combine),
-            "dense": label_bytes("dense", examples, items, widths),
-        }
+        options = self.config.labels
+        dtype = "float16" if options.dtype == "auto" else options.dtype
+        of_one = examples, items, widths, has_bias, options.combine, dtype, options.keep
         return [
-            PlanRow("bytes", f"soft labels, {form}{' (used)' * (form == used)}", mebibytes(size))
-            for form, size in sizes.items()
-        ]
+            PlanRow("bytes", f"soft labels, {form}{' (used)' * (form == options.form)}", mebibytes(size))
+            for form, size in ((form, label_bytes(form, *of_one)) for form in FORMS)
+        ] + [PlanRow("bytes", "soft labels", f"in {dtype}; form and number type are chosen when they are written")] * (
+            "auto" in (options.form, options.dtype)
+        )
 
     def _windows_of_a_rank(self) -> int:
         """Windows of a batch on the rank with the most lanes, for a model that all ranks train."""

@@ -114,7 +114,7 @@ def _label(run: Path, dataset: Dataset) -> None:
         for k, folder in enumerate(folders)
     ]
     column = label_columns(len(named), 1)[0]
-    write_labels(run / "labels", dataset, members, named, column, ALONE, ALONE, form="factored", device=CPU)
+    write_labels(run / "labels", dataset, members, named, column, ALONE, ALONE, device=CPU)
 
 
 def _metrics(value: float) -> dict[str, dict[str, float]]:

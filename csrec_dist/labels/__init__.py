@@ -5,9 +5,11 @@ from csrec_dist.labels.checking import info, verify
 from csrec_dist.labels.combining import COMBINES, Combine, combining_problem
 from csrec_dist.labels.index import LabelIndex, LabelMember, label_bytes, read_index
 from csrec_dist.labels.labeller import live_labels
+from csrec_dist.labels.measuring import Wanted
 from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
 from csrec_dist.labels.writing import write_labels
 from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
+from csrec_dist.objectives.top_k_labels import TopKLabels
 
 __all__ = [
     "COMBINES",
@@ -21,6 +23,8 @@ __all__ = [
     "MixtureLabels",
     "PopularityLabels",
     "SoftLabels",
+    "TopKLabels",
+    "Wanted",
     "combining_problem",
     "info",
     "label_bytes",

@@ -14,9 +14,10 @@ from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.errors import UserError
 from csrec_dist.labels.checking import file_problem, foreign_to
 from csrec_dist.labels.combining import combined_labels
-from csrec_dist.labels.index import ItemShard, LabelShard, read_index
-from csrec_dist.labels.shards import map_tensor
+from csrec_dist.labels.index import ItemShard, LabelShard, TensorSpec, read_index
+from csrec_dist.labels.shards import ARRAYS, as_tensor, map_tensor
 from csrec_dist.objectives.soft_labels import DenseLabels, SoftLabels
+from csrec_dist.objectives.top_k_labels import TopKLabels
 
 CPU = torch.device("cpu")
 
@@ -55,18 +56,13 @@ class LabelCache:
             if not path.exists() or path.stat().st_size != entry.bytes:
                 raise UserError(f"{path} is missing or cut off. Run `labels verify`, and label again.")
         self._items = slice(0, self.index.num_items) if catalog is None else catalog.rows
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[tuple[int, str], np.ndarray] = {}
         self._tables: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def num_examples(self) -> int:
         """Examples in the cache: ids are 0 … num_examples − 1."""
         return self.index.num_examples
-
-    @property
-    def field(self) -> str:
-        """What is stored for each example: `states` [K] or `logits` [V]."""
-        return "states" if self.index.form == "factored" else "logits"
 
     def check_lanes(self, lanes: Iterable[int]) -> list[str]:
         """What is wrong, by their checksums, with the shards of `lanes` and the item tables read; one sentence each.
@@ -78,8 +74,9 @@ class LabelCache:
         return [problem for problem in found if problem]
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """The stored part of the examples, {"states": [N, K]} or {"logits": [N, V]}, on the CPU.
+        """The stored part of the examples as it is stored, on the CPU.
 
+        {"states": [N, Σ widths]}, {"logits": [N, V]}, or {"values": [N, K], "items": [N, K], "logsumexp": [N]}.
         The ids [N] may come in any order, from any shards and more than once; within a shard they are read in
         file order. Fit for a background thread.
 
@@ -94,21 +91,28 @@ class LabelCache:
             )
         order = np.argsort(ids, kind="stable")
         shard_of = np.searchsorted(self._first_examples, ids[order], side="right") - 1
-        values = np.empty((len(ids), self._width), np.float32)
+        specs = self.index.label_tensors(len(ids))
+        found = {name: np.empty(spec.shape, ARRAYS[spec.dtype]) for name, spec in specs.items()}
         for shard in np.unique(shard_of).tolist():
             places = order[shard_of == shard]
-            values[places] = self._map(shard)[ids[places] - self._first_examples[shard]]
-        return {self.field: torch.from_numpy(values)}
+            for name, values in found.items():
+                values[places] = self._map(shard, name)[ids[places] - self._first_examples[shard]]
+        return {name: as_tensor(values, specs[name].dtype) for name, values in found.items()}
 
     def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
-        """The soft labels of what `fields` gave, on `device`; the item tables are moved there once and shared."""
-        values = fields[self.field].to(device, non_blocking=True)
-        if self.field == "logits":
-            return DenseLabels(values)
+        """The soft labels of what `fields` gave, on `device`, in fp32; item tables are moved there once and shared."""
+        index, moved = self.index, {name: field.to(device, non_blocking=True) for name, field in fields.items()}
+        if index.form == "dense":
+            return DenseLabels(moved["logits"].float())
+        if index.form == "topk":
+            assert index.temperature is not None
+            values, items = moved["values"].float(), moved["items"]
+            return TopKLabels(values, items, moved["logsumexp"], index.temperature, index.num_items)
         if device not in self._tables:
             self._tables[device] = _to(self.item_tables, device)
-        index = self.index
-        return combined_labels(values, *self._tables[device], index.widths, index.combine, index.weights)
+        return combined_labels(
+            moved["states"].float(), *self._tables[device], index.widths, index.combine, index.weights
+        )
 
     def read(self, example_ids: Tensor | np.ndarray, device: torch.device = CPU) -> SoftLabels:
         """The soft labels of the examples, in the order of their ids."""
@@ -123,15 +127,16 @@ class LabelCache:
         Raises UserError when a file of them is damaged.
         """
         num_rows = self._items.stop - self._items.start
-        weight = np.empty((num_rows, self._width), np.float32)
+        weight = np.empty((num_rows, sum(self.index.widths)), np.float32)
         bias = np.empty(self.index.bias_shape(num_rows), np.float32) if self.index.has_bias else None
         for shard in self._item_shards:
             path, num, first = self.folder / shard.file, shard.num_items, shard.first_item - 1
             low, high = max(first, self._items.start), min(first + num, self._items.stop)
             stored, rows = slice(low - first, high - first), slice(low - self._items.start, high - self._items.start)
-            weight[rows] = map_tensor(path, "item_weight", (num, self._width))[stored]
+            specs = self.index.item_tensors(num, bias is not None)
+            weight[rows] = map_tensor(path, "item_weight", specs["item_weight"])[stored]
             if bias is not None:
-                bias[rows] = map_tensor(path, "item_bias", self.index.bias_shape(num))[stored]
+                bias[rows] = map_tensor(path, "item_bias", specs["item_bias"])[stored]
         return torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias)
 
     @property
@@ -144,20 +149,16 @@ class LabelCache:
             if max(shard.first_item - 1, low) < min(shard.first_item - 1 + shard.num_items, high)
         ]
 
-    @property
-    def _width(self) -> int:
-        """Numbers stored for each example."""
-        return sum(self.index.widths) if self.field == "states" else self.index.num_items
-
     @cached_property
     def _first_examples(self) -> np.ndarray:
         return np.array([shard.first_example for shard in self.index.shards], np.int64)
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
+    def _map(self, shard: int, name: str) -> np.ndarray:
+        if (shard, name) not in self._maps:
             entry = self.index.shards[shard]
-            self._maps[shard] = map_tensor(self.folder / entry.file, self.field, (entry.num_examples, self._width))
-        return self._maps[shard]
+            spec: TensorSpec = self.index.label_tensors(entry.num_examples)[name]
+            self._maps[shard, name] = map_tensor(self.folder / entry.file, name, spec)
+        return self._maps[shard, name]
 
 
 def _to(tables: tuple[Tensor, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -33,7 +33,8 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
     """A cache in figures; with `num_items`, those that the same members would have over another catalog.
 
     Bytes are those of the files, or by arithmetic those of the numbers in them when `num_items` is given; `ratio` is
-    their share of the dense float32 form.
+    their share of the dense float32 form. `keep` and `temperature` are those of topk labels; `measured` is what the
+    form loses on a sample, and where it was chosen what others would (see `Measured`).
 
     Raises:
         UserError: the folder holds no cache, or `num_items` is less than 1.
@@ -43,13 +44,17 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
     index = read_index(folder)
     sizes = (index.num_examples, index.num_items if num_items is None else num_items, index.widths)
     stored = sum(entry.bytes for entry in index.files)
-    total = label_bytes(index.form, *sizes, index.has_bias, index.combine) if num_items is not None else stored
+    total = stored
+    if num_items is not None:
+        total = label_bytes(index.form, *sizes, index.has_bias, index.combine, index.dtype, index.keep)
     dense = label_bytes("dense", *sizes)
     return {
         "form": index.form,
         "combine": index.combine,
         "weights": None if index.weights is None else list(index.weights),
         "dtype": index.dtype,
+        "keep": index.keep,
+        "temperature": index.temperature,
         "members": [member.name for member in index.members],
         "num_examples": index.num_examples,
         "num_items": sizes[1],
@@ -58,6 +63,7 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
         "bytes_per_example": total / max(index.num_examples, 1),
         "dense_bytes": dense,
         "ratio": total / max(dense, 1),
+        "measured": None if index.measured is None else index.measured.model_dump(exclude_none=True),
     }
 
 

@@ -25,8 +25,8 @@ def combining_problem(
     """Why members cannot be combined like this, in a sentence for the user; None when they can."""
     if combine == "prob_mean" and form != "factored":
         return (
-            f"combine prob_mean does not fit form {form}: a mean of probabilities depends on the temperature, while "
-            f"{form} labels are kept without one. Use form factored, or combine logit_mean or weighted."
+            f"combine prob_mean does not fit form {form}: a mean of probabilities depends on the temperature and has "
+            f"no logits, which {form} labels are. Use form factored, or combine logit_mean or weighted."
         )
     if combine == "logit_mean" and weights is not None:
         return "combine logit_mean takes no weights; use combine weighted, or leave the weights out."

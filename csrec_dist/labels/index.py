@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self, get_args
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from csrec_dist.errors import UserError
@@ -12,9 +13,22 @@ from csrec_dist.labels.combining import Combine, combining_problem
 
 FORMAT_VERSION = 1
 INDEX_NAME = "label_cache.index.json"
-BYTES_PER_NUMBER = 4
 
-Form = Literal["factored", "dense"]
+Form = Literal["factored", "dense", "topk"]
+FORMS: tuple[Form, ...] = get_args(Form)
+DType = Literal["float32", "float16", "bfloat16"]
+TORCH_TYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class TensorSpec(NamedTuple):
+    """The type and shape of a tensor in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 class _Value(BaseModel):
@@ -50,16 +64,50 @@ class ItemShard(_StoredFile):
     num_items: PositiveInt
 
 
+class LabelError(_Value):
+    """What keeping labels in one form and number type does to them, on a sample of examples.
+
+    `largest` and `mean` are absolute differences of logits (of the kept ones, for topk). `divergence` is the mean, in
+    nats, of KL between the r of Eq. 19 that exact labels give and the r that kept ones give, the items that topk does
+    not keep sharing their mass evenly: KL(r ‖ kept) for the forward direction and KL(kept ‖ r) for the reverse.
+    """
+
+    form: Form
+    dtype: DType
+    keep: PositiveInt | None = None
+    bytes: PositiveInt
+    largest: float
+    mean: float
+    divergence: float
+
+
+class Measured(_Value):
+    """The errors that were measured on `num_examples` examples, at one temperature and direction.
+
+    Where form or number type were chosen by them, `tolerance` is the largest divergence allowed.
+    """
+
+    temperature: float
+    kl: str
+    tolerance: float | None = None
+    num_examples: PositiveInt
+    errors: tuple[LabelError, ...]
+
+
 class LabelSource(_Value):
     """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine.
 
-    Raises ValueError when the members cannot be combined like this.
+    `dtype` is the number type of what is kept for each example (states, logits or values). `keep` and `temperature`
+    are those of top-k labels: items kept of each row, and the T of its log-sum-exp. Raises ValueError when the members
+    cannot be combined like this.
     """
 
     form: Form
     combine: Combine = "logit_mean"
     weights: tuple[float, ...] | None = None
-    dtype: Literal["float32"] = "float32"
+    dtype: DType = "float32"
+    keep: PositiveInt | None = None
+    temperature: float | None = Field(None, gt=0)
     num_examples: NonNegativeInt
     num_items: PositiveInt
     members: tuple[LabelMember, ...] = Field(min_length=1)
@@ -70,12 +118,37 @@ class LabelSource(_Value):
     def _check_combining(self) -> Self:
         if problem := combining_problem(self.combine, self.weights, len(self.members), self.form):
             raise ValueError(problem)
+        if (self.form == "topk") != (self.keep is not None and self.temperature is not None):
+            raise ValueError("keep and temperature belong to topk labels, and to no others")
+        if self.keep is not None and self.keep > self.num_items:
+            raise ValueError(f"{self.keep} items cannot be kept of {self.num_items}")
         return self
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The members' widths, in member order."""
         return tuple(member.width for member in self.members)
+
+    def label_tensors(self, num_examples: int) -> dict[str, TensorSpec]:
+        """What a file keeps of `num_examples` examples, by name."""
+        dtype = TORCH_TYPES[self.dtype]
+        if self.form == "factored":
+            return {"states": TensorSpec(dtype, (num_examples, sum(self.widths)))}
+        if self.form == "dense":
+            return {"logits": TensorSpec(dtype, (num_examples, self.num_items))}
+        assert self.keep is not None
+        return {
+            "items": TensorSpec(torch.int32, (num_examples, self.keep)),
+            "logsumexp": TensorSpec(torch.float32, (num_examples,)),
+            "values": TensorSpec(dtype, (num_examples, self.keep)),
+        }
+
+    def item_tensors(self, num_items: int, has_bias: bool) -> dict[str, TensorSpec]:
+        """What a file keeps of `num_items` items, by name."""
+        tensors = {"item_weight": TensorSpec(torch.float32, (num_items, sum(self.widths)))}
+        if has_bias:
+            tensors["item_bias"] = TensorSpec(torch.float32, self.bias_shape(num_items))
+        return tensors
 
     def bias_shape(self, num_items: int) -> tuple[int, ...]:
         """The shape of the item bias of `num_items` items: one for all members, or one each for prob_mean."""
@@ -97,6 +170,7 @@ class LabelIndex(LabelSource):
 
     format_version: Literal[1] = 1
     has_bias: bool
+    measured: Measured | None = None
     shards: tuple[LabelShard, ...]
     item_shards: tuple[ItemShard, ...]
 
@@ -149,15 +223,22 @@ def label_bytes(
     widths: Sequence[int],
     has_bias: bool = False,
     combine: Combine = "logit_mean",
+    dtype: DType = "float32",
+    keep: int | None = None,
 ) -> int:
-    """Bytes of the numbers in a cache: factored N·K + V·K (+ V), dense N·V, four bytes each, K = Σ widths.
+    """Bytes of the numbers in a cache of s bytes a number, D being Σ widths.
 
-    For prob_mean of m members the bias takes m·V numbers instead of V.
+    Factored s·N·D + 4·V·(D + 1), dense s·N·V, topk N·(K·(s + 4) + 4). Without a bias the factored form takes 4·V less,
+    for prob_mean of m members 4·V·(m − 1) more.
     """
+    size = TORCH_TYPES[dtype].itemsize
     if form == "dense":
-        return BYTES_PER_NUMBER * num_examples * num_items
+        return size * num_examples * num_items
+    if form == "topk":
+        assert keep is not None
+        return num_examples * (min(keep, num_items) * (size + 4) + 4)
     width, num_biases = sum(widths), len(widths) if combine == "prob_mean" else 1
-    return BYTES_PER_NUMBER * (num_examples * width + num_items * (width + has_bias * num_biases))
+    return size * num_examples * width + 4 * num_items * (width + has_bias * num_biases)
 
 
 def _short(source: LabelSource, name: str) -> str:

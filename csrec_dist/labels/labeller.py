@@ -1,6 +1,6 @@
 """The numbers of the soft labels: members' states and logits, put together by a column's collectives.
 
-Letters: n examples at hand, K the sum of the members' widths, V items, m members. Every row is computed in
+Letters: n examples at hand, D the sum of the members' widths, V items, m members. Every row is computed in
 batches whose shapes depend on the lane only, so that its bytes do not depend on who computes it.
 """
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import Batch, lane_batches
+from csrec_dist.data.stream import Batch, blank_batch, lane_batches
+from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import LabelColumn
 from csrec_dist.errors import UserError
@@ -26,7 +27,11 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass
 class Labeller:
-    """One rank's part of a column: its members' models (by member index), and its place in the group."""
+    """One rank's part of a column: its members' models (by member index), and its place in the group.
+
+    With `catalog`, the models hold this rank's slice of their item tables, and the ranks of its group encode in step:
+    `lane_states` waits for them before each batch, and `keep_step` encodes nothing until all have no batch left.
+    """
 
     dataset: Dataset
     models: Mapping[int, SequentialModel]
@@ -37,16 +42,22 @@ class Labeller:
     combine: Combine = "logit_mean"
     weights: tuple[float, ...] | None = None
     advance: Callable[[int], None] = field(default=lambda num_examples: None)
+    catalog: CatalogShard | None = None
 
     def __post_init__(self) -> None:
         own = self.column.members_of(self.group.rank, len(self.widths))
         assert tuple(sorted(self.models)) == own, f"members {own} are this rank's, got {sorted(self.models)}"
         self.own_models = [self.models[member].to(self.device).eval() for member in own]
         for member in own:
-            _check_member(self.models[member], self.widths[member], self.dataset)
+            _check_member(self.models[member], self.widths[member], self.dataset, self.rows)
 
-    def lane_states(self, lane: int) -> Iterator[list[Tensor]]:
-        """States [n, d] of this rank's members for the lane's examples, in the order of their ids."""
+    @property
+    def rows(self) -> slice:
+        """The rows of the item tables that the models hold."""
+        return slice(0, self.dataset.num_items) if self.catalog is None else self.catalog.rows
+
+    def lane_states(self, lane: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """States [n, d] of this rank's members for the lane's examples, in the order of their ids, and targets [n]."""
         next_example = self.dataset.splits["train"].first_examples[lane]
         for batch in lane_batches(self.dataset, "train", [lane], BATCH_ROWS):
             ids = batch.example_ids
@@ -56,15 +67,34 @@ class Labeller:
                     f"{next_example}. Prepare the dataset again."
                 )
             if len(ids):
-                yield member_states(self.own_models, batch.to(self.device))
+                if self.catalog is not None:
+                    self.catalog.most_calls(1, self.device)
+                moved = batch.to(self.device)
+                yield member_states(self.own_models, moved), moved.targets[moved.targets > 0]
             next_example += len(ids)
             self.advance(len(ids))
 
-    def factored_rows(self, lane: int) -> Iterator[Tensor]:
-        """States [n, K] of all members side by side, as they are kept. Every rank of the column gets them."""
-        for states in self.lane_states(lane):
-            gathered = self.gather_members(torch.cat(states, dim=1), self.widths)
-            yield combined_states(gathered, self.widths, self.combine, self.weights)
+    def keep_step(self, also: Callable[[], object] = lambda: None) -> None:
+        """Encode nothing, and do what `also` is, until no rank of the catalog group has a batch left.
+
+        `also` stands for the collectives of that group that come with a batch.
+        """
+        while self.catalog is not None and self.catalog.most_calls(0, self.device):
+            member_states(self.own_models, blank_batch(self.dataset.window).to(self.device))
+            also()
+
+    def gathered_rows(self, lane: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """States [n, D] of all members side by side, times their share of the labels, and targets [n].
+
+        Every rank of the column gets them.
+        """
+        for states, targets in self.lane_states(lane):
+            yield self.gather_states(states), targets
+
+    def gather_states(self, own: Sequence[Tensor]) -> Tensor:
+        """All members' states [n, D], times their share of the labels, from this rank's members'."""
+        gathered = self.gather_members(torch.cat(list(own), dim=1), self.widths)
+        return combined_states(gathered, self.widths, self.combine, self.weights)
 
     def dense_rows(self, lanes: Sequence[int | None]) -> Iterator[Tensor]:
         """Mean or weighted logits [n, V] of the lane at this rank's place in `lanes`; None is a rank without a lane.
@@ -88,13 +118,27 @@ class Labeller:
                 yield (logits if self.weights else logits / len(self.widths)).float()
 
     def item_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
-        """Rows first … stop − 1 of the members' item tables: `item_weight` [n, K], and `item_bias` as it is kept."""
+        """Rows first … stop − 1 of the members' item tables: `item_weight` [n, D], and `item_bias` as it is kept.
+
+        Of slices, those of the catalog group's ranks one below the other, which is the order of the items.
+        """
+        found = self.slice_rows(first, stop, has_bias)
+        if self.catalog is None:
+            return found
+        shared = self.catalog.share(len(found["item_weight"]), self.device)
+        return {name: shared.gather(rows) for name, rows in found.items()}
+
+    @torch.no_grad()
+    def slice_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
+        """Those of the rows first … stop − 1 that are in this rank's slice, of all members."""
+        low = max(first, self.rows.start) - self.rows.start
+        held = slice(low, max(low, min(stop, self.rows.stop) - self.rows.start))
         tables = [model.item_table for model in self.own_models]
-        own = torch.cat([table.weight.detach()[first:stop] for table in tables], dim=1)
+        own = torch.cat([table.weight[held] for table in tables], dim=1)
         weight = self.gather_members(own, self.widths)
         if not has_bias:
             return {"item_weight": weight}
-        biases = self.gather_members(item_biases(tables)[first:stop], [1] * len(self.widths))
+        biases = self.gather_members(item_biases(tables, held), [1] * len(self.widths))
         return {"item_weight": weight, "item_bias": combined_bias(biases, self.combine, self.weights)}
 
     def has_bias(self) -> bool:
@@ -118,7 +162,7 @@ class Labeller:
 
     def _logit_chunks(self, lane: int) -> Iterator[Tensor]:
         num_rows = chunk_rows(self.dataset.num_items)
-        for states in self.lane_states(lane):
+        for states, _ in self.lane_states(lane):
             for first in range(0, len(states[0]), num_rows):
                 yield self._summed_logits([part[first : first + num_rows] for part in states])
 
@@ -167,9 +211,11 @@ def live_labels(
     return combined_labels(kept, weight, bias, widths, combine, weights)
 
 
-def item_biases(tables: Sequence[ItemTable]) -> Tensor:
-    """The tables' biases side by side [V, tables] in float64, 0 where a table has none."""
-    biases = [table.weight.new_zeros(len(table.weight)) if table.bias is None else table.bias for table in tables]
+def item_biases(tables: Sequence[ItemTable], rows: slice = slice(None)) -> Tensor:
+    """The tables' biases side by side [V, tables] in float64, 0 where a table has none; of some rows."""
+    biases = [
+        table.weight.new_zeros(len(table.weight[rows])) if table.bias is None else table.bias[rows] for table in tables
+    ]
     return torch.stack(biases, dim=1).detach().double()
 
 
@@ -177,10 +223,11 @@ def _rest(padded: Tensor, members: Sequence[int], widths: Sequence[int]) -> int:
     return padded.shape[1] - sum(widths[member] for member in members)
 
 
-def _check_member(model: SequentialModel, width: int, dataset: Dataset) -> None:
+def _check_member(model: SequentialModel, width: int, dataset: Dataset, rows: slice) -> None:
     shape = tuple(model.item_table.weight.shape)
-    if shape != (dataset.num_items, width):
+    if shape != (rows.stop - rows.start, width):
         raise UserError(
-            f"A teacher's item table is {list(shape)}, but the dataset has {dataset.num_items} items and the "
-            f"teacher's width is {width}: it was trained on another dataset. Teach again."
+            f"A teacher's item table is {list(shape)}, but the dataset has {dataset.num_items} items (rows "
+            f"{rows.start} to {rows.stop} here) and the teacher's width is {width}: it was trained on another dataset. "
+            "Teach again."
         )

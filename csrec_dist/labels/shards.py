@@ -19,9 +19,12 @@ from torch import Tensor
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path
+from csrec_dist.labels.index import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
-NUMBER = np.dtype("<f4")
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
+ARRAYS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.int32: "<i4"}
+"""How numpy sees the bytes of a type; of bfloat16, which it does not know, as integers."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +40,46 @@ class Header:
         """The size that a whole file with this header has."""
         return self.start + max((tensor["data_offsets"][1] for tensor in self.tensors.values()), default=0)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor."""
-        return {name: tuple(tensor["shape"]) for name, tensor in self.tensors.items()}
+    def holds(self, specs: Mapping[str, TensorSpec]) -> bool:
+        """Whether the tensors are exactly these."""
+        found = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in self.tensors.items()}
+        return found == {name: (CODES[spec.dtype], spec.shape) for name, spec in specs.items()}
 
 
 @contextmanager
 def write_rows(
-    path: Path | str, name: str, shape: tuple[int, int], metadata: Mapping[str, str]
-) -> Iterator[Callable[[Tensor], None]]:
-    """Write a float32 tensor called `name` of `shape` [N, C] atomically, in blocks of rows.
+    path: Path | str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
+    """Write tensors of N rows each atomically, in blocks of rows.
 
-    Yields the function that appends rows [n, C]; the blocks must add up to N rows.
+    Yields the function that appends some rows of every tensor; the blocks must add up to N rows.
     """
+    header = _header_bytes(specs, metadata)
+    begins = {name: len(header) + begin for name, (begin, _) in _offsets(specs).items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_header_bytes({name: shape}, metadata))
+        file.write(header)
         num_rows = 0
 
-        def append(rows: Tensor) -> None:
+        def append(rows: Mapping[str, Tensor]) -> None:
             nonlocal num_rows
-            assert rows.shape[1:] == shape[1:]
-            file.write(_number_bytes(rows))
-            num_rows += len(rows)
+            assert rows.keys() == specs.keys()
+            assert len({len(part) for part in rows.values()}) == 1
+            for name, part in rows.items():
+                spec = specs[name]
+                assert (part.dtype, part.shape[1:]) == (spec.dtype, spec.shape[1:])
+                file.seek(begins[name] + num_rows * _num_bytes(spec) // max(spec.shape[0], 1))
+                file.write(_number_bytes(part))
+            num_rows += len(part)
 
         yield append
-        assert num_rows == shape[0], f"{num_rows} of {shape[0]} rows were written"
+        assert {num_rows} == {spec.shape[0] for spec in specs.values()}, f"{num_rows} rows were written, not {specs}"
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write float32 tensors atomically. Equal tensors and metadata give equal bytes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    """Write tensors atomically. Equal tensors and metadata give equal bytes."""
+    specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_header_bytes(shapes, metadata))
+        file.write(_header_bytes(specs, metadata))
         for tensor in tensors.values():
             file.write(_number_bytes(tensor))
 
@@ -90,23 +101,29 @@ def read_header(path: Path | str) -> Header:
     return Header(metadata, tensors, 8 + size)
 
 
-def map_tensor(path: Path | str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 tensor `name` of `shape` in a safetensors file as a read-only memory map.
+def map_tensor(path: Path | str, name: str, spec: TensorSpec) -> np.ndarray:
+    """The tensor `name` of a safetensors file as a read-only memory map, which `as_tensor` understands.
 
     Raises UserError when the file is not whole or has no such tensor.
     """
     header = read_header(path)
     tensor = header.tensors.get(name, {})
     begin, end = tensor.get("data_offsets", (0, 0))
-    fits = tensor.get("dtype") == "F32" and header.shapes()[name] == shape and end - begin == _num_bytes(shape)
-    if not fits or Path(path).stat().st_size != header.file_bytes:
+    fits = tensor.get("dtype") == CODES[spec.dtype] and tuple(tensor["shape"]) == spec.shape
+    if not fits or end - begin != _num_bytes(spec) or Path(path).stat().st_size != header.file_bytes:
         raise UserError(f"{path} is not a whole shard of {name}. Run `labels verify`, and label again.")
-    return np.memmap(path, NUMBER, mode="r", offset=header.start + begin, shape=shape)
+    return np.memmap(path, ARRAYS[spec.dtype], mode="r", offset=header.start + begin, shape=spec.shape)
+
+
+def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """What was copied from such a map, as a tensor of its type; the memory is shared."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def _is_entry(tensor: Any) -> bool:
     """Whether a header's value says where a tensor lies, and of which shape it is."""
-    if not isinstance(tensor, dict):
+    if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
         return False
     shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
@@ -114,22 +131,30 @@ def _is_entry(tensor: Any) -> bool:
     return all(isinstance(number, int) and number >= 0 for number in shape + offsets)
 
 
-def _header_bytes(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bytes:
+def _header_bytes(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    start = 0
-    for name, shape in shapes.items():
-        end = start + _num_bytes(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-        start = end
+    for name, offsets in _offsets(specs).items():
+        spec = specs[name]
+        header[name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": list(offsets)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _num_bytes(shape: tuple[int, ...]) -> int:
-    return prod(shape) * NUMBER.itemsize
+def _offsets(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int, int]]:
+    """Where each tensor's bytes begin and end after the header."""
+    found, start = {}, 0
+    for name, spec in specs.items():
+        found[name] = start, start + _num_bytes(spec)
+        start += _num_bytes(spec)
+    return found
+
+
+def _num_bytes(spec: TensorSpec) -> int:
+    return prod(spec.shape) * spec.dtype.itemsize
 
 
 def _number_bytes(tensor: Tensor) -> memoryview:
-    assert tensor.dtype == torch.float32
-    return np.ascontiguousarray(tensor.cpu().numpy(), NUMBER).data
+    plain = tensor.cpu().contiguous()
+    plain = plain.view(torch.int16) if tensor.dtype == torch.bfloat16 else plain
+    return np.ascontiguousarray(plain.numpy(), ARRAYS[tensor.dtype]).data

@@ -2,79 +2,55 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from csrec_dist.data.stored import Dataset
+from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import LabelColumn
 from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
 from csrec_dist.labels.combining import Combine, combining_problem
 from csrec_dist.labels.index import (
-    FORMAT_VERSION,
     INDEX_NAME,
+    DType,
     Form,
     ItemShard,
     LabelIndex,
     LabelMember,
     LabelShard,
     LabelSource,
+    Measured,
     read_index,
 )
 from csrec_dist.labels.labeller import Labeller
-from csrec_dist.labels.shards import read_header, write_rows, write_tensors
+from csrec_dist.labels.measuring import Wanted, decided
+from csrec_dist.labels.plans import ShardPlan, owner, shard_plans
+from csrec_dist.labels.shards import write_rows, write_tensors
+from csrec_dist.labels.stored import stored_logits, stored_states
+from csrec_dist.labels.top_k import TopKRows, find_nothing, item_blocks, log_sums, top_k_rows
 from csrec_dist.models import SequentialModel
-
-ITEMS_PER_FILE = 65_536
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """A file to be: its kind and place among it, its range, and all that its header must say."""
-
-    kind: Literal["labels", "items"]
-    number: int
-    file: str
-    first: int
-    count: int
-    shapes: dict[str, tuple[int, ...]]
-    metadata: dict[str, str]
-
-    def is_whole(self, path: Path) -> bool:
-        """Whether `path` is a file of full size with exactly this header."""
-        try:
-            header = read_header(path)
-        except (FileNotFoundError, UserError):
-            return False
-        whole = path.stat().st_size == header.file_bytes
-        return whole and header.shapes() == self.shapes and header.metadata == self.metadata
-
-
 def label_source(
-    dataset: Dataset,
-    members: Sequence[LabelMember],
-    form: Form,
-    combine: Combine = "logit_mean",
-    weights: Sequence[float] | None = None,
+    labeller: Labeller, members: Sequence[LabelMember], wanted: Wanted, form: Form, dtype: DType
 ) -> LabelSource:
-    """What the labels of these members for the dataset's train split are made of.
-
-    Raises UserError when the members cannot be combined like this.
-    """
-    if problem := combining_problem(combine, weights, len(members), form):
-        raise UserError(f"labels: {problem}")
+    """What the labels of these members for the dataset's train split are made of."""
+    dataset, is_top_k = labeller.dataset, form == "topk"
     return LabelSource(
         form=form,
-        combine=combine,
-        weights=None if weights is None else tuple(weights),
+        combine=labeller.combine,
+        weights=labeller.weights,
+        dtype=dtype,
+        keep=min(wanted.keep, dataset.num_items) if is_top_k else None,
+        temperature=wanted.temperature if is_top_k else None,
         num_examples=dataset.splits["train"].num_examples,
         num_items=dataset.num_items,
         members=tuple(members),
@@ -92,11 +68,12 @@ def write_labels(
     group: Group,
     world: Group,
     *,
-    form: Form,
     device: torch.device,
+    wanted: Wanted | None = None,
     combine: Combine = "logit_mean",
     weights: Sequence[float] | None = None,
     progress: Progress | None = None,
+    catalog: CatalogShard | None = None,
 ) -> LabelIndex:
     """Label the train split into `folder`; every rank of `world` calls this, and every rank gets the index.
 
@@ -111,66 +88,47 @@ def write_labels(
 
     Args:
         models: by member index, those that `column.members_of(group.rank, len(members))` gives this rank;
-            they are put into eval mode on `device`.
+            they are put into eval mode on `device`. With `catalog` they hold its slice of the items, and the ranks of
+            its group have the same members in columns of their own.
+        wanted: how the labels are kept; by default factored in fp32.
         combine: how the members become labels; `weights`: the members', for weighted and optionally prob_mean.
         group: this rank's column; `world`: all ranks.
         progress: called on each rank with (examples done, examples to do) of its column.
 
     Raises:
-        UserError: the folder holds the labels of something else, a model does not fit the dataset, or the members
-            cannot be combined like this.
+        UserError: the folder holds the labels of something else, a model does not fit the dataset, the members
+            cannot be combined like this, or numbers do not fit the type they are to be kept in.
     """
-    folder, source = Path(folder), label_source(dataset, members, form, combine, weights)
-    labeller = Labeller(dataset, models, source.widths, column, group, device, source.combine, source.weights)
+    folder, wanted = Path(folder), wanted or Wanted()
+    if problem := _problem(wanted, combine, weights, len(members), catalog):
+        raise UserError(f"labels: {problem}")
+    widths, factors = tuple(member.width for member in members), None if weights is None else tuple(weights)
+    labeller = Labeller(dataset, models, widths, column, group, device, combine, factors, catalog=catalog)
     has_bias = labeller.has_bias()
+    with _one_thread(device):
+        form, dtype, measured = decided(labeller, wanted, has_bias)
+    source = label_source(labeller, members, wanted, form, dtype)
     plans = shard_plans(source, dataset, has_bias)
     known, is_whole = _open_folder(folder, source, plans, world)
     if known and is_whole:
         return known
     checksums = {entry.file: entry.sha256 for entry in known.files} if known else {}
     pending = _pending(folder, plans, labeller, checksums)
-    labeller.advance = _counter(progress, sum(plan.count for plan in pending if plan.kind == "labels"))
+    mine = [plan for plan in pending if plan.kind == "labels" and owner(plan, column) is not None]
+    labeller.advance = _counter(progress, sum(plan.count for plan in mine))
     with _one_thread(device):
-        _write_pending(folder, pending, labeller, form, has_bias)
-    return _write_index(folder, source, plans, has_bias, world)
+        _WRITERS[form](folder, mine, labeller, source)
+        _write_items(folder, [plan for plan in pending if plan.kind == "items"], labeller, has_bias)
+    return _write_index(folder, source, measured, plans, has_bias, world)
 
 
-def shard_plans(source: LabelSource, dataset: Dataset, has_bias: bool) -> list[ShardPlan]:
-    """All files of the cache but the index: labels by lane, then item tables by rows."""
-    split = dataset.splits["train"]
-    lanes = zip(split.first_examples, split.lane_examples, strict=False)
-    name, width = ("states", sum(source.widths)) if source.form == "factored" else ("logits", source.num_items)
-    plans = [
-        _plan(source, "labels", i, dataset.num_lanes, first, count, {name: (count, width)})
-        for i, (first, count) in enumerate(lanes)
-    ]
-    num_files = -(-source.num_items // ITEMS_PER_FILE) if source.form == "factored" else 0
-    for i in range(num_files):
-        count = min(ITEMS_PER_FILE, source.num_items - i * ITEMS_PER_FILE)
-        shapes: dict[str, tuple[int, ...]] = {"item_weight": (count, width)}
-        if has_bias:
-            shapes["item_bias"] = source.bias_shape(count)
-        plans.append(_plan(source, "items", i, num_files, i * ITEMS_PER_FILE + 1, count, shapes))
-    return plans
-
-
-def _plan(
-    source: LabelSource,
-    kind: Literal["labels", "items"],
-    number: int,
-    num_files: int,
-    first: int,
-    count: int,
-    shapes: dict[str, tuple[int, ...]],
-) -> ShardPlan:
-    metadata = {
-        "format": f"csrec_dist.labels.{FORMAT_VERSION}.{kind}",
-        "source": source.fingerprint,
-        "dataset": source.dataset_fingerprint,
-        "first": str(first),
-    }
-    file = f"{kind}-{number:05d}-of-{num_files:05d}.safetensors"
-    return ShardPlan(kind, number, file, first, count, shapes, metadata)
+def _problem(
+    wanted: Wanted, combine: Combine, weights: Sequence[float] | None, num_members: int, catalog: CatalogShard | None
+) -> str | None:
+    if wanted.form == "dense" and catalog is not None:
+        return "form dense needs whole rows, which slices of the catalog do not give; choose factored or topk."
+    form = wanted.form if wanted.form != "auto" else "factored"
+    return combining_problem(combine, weights, num_members, form)
 
 
 def _open_folder(
@@ -207,56 +165,89 @@ def _inspect_folder(folder: Path, source: LabelSource, plans: list[ShardPlan]) -
 
 
 def _pending(folder: Path, plans: list[ShardPlan], labeller: Labeller, checksums: dict[str, str]) -> list[ShardPlan]:
-    """The column's files that are not there yet, the same on all its ranks."""
+    """The column's files that are not there yet, and those of the columns beside it that hold the other slices.
+
+    The same on all ranks of these columns.
+    """
 
     def is_kept(plan: ShardPlan) -> bool:
         path = folder / plan.file
         return plan.is_whole(path) and checksums.get(plan.file) in (None, sha256_file(path))
 
-    own = [plan for plan in plans if _owner(plan, labeller.column) == labeller.group.rank]
+    own = [plan for plan in plans if owner(plan, labeller.column) == labeller.group.rank]
     missing = labeller.group.gather_objects([plan.file for plan in own if not is_kept(plan)])
     files = {file for part in missing for file in part}
+    if labeller.catalog is not None:
+        files = {file for part in labeller.catalog.group.gather_objects(sorted(files)) for file in part}
     return [plan for plan in plans if plan.file in files]
 
 
-def _write_pending(folder: Path, pending: list[ShardPlan], labeller: Labeller, form: Form, has_bias: bool) -> None:
-    write = _write_factored if form == "factored" else _write_dense
-    write(folder, [plan for plan in pending if plan.kind == "labels"], labeller)
-    for plan in pending:
-        if plan.kind == "items":
-            tensors = labeller.item_rows(plan.first - 1, plan.first - 1 + plan.count, has_bias)
-            if _owner(plan, labeller.column) == labeller.group.rank:
-                write_tensors(folder / plan.file, tensors, plan.metadata)
-
-
-def _write_factored(folder: Path, plans: list[ShardPlan], labeller: Labeller) -> None:
+def _write_factored(folder: Path, plans: list[ShardPlan], labeller: Labeller, source: LabelSource) -> None:
     for plan in plans:
-        is_own = _owner(plan, labeller.column) == labeller.group.rank
+        is_own = owner(plan, labeller.column) == labeller.group.rank
         with _open_rows(folder, plan if is_own else None) as append:
-            for rows in labeller.factored_rows(plan.number):
-                append(rows)
+            for rows, _ in labeller.gathered_rows(plan.number):
+                append({"states": stored_states(rows, source.members, source.dtype)})
+    labeller.keep_step()
 
 
-def _write_dense(folder: Path, plans: list[ShardPlan], labeller: Labeller) -> None:
+def _write_dense(folder: Path, plans: list[ShardPlan], labeller: Labeller, source: LabelSource) -> None:
     """Rounds of lanes, one for each rank of the column; a rank that is out of lanes still takes part."""
     owners = range(labeller.group.size)
-    owned = [[plan for plan in plans if _owner(plan, labeller.column) == rank] for rank in owners]
+    owned = [[plan for plan in plans if owner(plan, labeller.column) == rank] for rank in owners]
     for turn in zip_longest(*owned):
         lanes = [plan.number if plan else None for plan in turn]
         with _open_rows(folder, turn[labeller.group.rank]) as append:
             for rows in labeller.dense_rows(lanes):
-                append(rows)
+                append({"logits": stored_logits(rows, source.members, source.dtype)})
 
 
-def _open_rows(folder: Path, plan: ShardPlan | None) -> AbstractContextManager[Callable[[Tensor], None]]:
+def _write_top_k(folder: Path, plans: list[ShardPlan], labeller: Labeller, source: LabelSource) -> None:
+    assert source.keep is not None
+    assert source.temperature is not None
+    if not plans and labeller.catalog is None:
+        return
+    blocks = item_blocks(labeller, labeller.has_bias())
+    find = TopKRows(blocks, labeller.rows, source.num_items, source.keep, source.temperature, labeller.catalog)
+    for plan in plans:
+        is_own = owner(plan, labeller.column) == labeller.group.rank
+        with _open_rows(folder, plan if is_own else None) as append:
+            for found in top_k_rows(labeller, find, plan.number):
+                values = stored_logits(found["values"], source.members, source.dtype)
+                sums = log_sums(values, found["sums"], source.temperature)
+                append({"items": found["items"], "logsumexp": sums, "values": values})
+    labeller.keep_step(lambda: find_nothing(labeller, find))
+
+
+_WRITERS: dict[Form, Callable[[Path, list[ShardPlan], Labeller, LabelSource], None]] = {
+    "factored": _write_factored,
+    "dense": _write_dense,
+    "topk": _write_top_k,
+}
+
+
+def _write_items(folder: Path, plans: list[ShardPlan], labeller: Labeller, has_bias: bool) -> None:
+    for plan in plans:
+        tensors = labeller.item_rows(plan.first - 1, plan.first - 1 + plan.count, has_bias)
+        if owner(plan, labeller.column) == labeller.group.rank:
+            write_tensors(folder / plan.file, tensors, plan.metadata)
+
+
+def _open_rows(folder: Path, plan: ShardPlan | None) -> AbstractContextManager[Callable[[Mapping[str, Tensor]], None]]:
     """The file's appending function, or for None one that drops the rows: another rank writes them."""
     if plan is None:
         return nullcontext(lambda rows: None)
-    ((name, (num_rows, width)),) = plan.shapes.items()
-    return write_rows(folder / plan.file, name, (num_rows, width), plan.metadata)
+    return write_rows(folder / plan.file, plan.tensors, plan.metadata)
 
 
-def _write_index(folder: Path, source: LabelSource, plans: list[ShardPlan], has_bias: bool, world: Group) -> LabelIndex:
+def _write_index(
+    folder: Path,
+    source: LabelSource,
+    measured: Measured | None,
+    plans: list[ShardPlan],
+    has_bias: bool,
+    world: Group,
+) -> LabelIndex:
     """Gather the checksums, which also waits for every file, then write the index on the leader."""
     own = [plan.file for plan in plans if plan.number % world.size == world.rank]
     sums = {file: ((folder / file).stat().st_size, sha256_file(folder / file)) for file in own}
@@ -270,18 +261,16 @@ def _write_index(folder: Path, source: LabelSource, plans: list[ShardPlan], has_
         else:
             shards["items"].append(ItemShard(first_item=plan.first, num_items=plan.count, **common))
     index = LabelIndex(
-        **source.model_dump(), has_bias=has_bias, shards=tuple(shards["labels"]), item_shards=tuple(shards["items"])
+        **source.model_dump(),
+        has_bias=has_bias,
+        measured=measured,
+        shards=tuple(shards["labels"]),
+        item_shards=tuple(shards["items"]),
     )
     if world.is_leader:
         index.write(folder)
     world.barrier()
     return index
-
-
-def _owner(plan: ShardPlan, column: LabelColumn) -> int | None:
-    """Position in the column of the rank that writes the file, or None where it is another column's."""
-    rank = plan.number % column.world_size
-    return column.ranks.index(rank) if rank in column.ranks else None
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:

@@ -7,6 +7,7 @@ from csrec_dist.objectives.divergences import DIVERGENCES
 from csrec_dist.objectives.losses import Loss, Noise, cross_entropy, distillation, distillation_parts, robust
 from csrec_dist.objectives.noise_matrix import NoiseMatrix, RobustObjective
 from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
+from csrec_dist.objectives.top_k_labels import TopKLabels
 
 OBJECTIVES: dict[str, Callable] = {
     "cross_entropy": cross_entropy,
@@ -28,6 +29,7 @@ __all__ = [
     "NoiseMatrix",
     "RobustObjective",
     "SoftLabels",
+    "TopKLabels",
     "cross_entropy",
     "distillation",
     "distillation_parts",

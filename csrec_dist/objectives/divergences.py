@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from csrec_dist.objectives.tiles import Tile
+from csrec_dist.objectives.top_k_labels import NOT_KEPT
 
 if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard
@@ -201,6 +202,50 @@ class Forward(_Mixed):
 
 
 @dataclass(frozen=True)
+class ForwardOfKept(_Mixed):
+    """(1−β) CE + β KL of what top-k labels know: r and p over the kept items one by one, and all the others together.
+
+    With S the kept items, of which y is one, and the masses q_rest and p_rest of the others,
+    KL = Σ_S r_j log(r_j / p_j) + ½ q_rest log(½ q_rest / p_rest). It is at least 0, at most KL(r ‖ p) over all items,
+    and equal to it where all are kept. ∂KL/∂z_j = p_j − r_j in S and p_j (1 − ½ q_rest / p_rest) elsewhere: nothing is
+    said of how the others share their mass. t = log q needs no shift. `is_whole` says that there are no others.
+    """
+
+    is_whole: bool
+    num_kept: ClassVar[int] = 3
+    num_sums: ClassVar[int] = 4
+
+    def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
+        """Turn tiles of z and t into exp z, q and the others' exp z; the own sums are Σ (z − t) q and the latter's."""
+        logits, labels, others, scratch = tile
+        torch.sub(logits, labels, out=scratch)
+        torch.le(labels, NOT_KEPT, out=others)
+        sums[0] += exponentiate(logits).sum(1)
+        sums[1] += labels.exp_().sum(1)
+        sums[2] += scratch.mul_(labels).sum(1)
+        sums[3] += others.mul_(logits).sum(1)
+
+    def parts(self, tile: Tile) -> tuple[Tensor, ...]:
+        """exp z, that of the others, and q."""
+        return tile[0], tile[2], tile[1]
+
+    def combine(self, statistics: Statistics) -> Terms:
+        """Losses and gradient coefficients."""
+        assert statistics.target_label is not None
+        beta, (mass, known, difference, others), log_q = self.beta, statistics.sums, statistics.target_label
+        unknown = (1 - known).clamp_min(0)
+        if self.is_whole:
+            unknown, others = torch.zeros_like(mass), mass
+        log_mass = mass.log()
+        log_p, q = statistics.target_logit - log_mass, log_q.exp()
+        of_kept = known * log_mass - difference - log_p + (1 + q) * q.log1p() - q * log_q
+        of_others = torch.xlogy(unknown, unknown) - unknown * (others.log() - log_mass)
+        ratios = -beta / 2 * unknown * (mass / others), -beta / 2 * mass
+        target = torch.full_like(mass, beta / 2 - 1)
+        return Terms(-log_p, (of_kept + of_others) / 2 - LOG_2, 1 / mass, ratios, target)
+
+
+@dataclass(frozen=True)
 class Robust:
     """CE + α KL(q ‖ p) + (1−α) KL(p ‖ q) + Σ c_j p_j, the paper's Eq. 17 and 18; without costs c_j = 0.
 
@@ -253,4 +298,5 @@ class Robust:
 
 
 DIVERGENCES: dict[str, type[Reverse] | type[Forward]] = {"reverse": Reverse, "forward": Forward}
-"""The student's divergences by the name of their direction; each is made with β."""
+"""The student's divergences by the name of their direction; each is made with β. Of top-k labels there is the forward
+one alone, `ForwardOfKept`."""

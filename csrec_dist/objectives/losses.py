@@ -6,6 +6,7 @@ objective, each with any number of examples, and go backward from it with the sa
 then that of the summed losses of the whole group.
 """
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,16 +14,20 @@ from torch import Tensor
 
 from csrec_dist.objectives.autograd import TiledLoss
 from csrec_dist.objectives.costs import NoiseCosts
-from csrec_dist.objectives.divergences import DIVERGENCES, Divergence, OneHot, Robust
+from csrec_dist.objectives.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
 from csrec_dist.objectives.examples import Examples
 from csrec_dist.objectives.soft_labels import FactoredLabels, SoftLabels
 from csrec_dist.objectives.tiled import Problem
+from csrec_dist.objectives.top_k_labels import TopKLabels
 
 if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard
 
 NEGLIGIBLE_BETA = 1e-12
 """A smaller β does not change the loss in either precision, and the labels are not read."""
+
+
+INFINITE = "is infinite where labels are truncated: use the forward direction, or factored or dense labels"
 
 
 class Loss(NamedTuple):
@@ -109,6 +114,10 @@ def distillation_parts(
     on the labels only. `kl` is "reverse" for KL(p ‖ r) as in Eq. 20, or "forward" for KL(r ‖ p). No gradient
     goes to `labels`. Shapes, types and errors are those of `cross_entropy`; ValueError also for T ≤ 0, β outside
     0…1, an unknown `kl`, and labels of another N or V.
+
+    Of top-k labels, KL is that of the kept items and of all others together (`ForwardOfKept`); ValueError for the
+    reverse direction, for another temperature than theirs, and (looked at on the CPU; on CUDA the loss is NaN) for a
+    target that is not kept.
     """
     if not temperature > 0 or not 0 <= beta <= 1:
         raise ValueError(f"need temperature > 0 and 0 <= beta <= 1, got {temperature} and {beta}")
@@ -117,7 +126,10 @@ def distillation_parts(
     _check_labels(labels, states, item_weight, catalog)
     if beta < NEGLIGIBLE_BETA:
         return _loss(states, item_weight, targets, None, item_bias, weights, catalog)
-    divergence = DIVERGENCES[kl](beta)
+    divergence: Divergence = DIVERGENCES[kl](beta)
+    if isinstance(labels, TopKLabels):
+        _check_kept(labels, targets, temperature, kl)
+        divergence = ForwardOfKept(beta, bool(labels.is_whole))
     return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, 1 / temperature)
 
 
@@ -142,6 +154,8 @@ def robust(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"need 0 <= alpha <= 1, got {alpha}")
+    if isinstance(labels, TopKLabels):
+        raise ValueError(f"the robust loss has both directions of KL, of which the reverse {INFINITE}")
     _check_labels(labels, states, item_weight, catalog)
     divergence = Robust(alpha, noise is not None)
     if noise is None:
@@ -204,6 +218,18 @@ def _check_labels(labels: SoftLabels, states: Tensor, item_weight: Tensor, catal
             f"labels of {labels.num_examples} examples x {labels.num_items} items do not fit states "
             f"{list(states.shape)} and item_weight {list(item_weight.shape)}"
         )
+
+
+def _check_kept(labels: TopKLabels, targets: Tensor, temperature: float, kl: str) -> None:
+    if kl != "forward":
+        raise ValueError(f"the {kl} direction {INFINITE}")
+    if not math.isclose(temperature, labels.temperature):
+        raise ValueError(
+            f"top-k labels of temperature {labels.temperature} were read at {temperature}: the sum over the items that "
+            "are not kept is known at their own alone"
+        )
+    if targets.device.type == "cpu" and targets.shape == labels.items.shape[:1] and not labels.keep(targets).all():
+        raise ValueError("a target is not among the kept items of its example: these labels belong to other targets")
 
 
 def _check_noise(noise: Noise, item_weight: Tensor) -> None:

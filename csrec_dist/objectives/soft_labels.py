@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from csrec_dist.objectives.tiles import plan
+from csrec_dist.objectives.top_k_labels import TopKLabels
 
 if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard, SharedRows
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 class TemperedLabels(Protocol):
     """Labels at one temperature T, ready to be read: t, of which the labels are softmax(t)."""
+
+    is_shifted: ClassVar[bool]
+    """Whether a row's largest t has to be taken from it before exponentials, where t may be large."""
 
     def tile(self, rows: slice, items: slice, *, out: Tensor) -> Tensor:
         """t of examples `rows` and item rows `items`, written into `out` [R, C]."""
@@ -171,6 +175,7 @@ class Tempered:
 
     labels: FactoredLabels | DenseLabels
     scale: float
+    is_shifted: ClassVar[bool] = True
 
     def tile(self, rows: slice, items: slice, *, out: Tensor) -> Tensor:
         """t of examples `rows` and item rows `items`, written into `out` [R, C]."""
@@ -250,6 +255,7 @@ class TemperedMixture:
 
     parts: tuple[Tempered, ...]
     offsets: Tensor
+    is_shifted: ClassVar[bool] = True
     _scratch: list[Tensor] = field(default_factory=list)
 
     def tile(self, rows: slice, items: slice, *, out: Tensor) -> Tensor:
@@ -293,6 +299,6 @@ def _log_sums(labels: TemperedLabels, num_examples: int, num_items: int, like: T
     return sums
 
 
-SoftLabels = FactoredLabels | DenseLabels | MixtureLabels
-"""The forms that give any tile of the full catalog's labels. A truncated form would answer for its kept
-items and the log-sum-exp of the row instead, and only the forward divergence is finite on it."""
+SoftLabels = FactoredLabels | DenseLabels | MixtureLabels | TopKLabels
+"""The first three give any tile of the full catalog's labels. Top-k labels know some items of a row and the row's
+log-sum-exp: only the forward divergence has a meaning on them."""

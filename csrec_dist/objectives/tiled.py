@@ -121,7 +121,7 @@ class RowBlock:
 
     def find_shifts(self) -> None:
         """Set the shifts of this block to the largest logit of each example: a pass over all tiles."""
-        num_sides = 1 if self.problem.labels is None else 2
+        num_sides = 2 if self.problem.labels is not None and self.problem.labels.is_shifted else 1
         self.shifts = self.problem.weights.new_full((num_sides, self.num_rows), -torch.inf)
         for index, items in enumerate(self.plan.item_slices()):
             for shift, logits in zip(self.shifts, self.filled_tile(index, items), strict=False):
@@ -161,7 +161,7 @@ class RowBlock:
         if not problem.student.num_items:
             return problem.weights.new_zeros(self.num_rows)
         found = factors.at(self.rows, problem.index[self.rows], problem.weights.dtype)
-        if self.shifts is not None:
+        if self.shifts is not None and side < len(self.shifts):
             found = found - self.shifts[side]
         return found if problem.part is None else found.masked_fill(~problem.part.held[self.rows], 0)
 

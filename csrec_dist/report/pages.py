@@ -133,6 +133,11 @@ def _labels(run: RunFolder) -> Iterable[str]:
         ["dense equivalent, bytes", number(labels["dense_bytes"])],
         ["share of the dense equivalent", f"{labels['ratio']:.2%}"],
     ]
+    if labels["measured"] is not None:
+        used = [labels[name] for name in ("form", "dtype", "keep")]
+        errors = labels["measured"]["errors"]
+        lost = next(e for e in errors if [e["form"], e["dtype"], e.get("keep")] == used)
+        rows.append(["divergence from exact labels, nats", f"{lost['divergence']:.2g}"])
     yield table(["soft labels", "value"], rows)
 
 

@@ -7,12 +7,15 @@ from typing import Any
 from csrec_dist import models
 from csrec_dist.config import LabelOptions
 from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.distributed.mesh import LabelColumn, label_columns
 from csrec_dist.files import sha256_file
 from csrec_dist.labels import LabelMember, write_labels
 from csrec_dist.labels.index import INDEX_NAME
+from csrec_dist.labels.measuring import Wanted
 from csrec_dist.labels.member_weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
+from csrec_dist.models.pretrained import read_description
 from csrec_dist.stages.run import Run, weights_fingerprint
 from csrec_dist.telemetry import StageLog
 
@@ -23,7 +26,7 @@ def inputs(run: Run) -> dict[str, Any]:
     return {
         "dataset": run.book.require("prepare").outputs["fingerprint"],
         "members": {name: weights[name] for name in run.config.labelling_names},
-        "labels": run.config.labels.model_dump(mode="json"),
+        "labels": run.config.label_settings,
     }
 
 
@@ -36,24 +39,32 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def label_into(run: Run, folder: Path, names: list[str], stage: str, options: LabelOptions) -> None:
     """Write the labels that the members called `names` give all training examples, all ranks together."""
-    runtime = run.runtime
-    columns = label_columns(len(names), runtime.world_size)
-    group = runtime.join_group([column.ranks for column in columns])
+    runtime, training = run.runtime, run.config.training
+    columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
+    group, catalog = runtime.join_group([column.ranks for column in columns]), run.layout.shard(run.dataset.num_items)
     column = next(column for column in columns if runtime.rank in column.ranks)
     with run.log(stage) as log:
         write_labels(
             folder,
             run.dataset,
-            load_members(run, names, column, group),
+            load_members(run, names, column, group, catalog),
             [label_member(run, name) for name in names],
             column,
             group,
             runtime.world,
-            form=options.form,
+            wanted=Wanted(
+                form=options.form,
+                dtype=options.dtype,
+                keep=options.keep,
+                temperature=training.temperature,
+                kl=training.kl,
+                tolerance=options.tolerance,
+            ),
             combine=options.combine,
             weights=member_weights(run, names, options, log),
             device=runtime.device,
             progress=log.progress,
+            catalog=catalog,
         )
 
 
@@ -75,10 +86,14 @@ def member_weights(run: Run, names: list[str], options: LabelOptions, log: Stage
 def label_member(run: Run, name: str) -> LabelMember:
     """Name, width and weights of a member."""
     folder = run.member_folder(name)
-    return LabelMember(name=name, width=models.load(folder).config.width, fingerprint=weights_fingerprint(folder))
+    description = read_description(folder)
+    width = description.parse_config(models.config_class(description.model_type), folder).width
+    return LabelMember(name=name, width=width, fingerprint=weights_fingerprint(folder))
 
 
-def load_members(run: Run, names: list[str], column: LabelColumn, group: Group) -> dict[int, SequentialModel]:
-    """The members this rank labels with, by their position among `names`."""
+def load_members(
+    run: Run, names: list[str], column: LabelColumn, group: Group, catalog: CatalogShard | None
+) -> dict[int, SequentialModel]:
+    """The members this rank labels with, by their position among `names`; with `catalog`, their slices of the items."""
     held = column.members_of(group.rank, len(names))
-    return {k: models.load(run.member_folder(names[k])).to(run.runtime.device) for k in held}
+    return {k: models.load(run.member_folder(names[k]), catalog).to(run.runtime.device) for k in held}

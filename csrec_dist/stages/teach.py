@@ -60,7 +60,7 @@ def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any])
         ]
     )
     for name in sorted({name for k in todo if (name := members[k].leans_on)}):
-        label_into(run, leaning_folder(run, name), [name], f"teach/{name}/labels", LabelOptions())
+        label_into(run, leaning_folder(run, name), [name], f"teach/{name}/labels", LabelOptions(dtype="float32"))
     for slots in teaching_rounds(todo, run.runtime.world_size, run.config.distributed.catalog_parallel):
         teach_round(run, members, slots, inputs)
 

@@ -115,7 +115,7 @@ def teacher_key(config: Config) -> str:
             "models": [model.model_dump(mode="json") for model in config.teacher_models],
             "seed": config.seed if config.teachers.seed is None else config.teachers.seed,
             "training": loop_settings(config),
-            "labels": values["labels"],
+            "labels": config.label_settings,
             "exclude_seen": config.evaluation.exclude_seen,
         }
     )

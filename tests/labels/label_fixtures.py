@@ -17,6 +17,7 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import label_columns
 from csrec_dist.labels import LabelIndex, LabelMember, write_labels
+from csrec_dist.labels.measuring import Wanted
 from csrec_dist.models import ItemTable
 
 NUM_ITEMS, WINDOW, CPU = 23, 8, torch.device("cpu")
@@ -119,6 +120,7 @@ def label(
     stop: Callable[[], None] | None = None,
     combine: str = "logit_mean",
     weights: tuple[float, ...] | None = None,
+    **wanted: Any,
 ) -> dict:
     """Label on every rank of the world; call `stop` after `stop_after` batches."""
     columns = label_columns(num_members, world_size)
@@ -144,8 +146,8 @@ def label(
         column,
         group,
         world,
-        form=form,
         device=CPU,
+        wanted=Wanted(form, **wanted),
         combine=combine,
         weights=weights,
         progress=progress,

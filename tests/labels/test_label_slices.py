@@ -10,7 +10,8 @@ import torch
 from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.distributed.groups import Group
-from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache, writing
+from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache, plans
+from csrec_dist.labels.index import TensorSpec
 
 
 def slice_of(rank: int, size: int) -> CatalogShard:
@@ -23,13 +24,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
     map_tensor = cache.map_tensor
 
-    def noted(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def noted(path: Path, name: str, spec: TensorSpec) -> np.ndarray:
         if name.startswith("item_"):
             names.add(path.name)
-        return map_tensor(path, name, shape)
+        return map_tensor(path, name, spec)
 
     monkeypatch.setattr(cache, "map_tensor", noted)
-    monkeypatch.setattr(writing, "ITEMS_PER_FILE", 4)
+    monkeypatch.setattr(plans, "ITEMS_PER_FILE", 4)
     return names
 
 

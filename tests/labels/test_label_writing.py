@@ -14,18 +14,21 @@ from safetensors import safe_open
 
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.labels import LabelCache, labeller, verify, writing
+from csrec_dist.labels import LabelCache, labeller, plans, read_index, top_k, verify
 
 KINDS = [(num_members, form, {}) for num_members in (1, 2, 3) for form in ("factored", "dense")]
 KINDS += [(8, form, {"combine": "weighted", "weights": fixtures.WEIGHTS}) for form in ("factored", "dense")]
 KINDS += [(num_members, "factored", {"combine": "prob_mean"}) for num_members in (3, 8)]
+KINDS += [(3, "topk", {"keep": 5, "temperature": 2.0}), (2, "dense", {"dtype": "float16"})]
+KINDS += [(2, "auto", {"dtype": "auto", "kl": "forward", "keep": 3, "tolerance": 10.0})]
 
 
 def label_everything(rank: int, world_size: int, dataset: str, root: str) -> bool:
     """All kinds of labels, with several item files and several chunks a batch."""
-    writing.ITEMS_PER_FILE = 10
+    plans.ITEMS_PER_FILE = 10
     labeller.CHUNK_BYTES = 8 * fixtures.NUM_ITEMS * 11
     labeller.BATCH_ROWS = 5
+    top_k.BLOCK_ITEMS, top_k.CHUNK_ROWS = 8, 3
     torch.set_num_threads(2 if world_size == 1 else 1)
     for place, (num_members, form, combining) in enumerate(KINDS):
         fixtures.label(rank, world_size, dataset, f"{root}/{world_size}-{place}", num_members, form, **combining)
@@ -37,7 +40,9 @@ def test_files_are_byte_equal_at_any_number_of_ranks(dataset: Dataset, tmp_path:
         assert all(run_ranks(label_everything, world_size, str(dataset.folder), str(tmp_path)))
     for place, kind in enumerate(KINDS):
         alone, *others = (fixtures.file_bytes(tmp_path / f"{w}-{place}") for w in (1, 2, 3))
-        assert len(alone) == 1 + 5 + (3 if kind[1] == "factored" else 0)
+        form = read_index(tmp_path / f"1-{place}").form
+        assert kind[1] in (form, "auto")
+        assert len(alone) == 1 + 5 + (3 if form == "factored" else 0)
         assert all(other == alone for other in others), kind
 
 
@@ -57,7 +62,7 @@ def test_lanes_without_examples(tmp_path: Path) -> None:
         assert fixtures.file_bytes(tmp_path / f"{form}-1") == fixtures.file_bytes(tmp_path / f"{form}-2")
 
 
-@pytest.mark.parametrize("form", ["factored", "dense"])
+@pytest.mark.parametrize("form", ["factored", "dense", "topk"])
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_cut_off_and_resumed_equals_unbroken(dataset: Dataset, tmp_path: Path, form: str, stop: int) -> None:
     fixtures.label_alone(dataset, tmp_path / "unbroken", 3, form)

@@ -1,0 +1,179 @@
+"""Top-k labels of rows: logits over the whole catalog a block of items at a time, the largest kept, the rest summed up.
+
+Letters: n examples, D the sum of the members' widths, V items, K kept. What comes out does not depend on how the
+catalog is cut into slices: products are made of blocks of items with the same bounds and shape everywhere, and
+exponentials are summed as whole numbers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.mesh import split_ranks
+from csrec_dist.evaluation.ranking import best_in
+from csrec_dist.labels.labeller import Labeller
+
+BLOCK_ITEMS = 4096
+"""Items of one product."""
+CHUNK_ROWS = 256
+"""Examples of one product at most; fewer where their logits would take more than CHUNK_BYTES."""
+CHUNK_BYTES = 64 * 2**20
+ONE = float(1 << 36)
+"""What stands for the largest exponential of a row in sums of whole numbers: 2²⁶ items fit 63 bits."""
+
+
+@dataclass(frozen=True)
+class ItemBlock:
+    """Rows first … first + n − 1 of the members' tables side by side: `weight` [n, D] and `bias` [n] or None.
+
+    Where a block reaches beyond this rank's slice, its other rows are 0.
+    """
+
+    first: int
+    weight: Tensor
+    bias: Tensor | None
+
+    def within(self, rows: slice) -> tuple[slice, slice]:
+        """Which of the block's rows are among the table's `rows`, and their places among those."""
+        low, high = max(self.first, rows.start), min(self.first + len(self.weight), rows.stop)
+        return slice(low - self.first, high - self.first), slice(low - rows.start, high - rows.start)
+
+
+def item_blocks(labeller: Labeller, has_bias: bool) -> list[ItemBlock]:
+    """The blocks that overlap this rank's slice. All ranks of the column make them together."""
+    num_items, rows, blocks = labeller.dataset.num_items, labeller.rows, []
+    for first in range(0, num_items, BLOCK_ITEMS):
+        stop = min(first + BLOCK_ITEMS, num_items)
+        low, high = max(first, rows.start), min(stop, rows.stop)
+        if low < high:
+            filled = {}
+            for name, held in labeller.slice_rows(first, stop, has_bias).items():
+                filled[name] = held.new_zeros(stop - first, *held.shape[1:])
+                filled[name][low - first : high - first] = held
+            blocks.append(ItemBlock(first, filled["item_weight"], filled.get("item_bias")))
+    return blocks
+
+
+@dataclass(frozen=True)
+class TopKRows:
+    """Finds the kept part of rows; `blocks` are those of this rank's slice of `num_items` items.
+
+    All ranks of a catalog group call it together, each for any number of examples of its own.
+    """
+
+    blocks: list[ItemBlock]
+    rows: slice
+    num_items: int
+    keep: int
+    temperature: float
+    catalog: CatalogShard | None = None
+
+    @torch.no_grad()
+    def __call__(self, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """`items` [n, K] int32, best first, `values` [n, K] and `sums` [n, 2] of examples of these states and targets.
+
+        Among equal logits the lower item comes first. A target that is not among the K takes the last place. `sums` are
+        the largest logit, and Σ exp((e_j − largest) / T) over the items that are not kept, in float64.
+        """
+        if self.catalog is None:
+            return _joined(self._chunks(states, targets), self.keep, states)
+        shared = self.catalog.share(len(states), states.device)
+        own: dict[str, Tensor] = {}
+        parts = zip(
+            shared.gather(states).split(shared.counts), shared.gather(targets).split(shared.counts), strict=True
+        )
+        for rank, (part, of_part) in enumerate(parts):
+            found = _joined(self._chunks(part.contiguous(), of_part), self.keep, states)
+            own = found if rank == self.catalog.group.rank else own
+        return own
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [n, n items of the slice] in fp32."""
+        found = states.new_empty(len(states), self.rows.stop - self.rows.start)
+        for block in self.blocks:
+            product = states @ block.weight.T
+            if block.bias is not None:
+                product += block.bias
+            held, columns = block.within(self.rows)
+            found[:, columns] = product[:, held]
+        return found
+
+    def _chunks(self, states: Tensor, targets: Tensor) -> Iterator[dict[str, Tensor]]:
+        for chunk in row_chunks(len(states), self.num_items):
+            yield self._kept(self.logits(states[chunk].contiguous()), targets[chunk])
+
+    def _kept(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What `__call__` gives, of logits."""
+        largest = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
+        largest = self._all(CatalogShard.all_max, largest).double()
+        total = self._all(CatalogShard.all_sum, self._whole(logits, largest).sum(1))
+        items, values = best_in(logits, self.keep, self.catalog)
+        of_targets = self._of_targets(logits, targets)
+        is_kept = (items == targets.unsqueeze(1)).any(1)
+        items[:, -1] = torch.where(is_kept, items[:, -1], targets)
+        values[:, -1] = torch.where(is_kept, values[:, -1], of_targets)
+        others = (total - self._whole(values, largest).sum(1)).clamp_min(0) * (self.keep < self.num_items)
+        return {"items": items.int(), "values": values, "sums": torch.stack([largest, others / ONE], 1)}
+
+    def _whole(self, logits: Tensor, largest: Tensor) -> Tensor:
+        """exp((e − largest) / T) as whole numbers, whose sums do not depend on their order."""
+        terms = (logits.double() - largest.unsqueeze(1)).div_(self.temperature).exp_()
+        return terms.mul_(ONE).round_().long()
+
+    def _of_targets(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.catalog is None:
+            return logits.gather(1, targets.unsqueeze(1) - 1).squeeze(1)
+        places, held = self.catalog.places(targets)
+        found = logits.new_zeros(len(targets))
+        found[held] = logits[held, places[held]]
+        return self.catalog.all_sum(found)
+
+    def _all(self, reduce: Callable[[CatalogShard, Tensor], Tensor], tensor: Tensor) -> Tensor:
+        return tensor if self.catalog is None else reduce(self.catalog, tensor)
+
+
+def row_chunks(num_rows: int, num_items: int) -> list[slice]:
+    """Rows of n examples that are multiplied together: their number depends on V only."""
+    size = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (8 * num_items)))
+    return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
+
+
+def top_k_rows(labeller: Labeller, find: TopKRows, lane: int) -> Iterator[dict[str, Tensor]]:
+    """What `find` gives of the lane's examples, in the order of their ids, on every rank of the column.
+
+    Each rank of the column finds a part of the rows.
+    """
+    for states, targets in labeller.gathered_rows(lane):
+        chunks = row_chunks(len(states), find.num_items)
+        own = split_ranks(len(chunks), labeller.group.size)[labeller.group.rank]
+        rows = slice(chunks[own[0]].start, chunks[own[-1]].stop) if own else slice(0, 0)
+        found = find(states[rows], targets[rows])
+        yield {name: labeller.group.gather_rows(part)[0] for name, part in found.items()}
+
+
+def find_nothing(labeller: Labeller, find: TopKRows) -> None:
+    """Take part in what the catalog group's other ranks find."""
+    find(
+        torch.zeros(0, sum(labeller.widths), device=labeller.device),
+        torch.zeros(0, dtype=torch.int64, device=labeller.device),
+    )
+
+
+def log_sums(values: Tensor, sums: Tensor, temperature: float) -> Tensor:
+    """log Σ exp(e_j / T) [n] of whole rows in fp32, the kept logits being `values` as they are stored."""
+    largest, others = sums.unbind(1)
+    kept = (values.double() - largest.unsqueeze(1)).div_(temperature).exp_().sum(1)
+    return ((kept + others).log_() + largest / temperature).float()
+
+
+def _joined(parts: Iterator[dict[str, Tensor]], keep: int, like: Tensor) -> dict[str, Tensor]:
+    empty = {
+        "items": like.new_empty(0, keep, dtype=torch.int32),
+        "values": like.new_empty(0, keep),
+        "sums": like.new_empty(0, 2, dtype=torch.float64),
+    }
+    found = [empty, *parts]
+    return {name: torch.cat([part[name] for part in found]) for name in empty}

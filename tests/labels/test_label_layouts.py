@@ -1,0 +1,104 @@
+"""Label files are the same bytes on every mesh data × catalog, for models whose item tables are slices."""
+
+from pathlib import Path
+from typing import Any
+
+import label_fixtures as fixtures
+import pytest
+import torch
+from catalog_ranks import own_group
+from ranks import run_ranks
+
+from csrec_dist import models
+from csrec_dist.data.stored import Dataset
+from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.mesh import catalog_groups, label_columns
+from csrec_dist.errors import UserError
+from csrec_dist.labels import LabelMember, labeller, plans, read_index, top_k, write_labels
+from csrec_dist.labels.measuring import Wanted
+from csrec_dist.models import SequentialModel
+
+LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1), (3, 3)]
+"""(ranks, catalog_parallel): data × catalog = 1×1, 2×1, 1×2, 2×2, 3×1, 1×3."""
+NAMES, WIDTHS = ("gru4rec", "bert4rec"), (6, 4)
+KINDS: dict[str, dict[str, Any]] = {
+    "factored": {},
+    "prob_mean": {"combine": "prob_mean"},
+    "half": {"wanted": Wanted("factored", "float16", temperature=2.0)},
+    "topk": {"wanted": Wanted("topk", keep=5, temperature=2.0)},
+    "topk_of_all": {"wanted": Wanted("topk", "bfloat16", keep=99, temperature=1.0, kl="forward")},
+    "auto": {"wanted": Wanted("auto", "auto", keep=2, temperature=2.0, kl="forward", tolerance=5.0)},
+}
+
+KINDS_OF = {1: ("factored", "topk"), 2: tuple(KINDS)}
+
+
+def build(member: int, catalog: CatalogShard | None) -> SequentialModel:
+    config = models.config_class(NAMES[member]).model_validate({"width": WIDTHS[member]})
+    model = models.build(config, fixtures.NUM_ITEMS, fixtures.WINDOW - 1, 3, catalog)
+    with torch.no_grad():
+        model.item_table.weight *= 3
+        if model.item_table.bias is not None:
+            rows = slice(None) if catalog is None else catalog.rows
+            model.item_table.bias += torch.linspace(-1, 1, fixtures.NUM_ITEMS)[rows]
+    return model
+
+
+def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root: str) -> None:
+    plans.ITEMS_PER_FILE, labeller.BATCH_ROWS = 10, 7
+    top_k.BLOCK_ITEMS, top_k.CHUNK_ROWS = 7, 9
+    torch.set_num_threads(1)
+    world = Group(tuple(range(world_size)), rank, torch.distributed.group.WORLD if world_size > 1 else None)
+    catalog = None
+    if catalog_parallel > 1:
+        group = own_group(rank, catalog_groups(range(world_size), catalog_parallel))
+        catalog = CatalogShard.of(fixtures.NUM_ITEMS, group)
+    for num_members in (1, 2):
+        columns = label_columns(num_members, world_size, catalog_parallel)
+        column_group = own_group(rank, [column.ranks for column in columns])
+        column = next(column for column in columns if rank in column.ranks)
+        held = {member: build(member, catalog) for member in column.members_of(column_group.rank, num_members)}
+        members = [LabelMember(name=NAMES[m], width=WIDTHS[m], fingerprint="f") for m in range(num_members)]
+        where = column, column_group, world
+        common = {"device": torch.device("cpu"), "catalog": catalog}
+        for name in KINDS_OF[num_members]:
+            folder = f"{root}/{world_size}x{catalog_parallel}-{num_members}-{name}"
+            write_labels(folder, Dataset(dataset), held, members, *where, **common, **KINDS[name])
+
+
+def test_label_files_do_not_depend_on_the_layout(tmp_path: Path) -> None:
+    dataset = fixtures.write_dataset(tmp_path / "dataset", fixtures.make_rows(num_lanes=4, num_rows=19))
+    for world_size, catalog_parallel in LAYOUTS:
+        if world_size == 1:
+            label(0, 1, 1, str(dataset.folder), str(tmp_path))
+        else:
+            run_ranks(label, world_size, catalog_parallel, str(dataset.folder), str(tmp_path))
+    for num_members, name in [(num, name) for num, names in KINDS_OF.items() for name in names]:
+        alone, *others = (fixtures.file_bytes(tmp_path / f"{w}x{k}-{num_members}-{name}") for w, k in LAYOUTS)
+        for layout, other in zip(LAYOUTS[1:], others, strict=True):
+            assert other.keys() == alone.keys(), (name, layout)
+            assert [file for file in alone if other[file] != alone[file]] == [], (num_members, name, layout)
+    assert read_index(tmp_path / "1x1-2-auto").form == "topk"
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (plans, "ITEMS_PER_FILE"),
+        (labeller, "BATCH_ROWS"),
+        (top_k, "BLOCK_ITEMS"),
+        (top_k, "CHUNK_ROWS"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
+def test_dense_labels_in_slices_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    alone = Group((0,), 0)
+    catalog = CatalogShard.of(fixtures.NUM_ITEMS, alone)
+    members = [LabelMember(name="m", width=WIDTHS[0], fingerprint="f")]
+    with pytest.raises(UserError, match=r"dense needs whole rows.*factored or topk"):
+        write_labels(
+            tmp_path, dataset, {0: build(0, catalog)}, members, label_columns(1, 1)[0], alone, alone,
+            device=torch.device("cpu"), wanted=Wanted("dense"), catalog=catalog,
+        )  # fmt: skip
