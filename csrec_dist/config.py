@@ -75,6 +75,11 @@ class LabelOptions(Section):
     tolerance: float = Field(
         1e-3, ge=0, description="nats that the fewest bytes chosen by auto may cost, measured at the student's T and kl"
     )
+    stage_to: str | None = Field(
+        None,
+        min_length=1,
+        description="folder on each node's own disk, to which the labels that it reads are copied before distillation",
+    )
 
 
 class LoopOptions(Section):
@@ -138,6 +143,11 @@ class DistributedOptions(Section):
     engine: Literal["ddp"] = Field("ddp", description="how gradients are averaged over the ranks of a model")
     catalog_parallel: int = Field(
         1, ge=1, strict=True, description="ranks that share one item table, for catalogs beyond one device's memory"
+    )
+    reassign: bool = Field(
+        True,
+        description="ranks whose member is trained take the next one or join another's training; false: each member "
+        "keeps its ranks, for runs that are equal bit by bit",
     )
     timeout_minutes: float = Field(
         30, gt=0, le=1e6, description="how long a rank waits for one that does not move before it gives up"

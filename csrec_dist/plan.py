@@ -124,12 +124,17 @@ class _Planner:
     def _teaching(self) -> list[PlanRow]:
         if self.config.teachers.pretrained:
             return [PlanRow("ranks", "teach", "members are taken from folders")]
-        texts = [
-            "; ".join(f"{members[slot.member].name} on {_ranks(slot.ranks)}" for slot in slots)
-            for members in self.config.strategy.rounds
-            for slots in teaching_rounds(list(range(len(members))), self.world_size)
-        ]
+        texts = [text for members in self.config.strategy.rounds for text in self._rounds([m.name for m in members])]
         return [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
+
+    def _rounds(self, names: list[str]) -> list[str]:
+        """Who is taught where: all rounds, or, where ranks are reassigned, who begins and who follows."""
+        dealt = teaching_rounds(list(range(len(names))), self.world_size, self.config.distributed.catalog_parallel)
+        rounds = ["; ".join(f"{names[slot.member]} on {_ranks(slot.ranks)}" for slot in slots) for slots in dealt]
+        if not self.config.distributed.reassign or self.world_size == 1:
+            return rounds
+        waiting = names[len(dealt[0]) :]
+        return ["; ".join([rounds[0], *(f"{name} on the ranks that are free first" for name in waiting)])]
 
     def _labelling(self) -> list[PlanRow]:
         names = self.config.labelling_names

@@ -224,6 +224,30 @@ def test_a_job_is_queued_again_and_warned() -> None:
     assert any(option.startswith("--signal=B:TERM@") for option in options)
 
 
+@pytest.mark.parametrize(
+    ("environ", "arguments", "added"),
+    [
+        ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml"], ["--set", "labels.stage_to=/nvme"]),
+        ({"SLURM_TMPDIR": "/a b"}, ["distill", "--config=c.yaml"], ["--set", "labels.stage_to=/a b"]),
+        ({"CSREC_LOCAL_DISK": "", "SLURM_TMPDIR": "/tmp"}, ["run", "--config", "c.yaml"], []),
+        ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml", "--set", "labels.stage_to=/mine"], []),
+        ({"CSREC_LOCAL_DISK": "/nvme"}, ["report", "runs/demo"], []),
+        ({}, ["run", "--config", "c.yaml"], []),
+    ],
+)
+def test_a_job_tells_of_the_nodes_own_disks(
+    tmp_path: Path, environ: dict[str, str], arguments: list[str], added: list[str]
+) -> None:
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 10.0.0.1\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[0-1]", "MAIN_ADDRESS": "10.0.0.1"}
+    paths = {"SLURM_SUBMIT_DIR": str(LAUNCHERS.parent), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = launcher("slurm.sbatch", *arguments, **job, **paths, **environ)
+    command = next(shlex.split(line) for line in said.stdout.splitlines() if line.startswith("+ srun"))
+    assert command[command.index(arguments[0]) :] == arguments + added
+
+
 @pytest.fixture
 def hostfile(tmp_path: Path) -> Path:
     path = tmp_path / "hostfile"

@@ -54,6 +54,14 @@ def test_changed_settings_are_named(run: Path) -> None:
     assert "run: changed since it began" not in values(config_of(run))
 
 
+def test_members_beyond_the_ranks_follow_or_have_rounds(run: Path) -> None:
+    three = config_of(run, "teachers.num=3")
+    follows = "teacher-0 on rank 0; teacher-1 on rank 1; teacher-2 on the ranks that are free first"
+    assert values(three, 2)["ranks: teach, round 1"] == [follows]
+    kept = values(config_of(run, "teachers.num=3", "distributed.reassign=false"), 2)
+    assert kept["ranks: teach, round 2"] == ["teacher-2 on ranks 0 to 1"]
+
+
 @pytest.mark.parametrize(
     ("world_size", "teach", "label"),
     [

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from csrec_dist.distributed.board import Board
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.distributed.mesh import catalog_groups, data_groups
@@ -59,6 +60,7 @@ class Runtime:
         self.watch = Watch(store, self.rank, self.world_size, timeout.total_seconds())
         self.world = Group(tuple(range(self.world_size)), self.rank, handle, self.watch)
         self._timeout = _group_timeout(timeout)
+        self._num_boards = 0
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
 
     @classmethod
@@ -83,6 +85,11 @@ class Runtime:
         """Whether this is rank 0 of the run."""
         return self.rank == 0
 
+    @property
+    def node(self) -> int:
+        """The first rank of this rank's node, as the launcher counts: what tells nodes apart."""
+        return self.rank - int(os.environ.get("LOCAL_RANK", "0"))
+
     def join_group(self, parts: Sequence[tuple[int, ...]]) -> Group:
         """Make a process group of each part (every rank calls this with the same parts); return this rank's own.
 
@@ -94,8 +101,7 @@ class Runtime:
             if ranks not in self._groups:
                 alone = len(ranks) == 1
                 self._groups[ranks] = None if alone else dist.new_group(list(ranks), timeout=self._timeout)
-        own = next(ranks for ranks in parts if self.rank in ranks)
-        return Group(own, own.index(self.rank), self._groups[own], self.watch)
+        return self._own_group(parts)
 
     def layout(self, parts: Sequence[tuple[int, ...]], catalog_parallel: int) -> Layout:
         """This rank's layout, where the ranks of each part train a model; every rank calls this with the same parts."""
@@ -105,6 +111,50 @@ class Runtime:
             return Layout(group, catalog, group)
         slices = [ranks for part in parts for ranks in data_groups(part, catalog_parallel)]
         return Layout(group, catalog, self.join_group(slices))
+
+    def team_layout(self, ranks: tuple[int, ...], catalog_parallel: int) -> Layout:
+        """This rank's layout among `ranks`, which train a model together; only they call this.
+
+        Their catalog groups are those of the ranks' first layout, which all ranks made.
+        """
+        group = self._join_team(ranks)
+        catalog = self._own_group(catalog_groups(ranks, catalog_parallel))
+        if catalog_parallel == 1:
+            return Layout(group, catalog, group)
+        return Layout(group, catalog, self._join_team(self._own(data_groups(ranks, catalog_parallel))))
+
+    def board(self, catalog_parallel: int, num_members: int, num_dealt: int) -> Board:
+        """A new board for members that are trained side by side; every rank calls this with the same numbers."""
+        self._num_boards += 1
+        blocks = catalog_groups(self.world.ranks, catalog_parallel)
+        return Board(self.watch.store(f"board-{self._num_boards}"), blocks, num_members, num_dealt)
+
+    def _own(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        return next(ranks for ranks in parts if self.rank in ranks)
+
+    def _own_group(self, parts: Sequence[tuple[int, ...]]) -> Group:
+        own = self._own(parts)
+        return Group(own, own.index(self.rank), self._groups[own], self.watch)
+
+    def _join_team(self, ranks: tuple[int, ...]) -> Group:
+        """The group of `ranks`, made by them alone, or kept from before."""
+        if ranks not in self._groups:
+            handle = None
+            if len(ranks) > 1:
+                self._even_out(ranks)
+                handle = dist.new_group(list(ranks), timeout=self._timeout, use_local_synchronization=True)
+            self._groups[ranks] = handle
+        return self._own_group([ranks])
+
+    def _even_out(self, ranks: tuple[int, ...]) -> None:
+        """Meet `ranks`, and make groups of this rank alone until all of them know equally many groups.
+
+        torch calls a group that is made by its members alone after their ranks and the number
+        of groups that a rank knows; members that know different numbers would wait for each other for ever.
+        """
+        known = len(dist.distributed_c10d._world.pg_names)
+        for _ in range(self.watch.largest("new_group", ranks, known) - known):
+            dist.new_group([self.rank], timeout=self._timeout, use_local_synchronization=True)
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 while the others wait, however long; its JSON value, or its UserError, on every rank."""

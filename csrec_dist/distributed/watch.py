@@ -6,10 +6,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -24,6 +24,8 @@ RANKS_READ_AT_ONCE = 16
 """Ranks whose notes a waiting rank reads between two beats; of more it reads more rarely, to spare the store."""
 
 _INSTANCES = itertools.count()
+
+Batch = TypeVar("Batch")
 
 
 @dataclass
@@ -93,6 +95,16 @@ class Watch:
             yield
         self.waits.data += time.perf_counter() - begin
 
+    def reading(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, the time until each is there being waits for data."""
+        iterator = iter(batches)
+        while True:
+            with self.data_wait():
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
     @contextmanager
     def working_alone(self) -> Iterator[None]:
         """The block is work of this rank that may take any time while the others wait."""
@@ -143,6 +155,34 @@ class Watch:
         with self.collective(name, ranks):
             self._await_all(name, ranks, self._place.meeting)
         self._place.meeting = ""
+
+    def largest(self, name: str, ranks: tuple[int, ...], value: int) -> int:
+        """Meet `ranks` as `meet` does; the largest value ≥ 0 that one of them brings."""
+        if self._store is None:
+            return value
+        key = f"largest-{fingerprint(list(ranks))}-{self._meets.get(ranks, 0) + 1}"
+        before, largest = "", str(value)
+        while (found := self._store.compare_set(key, before, largest).decode()) != largest and int(found) < value:
+            before = found
+        self.meet(name, ranks)
+        return int(self._store.get(key))
+
+    def wait_until(self, name: str, ranks: tuple[int, ...], is_over: Callable[[], bool]) -> None:
+        """Wait until `is_over`, for as long as those of `ranks` work who do not wait by the same name.
+
+        Raises:
+            RankFailure: one of them has ended, or has not worked for the timeout.
+        """
+        self._place.meeting = name
+        try:
+            with self.collective(name, ranks):
+                self._await(name, ranks, name, is_over)
+        finally:
+            self._place.meeting = ""
+
+    def store(self, name: str) -> Any:
+        """A store of that name that all ranks see, to be used by one thread; in one process its own."""
+        return dist.HashStore() if self._store is None else dist.PrefixStore(name, self._store)
 
     def close(self) -> None:
         """Tell the others that this rank has ended, and stop telling."""
@@ -214,21 +254,26 @@ class Watch:
 
     def _await_all(self, name: str, ranks: tuple[int, ...], key: str) -> None:
         assert self._store is not None
-        self._store.add(key, 1)
+        store = self._store
+        store.add(key, 1)
+        self._await(name, ranks, key, lambda: store.add(key, 0) >= len(ranks))
+        if store.add(f"{key}-left", 1) == len(ranks):
+            store.delete_key(key)
+            store.delete_key(f"{key}-left")
+
+    def _await(self, name: str, ranks: tuple[int, ...], key: str, is_over: Callable[[], bool]) -> None:
+        """Wait until `is_over`, and look after those of `ranks` that are not in the meeting `key`."""
         patience = self._interval * max(1, len(ranks) / RANKS_READ_AT_ONCE)
         pause, begin, look = 0.001, time.monotonic(), time.monotonic() + patience
         signs: dict[int, tuple[int, float]] = {}
-        while self._store.add(key, 0) < len(ranks):
+        while not is_over():
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
-            if time.monotonic() > look:
+            if self._store is not None and time.monotonic() > look:
                 late = self._overdue(ranks, key, signs)
-                if late and self._store.add(key, 0) < len(ranks):
+                if late and not is_over():
                     raise self._failure(name, ranks, time.monotonic() - begin, late)
                 look = time.monotonic() + patience
-        if self._store.add(f"{key}-left", 1) == len(ranks):
-            self._store.delete_key(key)
-            self._store.delete_key(f"{key}-left")
 
     def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[int, float]]) -> str:
         """What is wrong with one of the missing ranks, or nothing; `signs`: of their work, and when they were seen."""

@@ -59,7 +59,7 @@ class Labeller:
     def lane_states(self, lane: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         """States [n, d] of this rank's members for the lane's examples, in the order of their ids, and targets [n]."""
         next_example = self.dataset.splits["train"].first_examples[lane]
-        for batch in lane_batches(self.dataset, "train", [lane], BATCH_ROWS):
+        for batch in self.group.watch.reading(lane_batches(self.dataset, "train", [lane], BATCH_ROWS)):
             ids = batch.example_ids
             if not torch.equal(ids, torch.arange(next_example, next_example + len(ids))):
                 raise UserError(

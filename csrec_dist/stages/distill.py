@@ -1,5 +1,7 @@
 """Stages distill and baseline: the student on one-hot and soft labels, and on one-hot labels alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from csrec_dist.models import ItemTable
 from csrec_dist.objectives import Loss, distillation_parts
 from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
 from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
+from csrec_dist.stages.staging import staged_labels
 from csrec_dist.training import Objective
 
 
@@ -66,16 +69,28 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     """Train the student: on soft labels, or for method base on one-hot labels."""
     if run.config.method == "base":
         return train_student(run, inputs, "distill", "student", one_hot, None)
-    return train_student(run, inputs, "distill", "student", student_objective(run.config.training), soft_labels(run))
-
-
-def soft_labels(run: Run) -> LabelReader:
-    """The run's label cache, checked, or what a method without members makes its labels of."""
+    objective = student_objective(run.config.training)
     if not run.config.num_members:
-        return PopularityLabels(run.dataset)
-    labels = LabelCache(run.folder / "labels", run.dataset, run.layout.shard(run.dataset.num_items))
-    check_labels(run, labels)
-    return labels
+        return train_student(run, inputs, "distill", "student", objective, PopularityLabels(run.dataset))
+    with checked_labels(run) as labels:
+        return train_student(run, inputs, "distill", "student", objective, labels)
+
+
+@contextmanager
+def checked_labels(run: Run) -> Iterator[LabelReader]:
+    """The run's label cache, checked, on the node's own disk if it is asked for; a copy there ends with the block.
+
+    After an error the copy is left for the next start.
+    """
+    folder, disk = run.folder / "labels", run.config.labels.stage_to
+    catalog = run.layout.shard(run.dataset.num_items)
+    if disk is None:
+        labels = LabelCache(folder, run.dataset, catalog)
+        check_labels(run, labels)
+        yield labels
+        return
+    with staged_labels(run, folder, disk) as staged:
+        yield LabelCache(staged, run.dataset, catalog)
 
 
 def check_labels(run: Run, labels: LabelCache) -> None:

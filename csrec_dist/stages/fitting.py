@@ -1,16 +1,18 @@
 """Training one model into a folder: what the stages teach, distill and baseline share."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csrec_dist import models
 from csrec_dist.checkpoints import Checkpoints, TrainState
 from csrec_dist.data.lanes import RowSample
-from csrec_dist.distributed import Group
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import ENGINES, Engine, Updates
 from csrec_dist.distributed.layout import Layout
@@ -28,8 +30,7 @@ from csrec_dist.training import Objective, StopSignals, Trainer, TrainStep
 class Fit:
     """A model to train: what it is, what it learns from, and where it goes.
 
-    `inputs` names all that decides the result; a checkpoint of other inputs is refused. `identity` tells models
-    apart that are trained side by side.
+    `inputs` names all that decides the result; a checkpoint of other inputs is refused.
     """
 
     stage: str
@@ -38,7 +39,6 @@ class Fit:
     objective: Objective
     folder: Path
     inputs: dict[str, Any]
-    identity: int = 0
     labels: LabelReader | None = None
     sample: RowSample | None = None
 
@@ -59,15 +59,24 @@ def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
     return True
 
 
-def fit(run: Run, task: Fit, layout: Layout, log: StageLog) -> None:
+def fit(
+    run: Run,
+    task: Fit,
+    layout: Layout,
+    log: StageLog,
+    signals: StopSignals | None = None,
+    hands_over: Callable[[], bool] | None = None,
+) -> bool:
     """Build, train and save one model on the ranks of a layout, going on from its newest checkpoint.
+
+    False when `hands_over`, asked after an epoch, ended it before: nothing but a checkpoint is written then. `signals`
+    are noted by the caller, or else here.
 
     Raises:
         Stopped: a signal asked for it, and a checkpoint is written.
     """
     run.runtime.watch.at(task.stage)
     engine = make_engine(run, task, layout)
-    check_identities(run.runtime.world, task.identity, engine)
     trainer = Trainer(
         engine,
         run.dataset,
@@ -81,11 +90,14 @@ def fit(run: Run, task: Fit, layout: Layout, log: StageLog) -> None:
     folder, keep = run.folder / "checkpoints" / task.stage, run.config.training.keep_checkpoints
     catalog = layout.shard(run.dataset.num_items)
     checkpoints = Checkpoints(folder, fingerprint(task.inputs), layout, keep, catalog)
-    with StopSignals() as signals:
-        state = trainer.run(checkpoints, signals)
+    with nullcontext(signals) if signals else StopSignals() as noted:
+        state = trainer.run(checkpoints, noted, hands_over)
+        if state is None:
+            return False
         save(run, task, trainer.model(), state, engine)
         if layout.group.is_leader:
             checkpoints.clear()
+    return True
 
 
 def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
@@ -95,7 +107,10 @@ def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
     inner = TrainStep(model, task.objective, layout.group).to(run.runtime.device)
     updates = Updates(training.learning_rate, training.clip_norm, training.accumulate)
-    return ENGINES[run.config.distributed.engine](inner, layout, run.runtime.device, updates)
+    drawn = digest(inner)
+    engine = ENGINES[run.config.distributed.engine](inner, layout, run.runtime.device, updates)
+    check_weights(drawn, engine)
+    return engine
 
 
 def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
@@ -109,19 +124,18 @@ def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine:
         write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
 
 
-def check_identities(world: Group, identity: int, engine: Engine) -> None:
-    """Assert that exactly the ranks of one model hold equal weights: an engine may have mixed them up."""
-    model = engine.readable()
+def digest(model: nn.Module) -> float:
+    """A sum of all parameters but slices of item tables: the same on all ranks that drew them from one seed."""
     own = slices_of(model)
     whole = [tensor for name, tensor in model.named_parameters() if name not in own]
-    digest = float(sum(tensor.detach().double().abs().sum() for tensor in whole))
-    found = world.gather_objects([identity, digest])
-    digests: dict[int, set[float]] = {}
-    for owner, value in found:
-        digests.setdefault(owner, set()).add(value)
-    values = [next(iter(each)) for each in digests.values()]
-    assert all(len(each) == 1 for each in digests.values()), f"ranks of one model differ after wrapping: {found}"
-    assert len(set(values)) == len(values), f"different models hold the same weights after wrapping: {found}"
+    return float(sum(tensor.detach().double().abs().sum() for tensor in whole))
+
+
+def check_weights(drawn: float, engine: Engine) -> None:
+    """Assert that the ranks of a model hold the weights that each has drawn: an engine may have mixed models up."""
+    found = engine.layout.group.gather_objects([drawn, digest(engine.readable())])
+    flat = [value for pair in found for value in pair]
+    assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {found}"
 
 
 def one_hot(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:

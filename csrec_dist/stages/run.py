@@ -84,6 +84,7 @@ def evaluation_batches(run: Run, split: str, lanes: Sequence[int], layout: Layou
     """The rows of some lanes on the device; where ranks share an item table, equally many batches on each of them."""
     device, window = run.runtime.device, run.dataset.window
     batches: Iterable[Batch] = lane_batches(run.dataset, split, lanes, EVALUATION_ROWS)
+    batches = run.runtime.watch.reading(batches)
     if catalog := layout.shard(run.dataset.num_items):
         batches = in_step(batches, catalog, device, lambda: blank_batch(window))
     return (batch.to(device) for batch in batches)

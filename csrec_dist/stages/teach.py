@@ -1,21 +1,28 @@
 """Stage teach: the members of the teacher module, several at once where there are ranks for it, or trained ones."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from csrec_dist import models
 from csrec_dist.config import LabelOptions
 from csrec_dist.data.lanes import RowSample
+from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.catalog import CatalogShard
-from csrec_dist.distributed.mesh import TeachingSlot, teaching_rounds
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.distributed.mesh import teaching_rounds
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelCache
+from csrec_dist.models import SequentialModel
 from csrec_dist.objectives.noise_matrix import NoiseMatrix, RobustObjective
 from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
 from csrec_dist.stages.label import label_into
 from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
+from csrec_dist.stages.teamwork import train_together
 from csrec_dist.teachers import Member
+from csrec_dist.training import StopSignals
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -61,8 +68,30 @@ def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any])
     )
     for name in sorted({name for k in todo if (name := members[k].leans_on)}):
         label_into(run, leaning_folder(run, name), [name], f"teach/{name}/labels", LabelOptions(dtype="float32"))
-    for slots in teaching_rounds(todo, run.runtime.world_size, run.config.distributed.catalog_parallel):
-        teach_round(run, members, slots, inputs)
+    if run.config.distributed.reassign:
+        teach_elastically(run, [members[k] for k in todo], inputs)
+    else:
+        teach_in_place(run, members, todo, inputs)
+
+
+def teach_elastically(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
+    """Train these members; ranks that are done with one take the next, or help with another."""
+    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
+    rounds = teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel)
+    if rounds:
+        train = partial(teach_member, run, members, inputs)
+        train_together(runtime, rounds[0], len(members), catalog_parallel, train)
+
+
+def teach_in_place(run: Run, members: tuple[Member, ...], todo: list[int], inputs: dict[str, Any]) -> None:
+    """Train those members that are to do, in rounds, each on the ranks that it has by its place among all."""
+    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
+    for slots in teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel):
+        layout = runtime.layout([slot.ranks for slot in slots], catalog_parallel)
+        own = next(slot.member for slot in slots if runtime.rank in slot.ranks)
+        if own in todo:
+            teach_member(run, members, inputs, own, layout)
+        runtime.world.barrier()
 
 
 def leaning_folder(run: Run, name: str) -> Path:
@@ -74,17 +103,27 @@ def take_pretrained(run: Run) -> None:
     """Copy trained models into the run, checked against its catalog."""
     for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
         model = models.load(folder)
-        if model.num_items != run.dataset.num_items or model.max_length < run.dataset.window - 1:
-            raise UserError(
-                f"The pretrained member {folder} knows {model.num_items} items and histories up to "
-                f"{model.max_length}; the dataset has {run.dataset.num_items} items and histories up to "
-                f"{run.dataset.window - 1}."
-            )
+        require_fit(model, folder, run.dataset)
         id_map = trained_on(Path(folder))
         if id_map not in (None, run.dataset.id_map_fingerprint):
             raise UserError(f"The pretrained member {folder} was trained on other items than those of this dataset.")
         model.save_pretrained(run.member_folder(name))
         write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
+
+
+def require_fit(model: SequentialModel, folder: str, dataset: Dataset) -> None:
+    """UserError unless the model has the dataset's number of items and takes its longest histories."""
+    if model.num_items != dataset.num_items:
+        raise UserError(
+            f"The pretrained member {folder} knows {model.num_items} items, but the dataset has {dataset.num_items}; "
+            "give a model that was trained on the items of this dataset."
+        )
+    if model.max_length < dataset.window - 1:
+        raise UserError(
+            f"The pretrained member {folder} takes histories up to {model.max_length} items, but those of this dataset "
+            f"have up to {dataset.window - 1}; set dataset.window={model.max_length + 1} or less, or give a model for "
+            "longer histories."
+        )
 
 
 def trained_on(folder: Path) -> str | None:
@@ -98,28 +137,37 @@ def member_inputs(inputs: dict[str, Any], member: Member) -> dict[str, Any]:
     return inputs | {"members": inputs["members"][member.name]}
 
 
-def teach_round(run: Run, members: tuple[Member, ...], slots: list[TeachingSlot], inputs: dict[str, Any]) -> None:
-    """Train one round of members side by side, each on its own ranks."""
-    layout = run.runtime.layout([slot.ranks for slot in slots], run.config.distributed.catalog_parallel)
+def teach_member(
+    run: Run,
+    members: Sequence[Member],
+    inputs: dict[str, Any],
+    place: int,
+    layout: Layout,
+    signals: StopSignals | None = None,
+    hands_over: Callable[[], bool] | None = None,
+) -> bool:
+    """Train one of the members on the ranks of a layout; see `fit`."""
+    member = members[place]
+    task = member_task(run, member, member_inputs(inputs, member), layout)
+    with run.log(task.stage, layout.group) as log:
+        if run.runtime.world_size > 1:
+            log.say(f"on {rank_names(layout.group.ranks)}")
+        return fit(run, task, layout, log, signals, hands_over)
+
+
+def member_task(run: Run, member: Member, inputs: dict[str, Any], layout: Layout) -> Fit:
+    """A member's training, its labels and loss being those of this rank's slice of the catalog."""
     catalog = layout.shard(run.dataset.num_items)
-    slot = next(slot for slot in slots if run.runtime.rank in slot.ranks)
-    member = members[slot.member]
-    task = Fit(
+    return Fit(
         stage=f"teach/{member.name}",
         model=member.model,
         seed=member.seed,
         objective=one_hot if member.leans_on is None else main_teacher_objective(run, member, catalog),
         folder=run.member_folder(member.name),
-        inputs=member_inputs(inputs, member),
-        identity=slot.member,
+        inputs=inputs,
         labels=LabelCache(leaning_folder(run, member.leans_on), run.dataset, catalog) if member.leans_on else None,
         sample=row_sample(run, member),
     )
-    with run.log(task.stage, layout.group) as log:
-        if len(slots) > 1:
-            log.say("; ".join(f"{members[s.member].name} on {rank_names(s.ranks)}" for s in slots))
-        fit(run, task, layout, log)
-    run.runtime.world.barrier()
 
 
 def row_sample(run: Run, member: Member) -> RowSample | None:

@@ -55,8 +55,13 @@ class Trainer:
         """The model as it is now, fit for evaluation."""
         return cast(TrainStep, self._engine.readable()).model
 
-    def run(self, checkpoints: Checkpoints, signals: StopSignals) -> TrainState:
+    def run(
+        self, checkpoints: Checkpoints, signals: StopSignals, hands_over: Callable[[], bool] | None = None
+    ) -> TrainState | None:
         """Train until patience or the limits end it, from the newest checkpoint if there is one.
+
+        None when `hands_over`, which all ranks ask after each epoch but the last, said that the training goes on
+        elsewhere, from the checkpoint that is written then.
 
         Raises:
             Stopped: one of the ranks got a signal; a checkpoint is written.
@@ -75,6 +80,9 @@ class Trainer:
             while not self._finished():
                 self._run_epoch()
                 self._save()
+                if hands_over and not self._finished() and hands_over():
+                    checkpoints.wait()
+                    return None
             checkpoints.wait()
         self.model().load_state_dict(self._best)
         return self._state
@@ -196,6 +204,7 @@ class Trainer:
             self._best = copy_tensors(self.model().state_dict())
         rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
         where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
+        where["num_ranks"] = self._group.size
         state.epochs.append({**where, **averages, **rates, "valid": metrics})
         state.epoch, state.step, state.so_far = epoch + 1, 0, EpochSums()
         self._log_epoch(averages | rates, metrics)

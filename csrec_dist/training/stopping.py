@@ -23,6 +23,7 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
+        self.signum = int(signum)
 
 
 class StopSignals:
@@ -33,7 +34,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self._received: signal.Signals | None = None
         self._first = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -45,12 +46,17 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
-        if self.received is not None and kind is None:
-            signal.raise_signal(self.received)
+        if self._received is not None and kind is None:
+            signal.raise_signal(self._received)
+
+    @property
+    def received(self) -> signal.Signals | None:
+        """The first signal that came, or None."""
+        return self._received
 
     def _note(self, signum: int, _: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._first = signal.Signals(signum), time.monotonic()
+        if self._received is None:
+            self._received, self._first = signal.Signals(signum), time.monotonic()
         elif signum == signal.SIGINT and time.monotonic() - self._first > REPEAT_SECONDS:
             raise KeyboardInterrupt
 

@@ -45,6 +45,25 @@ def test_collectives(world_size: int) -> None:
         assert result["group"] == (own, own.index(rank), list(own))
 
 
+def teams(rank: int, world_size: int) -> list[Any]:
+    """Ranks 0 and 1 make a group, then with rank 2, which knows one group less; then slices of the catalog."""
+    runtime = Runtime.start()
+    runtime.layout([(place,) for place in range(world_size)], 1)
+    mine = [ranks for ranks in [(0, 1), (0, 1, 2)] if rank in ranks]
+    found = [runtime.team_layout(ranks, 1).group.gather_objects(rank) for ranks in mine]
+    runtime.layout([(0, 1), (2, 3)], 2)
+    layout = runtime.team_layout((0, 1, 2, 3), 2)
+    return [*found, layout.catalog.gather_objects(rank), layout.data.gather_objects(rank)]
+
+
+def test_ranks_make_groups_without_the_others() -> None:
+    first, second, third, fourth = run_ranks(teams, 4)
+    assert first == [[0, 1], [0, 1, 2], [0, 1], [0, 2]]
+    assert second == [[0, 1], [0, 1, 2], [0, 1], [1, 3]]
+    assert third == [[0, 1, 2], [2, 3], [0, 2]]
+    assert fourth == [[2, 3], [1, 3]]
+
+
 def error_on_main(rank: int, world_size: int) -> str:
     def work() -> None:
         raise UserError("the log is empty")

@@ -1,0 +1,146 @@
+"""Labels on a node's own disk: the same labels, of which only what the node reads is copied, whole and checked."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from run_folders import make_run
+
+from csrec_dist.config import load_config
+from csrec_dist.distributed import Runtime
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json
+from csrec_dist.labels import LabelCache, read_index
+from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
+from csrec_dist.pipeline import execute
+from csrec_dist.stages import distill
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A label cache of three lanes."""
+    return make_run(tmp_path_factory.mktemp("run")) / "labels"
+
+
+def stage(labels: Path, disk: Path, lanes: Iterable[int]) -> tuple[Path, list[str], list[tuple[int, int]]]:
+    """The copy, what is wrong, and what was told."""
+    told: list[tuple[int, int]] = []
+    staged = staged_folder(labels, disk, "small")
+    problems = stage_labels(labels, staged, lanes, lambda copied, total: told.append((copied, total)))
+    return staged, problems, told
+
+
+def copies(staged: Path) -> list[str]:
+    """The label shards that are no links, by the first words of their names, after the item tables."""
+    names = sorted(path.name for path in staged.glob("*-of-*.safetensors") if not path.is_symlink())
+    assert names[0].startswith("items-00000")
+    return [name[:12] for name in names if name.startswith("labels-")]
+
+
+def test_lanes_are_copied_and_the_rest_linked(labels: Path, tmp_path: Path) -> None:
+    staged, problems, told = stage(labels, tmp_path, [0, 2])
+    sizes = [path.stat().st_size for path in staged.glob("*.safetensors") if not path.is_symlink()]
+    assert not problems
+    assert copies(staged) == ["labels-00000", "labels-00002"]
+    assert told[-1] == (sum(sizes), sum(sizes))
+    ids = torch.randperm(read_index(labels).num_examples)
+    found, expected = LabelCache(staged), LabelCache(labels)
+    assert torch.equal(found.fields(ids)["states"], expected.fields(ids)["states"])
+    assert torch.equal(found.item_tables[0], expected.item_tables[0])
+
+
+def test_what_is_whole_is_kept_and_what_is_damaged_or_a_link_is_copied(labels: Path, tmp_path: Path) -> None:
+    staged, _, _ = stage(labels, tmp_path, [0, 1])
+    first, second, third = (next(staged.glob(f"labels-0000{lane}-*")) for lane in range(3))
+    before = first.stat().st_mtime_ns
+    second.write_bytes(second.read_bytes()[:-1] + b"x")
+    assert third.is_symlink()
+    _, problems, told = stage(labels, tmp_path, [0, 1, 2])
+    assert not problems
+    assert first.stat().st_mtime_ns == before
+    assert not third.is_symlink()
+    assert second.read_bytes() == (labels / second.name).read_bytes()
+    assert told[-1][1] == second.stat().st_size + third.stat().st_size
+    remove_staged(staged)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_labels_are_told_and_not_kept(labels: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "labels"
+    shutil.copytree(labels, changed)
+    path = next(changed.glob("labels-00001-*"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    staged, problems, _ = stage(changed, tmp_path / "disk", [0, 1])
+    assert len(problems) == 1
+    assert problems[0].startswith("labels-00001-of-00003.safetensors has another checksum")
+    assert (staged / path.name).is_symlink()
+
+
+def test_a_disk_that_is_too_small_or_no_folder_is_refused(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"labels.stage_to: labels cannot be copied to .*: Not a directory"):
+        stage(labels, tmp_path / "file", [0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(UserError, match=r"has 0.0 GiB free, and the labels that this node reads take"):
+        stage(labels, tmp_path, [0])
+
+
+RUN = """
+name: small
+dataset: {path: %s}
+model: {name: gru4rec, width: 16, dropout: 0}
+method: model_level
+training: {batch_size: 7, max_epochs: 2, learning_rate: 0.01}
+evaluation: {top_n: [10]}
+"""
+
+
+def distilled(rank: int, world_size: int, folder: str, dataset: str, disks: list[str], ends: bool) -> list[str]:
+    """A run to its student; what is copied on this rank's disk while it trains. Ranks of one disk are one node."""
+    path = Path(folder, f"config-{rank}.yaml")
+    path.write_text(RUN % dataset)
+    nodes = sorted(set(disks))
+    with pytest.MonkeyPatch.context() as patch:
+        if len(nodes) > 1:
+            patch.setenv("LOCAL_RANK", "0")
+        settings = [f"output={folder}", *([f"labels.stage_to={disks[rank]}"] if disks else [])]
+        real, seen = distill.train_student, []
+
+        def train_student(*arguments: Any) -> Any:
+            seen.extend(copies(arguments[-1].folder) if disks else [])
+            if not ends:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        patch.setattr(distill, "train_student", train_student)
+        try:
+            execute(load_config(path, settings), Runtime.start(), ["prepare", "teach", "label", "distill"])
+        except KeyboardInterrupt:
+            assert not ends
+    return seen
+
+
+def curve(folder: Path) -> list[float]:
+    return [epoch["loss"] for epoch in read_json(folder / "small/student/metrics.json")["epochs"]]
+
+
+def test_each_node_copies_what_its_ranks_read_and_removes_it_at_the_end(small_dataset: Path, tmp_path: Path) -> None:
+    disks = [str(tmp_path / "disk-0"), str(tmp_path / "disk-1")]
+    first, second = run_ranks(distilled, 2, str(tmp_path), str(small_dataset), disks, False)
+    assert first == ["labels-00000", "labels-00002", "labels-00004"]
+    assert second == ["labels-00001", "labels-00003"]
+    assert all(list(Path(disk).rglob("label_cache.index.json")) for disk in disks), "kept for the next start"
+    both = run_ranks(distilled, 2, str(tmp_path), str(small_dataset), disks[:1] * 2, True)
+    assert both == [[f"labels-0000{lane}" for lane in range(5)]] * 2
+    assert not list(Path(disks[0]).iterdir())
+    found = curve(tmp_path)
+    (tmp_path / "small/distill.done.json").unlink()
+    shutil.rmtree(tmp_path / "small/student")
+    distilled(0, 1, str(tmp_path), str(small_dataset), [], True)
+    assert curve(tmp_path) == pytest.approx(found, abs=1e-4)
