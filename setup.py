@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-DEEPSPEED = ["deepspeed>=0.16", "transformers>=4.48"]
+DEEPSPEED = ["deepspeed>=0.19"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "torchmetrics>=1.4"]
 DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
 
@@ -56,8 +56,8 @@ setup(
     ],
     extras_require={
         "deepspeed": DEEPSPEED,
-        "test": TEST,
-        "dev": [*DEV, *TEST],
+        "test": [*TEST, *DEEPSPEED],
+        "dev": [*DEV, *TEST, *DEEPSPEED],
     },
     entry_points={"console_scripts": ["csrec-dist = csrec_dist.cli:main"]},
 )

@@ -110,7 +110,8 @@ def _run_stages(options: argparse.Namespace) -> int:
     from csrec_dist.report import print_results, write_report
 
     with shared_errors():
-        runtime = Runtime.start(config.distributed.timeout_minutes)
+        distributed = config.distributed
+        runtime = Runtime.start(distributed.timeout_minutes, distributed.engine, config.training.precision)
     try:
         run = execute(config, runtime, options.stages, options.restart)
         if runtime.is_main and options.stages is None:

@@ -96,6 +96,9 @@ class LoopOptions(Section):
         1, ge=1, strict=True, description="micro-batches that a process cuts its share of a batch into, to save memory"
     )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of a step; null: no limit")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="number format of the model's own arithmetic in training; weights and losses are fp32"
+    )
     log_steps: int = Field(50, ge=1, strict=True, description="steps between two points of the loss curve")
 
 
@@ -140,7 +143,12 @@ class EvaluationOptions(Section):
 class DistributedOptions(Section):
     """`distributed`: engine and layout of the processes."""
 
-    engine: Literal["ddp"] = Field("ddp", description="how gradients are averaged over the ranks of a model")
+    engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        "ddp", description="how the ranks of a model share its parameters, gradients and optimizer states"
+    )
+    deepspeed: str | None = Field(
+        None, description="settings of engine deepspeed, a JSON file with the ZeRO stage; see configs/deepspeed"
+    )
     catalog_parallel: int = Field(
         1, ge=1, strict=True, description="ranks that share one item table, for catalogs beyond one device's memory"
     )
@@ -346,6 +354,13 @@ def _impossible(config: Config) -> list[str]:
         )
     if config.distributed.catalog_parallel > 1:
         problems += _impossible_in_slices(config)
+    contrasted = [model.name for model in (config.model, *config.teacher_models) if hasattr(model, "contrast_weight")]
+    if contrasted and config.training.accumulate > 1:
+        problems.append(
+            f"training.accumulate: {contrasted[0]} contrasts the windows of a whole batch, which micro-batches would "
+            "cut apart; set it to 1."
+        )
+    problems += _impossible_engine(config.distributed)
     if not problems and has_members:
         problems += _impossible_combination(config)
     return problems
@@ -362,6 +377,24 @@ def _impossible_in_slices(config: Config) -> list[str]:
         problems.append(
             "labels.weights: fitted needs whole item tables, which ranks that share a catalog do not have; give the "
             "weights, or choose distributed.catalog_parallel 1."
+        )
+    return problems
+
+
+def _impossible_engine(options: DistributedOptions) -> list[str]:
+    problems = []
+    engine, catalog_parallel = options.engine, int(options.catalog_parallel)
+    if engine == "deepspeed" and options.deepspeed is None:
+        problems.append("distributed.deepspeed: engine deepspeed needs it, for example configs/deepspeed/zero2.json.")
+    if engine != "deepspeed" and options.deepspeed is not None:
+        problems.append(
+            f"distributed.deepspeed: engine {engine} does not read it; leave it out, or set distributed.engine to "
+            "deepspeed."
+        )
+    if engine != "ddp" and catalog_parallel > 1:
+        problems.append(
+            f"distributed.catalog_parallel: engine {engine} shards whole tables itself and cannot train slices of "
+            f"them; set engine ddp with {catalog_parallel}, or catalog_parallel 1 with engine {engine}."
         )
     return problems
 

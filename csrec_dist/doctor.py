@@ -16,7 +16,7 @@ from csrec_dist.distributed.selfcheck import backends, try_all_reduce
 from csrec_dist.errors import UserError
 
 NEEDED = ("torch", "accelerate", "datasets", "safetensors", "polars")
-FOR_DEEPSPEED = ("deepspeed", "transformers")
+FOR_DEEPSPEED = ("deepspeed",)
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 LAUNCHER_PREFIXES = ("ACCELERATE_", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_PROCID", "GLOO_", "NCCL_", "CUDA_VISIBLE")
 GIB = 2**30

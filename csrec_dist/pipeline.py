@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
-from csrec_dist.distributed import Runtime
+from csrec_dist.distributed import Runtime, engines
 from csrec_dist.distributed.mesh import check_catalog_parallel
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
@@ -52,13 +52,15 @@ def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None
     `restart` names a stage that is done again, with all that depend on it. Every rank calls this.
 
     Raises:
-        UserError: a stage was done with other inputs, an earlier stage is missing, or the method has no such stage.
+        UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, or the
+            engine cannot start.
     """
     run = Run(config, runtime)
     plan = stages_of(config)
     with shared_errors():
         chosen = choose(config, plan, names, restart)
         check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
+        engines.check(config.distributed.engine, config.distributed.deepspeed)
     runtime.on_main(lambda: _open(run, plan, restart))
     for stage in chosen:
         _execute(run, stage)

@@ -28,7 +28,7 @@ find_python() {
 }
 
 # set_engine: set the array `engine` to what tells accelerate how to start ranks: the file ACCELERATE_CONFIG,
-# or data parallelism. The launcher `standard` is used on every machine for itself, never pdsh.
+# or plain processes; csrec_dist starts fsdp and deepspeed itself. The launcher `standard` is used on every machine for itself, never pdsh.
 set_engine() {
   engine=(--multi_gpu --mixed_precision no --dynamo_backend no)
   if [[ -n ${ACCELERATE_CONFIG:-} ]]; then

@@ -14,7 +14,10 @@ all of them print. Each machine is reached by ssh without a password and has thi
 under the same paths. The first one that fails ends all; Ctrl-C and SIGTERM are passed on to the ranks.
 
   launchers/deepspeed.sh --hostfile hostfile --dry-run run --config FILE
-  ACCELERATE_CONFIG=zero2.yaml launchers/deepspeed.sh --hostfile hostfile run --config FILE
+  launchers/deepspeed.sh --hostfile hostfile run --config FILE --set distributed.engine=deepspeed \
+    --set distributed.deepspeed=configs/deepspeed/zero2.json
+
+The engine is the run's own setting (docs/engines.md); any other runs on the machines of a hostfile too.
 
 A line of the hostfile is `HOST slots=K`: K processes, the same number on every machine. The first is machine 0.
 

@@ -19,7 +19,7 @@ environment:
   PYTHON             interpreter (default: .venv/bin/python of this checkout if it is there, else python3)
   MAIN_PORT          port on which the processes meet (default, and with MAX_RESTARTS: a free one)
   MAX_RESTARTS       how often all processes are started again when one of them dies (default: 0)
-  ACCELERATE_CONFIG  a config of accelerate that names the engine (default: none, data parallelism)
+  ACCELERATE_CONFIG  a config of accelerate to start with (default: none); the engine is the run's own setting
 TEXT
 }
 

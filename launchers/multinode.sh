@@ -27,7 +27,7 @@ options, or environment:
 environment:
   PYTHON             interpreter (default: .venv/bin/python of this checkout if it is there, else python3)
   MAX_RESTARTS       how often all processes are started again when one of them dies (default: 0)
-  ACCELERATE_CONFIG  a config of accelerate that names the engine (default: none, data parallelism)
+  ACCELERATE_CONFIG  a config of accelerate to start with (default: none); the engine is the run's own setting
   PET_LOCAL_ADDR     with MAX_RESTARTS: this machine's address, where the others do not know its host name
   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME   the network device between the machines, where there are several
 TEXT

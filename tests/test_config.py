@@ -84,6 +84,10 @@ def test_impossible_combinations_are_refused() -> None:
         parse_config(GOOD | {"teachers": {"pretrained": ["x", "y"], "num": 3}})
     with pytest.raises(UserError, match="source"):
         parse_config(GOOD | {"dataset": {}})
+    with pytest.raises(UserError, match="cl4srec contrasts the windows of a whole batch"):
+        parse_config(GOOD | {"teachers": {"model": {"name": "cl4srec"}}, "training": {"accumulate": 2}})
+    with pytest.raises(UserError, match="engine deepspeed needs it"):
+        parse_config(GOOD | {"distributed": {"engine": "deepspeed"}})
 
 
 def test_overrides_reach_nested_keys(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from run_folders import make_run
 from csrec_dist.errors import UserError
 from csrec_dist.report import compare, print_results, results_table, write_report
 from csrec_dist.report.comparing import spread
-from csrec_dist.report.pages import table
+from csrec_dist.report.pages import table, trained_by
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -188,3 +188,9 @@ def test_a_folder_that_is_no_run_is_refused(function: Callable, tmp_path: Path) 
     with pytest.raises(UserError, match=r"is not the folder of a run.*config\.yaml"):
         function(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_engine_that_trained_is_named() -> None:
+    assert trained_by({"engine": "deepspeed", "ranks": [0, 1], "zero_stage": 2}) == "deepspeed, ZeRO 2, ranks 0, 1"
+    assert trained_by({"engine": "plain", "ranks": [3], "catalog_parallel": 1}) == "plain, rank 3"
+    assert trained_by(None) == "–"

@@ -30,6 +30,10 @@ class Group:
     handle: Any = None
     watch: Watch = field(default_factory=Watch, compare=False, repr=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Group":
+        """The group itself: a copy of what uses it meets the same ranks."""
+        return self
+
     @property
     def size(self) -> int:
         """Number of ranks in the group."""

@@ -26,8 +26,12 @@ LAUNCH_HINT = (
 )
 
 
-def check_launch(environ: Mapping[str, str]) -> None:
-    """Refuse a launcher that starts fewer processes than it was asked for, or another engine than ours.
+LAUNCHER_ENGINES = {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
+"""What accelerate's launcher calls the engines that it can be started for."""
+
+
+def check_launch(environ: Mapping[str, str], engine: str = "ddp", precision: str = "fp32") -> None:
+    """Refuse a launcher that starts fewer processes than it was asked for, or for another engine or precision.
 
     `accelerate launch --cpu --num_processes N` (and a MULTI_CPU config) exports the address of a rendezvous and
     then starts one process without a rank.
@@ -37,14 +41,17 @@ def check_launch(environ: Mapping[str, str]) -> None:
             "accelerate was asked for several processes but started one: its CPU launcher does not "
             f"start ranks. {LAUNCH_HINT}"
         )
-    precision = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
-    if precision != "no":
-        raise UserError(f"The launcher asks for mixed precision {precision}; csrec_dist trains in fp32. Ask for `no`.")
-    for engine in ("DEEPSPEED", "FSDP"):
-        if environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+    asked = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+    if asked not in ("no", precision):
+        raise UserError(
+            f"The launcher asks for mixed precision {asked}, but training.precision, which decides, is {precision} "
+            "(fp32 or bf16). Ask the launcher for `no`."
+        )
+    for name, meant in LAUNCHER_ENGINES.items():
+        if environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and engine != meant:
             raise UserError(
-                f"The launcher was started for {engine}, but distributed.engine is ddp. "
-                f"Start it without {engine}. {LAUNCH_HINT}"
+                f"The launcher was started for {name}, but distributed.engine is {engine}. Set distributed.engine to "
+                f"{meant}, or start it without {name}. {LAUNCH_HINT}"
             )
 
 
@@ -64,12 +71,17 @@ class Runtime:
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
 
     @classmethod
-    def start(cls, timeout_minutes: float = 30) -> Self:
+    def start(cls, timeout_minutes: float = 30, engine: str = "ddp", precision: str = "fp32") -> Self:
         """Join the processes that the launcher started. `timeout_minutes`: how long a rank waits for a silent one.
 
-        Raises UserError when the launcher and what it started disagree (see `check_launch`).
+        The engines are started by csrec_dist itself, so accelerate is not told of any.
+
+        Raises UserError when the launcher and what it started disagree, or it was started for other than the engine
+        and precision given (see `check_launch`).
         """
-        check_launch(os.environ)
+        check_launch(os.environ, engine, precision)
+        for name in LAUNCHER_ENGINES:
+            os.environ.pop(f"ACCELERATE_USE_{name}", None)
         timeout = timedelta(minutes=timeout_minutes)
         handlers = [InitProcessGroupKwargs(timeout=_group_timeout(timeout))]
         runtime = cls(Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers), timeout)

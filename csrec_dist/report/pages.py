@@ -74,19 +74,30 @@ def _trainings(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
     if run.trainings:
         yield "## Training"
         header = ["model", "seed", "epochs", "best epoch", "best validation NDCG@10", "seconds", "examples/s"]
-        yield table([*header, "waited for data"], [_training_row(run.title(n), t) for n, t in run.trainings.items()])
+        rows = [_training_row(run.title(n), t) for n, t in run.trainings.items()]
+        yield table([*header, "waited for data", "trained by"], rows)
     yield from images(curves)
 
 
 def _training_row(title: str, training: dict[str, Any]) -> list[str]:
     epochs = training.get("epochs")
     if not epochs:
-        return [title, f"taken from {training['taken_from']}", *[NONE] * 6]
+        return [title, f"taken from {training['taken_from']}", *[NONE] * 7]
     speed = sum(epoch["examples_per_second"] for epoch in epochs) / len(epochs)
     waited = sum(epoch["data_wait_share"] for epoch in epochs) / len(epochs)
     best = best_epoch(training)
     counts = [str(training["seed"]), str(len(epochs)), str(best["epoch"] + 1), figure(best["valid"], "ndcg@10")]
-    return [title, *counts, f"{training['seconds']:,.1f}", f"{speed:,.0f}", f"{waited:.1%}"]
+    times = [f"{training['seconds']:,.1f}", f"{speed:,.0f}", f"{waited:.1%}"]
+    return [title, *counts, *times, trained_by(training.get("trained_by"))]
+
+
+def trained_by(record: dict[str, Any] | None) -> str:
+    """The engine that really ran and its ranks: "deepspeed, ZeRO 2, ranks 0, 1"; a dash where nothing says so."""
+    if record is None:
+        return NONE
+    stage = f", ZeRO {record['zero_stage']}" if "zero_stage" in record else ""
+    ranks = f"rank{'s' * (len(record['ranks']) > 1)} {', '.join(map(str, record['ranks']))}"
+    return f"{record['engine']}{stage}, {ranks}"
 
 
 def _stages(run: RunFolder) -> Iterable[str]:

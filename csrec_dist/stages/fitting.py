@@ -1,7 +1,7 @@
 """Training one model into a folder: what the stages teach, distill and baseline share."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
@@ -14,7 +14,7 @@ from csrec_dist import models
 from csrec_dist.checkpoints import Checkpoints, TrainState
 from csrec_dist.data.lanes import RowSample
 from csrec_dist.distributed.catalog import slices_of
-from csrec_dist.distributed.engines import ENGINES, Engine, Updates
+from csrec_dist.distributed.engines import Engine, Updates, build
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, read_json, write_json
@@ -90,11 +90,11 @@ def fit(
     folder, keep = run.folder / "checkpoints" / task.stage, run.config.training.keep_checkpoints
     catalog = layout.shard(run.dataset.num_items)
     checkpoints = Checkpoints(folder, fingerprint(task.inputs), layout, keep, catalog)
-    with nullcontext(signals) if signals else StopSignals() as noted:
+    with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
         state = trainer.run(checkpoints, noted, hands_over)
         if state is None:
             return False
-        save(run, task, trainer.model(), state, engine)
+        save(run, task, trainer.best(), state, engine)
         if layout.group.is_leader:
             checkpoints.clear()
     return True
@@ -102,13 +102,13 @@ def fit(
 
 def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
     """The model and its objective in the hands of the run's engine."""
-    dataset, training = run.dataset, run.config.training
+    dataset, training, options = run.dataset, run.config.training, run.config.distributed
     catalog = layout.shard(dataset.num_items)
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
-    inner = TrainStep(model, task.objective, layout.group).to(run.runtime.device)
+    inner = TrainStep(model, task.objective, layout.group, training.precision).to(run.runtime.device)
     updates = Updates(training.learning_rate, training.clip_norm, training.accumulate)
     drawn = digest(inner)
-    engine = ENGINES[run.config.distributed.engine](inner, layout, run.runtime.device, updates)
+    engine = build(options.engine, inner, layout, run.runtime.device, updates, options.deepspeed)
     check_weights(drawn, engine)
     return engine
 

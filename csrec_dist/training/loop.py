@@ -52,8 +52,14 @@ class Trainer:
         self._best = copy_tensors(self.model().state_dict())
 
     def model(self) -> SequentialModel:
-        """The model as it is now, fit for evaluation."""
+        """The model as it is now, fit for evaluation; every rank calls this."""
         return cast(TrainStep, self._engine.readable()).model
+
+    def best(self) -> SequentialModel:
+        """The model as it was when it ranked best on validation; every rank calls this."""
+        model = self.model()
+        model.load_state_dict(self._best)
+        return model
 
     def run(
         self, checkpoints: Checkpoints, signals: StopSignals, hands_over: Callable[[], bool] | None = None
@@ -71,7 +77,7 @@ class Trainer:
             self._state, saved = restored
             self._engine.restore(saved)
             rows = None if self._catalog is None else self._catalog.rows
-            self._best = saved.part("best", dict.fromkeys(slices_of(self.model()), rows))
+            self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), rows))
             self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
         self._log.expect(self._order().num_steps * self._options.max_epochs, self._state.total_steps)
         self._checkpoints = checkpoints
@@ -84,7 +90,6 @@ class Trainer:
                     checkpoints.wait()
                     return None
             checkpoints.wait()
-        self.model().load_state_dict(self._best)
         return self._state
 
     def _order(self) -> EpochOrder:
@@ -105,9 +110,10 @@ class Trainer:
         self._log.scalars(times, self._state.total_steps)
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
-            metrics = self._evaluation(self.model())
+            model = self.model()
+            metrics = self._evaluation(model)
         self._state.seconds += done.seconds + time.perf_counter() - begin
-        self._conclude_epoch(done, metrics)
+        self._conclude_epoch(done, metrics, model)
 
     def _train_epoch(self) -> Curve:
         """The steps of the epoch that are still to do; the epoch's whole curve."""
@@ -187,11 +193,11 @@ class Trainer:
 
     def _save(self) -> None:
         found = self._engine.snapshot()
-        found.add("best", self._best, slices_of(self.model()))
+        found.add("best", self._best, slices_of(self._inner.model))
         self._checkpoints.save(self._state, found)
         self._requests.saved()
 
-    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float]) -> None:
+    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float], model: SequentialModel) -> None:
         state, epoch = self._state, self._state.epoch
         count = done.total[0]
         if not all(map(math.isfinite, done.total)):
@@ -201,7 +207,7 @@ class Trainer:
         averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
         if metrics[SELECTION_METRIC] > state.best:
             state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
-            self._best = copy_tensors(self.model().state_dict())
+            self._best = copy_tensors(model.state_dict())
         rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
         where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
         where["num_ranks"] = self._group.size

@@ -1,7 +1,7 @@
 """One step's forward: model and objective as one module, for a wrapper of gradients to take."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from csrec_dist.objectives.contrastive import ContrastOptions, info_nce
 
 ALONE = Group((0,), 0)
 
+Precision = Literal["fp32", "bf16"]
 Objective = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
 
 
@@ -21,18 +22,22 @@ class TrainStep(nn.Module):
     """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward.
 
     The objective may be a module with parameters of its own; they are trained and kept with the model's. `group` are
-    the ranks that train the model: a contrastive loss looks at the windows of all of them.
+    the ranks that train the model: a contrastive loss looks at the windows of all of them. With `precision` bf16 the
+    model computes under autocast; what comes after its states is fp32, and so are all weights.
     """
 
-    def __init__(self, model: SequentialModel, objective: Objective, group: Group = ALONE) -> None:
+    def __init__(
+        self, model: SequentialModel, objective: Objective, group: Group = ALONE, precision: Precision = "fp32"
+    ) -> None:
         super().__init__()
+        self.precision = precision
         self.model = model
         self.objective = objective
         self.group = group
 
     def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
         """The summed loss of what the model trains with, and the number of its states."""
-        given = self.model.training_states(inputs)
+        given = self._states(inputs)
         if given.places is None:
             loss = self.objective(given.states, self.model.item_table, given.targets, labels)
         else:
@@ -40,6 +45,15 @@ class TrainStep(nn.Module):
         if given.views is None:
             return loss
         return loss._replace(sum=loss.sum + self._contrast(given.views, loss.count))
+
+    def _states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The model's states, in fp32."""
+        if self.precision == "fp32":
+            return self.model.training_states(inputs)
+        with torch.autocast(inputs.histories.device.type, torch.bfloat16):
+            given = self.model.training_states(inputs)
+        views = None if given.views is None else (given.views[0].float(), given.views[1].float())
+        return given._replace(states=given.states.float(), views=views)
 
     def _contrast(self, views: tuple[Tensor, Tensor], num_states: Tensor) -> Tensor:
         """What, divided by the global number of states, is λ times the mean of InfoNCE over the global windows.

@@ -1,5 +1,6 @@
 """Groups, collectives and launch checks on real ranks."""
 
+import os
 from typing import Any
 
 import pytest
@@ -101,13 +102,34 @@ def test_wrapping_keeps_members_apart_and_averages_within_a_member() -> None:
     [
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "started one"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0"}, "DEEPSPEED"),
-        ({"ACCELERATE_USE_FSDP": "true", "RANK": "0"}, "FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true", "RANK": "0"}, "Set distributed.engine to fsdp, or start it without FSDP"),
     ],
 )
 def test_wrong_launches_are_refused_with_what_to_do(environ: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         check_launch(environ)
     assert "accelerate launch --multi_gpu" in str(caught.value)
+
+
+def test_a_precision_of_the_launcher_alone_is_refused() -> None:
+    for asked, precision in (("bf16", "fp32"), ("fp16", "bf16")):
+        with pytest.raises(UserError, match=f"mixed precision {asked}, but training.precision.* is {precision}"):
+            check_launch({"ACCELERATE_MIXED_PRECISION": asked}, precision=precision)
+    for asked in ("no", "bf16"):
+        check_launch({"ACCELERATE_MIXED_PRECISION": asked}, precision="bf16")
+
+
+def test_a_launcher_started_for_the_engine_of_the_run_passes() -> None:
+    check_launch({"ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0"}, "deepspeed")
+    check_launch({"ACCELERATE_USE_FSDP": "true", "RANK": "0"}, "fsdp")
+    with pytest.raises(UserError, match=r"started for FSDP, but distributed.engine is deepspeed"):
+        check_launch({"ACCELERATE_USE_FSDP": "true", "RANK": "0"}, "deepspeed")
+
+
+def test_accelerate_is_not_told_of_an_engine_that_csrec_dist_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert Runtime.start(engine="deepspeed").world_size == 1
+    assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 
 def test_right_launches_pass() -> None:

@@ -91,10 +91,17 @@ class Engine(ABC):
     def restore(self, saved: StateReader) -> None:
         """Go on from the parts "model" and "optimizer" of a checkpoint, of any engine and any number of ranks."""
 
+    def close(self) -> None:
+        """Let go of the memory; nothing else is called afterwards."""
+        return
+
     def record(self) -> dict[str, Any]:
-        """What really runs, for the run's record: engine, ranks, and what the engine says of itself."""
+        """What really runs, for the run's record: engine, ranks, and what the engine says of itself.
+
+        One rank alone needs no engine: it is "plain".
+        """
         return {
-            "engine": self.name,
+            "engine": self.name if self.layout.group.size > 1 else "plain",
             "ranks": list(self.layout.group.ranks),
             "catalog_parallel": self.layout.catalog.size,
         }

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist.distributed.catalog import CatalogShard, average_slices, slices_of
 from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates, copy_tensors
+from csrec_dist.distributed.engines.clipping import clip_gradients
 from csrec_dist.distributed.layout import Layout
 
 
@@ -56,23 +57,14 @@ class DataParallel(Engine):
         """See `Engine.step`."""
         average_slices(self._slices.values(), self.layout.data, self.layout.group.size)
         if self.updates.clip_norm is not None:
-            self._clip(self.updates.clip_norm)
+            sliced = {id(tensor) for tensor in self._slices.values()}
+            parts: tuple[list[Tensor], list[Tensor]] = [], []
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    parts[id(parameter) in sliced].append(parameter.grad)
+            clip_gradients(*parts, self.layout.catalog, self.updates.clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def _clip(self, limit: float) -> None:
-        """Scale the gradients to the norm `limit` where the whole gradient's, all slices together, is larger."""
-        sliced = {id(tensor) for tensor in self._slices.values()}
-        squares = torch.zeros(2, device=self.device)
-        gradients = []
-        for parameter in self.module.parameters():
-            if parameter.grad is not None:
-                gradients.append(parameter.grad)
-                squares[int(id(parameter) in sliced)] += parameter.grad.float().square().sum()
-        norm = (squares[0] + self.layout.catalog.all_reduce_sum(squares[1:].clone())[0]).sqrt()
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor)
 
     def readable(self) -> nn.Module:
         """See `Engine.readable`."""

@@ -1,0 +1,192 @@
+"""DeepSpeed's ZeRO: optimizer states (stage 1), gradients (2) and parameters (3) in shares of the ranks."""
+
+import os
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates
+from csrec_dist.distributed.engines.fsdp import without_memory
+from csrec_dist.distributed.engines.zero_settings import complete
+from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.layout import Layout
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeRO(Engine):
+    """A DeepSpeed engine over the layout's group, which has more than one rank, with torch's Adam.
+
+    Scoring inside the module's forward pass is what makes stage 3 gather the item table for it.
+    """
+
+    name = "deepspeed"
+
+    def __init__(
+        self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates, settings: dict[str, Any]
+    ) -> None:
+        """`settings` as `read_settings` gives them."""
+        super().__init__(module, layout, device, updates)
+        self._stage: int = settings["zero_optimization"]["stage"]
+        self._skeleton = without_memory(module)
+        self._parameters = dict(module.named_parameters())
+        with layout.group.watch.collective("starting DeepSpeed", layout.group.ranks):
+            self._engine = start(module, layout.group, device, complete(settings, updates), updates.learning_rate)
+        found = self._engine.zero_optimization_stage(), self._engine.dp_world_size
+        assert found == (self._stage, layout.group.size), f"DeepSpeed runs {found} (stage, ranks)"
+
+    def forward(self, *inputs: Any) -> Any:
+        """See `Engine.forward`."""
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
+        """See `Engine.backward`; micro-batches are summed, not averaged as DeepSpeed would."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """See `Engine.step`."""
+        self._engine.step()
+
+    def readable(self) -> nn.Module:
+        """See `Engine.readable`: a plain copy."""
+        plain = deepcopy(self._skeleton)
+        plain.load_state_dict(self._whole(self.device), assign=True)
+        return plain
+
+    def snapshot(self) -> Snapshot:
+        """See `Engine.snapshot`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found, moments = Snapshot(), {}
+        found.add("model", self._whole(torch.device("cpu")), ())
+        states = self._states()
+        for name, parameter in self._parameters.items() if states else ():
+            for key in MOMENTS:
+                moments[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key).cpu()
+            moments[f"{name}.step"] = states[0]["step"].detach().clone().cpu()
+        found.add("optimizer", moments, ())
+        return found
+
+    def restore(self, saved: StateReader) -> None:
+        """See `Engine.restore`: every rank reads all, and keeps its shares."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        buffers = dict(self.module.named_buffers())
+        for name in saved.names("model"):
+            value = saved.read("model", name).to(self.device)
+            if name in buffers:
+                buffers[name].copy_(value)
+            else:
+                self._set_weight(self._parameters[name], value)
+                safe_set_full_fp32_param(self._parameters[name], value)
+        names = set(saved.names("optimizer"))
+        if not names:
+            return
+        steps = {float(saved.read("optimizer", name)) for name in names if name.endswith(".step")}
+        assert len(steps) == 1, f"parameters that were trained for {sorted(steps)} steps"
+        self._make_states(steps.pop())
+        for name, parameter in self._parameters.items():
+            for key in MOMENTS:
+                value = saved.read("optimizer", f"{name}.{key}").to(self.device)
+                safe_set_full_optimizer_state(parameter, value, key)
+
+    def close(self) -> None:
+        """See `Engine.close`; of stage 3, DeepSpeed keeps the shares of the parameters."""
+        self._engine.destroy()
+
+    def record(self) -> dict[str, Any]:
+        """See `Engine.record`."""
+        return super().record() | {"zero_stage": self._engine.zero_optimization_stage()}
+
+    @torch.no_grad()
+    def _whole(self, device: torch.device) -> Tensors:
+        """Copies of the parameters, gathered one after the other, and of the buffers; every rank calls this."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        buffers = {name: buffer.to(device, copy=True) for name, buffer in self.module.named_buffers()}
+        return buffers | {
+            name: safe_get_full_fp32_param(parameter).to(device, copy=True)
+            for name, parameter in self._parameters.items()
+        }
+
+    @torch.no_grad()
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set what the forward pass reads."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
+            parameter.copy_(value)
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        """Adam's states of the flat shares that this rank updates; none before the first step."""
+        return [state for state in self._engine.optimizer.optimizer.state.values() if state]
+
+    def _make_states(self, steps: float) -> None:
+        """Adam's states of all flat shares, to be filled."""
+        zero = self._engine.optimizer
+        flat = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        for share in flat:
+            state = zero.optimizer.state[share]
+            state["step"] = torch.tensor(steps)
+            for key in MOMENTS:
+                state.setdefault(key, torch.zeros_like(share))
+        if self._stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def start(module: nn.Module, group: Group, device: torch.device, settings: dict[str, Any], learning_rate: float) -> Any:
+    """DeepSpeed's engine on the ranks of a group.
+
+    On CPUs it would compile an operator for inference first, and wait forever for a compilation that was killed. It
+    calls functions by names that torch warns of at every step.
+    """
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=settings, mpu=DataRanks(group), dist_init_required=False
+    )
+    assert isinstance(engine, deepspeed.DeepSpeedEngine)
+    return engine
+
+
+class DataRanks:
+    """What DeepSpeed asks of a layout of ranks: those of a group share the data, and no model is cut."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def get_data_parallel_group(self) -> Any:
+        """The ranks that share one model."""
+        return self._group.handle
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        """Their numbers in the run."""
+        return list(self._group.ranks)
+
+    def get_data_parallel_world_size(self) -> int:
+        """Their number."""
+        return self._group.size
+
+    def get_data_parallel_rank(self) -> int:
+        """This rank among them."""
+        return self._group.rank
+
+    def get_model_parallel_group(self) -> None:
+        """None: a rank is alone in it."""
+
+    def get_model_parallel_world_size(self) -> int:
+        """1."""
+        return 1
+
+    def get_model_parallel_rank(self) -> int:
+        """0."""
+        return 0

@@ -1,0 +1,305 @@
+"""Engines on real ranks against one process: curves, checkpoints, lists, members side by side, and what really runs."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from safetensors.torch import load_file
+
+from csrec_dist import config as config_module
+from csrec_dist import models
+from csrec_dist.config import Config, DistributedOptions, parse_config
+from csrec_dist.data.stored import Dataset
+from csrec_dist.data.stream import lane_batches
+from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.engines import check, zero_settings
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json
+from csrec_dist.pipeline import execute
+from csrec_dist.training import loop
+
+SETTINGS = Path(__file__).resolve().parents[2] / "configs/deepspeed"
+ZERO = [f"zero{stage}" for stage in (1, 2, 3)]
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+ENGINES = ["ddp", "fsdp", *ZERO]
+MARKED = ["ddp", "fsdp", *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
+BF16 = {"precision": "bf16", "max_steps": 5}
+
+Job = tuple[str, str, int | None, dict[str, Any]]
+"""Name of a run, its engine, the steps after which it is cut off, and what its config has changed."""
+
+
+class CutOffError(Exception):
+    pass
+
+
+def options_of(engine: str) -> dict[str, Any]:
+    if engine not in ZERO:
+        return {"engine": engine}
+    return {"engine": "deepspeed", "deepspeed": str(SETTINGS / f"{engine}.json")}
+
+
+def config_of(folder: str, dataset: str, name: str, engine: str, changes: dict[str, Any]) -> Config:
+    """A student of some thirty steps, in two micro-batches each, half of them with gradients above the limit."""
+    training = {"batch_size": 7, "max_epochs": 3, "learning_rate": 0.01, "log_steps": 1}
+    values: dict[str, Any] = {
+        "name": name,
+        "output": folder,
+        "dataset": {"path": dataset},
+        "model": {"name": "sasrec", "width": 16, "dropout": 0},
+        "method": "base",
+        "training": training | {"accumulate": 2, "clip_norm": 1.1, "checkpoint_steps": 4},
+        "distributed": options_of(engine),
+    }
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(values.get(key), dict) else value
+    return parse_config(values)
+
+
+@contextmanager
+def cut_off_after(steps: int | None, begun: list[tuple[int, int]]) -> Iterator[None]:
+    """End the training in the block after so many steps, if any; `begun` gets where each stream of batches begins."""
+    real, left = loop.train_stream, steps
+
+    def stream(dataset: Dataset, order: Any, **options: Any) -> Iterator[Any]:
+        nonlocal left
+        begun.append((order.epoch, options["start_step"]))
+        for batch in real(dataset, order, **options):
+            if left == 0:
+                raise CutOffError
+            left = None if left is None else left - 1
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch, nullcontext() if steps is None else pytest.raises(CutOffError):
+        patch.setattr(loop, "train_stream", stream)
+        yield
+
+
+def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]) -> list[tuple[str, int, int]]:
+    """Do some runs one after the other in the same processes; the name, epoch and step that each begins at."""
+    runtime, begins = Runtime.start(), []
+    for name, engine, steps, changes in jobs:
+        config = config_of(folder, dataset, name, engine, changes)
+        stages = ["prepare", *(["teach", "label"] if config.num_members else []), "distill"]
+        begun: list[tuple[int, int]] = []
+        with cut_off_after(steps, begun):
+            execute(config, runtime, stages)
+        begins.append((name, *begun[0]))
+        if steps is not None and runtime.is_main:
+            newest = max((config.folder / "checkpoints/distill").glob("step-*"))
+            shutil.copy(newest / "optimizer.safetensors", config.folder)
+    return begins
+
+
+def available(engines: list[str]) -> list[str]:
+    return [name for name in engines if name not in ZERO or find_spec("deepspeed")]
+
+
+TEACH = {"method": "model_level", "training": {"max_epochs": 2}}
+LEAN = {
+    "method": "training_level",
+    "teachers": {"noise_rank": 4, "noise_refresh": 3},
+    "training": {"max_epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    jobs: list[Job] = [
+        ("base", "ddp", 9, {}),
+        ("base", "ddp", None, {}),
+        ("teach", "ddp", None, TEACH),
+        ("lean", "ddp", None, LEAN),
+        ("bf16", "ddp", None, {"training": BF16}),
+    ]
+    train(0, 1, str(folder), str(small_dataset), jobs)
+    return folder
+
+
+Begins = list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def begins_together(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Begins, Path]:
+    """The runs of two ranks, where each student is cut off and goes on; then one that three ranks and one finish."""
+    folder = tmp_path_factory.mktemp("together")
+    jobs: list[Job] = []
+    for engine in available(ENGINES):
+        jobs += [(engine, engine, 9, {}), (engine, engine, None, {})]
+    jobs += [(f"bf16-{engine}", engine, None, {"training": BF16}) for engine in available(["fsdp", "zero2"])]
+    jobs += [("lean", "fsdp", None, LEAN)]
+    jobs += [("chain", engine, 5, {}) for engine in available(["fsdp", "zero3"])]
+    begins = run_ranks(train, 2, str(folder), str(small_dataset), jobs, timeout=400)[0]
+    jobs = [("chain", engine, 5, {}) for engine in available(["zero1", "fsdp"])]
+    in_place = {**TEACH, "distributed": {"reassign": False}}
+    for engine in available(["fsdp", "zero2"]):
+        jobs += [(f"teach-{engine}", engine, None, in_place), (f"team-{engine}", engine, None, TEACH)]
+    begins += run_ranks(train, 3, str(folder), str(small_dataset), jobs, timeout=400)[0]
+    return begins + train(0, 1, str(folder), str(small_dataset), [("chain", "ddp", None, {})]), folder
+
+
+@pytest.fixture(scope="module")
+def together(begins_together: tuple[Begins, Path]) -> Path:
+    return begins_together[1]
+
+
+def begins_of(begins_together: tuple[Begins, Path], run: str) -> list[tuple[int, int]]:
+    return [(epoch, step) for name, epoch, step in begins_together[0] if name == run]
+
+
+def metrics(folder: Path, name: str, model: str = "student") -> dict[str, Any]:
+    return read_json(folder / name / model / "metrics.json")
+
+
+def curve(folder: Path, name: str, model: str = "student") -> torch.Tensor:
+    epochs = metrics(folder, name, model)["epochs"]
+    return torch.tensor([[e["loss"], e["cross_entropy"], e["divergence"], e["step"]] for e in epochs])
+
+
+def assert_same_curve(folder: Path, name: str, alone: Path, expected: str, model: str = "student") -> None:
+    torch.testing.assert_close(curve(folder, name, model), curve(alone, expected, model), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", MARKED)
+def test_two_ranks_cut_off_and_resumed_train_as_one_process(
+    engine: str, alone: Path, begins_together: tuple[Begins, Path]
+) -> None:
+    assert curve(alone, "base")[-1, 3] >= 24, "some dozens of steps"
+    assert_same_curve(begins_together[1], engine, alone, "base")
+    assert begins_of(begins_together, engine) == [(0, 0), (0, 8)]
+
+
+@pytest.mark.parametrize("engine", MARKED)
+def test_a_checkpoint_holds_the_moments_of_the_summed_gradients(engine: str, alone: Path, together: Path) -> None:
+    """Adam's curve alone would hide a factor on the gradients."""
+    expected, found = (load_file(folder / "optimizer.safetensors") for folder in (alone / "base", together / engine))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", MARKED)
+def test_a_run_says_which_engine_trained_on_which_ranks(engine: str, alone: Path, together: Path) -> None:
+    record = {"engine": options_of(engine)["engine"], "ranks": [0, 1], "catalog_parallel": 1}
+    stage = {"zero_stage": int(engine[-1])} if engine in ZERO else {}
+    assert metrics(together, engine)["trained_by"] == record | stage
+    assert metrics(alone, "base")["trained_by"] == {"engine": "plain", "ranks": [0], "catalog_parallel": 1}
+
+
+@pytest.mark.parametrize("engine", MARKED)
+def test_what_is_exported_gives_the_same_lists(engine: str, alone: Path, together: Path, small_dataset: Path) -> None:
+    dataset = Dataset(small_dataset)
+    batches = list(lane_batches(dataset, "test", range(dataset.num_lanes), 64))
+    expected, found = (models.load(folder / "student") for folder in (alone / "base", together / engine))
+    with torch.no_grad():
+        for batch in batches:
+            scores = expected.eval().score(batch.histories)
+            of_list, items = scores.topk(5)
+            other = found.eval().score(batch.histories).topk(5).indices
+            same = (items == other) | torch.isclose(of_list, scores.gather(1, other), rtol=0, atol=1e-4)
+            assert same.all(), "ties aside"
+
+
+def test_a_checkpoint_of_any_engine_is_read_by_any_other_at_any_number_of_ranks(
+    alone: Path, begins_together: tuple[Begins, Path]
+) -> None:
+    assert_same_curve(begins_together[1], "chain", alone, "base")
+    begun = begins_of(begins_together, "chain")
+    assert len(begun) == len(set(begun)) == 1 + len(available(["fsdp", "zero3", "zero1", "fsdp"]))
+    assert begun == sorted(begun)
+
+
+@pytest.mark.parametrize("engine", [MARKED[1], MARKED[3]])
+def test_members_side_by_side_in_groups_of_one_and_two_stay_apart(engine: Any, alone: Path, together: Path) -> None:
+    name = f"teach-{engine}"
+    for model in ("teachers/teacher-0", "teachers/teacher-1", "student"):
+        assert_same_curve(together, name, alone, "teach", model)
+    trained = [metrics(together, name, f"teachers/teacher-{k}")["trained_by"] for k in range(2)]
+    assert [each["ranks"] for each in trained] == [[0], [1, 2]]
+    assert [each["engine"] for each in trained] == ["plain", options_of(engine)["engine"]]
+
+
+@pytest.mark.parametrize("engine", [MARKED[1], MARKED[3]])
+def test_a_team_that_changes_goes_on_with_its_engine(engine: Any, alone: Path, together: Path) -> None:
+    name = f"team-{engine}"
+    for model in ("teachers/teacher-0", "teachers/teacher-1", "student"):
+        assert_same_curve(together, name, alone, "teach", model)
+    trained = [metrics(together, name, f"teachers/teacher-{k}")["trained_by"] for k in range(2)]
+    assert trained[0]["ranks"] in ([0], [0, 1, 2])
+    assert trained[1]["ranks"] in ([1, 2], [0, 1, 2])
+
+
+def test_an_objective_with_parameters_and_buffers_is_sharded_too(alone: Path, together: Path) -> None:
+    for model in ("teachers/side", "teachers/main", "student"):
+        assert_same_curve(together, "lean", alone, "lean", model)
+
+
+@pytest.mark.parametrize("engine", [MARKED[1], MARKED[3]])
+def test_bf16_is_the_same_arithmetic_under_each_engine(engine: Any, alone: Path, together: Path) -> None:
+    found, expected = curve(together, f"bf16-{engine}"), curve(alone, "bf16")
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    assert not torch.equal(expected[:1, 0], curve(alone, "base")[:1, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "deepspeed"}, "engine deepspeed needs it, for example configs/deepspeed/zero2.json"),
+        ({"engine": "fsdp", "deepspeed": "x.json"}, "engine fsdp does not read it"),
+        ({"engine": "fsdp", "catalog_parallel": 2}, "set engine ddp with 2, or catalog_parallel 1 with engine fsdp"),
+        (
+            {"engine": "deepspeed", "deepspeed": "x.json", "catalog_parallel": 4},
+            "set engine ddp with 4, or catalog_parallel 1 with engine deepspeed",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_what_does(options: dict[str, Any], words: str) -> None:
+    (problem,) = config_module._impossible_engine(DistributedOptions.model_construct(**options))
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "has the ZeRO stage None"),
+        ('{"zero_optimization": {"stage": 0}}', "has the ZeRO stage 0; set zero_optimization.stage to 1, 2 or 3"),
+        ("{", "is not valid JSON"),
+        (None, "cannot be read: No such file"),
+        (
+            '{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}, "gradient_clipping": 1.0}',
+            "sets gradient_clipping: training.clip_norm decides it; optimizer: it is Adam with training.learning_rate",
+        ),
+    ],
+)
+@needs_deepspeed
+def test_wrong_settings_of_deepspeed_are_refused(text: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"^distributed\.deepspeed: ") as caught:
+        check("deepspeed", str(path))
+    assert words in str(caught.value)
+
+
+def test_a_missing_deepspeed_is_said_with_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero_settings, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed.*pip install 'csrec_dist\[deepspeed\]'.*engine=fsdp"):
+        check("deepspeed", str(SETTINGS / "zero1.json"))
+    check("fsdp")
+
+
+def test_what_settings_leave_to_others_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    zero = {"stage": 2, "reduce_bucket_size": "auto", "overlap_comm": True}
+    path.write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto", "steps_per_print": 5}))
+    expected = {"zero_optimization": {"stage": 2, "overlap_comm": True}, "steps_per_print": 5}
+    assert zero_settings.read_settings(path) == expected
