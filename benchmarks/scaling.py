@@ -4,7 +4,7 @@ How many times as many examples a second do R ranks train as one, on one machine
 the global batch is the same, and each rank computes 1/R of it. What is lost to it, in milliseconds of a step:
 
 - data: waiting for the next batch, which a thread of each rank reads ahead (one rank has a second core for it);
-- count: waiting for the others in the sum of the step's examples, before the forward pass: the slower rank is met here;
+- count: waiting for the others in the sum of the step's examples, which runs beside the forward pass: the slower rank is met here;
 - forward, backward, update: what is more than 1/R of one rank's. The backward pass has the gradients' all-reduce in it,
   of which `alone` is the time when nothing else is done; Adam's update is done whole on every rank;
 - cpu: processor time of all ranks together over that of one rank, which says how much is done twice.
@@ -182,7 +182,7 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     named = [LabelMember(name=f"random-{k}", width=size.width, fingerprint=f"{k}") for k in members]
     alone = Group((0,), 0)
     column, device = label_columns(2, 1)[0], torch.device("cpu")
-    write_labels(folder / "labels", dataset, members, named, column, alone, alone, form="factored", device=device)
+    write_labels(folder / "labels", dataset, members, named, column, alone, alone, device=device)
     task = {"model": size.model, "width": size.width, "batch": size.batch}
     task |= {"steps": options.steps, "epochs": options.epochs + 1}
     (folder / "task.json").write_text(json.dumps(task))

@@ -152,6 +152,10 @@ class DistributedOptions(Section):
     catalog_parallel: int = Field(
         1, ge=1, strict=True, description="ranks that share one item table, for catalogs beyond one device's memory"
     )
+    export: Literal["plain", "sharded"] = Field(
+        "plain",
+        description="files of a model trained in slices: one model.safetensors, or one for each slice and an index",
+    )
     reassign: bool = Field(
         True,
         description="ranks whose member is trained take the next one or join another's training; false: each member "

@@ -18,6 +18,15 @@ torch.set_num_threads(1)
 DATA = Path(os.environ.get("CSREC_TEST_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")).resolve()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what takes longest, unless it is asked for."""
+    if os.environ.get("CSREC_LONG_TESTS") != "1":
+        skip = pytest.mark.skip(reason="minutes of whole runs on many ranks are asked for by CSREC_LONG_TESTS=1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Callable[[str], Path]:
     """A function from a real log's name to its folder; the test is skipped where the log is missing."""

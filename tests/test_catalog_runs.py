@@ -9,8 +9,10 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
 
+from csrec_dist import models
 from csrec_dist.config import load_config
-from csrec_dist.distributed import Runtime
+from csrec_dist.distributed import Group, Runtime
+from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.pipeline import execute
@@ -28,6 +30,7 @@ RUNS = {
     "gru4rec": ["model={name: gru4rec, width: 16, dropout: 0}", "method=model_level"],
     "bert4rec": ["model={name: bert4rec, width: 16, dropout: 0}", "method=training_level", "teachers.noise_rank=4"],
 }
+ALWAYS = [("gru4rec", (4, 2)), ("bert4rec", (3, 3))]
 MEMBERS = {"gru4rec": ["teacher-0", "teacher-1"], "bert4rec": ["side", "main"]}
 
 
@@ -50,8 +53,14 @@ def alone(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return folders
 
 
-@pytest.mark.parametrize(("world_size", "catalog_parallel"), LAYOUTS)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    ("name", "world_size", "catalog_parallel"),
+    [
+        pytest.param(name, *layout, marks=[] if (name, layout) in ALWAYS else pytest.mark.long)
+        for name in RUNS
+        for layout in LAYOUTS
+    ],
+)
 def test_a_run_is_the_same_at_every_layout(
     small_dataset: Path, alone: dict[str, Path], tmp_path: Path, name: str, world_size: int, catalog_parallel: int
 ) -> None:
@@ -65,6 +74,27 @@ def test_a_run_is_the_same_at_every_layout(
         assert_close(found.get(part), wanted.get(part))
     assert read_json(run / "student/metrics.json")["trained_by"]["catalog_parallel"] == catalog_parallel
     assert not (run / "checkpoints/distill").exists()
+
+
+def test_a_model_in_several_files_is_the_model(small_dataset: Path, alone: dict[str, Path], tmp_path: Path) -> None:
+    overrides = [*RUNS["gru4rec"], "distributed.catalog_parallel=3", "distributed.export=sharded"]
+    run_ranks(whole_run, 3, str(small_dataset), str(tmp_path), overrides)
+    student, expected = tmp_path / "small/student", models.load(alone["gru4rec"] / "student")
+    files = [f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)]
+    assert sorted(path.name for path in student.glob("model*")) == sorted([*files, "model.safetensors.index.json"])
+    table = expected.item_table.weight.detach()
+    for file, items in zip(files, torch.arange(len(table)).chunk(3), strict=True):
+        rows = load_file(student / file)[f"item_table.weight[{items[0]}:{items[-1] + 1}]"]
+        torch.testing.assert_close(rows, table[items], rtol=1e-3, atol=2e-4)
+    for name, weight in models.load(student).state_dict().items():
+        torch.testing.assert_close(weight, expected.state_dict()[name], rtol=1e-3, atol=2e-4)
+    slices = [models.load(student, CatalogShard.of(expected.num_items, Group((0, 1), rank))) for rank in (0, 1)]
+    torch.testing.assert_close(
+        torch.cat([model.item_table.weight for model in slices]), models.load(student).item_table.weight, rtol=0, atol=0
+    )
+    assert read_json(tmp_path / "small/metrics.json")["test"] == pytest.approx(
+        read_json(alone["gru4rec"] / "metrics.json")["test"], abs=1e-4
+    )
 
 
 def same_training(found: Path, expected: Path) -> None:

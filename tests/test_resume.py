@@ -319,6 +319,7 @@ def end(launched: subprocess.Popen) -> None:
 
 
 @pytest.mark.launch
+@pytest.mark.long
 def test_a_launcher_brings_a_run_with_a_killed_rank_back(tmp_path: Path, small_log: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "MAX_RESTARTS": "3"}

@@ -1,7 +1,7 @@
 """A group of ranks and the collectives the rest of the project uses; one rank needs no process group."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,19 @@ class Group:
             with self._collective("all_reduce", tensor):
                 dist.all_reduce(tensor, group=self.handle)
         return tensor
+
+    def begin_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to sum `tensor` over the group, in place; what is returned waits for the sum and returns it."""
+        if self.handle is None:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, group=self.handle, async_op=True)
+
+        def summed() -> torch.Tensor:
+            with self._collective("all_reduce", tensor):
+                work.wait()
+            return tensor
+
+        return summed
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Stack the ranks' tensors of one shape S into [size, *S], in rank order."""

@@ -180,14 +180,19 @@ class SequentialModel(nn.Module, ABC):
         logits = self.item_table.logits(self.encode_last(items.to(self.item_table.weight.device)))
         return F.pad(logits, (1, 0), value=-math.inf)
 
-    def save_pretrained(self, folder: Path | str) -> None:
+    def save_pretrained(self, folder: Path | str, *, sharded: bool = False) -> None:
         """Write model.safetensors and config.json into `folder`.
 
         Where the item table is split, all ranks of the catalog group call this; the first writes the whole table, one
-        block of rows at a time. The file's bytes do not depend on the split.
+        block of rows at a time. The file's bytes do not depend on the split. If `sharded`, each of them writes a file
+        with its rows instead, and the first an index of the files.
         """
         description = pretrained.describe(self, self.config, self.num_items, self.max_length)
-        pretrained.write(folder, self.state_dict(), description, self._sliced(), self.item_table.catalog)
+        catalog = self.item_table.catalog
+        if sharded and catalog is not None:
+            pretrained.write_sharded(folder, self.state_dict(), description, self._sliced(), catalog)
+        else:
+            pretrained.write(folder, self.state_dict(), description, self._sliced(), catalog)
 
     def _sliced(self) -> list[str]:
         """Names of what the model holds a slice of."""

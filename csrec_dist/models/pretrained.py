@@ -1,5 +1,6 @@
 """A model's folder in Hugging Face style: model.safetensors and config.json."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import StreamedTensor, read_json, save_tensors, stream_tensors, write_json
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard
 
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_FILE = "model-{:05d}-of-{:05d}.safetensors"
+ROW_NAME = re.compile(r"(.+)\[(\d+):(\d+)\]")
 CONFIG_FILE = "config.json"
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -83,6 +87,45 @@ def write(
         write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
 
 
+def write_sharded(
+    folder: Path | str,
+    weights: Mapping[str, Tensor],
+    description: Description,
+    sliced: Collection[str],
+    catalog: "CatalogShard",
+) -> None:
+    """Write a file for each rank of the catalog group: its rows, called as in `row_name`; in the first all else too.
+
+    The first rank then writes the index, in the usual format, and the config.
+    """
+    group, folder = catalog.group, Path(folder)
+    own = {row_name(name, catalog.rows): weights[name] for name in sliced}
+    if group.is_leader:
+        own |= {name: tensor for name, tensor in weights.items() if name not in sliced}
+    file = SHARD_FILE.format(group.rank + 1, group.size)
+    save_tensors(folder / file, own, metadata={"format": "pt"})
+    size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+    found = group.gather_objects({"file": file, "names": sorted(own), "size": size})
+    if group.is_leader:
+        files = {name: part["file"] for part in found for name in part["names"]}
+        total = sum(part["size"] for part in found)
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": files})
+        write_json(folder / CONFIG_FILE, description.model_dump(mode="json"))
+
+
+def weight_files(folder: Path | str) -> list[Path]:
+    """The files that hold the folder's weights, the index among them if there is one; empty where there are none."""
+    plain, index = Path(folder) / WEIGHTS_FILE, Path(folder) / INDEX_FILE
+    if plain.exists() or not index.exists():
+        return [plain] if plain.exists() else []
+    return [index, *(Path(folder) / file for file in sorted(set(read_json(index)["weight_map"].values())))]
+
+
+def row_name(name: str, rows: slice) -> str:
+    """What some rows of a tensor are called in a file of their own."""
+    return f"{name}[{rows.start}:{rows.stop}]"
+
+
 def _row_blocks(catalog: "CatalogShard", rows: Tensor) -> Iterator[Tensor]:
     return (block for _, block in catalog.row_blocks(rows.detach()))
 
@@ -105,7 +148,11 @@ def read_weights(
     """
     path = Path(folder) / WEIGHTS_FILE
     try:
-        model.load_state_dict(load_file(path) if catalog is None else _load_slices(path, sliced, catalog))
+        if not path.exists() and (index := Path(folder) / INDEX_FILE).exists():
+            path = index
+            model.load_state_dict(_load_sharded(index, catalog))
+        else:
+            model.load_state_dict(load_file(path) if catalog is None else _load_slices(path, sliced, catalog))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist, although its {CONFIG_FILE} does; write the model again.") from None
     except SafetensorError as error:
@@ -121,3 +168,23 @@ def _load_slices(path: Path, sliced: Collection[str], catalog: "CatalogShard") -
         if any(num != catalog.num_items for num in num_items.values()):
             raise RuntimeError(f"tables of {num_items} rows for {catalog.num_items} items")
         return found | {name: file.get_slice(name)[catalog.first : catalog.stop] for name in num_items}
+
+
+def _load_sharded(index: Path, catalog: "CatalogShard | None") -> dict[str, Tensor]:
+    """The weights of several files; with `catalog`, of tensors in parts the rows of its slice alone."""
+    found: dict[str, Tensor] = {}
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    for name, file in read_json(index)["weight_map"].items():
+        with safe_open(index.parent / file, framework="pt") as opened:
+            if (match := ROW_NAME.fullmatch(name)) is None:
+                found[name] = opened.get_tensor(name)
+                continue
+            first, stop = int(match[2]), int(match[3])
+            low = first if catalog is None else min(max(first, catalog.first), stop)
+            high = stop if catalog is None else max(min(stop, catalog.stop), low)
+            parts.setdefault(match[1], []).append((first, opened.get_slice(name)[low - first : high - first]))
+    return found | {name: cat([rows for _, rows in sorted(each, key=_first)]) for name, each in parts.items()}
+
+
+def _first(part: tuple[int, Tensor]) -> int:
+    return part[0]

@@ -117,7 +117,7 @@ def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine:
     """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
     layout = engine.layout
     if layout.data.is_leader:
-        model.save_pretrained(task.folder)
+        model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
     if layout.group.is_leader:
         origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
         settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed, "trained_by": engine.record()}

@@ -14,8 +14,9 @@ from csrec_dist.distributed.catalog import in_step
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.evaluation import evaluate
-from csrec_dist.files import sha256_file
+from csrec_dist.files import fingerprint, sha256_file
 from csrec_dist.models import SequentialModel
+from csrec_dist.models.pretrained import weight_files
 from csrec_dist.stagebook import StageBook
 from csrec_dist.telemetry import StageLog
 
@@ -57,10 +58,11 @@ class Run:
 
 def weights_fingerprint(folder: Path) -> str:
     """16 digits that name a trained model's weights; UserError when there are none."""
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"{folder} holds no trained model: {path.name} is missing.")
-    return sha256_file(path)[:16]
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no trained model: model.safetensors is missing.")
+    sums = [sha256_file(path) for path in files]
+    return sums[0][:16] if len(sums) == 1 else fingerprint(sums)
 
 
 def cut_offs(run: Run) -> list[int]:

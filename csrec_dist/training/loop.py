@@ -160,13 +160,14 @@ class Trainer:
         watch, ranks = self._group.watch, self._group.ranks
         seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
         micro = [(training_inputs(batch.to(self._device), seed), fields) for batch, fields in parts]
-        count = self._requests.sum_counts(sum_of([self._inner.model.num_states(inputs) for inputs, _ in micro]))
-        factor = self._group.size / count.clamp(min=1)
-        losses = []
+        count = self._requests.begin_count(sum_of([self._inner.model.num_states(inputs) for inputs, _ in micro]))
+        losses: list[Loss] = []
         for place, (inputs, fields) in enumerate(micro):
             labels = self._labels.labels(fields, self._device) if self._labels else None
             with watch.computing("the forward pass", ranks):
                 loss: Loss = self._engine.forward(inputs, labels)
+            if not losses:
+                factor = self._group.size / count().clamp(min=1)
             with watch.computing("the backward pass", ranks):
                 self._engine.backward(loss.sum * factor, is_last=place == len(micro) - 1)
             losses.append(Loss(*(part.detach() for part in loss)))

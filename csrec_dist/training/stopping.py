@@ -89,13 +89,18 @@ class Requests:
         self._host = torch.zeros(1 + len(SIGNALS), pin_memory=device.type == "cuda")
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
-    def sum_counts(self, count: Tensor) -> Tensor:
-        """The sum of `count` (a scalar) over the ranks."""
-        summed = self._group.all_reduce_sum(torch.cat([count.reshape(1), self._own().to(count.dtype)]))
-        self._host.copy_(summed[1:], non_blocking=True)
-        if self._copied:
-            self._copied.record()
-        return summed[0]
+    def begin_count(self, count: Tensor) -> Callable[[], Tensor]:
+        """Begin to sum `count` (a scalar) over the ranks; what is returned waits for the sum and returns it."""
+        pending = self._group.begin_sum(torch.cat([count.reshape(1), self._own().to(count.dtype)]))
+
+        def summed() -> Tensor:
+            found = pending()
+            self._host.copy_(found[1:], non_blocking=True)
+            if self._copied:
+                self._copied.record()
+            return found[0]
+
+        return summed
 
     def agreed(self) -> Agreed:
         """What the ranks asked for with the last count. On a GPU it is read while the backward pass runs."""

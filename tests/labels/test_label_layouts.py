@@ -67,6 +67,7 @@ def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root:
             write_labels(folder, Dataset(dataset), held, members, *where, **common, **KINDS[name])
 
 
+@pytest.mark.long
 def test_label_files_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     dataset = fixtures.write_dataset(tmp_path / "dataset", fixtures.make_rows(num_lanes=4, num_rows=19))
     for world_size, catalog_parallel in LAYOUTS:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from ranks import run_ranks
 from test_catalog_runs import same_training, whole_run
 
@@ -12,6 +13,7 @@ RUN = ["model={name: gru4rec, width: 16, dropout: 0}", "training.kl=forward", "t
 RUN += ["labels.form=auto", "labels.dtype=auto", "labels.keep=3", "labels.tolerance=5"]
 
 
+@pytest.mark.long
 def test_a_student_learns_from_top_k_labels_at_any_layout(small_dataset: Path, tmp_path: Path) -> None:
     run_ranks(whole_run, 1, str(small_dataset), str(tmp_path / "alone"), RUN)
     sliced = [*RUN, "distributed.catalog_parallel=2"]

@@ -43,6 +43,7 @@ def config_of(folder: Path, reference_data: Callable[[str], Any], names: Sequenc
         {
             "name": "taught",
             "output": str(folder),
+            "labels": {"dtype": "float32"},
             "dataset": {"source": str(folder / "log.csv"), "window": 13, "min_interactions": 1, "num_lanes": 2},
             "model": {"name": "gru4rec", "width": 8},
             "method": "model_level",
