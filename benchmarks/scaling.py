@@ -4,7 +4,7 @@ How many times as many examples a second do R ranks train as one, on one machine
 the global batch is the same, and each rank computes 1/R of it. What is lost to it, in milliseconds of a step:
 
 - data: waiting for the next batch, which a thread of each rank reads ahead (one rank has a second core for it);
-- count: waiting for the others in the sum of the step's examples, which runs beside the forward pass: the slower rank is met here;
+- count: waiting for the others in the sum of the step's examples, which runs beside the forward pass;
 - forward, backward, update: what is more than 1/R of one rank's. The backward pass has the gradients' all-reduce in it,
   of which `alone` is the time when nothing else is done; Adam's update is done whole on every rank;
 - cpu: processor time of all ranks together over that of one rank, which says how much is done twice.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors.torch import save_file
@@ -18,8 +18,13 @@ from safetensors.torch import save_file
 from csrec_dist.errors import UserError
 
 SAFETENSORS_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
 
 
 @contextmanager
@@ -97,13 +102,28 @@ def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor
         deque(blocks, maxlen=0)
         return
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_safetensors_header(ordered, metadata))
+        file.write(safetensors_header(ordered, metadata))
         for block in blocks:
             file.write(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def _safetensors_header(tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> bytes:
-    """The length of the header (8 bytes, little endian), and the header: JSON, filled up to a multiple of 8 bytes."""
+class TensorLike(Protocol):
+    """Number type and shape of a tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape."""
+
+
+def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file of these tensors, in this order, begins with.
+
+    The header's length (8 bytes, little endian), and the header: JSON, filled up to a multiple of 8 bytes.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for name, tensor in tensors.items():

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import atomic_path
+from csrec_dist.files import SAFETENSORS_TYPES, atomic_path, safetensors_header
 from csrec_dist.labels.index import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
-CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
 ARRAYS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.int32: "<i4"}
 """How numpy sees the bytes of a type; of bfloat16, which it does not know, as integers."""
 
@@ -43,7 +42,7 @@ class Header:
     def holds(self, specs: Mapping[str, TensorSpec]) -> bool:
         """Whether the tensors are exactly these."""
         found = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in self.tensors.items()}
-        return found == {name: (CODES[spec.dtype], spec.shape) for name, spec in specs.items()}
+        return found == {name: (SAFETENSORS_TYPES[spec.dtype], spec.shape) for name, spec in specs.items()}
 
 
 @contextmanager
@@ -54,7 +53,7 @@ def write_rows(
 
     Yields the function that appends some rows of every tensor; the blocks must add up to N rows.
     """
-    header = _header_bytes(specs, metadata)
+    header = safetensors_header(specs, metadata)
     begins = {name: len(header) + begin for name, (begin, _) in _offsets(specs).items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header)
@@ -79,7 +78,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     """Write tensors atomically. Equal tensors and metadata give equal bytes."""
     specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_header_bytes(specs, metadata))
+        file.write(safetensors_header(specs, metadata))
         for tensor in tensors.values():
             file.write(_number_bytes(tensor))
 
@@ -109,7 +108,7 @@ def map_tensor(path: Path | str, name: str, spec: TensorSpec) -> np.ndarray:
     header = read_header(path)
     tensor = header.tensors.get(name, {})
     begin, end = tensor.get("data_offsets", (0, 0))
-    fits = tensor.get("dtype") == CODES[spec.dtype] and tuple(tensor["shape"]) == spec.shape
+    fits = tensor.get("dtype") == SAFETENSORS_TYPES[spec.dtype] and tuple(tensor["shape"]) == spec.shape
     if not fits or end - begin != _num_bytes(spec) or Path(path).stat().st_size != header.file_bytes:
         raise UserError(f"{path} is not a whole shard of {name}. Run `labels verify`, and label again.")
     return np.memmap(path, ARRAYS[spec.dtype], mode="r", offset=header.start + begin, shape=spec.shape)
@@ -129,16 +128,6 @@ def _is_entry(tensor: Any) -> bool:
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         return False
     return all(isinstance(number, int) and number >= 0 for number in shape + offsets)
-
-
-def _header_bytes(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    for name, offsets in _offsets(specs).items():
-        spec = specs[name]
-        header[name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": list(offsets)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _offsets(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int, int]]:
