@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from cluster_runs import run_alone, write_config
 from machines import two_machines
-from runs import run_alone, write_config
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster_runs import EPOCHS, arguments, check_equal, said_epochs
 from machines import DEVICE, ROOT, wait_until
-from runs import EPOCHS, arguments, check_equal, said_epochs
 from slurm import MISSING, Slurm, slurm_cluster
 
 from csrec_dist.files import read_json

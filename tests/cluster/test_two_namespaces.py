@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cluster_runs import EPOCHS, arguments, check_equal, said_epochs
 from machines import DEVICE, NAMESPACES, ROOT, Machine, environment, two_machines, wait_until
-from runs import EPOCHS, arguments, check_equal, said_epochs
 
 from csrec_dist.files import read_json
 
