@@ -166,7 +166,9 @@ class _Planner:
         has_tables = self.config.labels.form in ("factored", "auto")
         tables = sum(member.item_table for member in members) if has_tables else 0
         trained = [] if self.config.teachers.pretrained else members
-        held = max([MODEL_COPIES * student.parameters + tables, *(MODEL_COPIES * m.parameters for m in trained)])
+        parts = self.config.distributed.catalog_parallel
+        of_models = [MODEL_COPIES * model.in_slices(parts) for model in (student, *trained)]
+        held = max(of_models[0] + tables // parts, *of_models)
         text = f"{mebibytes(held)} and the activations of about {self._windows_of_a_rank()} windows"
         names = self.config.member_names
         rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
@@ -214,6 +216,10 @@ class _ModelSize:
     parameters: int  # bytes
     item_table: int  # bytes
     has_bias: bool
+
+    def in_slices(self, num_parts: int) -> int:
+        """Bytes of the parameters that a rank has with the item table in so many slices."""
+        return self.parameters - self.item_table + self.item_table // num_parts
 
     @property
     def text(self) -> str:

@@ -76,6 +76,30 @@ def test_a_run_is_the_same_at_every_layout(
     assert not (run / "checkpoints/distill").exists()
 
 
+OTHERS = {
+    "sasrec": ["method=softrec"],
+    "nextitnet": ["method=data_level", "teachers.sample=0.7"],
+    "narm": ["method=model_level", "labels.combine=prob_mean"],
+    "srgnn": ["method=training_level", "teachers.noise_rank=4", "teachers.noise_maximum=norm"],
+    "cl4srec": ["method=data_level"],
+    "dreamrec": ["method=model_level", "labels.combine=weighted", "labels.weights=[0.75, 0.25]"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_model_and_method_is_the_same_in_slices(small_dataset: Path, tmp_path: Path, name: str) -> None:
+    dropouts = "state_dropout: 0, " if name == "narm" else ""
+    settings = [f"model={{name: {name}, {dropouts}width: 16, dropout: 0}}", *OTHERS[name], "training.max_epochs=1"]
+    run_ranks(whole_run, 1, str(small_dataset), str(tmp_path / "alone"), settings)
+    sliced = [*settings, "distributed.catalog_parallel=2"]
+    run_ranks(whole_run, 2, str(small_dataset), str(tmp_path / "sliced"), sliced)
+    run, expected = (tmp_path / folder / "small" for folder in ("sliced", "alone"))
+    for folder in (path.parent for path in expected.glob("**/model.safetensors")):
+        same_training(run / folder.relative_to(expected), folder)
+    assert_close(read_json(run / "metrics.json")["test"], read_json(expected / "metrics.json")["test"])
+
+
 def test_a_model_in_several_files_is_the_model(small_dataset: Path, alone: dict[str, Path], tmp_path: Path) -> None:
     overrides = [*RUNS["gru4rec"], "distributed.catalog_parallel=3", "distributed.export=sharded"]
     run_ranks(whole_run, 3, str(small_dataset), str(tmp_path), overrides)

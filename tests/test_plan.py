@@ -10,6 +10,7 @@ from run_folders import make_config, make_run, model_names, stage_names
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
+from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import info
 from csrec_dist.plan import mebibytes, plan, print_plan
@@ -135,3 +136,15 @@ def test_the_table_shows_every_row(run: Path) -> None:
     for row in plan(config_of(run), 2):
         assert row.what in text
         assert row.value.split(",")[0] in text
+
+
+def test_a_slice_of_the_catalog_takes_its_share(run: Path) -> None:
+    settings = ["model.width=16384", "labels.form=factored"]
+
+    def held(catalog_parallel: int) -> float:
+        found = values(config_of(run, *settings, f"distributed.catalog_parallel={catalog_parallel}"), 2)
+        return float(found["bytes: a rank holds"][0].split(" MiB")[0].replace(",", ""))
+
+    table = Dataset(run / "dataset").num_items * 16384 * 4 / 2**20
+    copies, members = 8, 2
+    assert held(1) - held(2) == pytest.approx((copies + members) * table / 2, abs=0.2)

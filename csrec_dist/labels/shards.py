@@ -111,7 +111,8 @@ def map_tensor(path: Path | str, name: str, spec: TensorSpec) -> np.ndarray:
     fits = tensor.get("dtype") == SAFETENSORS_TYPES[spec.dtype] and tuple(tensor["shape"]) == spec.shape
     if not fits or end - begin != _num_bytes(spec) or Path(path).stat().st_size != header.file_bytes:
         raise UserError(f"{path} is not a whole shard of {name}. Run `labels verify`, and label again.")
-    return np.memmap(path, ARRAYS[spec.dtype], mode="r", offset=header.start + begin, shape=spec.shape)
+    mapped = np.memmap(path, ARRAYS[spec.dtype], mode="r", offset=header.start + begin, shape=spec.shape)
+    return np.asarray(mapped)  # rows of a plain array are read with less ado than those of a memmap
 
 
 def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
