@@ -86,7 +86,11 @@ class LoopOptions(Section):
     """How long and how fast to train; shared by teachers and students."""
 
     batch_size: int = Field(256, ge=1, strict=True, description="windows in a global batch, over all processes")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's step size")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's step size, at its largest")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how the step size falls from there to 0 at the last step of max_epochs (or max_steps)"
+    )
+    warmup_steps: int = Field(0, ge=0, strict=True, description="steps over which the step size rises to it at first")
     max_epochs: int = Field(100, ge=1, strict=True, description="passes over the training rows at most")
     patience: int = Field(
         10, ge=1, strict=True, description="epochs without a better validation NDCG@10 before stopping"

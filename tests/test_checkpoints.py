@@ -22,7 +22,7 @@ class Model(DataParallel):
     """A linear layer in the hands of an engine."""
 
     def __init__(self) -> None:
-        super().__init__(torch.nn.Linear(2, 1), ALONE, torch.device("cpu"), Updates(0.1))
+        super().__init__(torch.nn.Linear(2, 1), ALONE, torch.device("cpu"), Updates())
 
     @property
     def weight(self) -> torch.Tensor:
@@ -30,7 +30,7 @@ class Model(DataParallel):
 
     def train(self) -> None:
         self.backward(self.forward(torch.ones(1, 2)).sum())
-        self.step()
+        self.step(0.1)
 
     def parts(self) -> Snapshot:
         found = self.snapshot()

@@ -44,7 +44,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) 
     config = models.config_class(model_name).model_validate({"name": model_name, "width": 16, "dropout": 0})
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
     layout = runtime.layout([runtime.world.ranks], 1)
-    engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device, Updates(0.001))
+    engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device, Updates())
     order = EpochOrder(dataset.splits["train"].lane_rows, 7, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
     loss = engine.forward(training_inputs(batch, seed=3), None)
@@ -99,6 +99,7 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(
     (tmp_path / "cut").mkdir()
     runtime = Runtime.start()
     settings = ["model.dropout=0.3", "method=base", "training.max_epochs=4"]
+    settings += ["training.schedule=linear", "training.warmup_steps=3"]
     whole = execute(small_config(tmp_path / "whole", small_dataset, "sasrec", *settings), runtime).folder
     config = small_config(tmp_path / "cut", small_dataset, "sasrec", *settings)
     evaluations = 0

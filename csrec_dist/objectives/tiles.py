@@ -1,6 +1,7 @@
 """How an examples × items problem is cut into tiles, and the work buffers that the tiles live in."""
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,18 +68,46 @@ def plan(num_examples: int, num_items: int, num_kept: int, dtype: torch.dtype, d
     return Plan(num_examples, num_items, rows, items, kept)
 
 
+class _Memory(threading.local):
+    """A thread's work buffers on the CPU, by their place in a workspace and their type."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[int, torch.dtype], Tensor] = {}
+
+
+_MEMORY = _Memory()
+
+
+def work_buffer(place: int, numel: int, like: Tensor) -> Tensor:
+    """Uninitialised numbers [numel] of the type and on the device of `like`, until the next call for this place.
+
+    On a CPU it is the same memory every time: pages that the system hands out anew at each step cost as much as a
+    product. CUDA's allocator keeps memory by itself.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(numel)
+    kept = _MEMORY.buffers.get((place, like.dtype))
+    if kept is None or kept.numel() < numel:
+        with torch.inference_mode(False):
+            kept = _MEMORY.buffers[place, like.dtype] = like.new_empty(numel)
+    return kept[:numel]
+
+
 Tile = tuple[Tensor, ...]
 """The buffers [R, C] of one tile: one for each number kept of a logit and, for two, a scratch one after them."""
 
 
 class Workspace:
-    """Buffers for the tiles of one row block at a time, allocated once and written over."""
+    """Buffers for the tiles of one row block at a time, allocated once and written over.
+
+    A thread's workspaces on the CPU share their memory: one is done with before the next is made.
+    """
 
     def __init__(self, plan: Plan, num_kept: int, like: Tensor) -> None:
         self._size = plan.rows * plan.items
         self._slots = plan.num_tiles if plan.kept else 1
-        self._kept = [like.new_empty(self._slots * self._size) for _ in range(num_kept)]
-        self._scratch = [like.new_empty(self._size)] if num_kept > 1 else []
+        self._scratch = [work_buffer(0, self._size, like)] if num_kept > 1 else []
+        self._kept = [work_buffer(1 + place, self._slots * self._size, like) for place in range(num_kept)]
 
     def tile(self, index: int, rows: int, items: int) -> Tile:
         """The buffers of tile `index` as [rows, items]; all tiles share them where none are kept."""

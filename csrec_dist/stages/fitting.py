@@ -106,7 +106,7 @@ def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
     catalog = layout.shard(dataset.num_items)
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
     inner = TrainStep(model, task.objective, layout.group, training.precision).to(run.runtime.device)
-    updates = Updates(training.learning_rate, training.clip_norm, training.accumulate)
+    updates = Updates(training.clip_norm, training.accumulate)
     drawn = digest(inner)
     engine = build(options.engine, inner, layout, run.runtime.device, updates, options.deepspeed)
     check_weights(drawn, engine)

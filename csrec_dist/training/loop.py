@@ -22,6 +22,7 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.objectives import Loss
 from csrec_dist.telemetry import StageLog, peak_memory_mib
 from csrec_dist.training.curve import LOSS_PARTS, Curve
+from csrec_dist.training.schedule import learning_rate
 from csrec_dist.training.step import TrainStep, step_seed, training_inputs
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 
@@ -79,7 +80,7 @@ class Trainer:
             rows = None if self._catalog is None else self._catalog.rows
             self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), rows))
             self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
-        self._log.expect(self._order().num_steps * self._options.max_epochs, self._state.total_steps)
+        self._log.expect(self._num_steps(), self._state.total_steps)
         self._checkpoints = checkpoints
         self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
         with checkpoints:
@@ -95,6 +96,15 @@ class Trainer:
     def _order(self) -> EpochOrder:
         rows = self._dataset.splits["train"].lane_rows
         return EpochOrder(rows, self._options.batch_size, self._seed, self._state.epoch, self._sample)
+
+    def _num_steps(self) -> int:
+        """Steps of a training that patience does not end."""
+        steps = self._order().num_steps * self._options.max_epochs
+        return min(steps, self._options.max_steps or steps)
+
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        return learning_rate(self._options, self._state.total_steps, self._num_steps())
 
     def _finished(self) -> bool:
         state, options = self._state, self._options
@@ -135,7 +145,7 @@ class Trainer:
     def _batches(self, order: EpochOrder) -> Iterator[Any]:
         """The batches of the epoch from the state's step on, read ahead."""
         state, watch = self._state, self._group.watch
-        last = state.step + (self._options.max_steps or order.num_steps * self._options.max_epochs) - state.total_steps
+        last = state.step + self._num_steps() - state.total_steps
         steps = range(state.step, min(order.num_steps, last))
         if not steps:
             return
@@ -171,7 +181,7 @@ class Trainer:
             with watch.computing("the backward pass", ranks):
                 self._engine.backward(loss.sum * factor, is_last=place == len(micro) - 1)
             losses.append(Loss(*(part.detach() for part in loss)))
-        self._engine.step()
+        self._engine.step(self._learning_rate())
         curve.add(Loss(*map(sum_of, zip(*losses, strict=True))))
         return self._requests.agreed()
 
@@ -221,7 +231,7 @@ class Trainer:
         self._log.scalars(
             {f"epoch/{name}": value for name, value in values.items()}
             | {f"valid/{name}": value for name, value in metrics.items()}
-            | {"memory/peak_mib": peak_memory_mib(), "optimizer/learning_rate": self._options.learning_rate},
+            | {"memory/peak_mib": peak_memory_mib(), "optimizer/learning_rate": self._learning_rate()},
             state.total_steps,
         )
         self._log.say(

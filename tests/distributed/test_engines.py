@@ -48,7 +48,7 @@ def options_of(engine: str) -> dict[str, Any]:
 
 def config_of(folder: str, dataset: str, name: str, engine: str, changes: dict[str, Any]) -> Config:
     """A student of some thirty steps, in two micro-batches each, half of them with gradients above the limit."""
-    training = {"batch_size": 7, "max_epochs": 3, "learning_rate": 0.01, "log_steps": 1}
+    training = {"batch_size": 7, "max_epochs": 3, "learning_rate": 0.02, "schedule": "cosine", "log_steps": 1}
     values: dict[str, Any] = {
         "name": name,
         "output": folder,

@@ -62,7 +62,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, batch_size: int, 
     with torch.no_grad():
         model.item_table.weight.mul_(20)
     layout = runtime.layout([runtime.world.ranks], 1)
-    engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device, Updates(0.001))
+    engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device, Updates())
     order = EpochOrder(dataset.splits["train"].lane_rows, batch_size, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
     loss = engine.forward(training_inputs(batch, seed=3), None)

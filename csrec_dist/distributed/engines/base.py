@@ -15,9 +15,8 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Updates:
-    """How a step changes the parameters: Adam's step size, the largest norm of the whole gradient, micro-batches."""
+    """How a step changes the parameters: the largest norm of the whole gradient, micro-batches."""
 
-    learning_rate: float
     clip_norm: float | None = None
     accumulate: int = 1
 
@@ -73,8 +72,11 @@ class Engine(ABC):
         """Add the gradients of a micro-batch's loss; `is_last` of the step's micro-batches."""
 
     @abstractmethod
-    def step(self) -> None:
-        """Average over the ranks what is not averaged yet, clip, update the parameters, forget the gradients."""
+    def step(self, learning_rate: float) -> None:
+        """Average over the ranks what is not averaged yet, clip, update the parameters, forget the gradients.
+
+        `learning_rate` is Adam's step size, the same on all ranks.
+        """
 
     @abstractmethod
     def readable(self) -> nn.Module:
@@ -105,6 +107,12 @@ class Engine(ABC):
             "ranks": list(self.layout.group.ranks),
             "catalog_parallel": self.layout.catalog.size,
         }
+
+
+def set_learning_rate(optimizer: Any, value: float) -> None:
+    """Give all parameters of an optimizer, torch's or DeepSpeed's, this step size."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
 
 
 def copy_tensors(tensors: Mapping[str, Tensor]) -> Tensors:

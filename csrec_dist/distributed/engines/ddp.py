@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist.distributed.catalog import CatalogShard, average_slices, slices_of
-from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates, copy_tensors
+from csrec_dist.distributed.engines.base import (
+    Engine,
+    Snapshot,
+    StateReader,
+    Tensors,
+    Updates,
+    copy_tensors,
+    set_learning_rate,
+)
 from csrec_dist.distributed.engines.clipping import clip_gradients
 from csrec_dist.distributed.layout import Layout
 
@@ -27,7 +35,7 @@ class DataParallel(Engine):
         super().__init__(module, layout, device, updates)
         self._slices = slices_of(module)
         self._wrapped = self._wrap()
-        self._optimizer = torch.optim.Adam(module.parameters(), lr=updates.learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam(module.parameters(), fused=True)
         self._names = [name for name, _ in module.named_parameters()]
 
     def _wrap(self) -> nn.Module:
@@ -53,7 +61,7 @@ class DataParallel(Engine):
         with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
             loss.backward()
 
-    def step(self) -> None:
+    def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""
         average_slices(self._slices.values(), self.layout.data, self.layout.group.size)
         if self.updates.clip_norm is not None:
@@ -63,6 +71,7 @@ class DataParallel(Engine):
                 if parameter.grad is not None:
                     parts[id(parameter) in sliced].append(parameter.grad)
             clip_gradients(*parts, self.layout.catalog, self.updates.clip_norm)
+        set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates
+from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates, set_learning_rate
 from csrec_dist.distributed.engines.fsdp import without_memory
 from csrec_dist.distributed.engines.zero_settings import complete
 from csrec_dist.distributed.groups import Group
@@ -34,7 +34,7 @@ class ZeRO(Engine):
         self._skeleton = without_memory(module)
         self._parameters = dict(module.named_parameters())
         with layout.group.watch.collective("starting DeepSpeed", layout.group.ranks):
-            self._engine = start(module, layout.group, device, complete(settings, updates), updates.learning_rate)
+            self._engine = start(module, layout.group, device, complete(settings, updates))
         found = self._engine.zero_optimization_stage(), self._engine.dp_world_size
         assert found == (self._stage, layout.group.size), f"DeepSpeed runs {found} (stage, ranks)"
 
@@ -47,8 +47,9 @@ class ZeRO(Engine):
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> None:
+    def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""
+        set_learning_rate(self._engine.optimizer, learning_rate)
         self._engine.step()
 
     def readable(self) -> nn.Module:
@@ -138,7 +139,7 @@ class ZeRO(Engine):
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def start(module: nn.Module, group: Group, device: torch.device, settings: dict[str, Any], learning_rate: float) -> Any:
+def start(module: nn.Module, group: Group, device: torch.device, settings: dict[str, Any]) -> Any:
     """DeepSpeed's engine on the ranks of a group.
 
     On CPUs it would compile an operator for inference first, and wait forever for a compilation that was killed. It
@@ -150,7 +151,7 @@ def start(module: nn.Module, group: Group, device: torch.device, settings: dict[
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(module.parameters())
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=settings, mpu=DataRanks(group), dist_init_required=False
     )

@@ -10,7 +10,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates, copy_tensors
+from csrec_dist.distributed.engines.base import (
+    Engine,
+    Snapshot,
+    StateReader,
+    Tensors,
+    Updates,
+    copy_tensors,
+    set_learning_rate,
+)
 from csrec_dist.distributed.engines.clipping import clip_gradients
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.distributed.mesh import catalog_rows
@@ -37,7 +45,7 @@ class FullyShard(Engine):
             assert isinstance(tensor, DTensor), f"{name} is whole"
             found = tensor.placements, tensor.device_mesh.size()
             assert found == ((Shard(0),), layout.group.size), f"{name} lies as {found} (placements, ranks)"
-        self._optimizer = torch.optim.Adam(module.parameters(), lr=updates.learning_rate)
+        self._optimizer = torch.optim.Adam(module.parameters())
 
     def forward(self, *inputs: Any) -> Any:
         """See `Engine.forward`."""
@@ -47,11 +55,12 @@ class FullyShard(Engine):
         """See `Engine.backward`."""
         loss.backward()
 
-    def step(self) -> None:
+    def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""
         if self.updates.clip_norm is not None:
             shards = [local(p.grad) for p in self._parameters.values() if p.grad is not None]
             clip_gradients([], shards, self.layout.group, self.updates.clip_norm)
+        set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 

@@ -15,7 +15,7 @@ OURS = {
     "gradient_accumulation_steps": "training.accumulate decides it",
     "gradient_clipping": "training.clip_norm decides it",
     "optimizer": "it is Adam with training.learning_rate",
-    "scheduler": "the learning rate stays as it is",
+    "scheduler": "training.schedule decides it",
     "fp16": "training.precision is fp32 or bf16",
     "bf16": "training.precision decides it",
     "torch_autocast": "training.precision decides it",
