@@ -251,6 +251,15 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="AXIS=VALUE", help="do only the runs with this value; repeatable"
     )
+    parser.add_argument(
+        "--with",
+        dest="elsewhere",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="results.parquet of this study from another machine: its runs are not done again; repeatable",
+    )
     parser.add_argument("--results", action="store_true", help="do no runs; write the results of those that are done")
 
 
@@ -264,6 +273,7 @@ def _study(options: argparse.Namespace) -> int:
         overrides=options.set,
         only=options.only,
         results_only=options.results,
+        elsewhere=options.elsewhere,
     )
 
 

@@ -46,15 +46,19 @@ class Evaluated:
         }
 
     @property
+    def path(self) -> Path:
+        """Where its ranks are, if it has some."""
+        return self.run.folder / "ranks" / f"{self.model}-test.parquet"
+
+    @property
     def ranks(self) -> pl.DataFrame:
         """The ranks of its test targets, by row."""
-        path = self.run.folder / "ranks" / f"{self.model}-test.parquet"
-        if not path.exists():
+        if not self.path.exists():
             raise UserError(
-                f"{path} is missing: the run has no model {self.model}, or an earlier version evaluated it; then "
+                f"{self.path} is missing: the run has no model {self.model}, or an earlier version evaluated it; then "
                 "evaluate again with --restart evaluate."
             )
-        return pl.read_parquet(path)
+        return pl.read_parquet(self.path)
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,26 @@ def compare_models(
     _check_rows(sides, tables)
     ranks = [torch.stack([_column(table, "rank") for table in side]) for side in tables]
     ratings = rating_group(_column(tables[0][0], "rating").float(), sides[0][0].run.config.evaluation.min_rating)
+    lines = compare_ranks(ranks[0], ranks[1], ratings, top_n=top_n, num_resamples=num_resamples, seed=seed)
+    first_names, second_names = (tuple(model.name for model in side) for side in sides)
+    return Comparison(first_names, second_names, tuple(lines))
+
+
+def compare_ranks(
+    first: Tensor, second: Tensor, ratings: Tensor, *, top_n: Sequence[int], num_resamples: int = 2000, seed: int = 0
+) -> list[Line]:
+    """The same of two sides whose targets have these ranks [S, N], both in one order of S seeds and N test rows.
+
+    `ratings` [N] are the rows' places among `rating_group`'s groups: metrics of fewer than two rows are left out.
+    """
     lines = []
     for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
         rows = ratings == SIGNS[sign] if sign else torch.ones_like(ratings, dtype=torch.bool)
         if int(rows.sum()) > 1 and not (sign and metric == "mrr"):
-            values = [METRICS[metric](side[:, rows], n).numpy() for side in ranks]
+            values = [METRICS[metric](side[:, rows], n).numpy() for side in (first, second)]
             found = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
             lines.append(Line(f"{metric}{sign}@{n}", found, tuple((values[1] - values[0]).mean(1).tolist())))
-    first_names, second_names = (tuple(model.name for model in side) for side in sides)
-    return Comparison(first_names, second_names, tuple(lines))
+    return lines
 
 
 def _column(table: pl.DataFrame, name: str) -> Tensor:

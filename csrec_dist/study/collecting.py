@@ -1,13 +1,18 @@
 """What the finished runs of a study found, as one row each."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 
-from csrec_dist.config import Config
-from csrec_dist.files import read_json
+from csrec_dist.compare import Evaluated
+from csrec_dist.config import CheckpointOptions, Config
+from csrec_dist.evaluation.groups import rating_group
+from csrec_dist.files import fingerprint, read_json
+from csrec_dist.runfolder import RunFolder
 from csrec_dist.stagebook import StageBook
 from csrec_dist.study.spec import Entry
 
@@ -15,6 +20,17 @@ TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
 """The stages whose time is a method's cost, and where the models lie that they train."""
 TEACHER_MODEL = "teacher_model"
 TEACHER = "teacher/"
+SETTINGS = "settings"
+PROTOCOL = "protocol"
+RANKS = "ranks"
+RATING_GROUPS = "rating_groups"
+
+UNDECIDING = {
+    "": ("name", "output", "distributed"),
+    "dataset": ("source", "path"),
+    "training": (*CheckpointOptions.model_fields, "log_steps"),
+}
+"""Keys of the config, by section, that do not change what a run finds."""
 
 
 def collect(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -22,10 +38,22 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
 
     The student's test metrics have their own names, others a path: `valid/ndcg@10`, `popularity/rest_80%/ndcg@10`,
     `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; under `teacher/` stands the same of the teacher
-    module, that is of the model `teacher_model` in the run.
+    module, that is of the model `teacher_model` in the run. `ranks` are those of the targets in the order of the test
+    rows, `rating_groups` the rows' places among those of `rating_group` (null without ratings): what paired tests need.
+    `protocol` names what was evaluated and how, `settings` all that decides the run but its data's place.
     """
     rows = [_row(entry) for entry in entries if (entry.config.folder / "metrics.json").exists()]
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
+
+
+def settings_key(config: Config) -> str:
+    """Names all that decides a run: its config but for names, where its data lie, and which processes do it."""
+    values = config.dump()
+    for section, keys in UNDECIDING.items():
+        part = values[section] if section else values
+        for key in keys:
+            part.pop(key)
+    return fingerprint(values)
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -34,8 +62,26 @@ def _row(entry: Entry) -> dict[str, Any]:
     teacher = teacher_model(entry.config, found["models"])
     figures = _numbers(_sections(found) | {"valid": found["valid"], "diversity": found.get("diversity", {})})
     taught = _numbers(_sections(found["models"][teacher]), TEACHER) if teacher else {}
-    origin = {"seed": entry.seed, "run": str(folder), TEACHER_MODEL: teacher}
-    return {**entry.cell, **origin, **training_cost(folder), **figures, **taught}
+    origin = {"seed": entry.seed, "run": str(folder), SETTINGS: settings_key(entry.config), TEACHER_MODEL: teacher}
+    flat = {**entry.cell, **origin, **training_cost(folder), **figures, **taught}
+    return {key: [value] for key, value in flat.items()} | _tested(folder, teacher)
+
+
+def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
+    """What paired tests need of a run's student and of the model that teaches it; nothing of one without ranks."""
+    run = RunFolder(folder)
+    found: dict[str, list[Any]] = {}
+    for prefix, model in (("", "student"), (TEACHER, teacher)):
+        evaluated = Evaluated(run, model or "")
+        if not evaluated.path.exists():
+            continue
+        ranks = evaluated.ranks
+        found[f"{prefix}{RANKS}"] = [ranks["rank"].cast(pl.UInt32)]
+        ratings = torch.from_numpy(ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy().copy())
+        groups = rating_group(ratings, run.config.evaluation.min_rating)
+        found[RATING_GROUPS] = [None if ratings.isnan().all() else pl.Series(groups.numpy()).cast(pl.Int8)]
+        found[PROTOCOL] = [fingerprint(evaluated.protocol)]
+    return found
 
 
 def teacher_model(config: Config, models: dict[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from csrec_dist.config import parse_override
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.study.elsewhere import key_of, keys_of, read_elsewhere
 from csrec_dist.study.planning import plan_tasks
 from csrec_dist.study.results import write_results
 from csrec_dist.study.running import run_tasks
@@ -15,9 +16,18 @@ STUDIES = Path("configs/studies")
 
 
 def study_command(
-    name: str, *, output: Path, jobs: int, overrides: Sequence[str], only: Sequence[str], results_only: bool
+    name: str,
+    *,
+    output: Path,
+    jobs: int,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    results_only: bool,
+    elsewhere: Sequence[Path] = (),
 ) -> int:
     """Do the runs of a study that are not done, then write its results; the exit status.
+
+    Runs that have a row in the files `elsewhere`, results.parquet of the same study, are done.
 
     Raises:
         UserError: there is no such study, its file or a run's config is wrong, or runs failed.
@@ -26,16 +36,18 @@ def study_command(
         study = load_study(find(name))
         folder = output / study.name
         entries = list(study.entries(output / study.home / "runs", dict(map(parse_override, overrides))))
-        tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only))
-        if not tasks:
+        rows = read_elsewhere(study, entries, elsewhere, print)
+        done = keys_of(study, rows)
+        if not any(is_chosen(study, entry, only) for entry in entries):
             raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run.")
+        tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
         runtime = Runtime.start()
     try:
         if not results_only:
             run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None)
     finally:
         if runtime.is_main:
-            print(f"results: {write_results(study, entries, folder)}")
+            print(f"results: {write_results(study, entries, folder, rows)}")
         runtime.close()
     return 0
 

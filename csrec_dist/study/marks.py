@@ -4,12 +4,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import product
+from typing import Any
 
 import polars as pl
+import torch
+from torch import Tensor
 
-from csrec_dist.compare import compare_models
+from csrec_dist.compare import compare_ranks
 from csrec_dist.errors import UserError
-from csrec_dist.study.collecting import TEACHER, TEACHER_MODEL
+from csrec_dist.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER
 from csrec_dist.study.views import TableOptions
 
 LETTERS = "ᵃᵇᶜᵈᵉ"
@@ -54,16 +57,25 @@ def _differing(pair: list[pl.DataFrame], metrics: Iterable[str]) -> list[str]:
 def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]:
     """Those of the metrics in which the students (or with the prefix their teachers) differ, p < 0.05."""
     top_n = sorted({int(found[1]) for metric in metrics if (found := TESTED.fullmatch(metric))})
-    seeds = set(pair[0]["seed"]) & set(pair[1]["seed"])
-    models = [_models(side.filter(pl.col("seed").is_in(seeds)), prefix) for side in pair]
-    if not top_n or not all(models):
+    sides = [_tested(side, prefix) for side in pair]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    if not top_n or not seeds:
         return set()
-    first, second = (",".join(side) for side in models)
-    lines = compare_models(first, second, top_n=top_n, num_resamples=FEWEST_RESAMPLES).lines
+    rows = [[side[seed] for seed in seeds] for side in sides]
+    if len({row[PROTOCOL] for side in rows for row in side}) > 1:
+        raise UserError("runs of one line were evaluated on different data or with different options.")
+    first, second = (torch.stack([_numbers(row[f"{prefix}{RANKS}"]) for row in side]) for side in rows)
+    groups = rows[0][0].get(RATING_GROUPS)
+    ratings = torch.full(first.shape[1:], -1) if groups is None else _numbers(groups)
+    lines = compare_ranks(first, second, ratings, top_n=top_n, num_resamples=FEWEST_RESAMPLES)
     return {line.metric for line in lines if line.paired.is_significant} & set(metrics)
 
 
-def _models(side: pl.DataFrame, prefix: str) -> list[str]:
-    """RUN:MODEL of each run that has such a model."""
-    models = [model if prefix else "student" for model in side[TEACHER_MODEL]]
-    return [f"{run}:{model}" for run, model in zip(side["run"], models, strict=True) if model]
+def _tested(side: pl.DataFrame, prefix: str) -> dict[int, dict[str, Any]]:
+    """By seed, the runs of a column that have ranks of the student, or with the prefix of their teachers."""
+    name = f"{prefix}{RANKS}"
+    return {row["seed"]: row for row in side.to_dicts() if row.get(name) is not None}
+
+
+def _numbers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)

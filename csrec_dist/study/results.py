@@ -7,6 +7,7 @@ import polars as pl
 
 from csrec_dist.files import write_text
 from csrec_dist.study.collecting import collect
+from csrec_dist.study.elsewhere import with_rows
 from csrec_dist.study.figures import draw, draw_curve
 from csrec_dist.study.spec import Entry, Study
 from csrec_dist.study.tables import table
@@ -17,13 +18,13 @@ NOTE = (
 )
 
 
-def write_results(study: Study, entries: Sequence[Entry], folder: Path) -> Path:
-    """Write results.parquet, results.md and the figures of what is finished; the page's path."""
-    results = collect(entries)
+def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:
+    """Write results.parquet, results.md and the figures of what is finished, here or elsewhere; the page's path."""
+    results = with_rows(study, collect(entries), elsewhere)
     folder.mkdir(parents=True, exist_ok=True)
     page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
     if len(results):
-        results.write_parquet(folder / "results.parquet")
+        results.write_parquet(folder / "results.parquet", compression="zstd")
         page += [_titled(options.title, table(study, options, results)) for options in study.tables]
     page += _images(study, entries, results, folder)
     path = folder / "results.md"
