@@ -58,7 +58,7 @@ def work(args: argparse.Namespace) -> None:
     config = models.config_class("gru4rec").model_validate({"width": args.width})
     model = models.build(config, args.items, args.length - 1, 0, layout.shard(args.items))
     objective = one_hot if args.form == "tiled" else plain
-    engine = DataParallel(TrainStep(model, objective, layout.group), layout, runtime.device, Updates(1e-3))
+    engine = DataParallel(TrainStep(model, objective, layout.group), layout, runtime.device, Updates())
     generator = torch.Generator().manual_seed(runtime.rank)
     seconds, loss_sum = [], 0.0
     for step in range(args.steps):
@@ -67,7 +67,7 @@ def work(args: argparse.Namespace) -> None:
         inputs = TrainingInputs(items[:, :-1], items[:, 1:], torch.zeros_like(items[:, 1:]), step)
         loss = engine.forward(inputs, None)
         engine.backward(loss.sum / loss.count)
-        engine.step()
+        engine.step(1e-3)
         loss_sum = float(loss.sum.detach() / loss.count)
         seconds.append(time.perf_counter() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

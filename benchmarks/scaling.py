@@ -251,9 +251,9 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
             with clock.part("backward"):
                 super().backward(*arguments, **options)
 
-        def step(self) -> None:
+        def step(self, learning_rate: float) -> None:
             with clock.part("update"):
-                super().step()
+                super().step(learning_rate)
 
     dataset, layout = Dataset(folder / "dataset"), runtime.layout([runtime.world.ranks], 1)
     options = TrainingOptions(
@@ -263,7 +263,7 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     settings = {"name": task["model"], "width": task["width"], "dropout": 0}
     config = models.config_class(task["model"]).model_validate(settings)
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
-    engine = Timed(TrainStep(model, student_objective(options), layout.group), layout, runtime.device, Updates(1e-3))
+    engine = Timed(TrainStep(model, student_objective(options), layout.group), layout, runtime.device, Updates())
     found: list[dict[str, float]] = []
     begin = [0.0, 0.0, 0.0, 0.0]
 

@@ -16,6 +16,7 @@ from csrec_dist.distributed.layout import Layout
 from csrec_dist.distributed.mesh import catalog_groups, data_groups
 from csrec_dist.distributed.watch import Watch
 from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.memory import keep_freed_memory
 
 NCCL_GRACE = timedelta(minutes=1)
 """torch ends a process at the timeout of NCCL without naming who is behind; a rank that can, speaks before."""
@@ -80,6 +81,7 @@ class Runtime:
         and precision given (see `check_launch`).
         """
         check_launch(os.environ, engine, precision)
+        keep_freed_memory()
         for name in LAUNCHER_ENGINES:
             os.environ.pop(f"ACCELERATE_USE_{name}", None)
         timeout = timedelta(minutes=timeout_minutes)
