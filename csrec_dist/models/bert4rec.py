@@ -52,6 +52,9 @@ class BERT4Rec(SequentialModel):
         self.output = nn.Linear(width, width)
         self.output_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         initialise(self)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. Each prefix is read for itself; 0 at padding."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from csrec_dist.models.base import ItemTable
 
-PREFIXES_AT_ONCE = 256
+PREFIXES_AT_ONCE = 128
 
 
 def encode_every_prefix(histories: Tensor, encode_last: Callable[[Tensor], Tensor], table: ItemTable) -> Tensor:

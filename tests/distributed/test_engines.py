@@ -13,9 +13,9 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from csrec_dist import config as config_module
 from csrec_dist import models
 from csrec_dist.config import Config, DistributedOptions, parse_config
+from csrec_dist.config.checks import impossible_engine
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import lane_batches
 from csrec_dist.distributed import Runtime
@@ -272,7 +272,7 @@ def test_bf16_is_the_same_arithmetic_under_each_engine(engine: Any, alone: Path,
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_does(options: dict[str, Any], words: str) -> None:
-    (problem,) = config_module._impossible_engine(DistributedOptions.model_construct(**options))
+    (problem,) = impossible_engine(DistributedOptions.model_construct(**options))
     assert words in problem
 
 

@@ -1,18 +1,16 @@
-"""The configuration of a run: read from YAML, overridden by --set, checked whole before any work."""
+"""The schema of a run's configuration: its sections, their keys, defaults and limits."""
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint
-from csrec_dist.labels.combining import Combine, combining_problem
-from csrec_dist.models import MODELS, ModelConfig, config_class
+from csrec_dist.labels.combining import Combine
+from csrec_dist.models import ModelConfig
 from csrec_dist.objectives import DIVERGENCES
 from csrec_dist.teachers import STRATEGIES, Plan, Strategy
 
@@ -262,220 +260,7 @@ class Config(Section):
         return f"# hash: {fingerprint(values)}\n{body}"
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides, and check everything.
-
-    Raises:
-        UserError: the file is missing or not YAML, or any keys or values are wrong (all are named at once).
-    """
-    raw = read_yaml(path)
-    for override in overrides:
-        set_key(raw, *parse_override(override))
-    return parse_config(raw)
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """Key and value of `section.key=value`, the value being YAML; UserError when it is something else."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set takes section.key=value, not {override!r}.")
-    try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML.") from None
-
-
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"The config file {path} does not exist.") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no mapping of sections; see configs/experiments for examples.")
-    return raw
-
-
-def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set `section.key` of plain values, making sections on the way; UserError where a value stands in it."""
-    *sections, last = key.split(".")
-    place = raw
-    for section in sections:
-        place[section] = {} if place.get(section) is None else place[section]
-        place = place[section]
-        if not isinstance(place, dict):
-            raise UserError(f"{key} cannot be set: {section} holds a value, not a section.")
-    place[last] = value
-
-
-def parse_config(raw: Mapping[str, Any]) -> Config:
-    """Check plain values against the schema; UserError that lists every mistake with the nearest right name."""
-    values = {key: value for key, value in raw.items() if value is not None}
-    problems: list[str] = []
-    if "model" in values:
-        values["model"] = _parse_model(values["model"], "model", problems)
-    teachers = values.get("teachers")
-    if isinstance(teachers, dict) and teachers.get("model") is not None:
-        values["teachers"] = teachers | {"model": _parse_models(teachers["model"], "teachers.model", problems)}
-    config = None
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        problems += _describe(error, Config, "")
-    if config is not None:
-        problems += _impossible(config)
-    if problems or config is None:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise UserError(f"The configuration has {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{listed}")
-    return config
-
-
-def _impossible(config: Config) -> list[str]:
-    """Settings that are right by themselves and do not go together."""
-    problems = []
-    teachers, labels = config.teachers, config.labels
-    has_members = config.num_members > 0
-    if teachers.pretrained and not has_members:
-        problems.append(f"teachers.pretrained: method {config.method} has no members; leave it out.")
-    if teachers.pretrained and len(teachers.pretrained) != teachers.num:
-        problems.append(
-            f"teachers.num: is {teachers.num}, but {len(teachers.pretrained)} pretrained members are given."
-        )
-    if teachers.pretrained and teachers.model is not None:
-        problems.append("teachers.model: pretrained members bring their own model; leave it out.")
-    if isinstance(teachers.model, list) and len(teachers.model) != config.num_members:
-        problems.append(f"teachers.model: lists {len(teachers.model)} models for {config.num_members} members.")
-    if has_members and not teachers.pretrained and teachers.num != config.num_members:
-        problems.append(f"teachers.num: method {config.method} has {config.num_members} members; leave it out.")
-    if config.baseline and config.method == "base":
-        problems.append("baseline: method base already is the baseline; leave it out.")
-    if labels.form != "factored" and not has_members:
-        problems.append(f"labels.form: method {config.method} keeps no labels; leave it out.")
-    if labels.form == "topk" and config.training.kl != "forward":
-        problems.append(
-            f"labels.form: topk keeps some items of a row, and training.kl {config.training.kl} is infinite on the "
-            "others; choose training.kl forward, or labels.form factored."
-        )
-    if config.distributed.catalog_parallel > 1:
-        problems += _impossible_in_slices(config)
-    contrasted = [model.name for model in (config.model, *config.teacher_models) if hasattr(model, "contrast_weight")]
-    if contrasted and config.training.accumulate > 1:
-        problems.append(
-            f"training.accumulate: {contrasted[0]} contrasts the windows of a whole batch, which micro-batches would "
-            "cut apart; set it to 1."
-        )
-    problems += _impossible_engine(config.distributed)
-    if not problems and has_members:
-        problems += _impossible_combination(config)
-    return problems
-
-
-def _impossible_in_slices(config: Config) -> list[str]:
-    problems = []
-    if config.labels.form == "dense":
-        problems.append(
-            "labels.form: dense needs whole rows of logits, which ranks that share a catalog do not have; choose "
-            "factored or topk, or distributed.catalog_parallel 1."
-        )
-    if config.labels.weights == "fitted":
-        problems.append(
-            "labels.weights: fitted needs whole item tables, which ranks that share a catalog do not have; give the "
-            "weights, or choose distributed.catalog_parallel 1."
-        )
-    return problems
-
-
-def _impossible_engine(options: DistributedOptions) -> list[str]:
-    problems = []
-    engine, catalog_parallel = options.engine, int(options.catalog_parallel)
-    if engine == "deepspeed" and options.deepspeed is None:
-        problems.append("distributed.deepspeed: engine deepspeed needs it, for example configs/deepspeed/zero2.json.")
-    if engine != "deepspeed" and options.deepspeed is not None:
-        problems.append(
-            f"distributed.deepspeed: engine {engine} does not read it; leave it out, or set distributed.engine to "
-            "deepspeed."
-        )
-    if engine != "ddp" and catalog_parallel > 1:
-        problems.append(
-            f"distributed.catalog_parallel: engine {engine} shards whole tables itself and cannot train slices of "
-            f"them; set engine ddp with {catalog_parallel}, or catalog_parallel 1 with engine {engine}."
-        )
-    return problems
-
-
-def _impossible_combination(config: Config) -> list[str]:
-    labels = config.labels
-    if labels.weights == "fitted":
-        fits = labels.combine == "weighted"
-        return [] if fits else [f"labels.weights: fitted goes with combine weighted, not {labels.combine}."]
-    form = "factored" if labels.form == "auto" else labels.form
-    problem = combining_problem(labels.combine, labels.weights, len(config.labelling_names), form)
-    return [f"labels: {problem}"] if problem else []
-
-
-def _parse_models(value: Any, place: str, problems: list[str]) -> Any:
-    """One model's config, or a list of them."""
-    if not isinstance(value, list):
-        return _parse_model(value, place, problems)
-    return [_parse_model(each, f"{place}.{number}", problems) for number, each in enumerate(value)]
-
-
-def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | Any:
-    """The model's own config; on a mistake any valid config stands in, so that the rest is checked too."""
-    stand_in = next(iter(MODELS.values())).Config.model_validate({})
-    if isinstance(value, ModelConfig):
-        return value
-    if not isinstance(value, dict) or "name" not in value:
-        problems.append(f"{place}: needs a name, one of {', '.join(MODELS)}.")
-        return stand_in
-    if not isinstance(value["name"], str) or value["name"] not in MODELS:
-        problems.append(f"{place}.name: {value['name']!r} is no model{_nearest(str(value['name']), MODELS)}.")
-        return stand_in
-    schema = config_class(value["name"])
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        problems += _describe(error, schema, f"{place}.")
-        return stand_in
-
-
-def _describe(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
-    """One sentence for each mistake that pydantic found."""
-    problems = []
-    for mistake in error.errors():
-        path = [str(part) for part in mistake["loc"]]
-        place = prefix + ".".join(path)
-        if mistake["type"] == "extra_forbidden":
-            names = _fields_at(schema, path[:-1])
-            problems.append(f"{place}: unknown key{_nearest(path[-1], names)}.")
-        elif mistake["type"] == "missing":
-            problems.append(f"{place}: is required.")
-        else:
-            message = mistake["msg"].removeprefix("Value error, ")
-            problems.append(f"{place.rstrip('.') or 'config'}: {message} (received {mistake['input']!r}).")
-    return problems
-
-
-def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        field = schema.model_fields.get(part)
-        inner = getattr(field, "annotation", None)
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        schema = inner
-    return list(schema.model_fields)
-
-
 def _one_of(name: str, names: Iterable[str]) -> str:
     if name not in names:
         raise ValueError(f"choose one of {', '.join(names)}")
     return name
-
-
-def _nearest(name: str, names: Any) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else f"; allowed: {', '.join(names)}"

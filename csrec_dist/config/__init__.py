@@ -1,0 +1,25 @@
+"""The configuration of a run: its schema, how it is read, and what is impossible in it."""
+
+from csrec_dist.config.reading import load_config, parse_config, parse_override, read_yaml, set_key
+from csrec_dist.config.schema import (
+    CheckpointOptions,
+    Config,
+    DistributedOptions,
+    LabelOptions,
+    LoopOptions,
+    TrainingOptions,
+)
+
+__all__ = [
+    "CheckpointOptions",
+    "Config",
+    "DistributedOptions",
+    "LabelOptions",
+    "LoopOptions",
+    "TrainingOptions",
+    "load_config",
+    "parse_config",
+    "parse_override",
+    "read_yaml",
+    "set_key",
+]

@@ -1,0 +1,144 @@
+"""The configuration of a run: read from YAML, overridden by --set, checked whole before any work."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from csrec_dist.config.checks import impossible
+from csrec_dist.config.schema import Config
+from csrec_dist.errors import UserError
+from csrec_dist.models import MODELS, ModelConfig, config_class
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, and check everything.
+
+    Raises:
+        UserError: the file is missing or not YAML, or any keys or values are wrong (all are named at once).
+    """
+    raw = read_yaml(path)
+    for override in overrides:
+        set_key(raw, *parse_override(override))
+    return parse_config(raw)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `section.key=value`, the value being YAML; UserError when it is something else."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes section.key=value, not {override!r}.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML.") from None
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"The config file {path} does not exist.") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise UserError(f"The config file {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no mapping of sections; see configs/experiments for examples.")
+    return raw
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key` of plain values, making sections on the way; UserError where a value stands in it."""
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        place[section] = {} if place.get(section) is None else place[section]
+        place = place[section]
+        if not isinstance(place, dict):
+            raise UserError(f"{key} cannot be set: {section} holds a value, not a section.")
+    place[last] = value
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Check plain values against the schema; UserError that lists every mistake with the nearest right name."""
+    values = {key: value for key, value in raw.items() if value is not None}
+    problems: list[str] = []
+    if "model" in values:
+        values["model"] = _parse_model(values["model"], "model", problems)
+    teachers = values.get("teachers")
+    if isinstance(teachers, dict) and teachers.get("model") is not None:
+        values["teachers"] = teachers | {"model": _parse_models(teachers["model"], "teachers.model", problems)}
+    config = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += _describe(error, Config, "")
+    if config is not None:
+        problems += impossible(config)
+    if problems or config is None:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"The configuration has {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{listed}")
+    return config
+
+
+def _parse_models(value: Any, place: str, problems: list[str]) -> Any:
+    """One model's config, or a list of them."""
+    if not isinstance(value, list):
+        return _parse_model(value, place, problems)
+    return [_parse_model(each, f"{place}.{number}", problems) for number, each in enumerate(value)]
+
+
+def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | Any:
+    """The model's own config; on a mistake any valid config stands in, so that the rest is checked too."""
+    stand_in = next(iter(MODELS.values())).Config.model_validate({})
+    if isinstance(value, ModelConfig):
+        return value
+    if not isinstance(value, dict) or "name" not in value:
+        problems.append(f"{place}: needs a name, one of {', '.join(MODELS)}.")
+        return stand_in
+    if not isinstance(value["name"], str) or value["name"] not in MODELS:
+        problems.append(f"{place}.name: {value['name']!r} is no model{_nearest(str(value['name']), MODELS)}.")
+        return stand_in
+    schema = config_class(value["name"])
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        problems += _describe(error, schema, f"{place}.")
+        return stand_in
+
+
+def _describe(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
+    """One sentence for each mistake that pydantic found."""
+    problems = []
+    for mistake in error.errors():
+        path = [str(part) for part in mistake["loc"]]
+        place = prefix + ".".join(path)
+        if mistake["type"] == "extra_forbidden":
+            names = _fields_at(schema, path[:-1])
+            problems.append(f"{place}: unknown key{_nearest(path[-1], names)}.")
+        elif mistake["type"] == "missing":
+            problems.append(f"{place}: is required.")
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            problems.append(f"{place.rstrip('.') or 'config'}: {message} (received {mistake['input']!r}).")
+    return problems
+
+
+def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = schema.model_fields.get(part)
+        inner = getattr(field, "annotation", None)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        schema = inner
+    return list(schema.model_fields)
+
+
+def _nearest(name: str, names: Any) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else f"; allowed: {', '.join(names)}"
