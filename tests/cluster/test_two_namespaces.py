@@ -1,12 +1,18 @@
 """Launchers over two machines with networks of their own: the same run as one process."""
 
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster_runs import EPOCHS, arguments, check_equal, said_epochs
+from cluster_runs import EPOCHS, arguments, check_equal, said_epochs, student
 from machines import DEVICE, NAMESPACES, ROOT, Machine, environment, two_machines, wait_until
 
 from csrec_dist.files import read_json
@@ -81,12 +87,17 @@ def write_ssh(path: Path, machines: tuple[Machine, Machine]) -> Path:
     return path
 
 
-def over_hostfile(folder: Path, machines: tuple[Machine, Machine], command: list[str]) -> subprocess.Popen[str]:
-    """Start deepspeed.sh on this machine, for both others; its output is in a pipe."""
+def hostfile_command(folder: Path, command: list[str]) -> list[str]:
+    """The command of deepspeed.sh for both machines."""
     hostfile = folder / "hostfile"
     hostfile.write_text("# the machines\nnode0 slots=1\nnode1 slots=1  # the other\n")
+    return ["bash", str(ROOT / "launchers" / "deepspeed.sh"), "--hostfile", str(hostfile), *command]
+
+
+def over_hostfile(folder: Path, machines: tuple[Machine, Machine], command: list[str]) -> subprocess.Popen[str]:
+    """Start deepspeed.sh on this machine, for both others; its output is in a pipe."""
     return subprocess.Popen(
-        ["bash", str(ROOT / "launchers" / "deepspeed.sh"), "--hostfile", str(hostfile), *command],
+        hostfile_command(folder, command),
         env=environment(SETTINGS | {"SSH": str(write_ssh(folder / "ssh", machines))}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -114,3 +125,51 @@ def test_a_hostfile_run_that_is_stopped_leaves_nothing_behind(tmp_path: Path, co
     assert started.returncode != 0
     assert output.count("the ranks are told to stop") == 1
     assert "csrec_dist" not in "".join(left)
+
+
+@contextmanager
+def ssh_servers(folder: Path, machines: tuple[Machine, Machine]) -> Iterator[str]:
+    """An ssh server on each machine, and the command that reaches them with a key; they end with the machines."""
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True, timeout=30)
+    Path("/run/sshd").mkdir(exist_ok=True)  # where sshd insists on a folder of its own
+    server, client = folder / "sshd_config", folder / "ssh_config"
+    server.write_text(
+        f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+    )
+    client.write_text(
+        f"BatchMode yes\nIdentityFile {folder}/user\nUserKnownHostsFile {folder}/known\nStrictHostKeyChecking no\n"
+        "LogLevel ERROR\n"
+    )
+    program = shutil.which("sshd") or "/usr/sbin/sshd"
+    servers = [machine.start([program, "-D", "-e", "-f", server]) for machine in machines]
+    ssh = f"ssh -F {client}"
+    for machine in machines:
+        wait_until(partial(_answers, machines[0], [*ssh.split(), machine.name, "true"]), 20, f"sshd of {machine.name}")
+    yield ssh
+    for each in servers:
+        each.kill()
+        each.wait(10)
+
+
+def _answers(machine: Machine, command: list[str]) -> bool:
+    return machine.start(command).wait(10) == 0
+
+
+@pytest.mark.skipif(
+    shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="sshd is missing (openssh-server)"
+)
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_zero_over_a_hostfile_by_ssh_equals_one_process(tmp_path: Path, config: Path, one_process: Path) -> None:
+    zero = ["--set", "distributed.engine=deepspeed"]
+    zero += ["--set", f"distributed.deepspeed={ROOT / 'configs/deepspeed/zero2.json'}"]
+    with two_machines(tmp_path) as machines, ssh_servers(tmp_path, machines) as ssh:
+        words = hostfile_command(tmp_path, [*arguments(config, tmp_path), *zero])
+        started = machines[0].start(words, env=environment(SETTINGS | {"SSH": ssh}))
+        output = started.communicate(timeout=240)[0]
+    assert started.returncode == 0, output
+    assert student(tmp_path / "r")["trained_by"] == {
+        "engine": "deepspeed", "ranks": [0, 1], "catalog_parallel": 1, "zero_stage": 2,
+    }  # fmt: skip
+    check_run(tmp_path, one_process)
