@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("data", "count", "forward", "backward", "update", "rest")
-DEFAULT_SIZES = ["sasrec:64:256:1000", "sasrec:64:256:20000", "gru4rec:64:256:20000", "sasrec:64:1024:20000"]
+DEFAULT_SIZES = ["sasrec:64:256:1000", "sasrec:64:512:2000", "sasrec:64:256:10000", "gru4rec:64:256:10000"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=3, help="epochs that are counted in a turn, after one that is not"
     )
-    parser.add_argument("--steps", type=int, default=20, help="steps of an epoch")
+    parser.add_argument("--steps", type=int, default=10, help="steps of an epoch")
     parser.add_argument("--window", type=int, default=20)
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

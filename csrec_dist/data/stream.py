@@ -96,15 +96,14 @@ def _columns(picked: list[tuple[RowBlock, int]], length: int | None = None) -> d
     """Pad picked rows into arrays; without any row, one empty place keeps the shapes valid."""
     num_rows = max(len(picked), 1)
     lengths = np.zeros(num_rows, np.int64)
-    for place, (block, row) in enumerate(picked):
-        lengths[place] = block.starts[row + 1] - block.starts[row]
+    lengths[: len(picked)] = [block.bounds[row + 1] - block.bounds[row] for block, row in picked]
     items = np.zeros((num_rows, length or max(int(lengths.max()), 2)), np.int64)
+    if picked:
+        parts = [block.values[block.bounds[row] : block.bounds[row + 1]] for block, row in picked]
+        items[np.arange(items.shape[1]) < lengths[:, None]] = np.concatenate(parts)
     columns = {name: np.zeros(num_rows, np.int64) for name in ("rows", "users", "example_offsets")}
-    for place, (block, row) in enumerate(picked):
-        items[place, : lengths[place]] = block.values[block.starts[row] : block.starts[row + 1]]
-        columns["rows"][place] = block.rows[row]
-        columns["users"][place] = block.users[row]
-        columns["example_offsets"][place] = block.example_offsets[row]
+    for name, column in columns.items():
+        column[: len(picked)] = [getattr(block, name)[row] for block, row in picked]
     return {"items": items, "lengths": lengths, "weights": (lengths > 0).astype(np.float32), **columns}
 
 
