@@ -156,7 +156,7 @@ class Lane:
         self.group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
 
     def read_group(self, group: int) -> RowBlock:
-        """The rows of one row group, in file order; read by this thread alone, since threads cost more than they save."""
+        """The rows of one row group, in file order."""
         with _readable(self._path):
             table = (
                 self._file.read_row_group(group, columns=COLUMNS, use_threads=False).select(COLUMNS).combine_chunks()
