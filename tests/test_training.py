@@ -20,6 +20,7 @@ from csrec_dist.pipeline import execute
 from csrec_dist.stages import run as run_module
 from csrec_dist.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
+from csrec_dist.training.step import seed_draws
 
 RUN = """
 name: small
@@ -60,6 +61,14 @@ def test_gradients_do_not_depend_on_the_number_of_ranks(small_dataset: Path) -> 
             assert found.keys() == alone.keys()
             for name, gradient in alone.items():
                 torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(gradient), rtol=1e-4, atol=1e-6)
+
+
+def test_draws_follow_the_seed_as_torchs_own_do() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(8)
+    for seed, is_same in ((5, True), (6, False)):
+        seed_draws(seed, torch.device("cpu"))
+        assert torch.equal(torch.rand(8), expected) is is_same
 
 
 def whole_run(rank: int, world_size: int, folder: str, dataset: str, model: str, *overrides: str) -> None:

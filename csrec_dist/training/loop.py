@@ -23,7 +23,7 @@ from csrec_dist.objectives import Loss
 from csrec_dist.telemetry import StageLog, peak_memory_mib
 from csrec_dist.training.curve import LOSS_PARTS, Curve
 from csrec_dist.training.schedule import learning_rate
-from csrec_dist.training.step import TrainStep, step_seed, training_inputs
+from csrec_dist.training.step import TrainStep, seed_draws, step_seed, training_inputs
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 
 SELECTION_METRIC = "ndcg@10"
@@ -131,7 +131,7 @@ class Trainer:
         curve = Curve(self._group, state.so_far, self._options.log_steps, self._device)
         self._inner.train()
         for parts in self._batches(order):
-            torch.manual_seed(step_seed(self._seed, state.total_steps, self._group.rank))
+            seed_draws(step_seed(self._seed, state.total_steps, self._group.rank), self._device)
             agreed = self._train_step(parts, curve)
             state.step += 1
             state.total_steps += 1

@@ -89,3 +89,14 @@ def training_inputs(batch: Batch, seed: int) -> TrainingInputs:
 def step_seed(seed: int, step: int, place: int) -> int:
     """A seed that depends on the position only, so that a resumed run draws the same; for dropout `place` is a rank."""
     return ((seed * 1_000_003 + step) * 65_537 + place) % 2**63
+
+
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what dropout draws from on a device and on the host.
+
+    `torch.manual_seed` does so for all devices, and where CUDA has not started it keeps a stack trace of every call
+    instead, which took a millisecond or two of each step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
