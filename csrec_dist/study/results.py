@@ -10,7 +10,7 @@ from csrec_dist.study.collecting import collect
 from csrec_dist.study.elsewhere import with_rows
 from csrec_dist.study.figures import draw, draw_curve
 from csrec_dist.study.spec import Entry, Study
-from csrec_dist.study.tables import table
+from csrec_dist.study.tables import held, table
 
 NOTE = (
     "Test, full catalog: mean ± sample standard deviation over the seeds, their number in brackets; recall, NDCG and "
@@ -25,7 +25,8 @@ def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewher
     page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
     if len(results):
         results.write_parquet(folder / "results.parquet", compression="zstd")
-        page += [_titled(options.title, table(study, options, results)) for options in study.tables]
+        shown = [options for options in study.tables if len(held(results, options.where))]
+        page += [_titled(options.title, table(study, options, results)) for options in shown]
     page += _images(study, entries, results, folder)
     path = folder / "results.md"
     write_text(path, "\n\n".join(page) + "\n")

@@ -24,7 +24,9 @@ axes:
     3: {training.temperature: 3}
 skip: [{method: Base, temperature: 1}]
 adjust: [{when: {method: CSRec-M, temperature: ["3"]}, set: {training.beta: 0.25}}]
-tables: [{rows: [temperature], columns: method, metrics: [ndcg@10], better_than: [Base], costs: true}]
+tables:
+  - {rows: [temperature], columns: method, metrics: [ndcg@10], better_than: [Base], costs: true}
+  - {title: At one, where: {temperature: 1}, rows: [temperature], columns: method, metrics: [ndcg@10]}
 figures: [{name: curve, x: temperature, lines: method}]
 published: [{when: {method: Base}, values: {ndcg@10: 12.5}}]
 """

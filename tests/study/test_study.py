@@ -40,6 +40,7 @@ def test_a_study_from_its_file_to_its_page(study_file: Path, capsys: pytest.Capt
     assert not (runs / "CSRec-M-1-s0/teachers").is_symlink()
     page = (output / "small/results.md").read_text()
     assert "3 of 6 runs are done" in page
+    assert "## At one" in page
     assert "<br>12.50" in page
     assert (output / "small/curve.png").stat().st_size > 1000
     rows = pl.read_parquet(output / "small/results.parquet")
@@ -63,7 +64,9 @@ def test_a_part_takes_the_runs_of_the_whole(study_file: Path) -> None:
     assert "## Popularity\n\n![number of interactions by item](items.png)" in page
     assert all((output / "part" / name).stat().st_size > 1000 for name in ("items.png", "groups.png"))
     assert main(["study", str(study_file), "--output", str(output), "--results"]) == 0
-    assert "2 of 6 runs are done" in (output / "small/results.md").read_text()
+    page = (output / "small/results.md").read_text()
+    assert "2 of 6 runs are done" in page
+    assert "## At one" not in page, "there is nothing in that table"
 
 
 def test_a_borrower_that_restarts_leaves_its_donor_alone(study_file: Path) -> None:
