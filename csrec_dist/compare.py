@@ -121,9 +121,10 @@ def compare_models(
 def compare_ranks(
     first: Tensor, second: Tensor, ratings: Tensor, *, top_n: Sequence[int], num_resamples: int = 2000, seed: int = 0
 ) -> list[Line]:
-    """The same of two sides whose targets have these ranks [S, N], both in one order of S seeds and N test rows.
+    """Recall, NDCG and MRR at each n of two sides, whose targets have these ranks [S, N]: S seeds, N rows in one order.
 
-    `ratings` [N] are the rows' places among `rating_group`'s groups: metrics of fewer than two rows are left out.
+    `ratings` [N] are the rows' places among `rating_group`'s groups, for the filtered and the adverse metrics. Metrics
+    of fewer than two rows are left out.
     """
     lines = []
     for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
