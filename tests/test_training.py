@@ -101,6 +101,17 @@ def test_a_whole_run_is_the_same_on_any_number_of_ranks(small_dataset: Path, tmp
     assert curve(alone)[-1, 0] < curve(alone)[0, 0]
 
 
+def test_micro_batches_change_nothing(small_dataset: Path, tmp_path: Path) -> None:
+    runtime, runs = Runtime.start(), []
+    for accumulate in (1, 3):
+        folder = tmp_path / str(accumulate)
+        folder.mkdir()
+        settings = ["method=training_level", "teachers.noise_refresh=2", f"training.accumulate={accumulate}"]
+        runs.append(execute(small_config(folder, small_dataset, "gru4rec", *settings), runtime).folder)
+    for trained in ("teachers/side", "teachers/main", "student"):
+        torch.testing.assert_close(curve(runs[1], trained), curve(runs[0], trained), rtol=1e-5, atol=1e-5)
+
+
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

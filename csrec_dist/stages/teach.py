@@ -193,7 +193,7 @@ def main_teacher_objective(run: Run, member: Member, catalog: CatalogShard | Non
             options.noise_rank,
             seed=member.seed,
             maximum=options.noise_maximum,
-            refresh=options.noise_refresh,
+            refresh=options.noise_refresh * run.config.training.accumulate,  # it is asked for each micro-batch
             catalog=catalog,
         )
     return RobustObjective(options.alpha, noise)
