@@ -131,7 +131,15 @@ def same_training(found: Path, expected: Path) -> None:
     torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=1e-4)
     weights = load_file(found / "model.safetensors")
     for weight, wanted in load_file(expected / "model.safetensors").items():
-        torch.testing.assert_close(weights[weight], wanted, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(seen(weight, weights[weight]), seen(weight, wanted), rtol=1e-3, atol=2e-4)
+
+
+def seen(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """What a loss depends on: not on the keys' bias, whose gradient is rounding, of which Adam makes whole steps."""
+    if not name.endswith("query_key_value.bias"):
+        return weight
+    query, _, value = weight.chunk(3)
+    return torch.cat([query, value])
 
 
 def assert_close(found: Any, wanted: Any) -> None:

@@ -31,9 +31,9 @@ def trained(name: str, precision: Precision, folder: Path) -> tuple[torch.Tensor
 def test_every_model_trains_in_bf16(name: str, small_dataset: Path) -> None:
     (loss, gradients), (expected, exact) = (trained(name, each, small_dataset) for each in ("bf16", "fp32"))
     assert loss.dtype == torch.float32
-    assert loss != expected
     torch.testing.assert_close(loss, expected, rtol=0.01, atol=0)
     assert gradients.keys() == exact.keys()
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
     whole, whole_exact = (torch.cat([g.flatten() for g in each.values()]) for each in (gradients, exact))
+    assert not torch.allclose(whole, whole_exact, rtol=1e-4), "bf16 would not differ so little"
     assert torch.cosine_similarity(whole, whole_exact, dim=0) > 0.99
