@@ -62,7 +62,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     teacher = teacher_model(entry.config, found["models"])
     figures = _numbers(_sections(found) | {"valid": found["valid"], "diversity": found.get("diversity", {})})
     taught = _numbers(_sections(found["models"][teacher]), TEACHER) if teacher else {}
-    origin = {"seed": entry.seed, "run": str(folder), SETTINGS: settings_key(entry.config), TEACHER_MODEL: teacher}
+    origin = {"seed": entry.seed, "run": folder.name, SETTINGS: settings_key(entry.config), TEACHER_MODEL: teacher}
     flat = {**entry.cell, **origin, **training_cost(folder), **figures, **taught}
     return {key: [value] for key, value in flat.items()} | _tested(folder, teacher)
 
