@@ -16,7 +16,10 @@ Key = tuple[str | int, ...]
 def read_elsewhere(
     study: Study, entries: Sequence[Entry], paths: Sequence[Path], say: Callable[[str], None]
 ) -> pl.DataFrame:
-    """The rows that stand for runs of the study as it is now, each run once; rows of other settings are left out.
+    """The rows that stand for runs of the study as it is now, each run once.
+
+    Rows of other settings than the run of that name has now are left out, and it is said how many. So are rows of
+    runs that this study has not: it may be a part of theirs.
 
     Raises:
         UserError: a file is no results.parquet of this study.
@@ -24,8 +27,8 @@ def read_elsewhere(
     settings = {key_of(study, entry): settings_key(entry.config) for entry in entries}
     found: dict[Key, pl.DataFrame] = {}
     for path in paths:
-        rows = _by_key(study, _read(study, path))
-        fit = {key: row for key, row in rows.items() if settings.get(key) == row[SETTINGS].item()}
+        rows = {key: row for key, row in _by_key(study, _read(study, path)).items() if key in settings}
+        fit = {key: row for key, row in rows.items() if settings[key] == row[SETTINGS].item()}
         if len(fit) < len(rows):
             say(f"{path}: {len(rows) - len(fit)} of {len(rows)} runs have other settings than this study; left out")
         found |= fit
