@@ -138,6 +138,7 @@ def test_resumed_at_the_same_number_of_ranks_is_bit_equal(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_on(world_size, str(whole), str(small_dataset), None, *settings)
     train_on(world_size, str(cut), str(small_dataset), steps, *settings)
+    time.sleep(1)  # TensorBoard reads a folder's files in the order of the seconds in their names
     train_on(world_size, str(cut), str(small_dataset), None, *settings)
     assert weights(cut) == weights(whole)
     torch.testing.assert_close(epochs(cut), epochs(whole), rtol=1e-12, atol=0)

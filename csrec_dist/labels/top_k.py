@@ -86,7 +86,7 @@ class TopKRows:
             shared.gather(states).split(shared.counts), shared.gather(targets).split(shared.counts), strict=True
         )
         for rank, (part, of_part) in enumerate(parts):
-            found = _joined(self._chunks(part.contiguous(), of_part), self.keep, states)
+            found = _joined(self._chunks(part, of_part), self.keep, states)
             own = found if rank == self.catalog.group.rank else own
         return own
 
@@ -103,7 +103,8 @@ class TopKRows:
 
     def _chunks(self, states: Tensor, targets: Tensor) -> Iterator[dict[str, Tensor]]:
         for chunk in row_chunks(len(states), self.num_items):
-            yield self._kept(self.logits(states[chunk].contiguous()), targets[chunk])
+            aligned = states[chunk].clone(memory_format=torch.contiguous_format)  # products may round by alignment
+            yield self._kept(self.logits(aligned), targets[chunk])
 
     def _kept(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What `__call__` gives, of logits."""
