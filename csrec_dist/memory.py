@@ -25,9 +25,8 @@ def item_table_bytes(num_items: int, width: int, catalog_parallel: int = 1) -> i
 def keep_freed_memory() -> bool:
     """Have glibc keep what tensors of up to 32 MiB free, up to 1 GiB, for those of the next step; whether it does.
 
-    By default it hands much of that back to the system, which then zeroes the same pages for every step again; ranks of
-    one machine pay most, since they wait for each other there. Other C libraries are left as they are, and so is glibc
-    where the user has set it.
+    By default it hands much of that back to the system, which then zeroes the same pages for every step again. Other C
+    libraries are left as they are, and so is glibc where the user has set it.
     """
     if sys.platform != "linux" or any(name in os.environ for name in OWN_SETTINGS):
         return False

@@ -158,9 +158,9 @@ class Lane:
     def read_group(self, group: int) -> RowBlock:
         """The rows of one row group, in file order."""
         with _readable(self._path):
-            table = (
-                self._file.read_row_group(group, columns=COLUMNS, use_threads=False).select(COLUMNS).combine_chunks()
-            )
+            # One thread: for so few rows more cost more than they save, and the ranks need the cores.
+            found = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
+            table = found.select(COLUMNS).combine_chunks()
         items = table["items"].combine_chunks() if table.num_rows else None
         if items is None:
             empty = np.zeros(0, np.int64)
