@@ -10,6 +10,7 @@ import torch
 
 from csrec_dist.compare import Evaluated
 from csrec_dist.config import CheckpointOptions, Config
+from csrec_dist.errors import UserError
 from csrec_dist.evaluation.groups import rating_group
 from csrec_dist.files import fingerprint, read_json
 from csrec_dist.runfolder import RunFolder
@@ -44,6 +45,17 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
     """
     rows = [_row(entry) for entry in entries if (entry.config.folder / "metrics.json").exists()]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
+
+
+def check_settings(entries: Sequence[Entry]) -> None:
+    """Raises UserError if a finished run has other settings than its study gives it now: it would pass for that run."""
+    finished = [entry.config for entry in entries if (entry.config.folder / "metrics.json").exists()]
+    others = [config for config in finished if settings_key(RunFolder(config.folder).config) != settings_key(config)]
+    if others:
+        raise UserError(
+            f"{len(others)} finished runs in {others[0].folder.parent} have other settings than the study has now: "
+            f"{', '.join(config.name for config in others)}. Move their folders away, or give another --output."
+        )
 
 
 def settings_key(config: Config) -> str:

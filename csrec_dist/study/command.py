@@ -6,6 +6,7 @@ from pathlib import Path
 from csrec_dist.config import parse_override
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.study.collecting import check_settings
 from csrec_dist.study.elsewhere import key_of, keys_of, read_elsewhere
 from csrec_dist.study.planning import plan_tasks
 from csrec_dist.study.results import write_results
@@ -30,12 +31,14 @@ def study_command(
     Runs that have a row in the files `elsewhere`, results.parquet of the same study, are done.
 
     Raises:
-        UserError: there is no such study, its file or a run's config is wrong, or runs failed.
+        UserError: there is no such study, its file or a run's config is wrong, a finished run has other settings than
+            the study has now, or runs failed.
     """
     with shared_errors():
         study = load_study(find(name))
         folder = output / study.name
         entries = list(study.entries(output / study.home / "runs", dict(map(parse_override, overrides))))
+        check_settings(entries)
         rows = read_elsewhere(study, entries, elsewhere, print)
         done = keys_of(study, rows)
         if not any(is_chosen(study, entry, only) for entry in entries):

@@ -54,6 +54,23 @@ def test_a_study_from_its_file_to_its_page(study_file: Path, capsys: pytest.Capt
     assert (runs / "Base-3-s0/student/model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_does_not_pass_for_one_of_other_settings(
+    study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = study_file.parent / "studies"
+    study = ["study", str(study_file), "--output", str(output), "--only", "method=Base", "--only", "seed=0"]
+    assert main(study) == 0
+    page = output / "small/results.md"
+    before = page.stat().st_mtime_ns
+    study_file.write_text(STUDY.replace("Base: {method: base}", "Base: {method: base, training.learning_rate: 0.5}"))
+    for more in ([], ["--results"]):
+        capsys.readouterr()
+        assert main([*study, *more]) == 2
+        assert "have other settings than the study has now: Base-3-s0" in " ".join(capsys.readouterr().err.split())
+    assert page.stat().st_mtime_ns == before
+    assert main(["study", str(study_file), "--output", str(output.with_name("new")), *study[4:]]) == 0
+
+
 def test_a_part_takes_the_runs_of_the_whole(study_file: Path) -> None:
     output = study_file.parent / "studies"
     part = str(study_file.with_name("part.yaml"))
