@@ -8,12 +8,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from csrec_dist import models
 from csrec_dist.config import Config, parse_config
 from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
+from csrec_dist.models import config_class
 from csrec_dist.pipeline import execute
 
 LEVELS = ("model_level", "data_level", "training_level")
@@ -46,6 +48,20 @@ def test_softrec_learns_from_popularity_without_teachers(small_dataset: Path, tm
     assert epoch["divergence"] > 0
     assert not (run / "teachers").exists()
     assert not (run / "labels").exists()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_a_contrastive_loss_is_weighed_with_the_one_hot_targets(
+    small_dataset: Path, tmp_path: Path, beta: float
+) -> None:
+    """At β = 1 nothing trains the vector of masked items, which only the contrastive loss reads."""
+    model = {"name": "cl4srec", "width": 8, "inner_width": 8, "dropout": 0}
+    training = {"batch_size": 7, "max_epochs": 1, "learning_rate": 0.01, "beta": beta}
+    run = done(tmp_path, small_dataset, "softrec", model=model, training=training)
+    dataset = Dataset(small_dataset)
+    drawn = models.build(config_class("cl4srec").model_validate(model), dataset.num_items, dataset.window - 1, 0)
+    before, after = (each.state_dict()["mask_vector"] for each in (drawn, models.load(run / "student")))
+    assert torch.equal(before, after) == (beta == 1)
 
 
 def test_data_level_members_train_on_their_share(small_dataset: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""CL4SRec (Xie et al., 2022): SASRec, with two disturbed copies of each window to be told from other windows'."""
+"""CL4SRec (Xie et al., 2022): SASRec, with two disturbed copies of a history to be told from those of others."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from csrec_dist.models.base import TrainingInputs, TrainingStates
 from csrec_dist.models.draws import uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec, SASRecConfig
 
-CHOICES, MASKS, ORDERS = range(3)  # streams of draws
+CHOICES, MASKS, ORDERS, PREFIXES = range(4)  # streams of draws
 
 
 class CL4SRecConfig(SASRecConfig):
@@ -20,12 +20,16 @@ class CL4SRecConfig(SASRecConfig):
     crop: float = Field(0.6, gt=0, le=1, description="share of a history that a cropped copy keeps")
     mask: float = Field(0.3, ge=0, le=1, description="share of a history that a masked copy hides")
     reorder: float = Field(0.6, ge=0, le=1, description="share of a history that a reordered copy shuffles")
-    contrast_weight: float = Field(0.1, ge=0, description="λ, weight of InfoNCE between the copies of a window")
+    contrast_weight: float = Field(0.1, ge=0, description="λ, weight of InfoNCE between copies, beside one-hot CE")
     contrast_temperature: float = Field(1.0, gt=0, description="τ of InfoNCE")
 
 
 class CL4SRec(SASRec):
-    """SASRec's encoder; in training also the states of two copies of each window, disturbed in different ways."""
+    """SASRec's encoder; in training also the states of two copies of a history of each window, disturbed differently.
+
+    The history is a prefix of the window, drawn anew at each step. Whole windows would not do: most have the same
+    length, so all their copies would end at two or three positions, and the contrastive loss would spoil those.
+    """
 
     Config = CL4SRecConfig
     config: CL4SRecConfig
@@ -38,12 +42,13 @@ class CL4SRec(SASRec):
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """The states of all examples of the undisturbed windows, and `views` of the windows that have examples.
 
-        A copy is made of the items that have a target, so that it does not depend on the padding of the batch.
+        A copy is made of the history of one example, so that it does not depend on the padding of the batch.
         """
         held = inputs.targets > 0
         windows = held.any(1)
-        seen = inputs.histories.masked_fill(~held, 0)[windows]
-        copies = disturbed_copies(seen, inputs.examples[windows, 0], inputs.seed, self.config, self.num_items + 1)
+        keys = inputs.examples[windows, 0]
+        seen = drawn_prefixes(inputs.histories.masked_fill(~held, 0)[windows], keys, inputs.seed)
+        copies = disturbed_copies(seen, keys, inputs.seed, self.config, self.num_items + 1)
         states, first, second = self._encode_masked(torch.cat([inputs.histories, *copies])).split(
             [len(held), len(seen), len(seen)]
         )
@@ -55,6 +60,13 @@ class CL4SRec(SASRec):
         masked = items > self.num_items
         vectors = self.item_table(items.masked_fill(masked, 0)) + masked.unsqueeze(-1) * self.mask_vector
         return self.encode_vectors(vectors)
+
+
+def drawn_prefixes(histories: Tensor, keys: Tensor, seed: int) -> Tensor:
+    """A prefix [B, L] of each history [B, L] of n ≥ 1 items, of each length 1 … n with the same probability."""
+    lengths = (histories != 0).sum(1, keepdim=True)
+    kept = (uniform(keys, seed, PREFIXES, 1).double() * lengths).long() + 1
+    return histories.masked_fill(torch.arange(histories.shape[1], device=histories.device) >= kept, 0)
 
 
 def disturbed_copies(

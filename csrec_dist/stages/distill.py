@@ -113,7 +113,10 @@ def train_student(
     """Train the student on all ranks into the run's folder `name`."""
     folder = run.folder / name
     if not run.runtime.on_main(lambda: is_fitted(folder, inputs)):
-        task = Fit(stage, run.config.model, run.config.seed, objective, folder, inputs, labels=labels)
+        one_hot_weight = 1.0 if labels is None else 1 - run.config.training.beta
+        task = Fit(
+            stage, run.config.model, run.config.seed, objective, folder, inputs, labels, one_hot_weight=one_hot_weight
+        )
         with run.log(stage) as log:
             fit(run, task, run.layout, log)
     return {"weights": run.runtime.on_main(lambda: weights_fingerprint(folder))}

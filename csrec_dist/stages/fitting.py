@@ -30,7 +30,8 @@ from csrec_dist.training import Objective, StopSignals, Trainer, TrainStep
 class Fit:
     """A model to train: what it is, what it learns from, and where it goes.
 
-    `inputs` names all that decides the result; a checkpoint of other inputs is refused.
+    `inputs` names all that decides the result; a checkpoint of other inputs is refused. `one_hot_weight` is the weight
+    that the objective gives to the one-hot targets.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class Fit:
     inputs: dict[str, Any]
     labels: LabelReader | None = None
     sample: RowSample | None = None
+    one_hot_weight: float = 1.0
 
 
 def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
@@ -105,7 +107,8 @@ def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
     catalog = layout.shard(dataset.num_items)
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
-    inner = TrainStep(model, task.objective, layout.group, training.precision).to(run.runtime.device)
+    step = TrainStep(model, task.objective, layout.group, training.precision, task.one_hot_weight)
+    inner = step.to(run.runtime.device)
     updates = Updates(training.clip_norm, training.accumulate)
     drawn = digest(inner)
     engine = build(options.engine, inner, layout, run.runtime.device, updates, options.deepspeed)

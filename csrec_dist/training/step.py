@@ -22,15 +22,23 @@ class TrainStep(nn.Module):
     """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward.
 
     The objective may be a module with parameters of its own; they are trained and kept with the model's. `group` are
-    the ranks that train the model: a contrastive loss looks at the windows of all of them. With `precision` bf16 the
-    model computes under autocast; what comes after its states is fp32, and so are all weights.
+    the ranks that train the model: a contrastive loss looks at the windows of all of them. `one_hot_weight` is the
+    weight that the objective gives to the one-hot targets (1 − β of Eq. 20): the contrastive loss, which is the model's
+    own too, gets it as well. With `precision` bf16 the model computes under autocast; what comes after its states is
+    fp32, and so are all weights.
     """
 
     def __init__(
-        self, model: SequentialModel, objective: Objective, group: Group = ALONE, precision: Precision = "fp32"
+        self,
+        model: SequentialModel,
+        objective: Objective,
+        group: Group = ALONE,
+        precision: Precision = "fp32",
+        one_hot_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.precision = precision
+        self.one_hot_weight = one_hot_weight
         self.model = model
         self.objective = objective
         self.group = group
@@ -56,16 +64,18 @@ class TrainStep(nn.Module):
         return given._replace(states=given.states.float(), views=views)
 
     def _contrast(self, views: tuple[Tensor, Tensor], num_states: Tensor) -> Tensor:
-        """What, divided by the global number of states, is λ times the mean of InfoNCE over the global windows.
+        """What, divided by the global number of states, is (1 − β) λ times the mean of InfoNCE over the global windows.
 
-        So the loss is mean over examples + λ · mean over windows. Every rank enters, also one without windows.
+        So the model's own loss, of weight 1 − β, is mean over examples + λ · mean over windows. Every rank enters, also
+        one without windows.
         """
         options = cast(ContrastOptions, self.model.config)
         gathered, own = self.group.gather_rows(torch.cat(views, dim=1))
         first, second = gathered.chunk(2, dim=1)
         total, num_windows = info_nce(first, second, own, temperature=options.contrast_temperature)
         counts = self.group.all_reduce_sum(torch.stack([num_states, num_windows]))
-        return total * (options.contrast_weight * counts[0] / counts[1].clamp(min=1))
+        weight = self.one_hot_weight * options.contrast_weight
+        return total * (weight * counts[0] / counts[1].clamp(min=1))
 
     def _by_places(self, given: TrainingStates, labels: SoftLabels | None) -> Loss:
         """The objective where states have labels, and cross-entropy where they have none."""

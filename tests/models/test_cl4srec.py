@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from csrec_dist.models import TrainingInputs, build, config_class
-from csrec_dist.models.cl4srec import CL4SRec, CL4SRecConfig, cropped, disturbed_copies, masked, reordered
+from csrec_dist.models.cl4srec import (
+    CL4SRec,
+    CL4SRecConfig,
+    cropped,
+    disturbed_copies,
+    drawn_prefixes,
+    masked,
+    reordered,
+)
 from csrec_dist.objectives.contrastive import info_nce
 from csrec_dist.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
@@ -80,6 +88,19 @@ def test_each_pair_of_different_ways_is_as_likely() -> None:
     assert all(70 <= number <= 130 for number in pairs.values())
 
 
+def test_prefixes_have_each_length_as_often() -> None:
+    rows = histories([MAX_LENGTH] * 1200 + [1, 3])
+    prefixes = drawn_prefixes(rows, torch.arange(1202), 3)
+    kept = (prefixes != 0).sum(1)
+    assert torch.equal(prefixes, rows.masked_fill(torch.arange(MAX_LENGTH) >= kept.unsqueeze(1), 0))
+    numbers = Counter(kept[:1200].tolist())
+    assert sorted(numbers) == list(range(1, MAX_LENGTH + 1))
+    assert all(70 <= number <= 130 for number in numbers.values())
+    assert kept[1200] == 1
+    assert 1 <= kept[1201] <= 3
+    assert not torch.equal(drawn_prefixes(rows, torch.arange(1202), 4), prefixes)
+
+
 def test_copies_follow_from_the_key_and_the_seed_alone() -> None:
     rows, keys = histories(LENGTHS * 5), torch.arange(30) * 19
     copies = disturbed_copies(rows, keys, 3, CL4SRecConfig(), MASK)
@@ -131,7 +152,8 @@ def test_views_are_the_last_states_of_the_copies() -> None:
     seen = inputs.histories.masked_fill(inputs.targets == 0, 0)
     with_examples = [row for row in range(6) if seen[row].any()]
     assert with_examples == [0, 1, 2, 3, 5]
-    copies = disturbed_copies(seen[with_examples], inputs.examples[with_examples, 0], 5, model.config, MASK)
+    keys = inputs.examples[with_examples, 0]
+    copies = disturbed_copies(drawn_prefixes(seen[with_examples], keys, 5), keys, 5, model.config, MASK)
     views = model.training_states(inputs).views
     assert views is not None
     for copy, view in zip(copies, views, strict=True):
@@ -154,14 +176,15 @@ def test_views_do_not_depend_on_the_padding_of_the_batch() -> None:
         torch.testing.assert_close(a[2:], b[2:])
 
 
-def test_the_whole_loss_is_mean_over_examples_plus_weighted_mean_over_windows() -> None:
+@pytest.mark.parametrize("one_hot_weight", [1.0, 0.25])
+def test_the_whole_loss_is_mean_over_examples_plus_weighted_mean_over_windows(one_hot_weight: float) -> None:
     model, inputs = make(contrast_weight=0.3, contrast_temperature=2.0), batch()
-    loss = TrainStep(model, one_hot)(inputs, None)
+    loss = TrainStep(model, one_hot, one_hot_weight=one_hot_weight)(inputs, None)
     views = model.training_states(inputs).views
     assert views is not None
     total, count = info_nce(*views, temperature=2.0)
     assert count == 5
-    expected = loss.cross_entropy / loss.count + 0.3 * total / count
+    expected = loss.cross_entropy / loss.count + one_hot_weight * 0.3 * total / count
     assert (loss.sum / loss.count).item() == pytest.approx(expected.item(), rel=1e-5)
     loss.sum.backward()
     assert model.mask_vector.grad is not None
