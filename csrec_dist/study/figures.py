@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from csrec_dist.data.stored import Dataset
 from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.report.findings import GROUPINGS
+from csrec_dist.report.markup import metric_title
 from csrec_dist.study.spec import Entry, matches
 from csrec_dist.study.tables import held, in_percent
 from csrec_dist.study.views import GROUPS, CurveOptions, FigureOptions
@@ -108,7 +110,7 @@ def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Seq
             plot.errorbar(places, means, yerr=[lows, highs], marker="o", capsize=3, label=line.name)
     plot.set_axisbelow(True)
     plot.set_xticks(range(len(names)), names)
-    plot.set_xlabel(options.x)
+    plot.set_xlabel(GROUPINGS.get(options.x, options.x))
     plot.set_ylabel(_axis_label(options.metric))
     plot.grid(alpha=0.3)
 
@@ -137,7 +139,8 @@ def _scale(metric: str) -> int:
 
 
 def _axis_label(metric: str) -> str:
-    return f"{metric} (%)" if in_percent(metric) else metric
+    title = metric if {"/", "_"} & set(metric) else metric_title(metric)
+    return f"{title} (%)" if in_percent(metric) else title
 
 
 def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> bool:
