@@ -127,4 +127,4 @@ class BERT4Rec(SequentialModel):
         places = torch.arange(seen.shape[1], device=seen.device)
         if self.config.positions_from == "start":
             return self.positions[places]
-        return self.positions[(seen.sum(1, keepdim=True) - 1 - places).clamp(min=0)]
+        return F.embedding((seen.sum(1, keepdim=True) - 1 - places).clamp(min=0), self.positions)

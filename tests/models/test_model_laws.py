@@ -204,3 +204,27 @@ def test_a_folder_says_what_it_holds(name: str, tmp_path: Path) -> None:
 def test_the_name_in_the_config_is_the_file_s(name: str) -> None:
     assert MODELS[name].__module__ == f"csrec_dist.models.{name}"
     assert small(name).name == name
+
+
+@every_model
+def test_gradients_are_the_same_to_the_bit_on_several_threads(name: str) -> None:
+    """A resumed training has the parameters of the unbroken one only if no sum depends on the order of threads."""
+    model = make(name, torch.float32).train()
+    items = windows(num=200, length=MAX_LENGTH)
+    examples = torch.arange(items[:, 1:].numel()).view(items[:, 1:].shape)
+    inputs = TrainingInputs(items[:, :-1], items[:, 1:], examples, 5)
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        model.training_states(inputs).states.sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first = gradients()
+        for _ in range(4):
+            assert all(map(torch.equal, gradients(), first))
+    finally:
+        torch.set_num_threads(threads)
