@@ -17,7 +17,8 @@ from csrec_dist.errors import UserError
 if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard, SharedRows
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
+"""Of the logits that are there at once. More is faster on a GPU, where each block costs the host's time."""
 
 
 def target_ranks(
@@ -128,9 +129,9 @@ def hide_seen(logits: Tensor, seen: Tensor, catalog: "CatalogShard | None" = Non
     return logits
 
 
-def rows_in_block(num_items: int, itemsize: int) -> int:
+def rows_in_block(num_items: int, itemsize: int, device: torch.device) -> int:
     """Rows of V numbers that stay under `BLOCK_BYTES`, and at least one."""
-    return max(1, BLOCK_BYTES // (num_items * itemsize))
+    return max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"]) // (num_items * itemsize))
 
 
 def _logits_by_block(
@@ -151,7 +152,7 @@ def _logits_by_block(
     dtype = torch.promote_types(states.dtype, torch.float32)
     weight = item_weight.to(dtype)
     bias = None if item_bias is None else item_bias.to(dtype)
-    block = rows_in_block(num_items, dtype.itemsize)
+    block = rows_in_block(num_items, dtype.itemsize, states.device)
     for start in range(0, len(states), block):
         rows = slice(start, min(start + block, len(states)))
         logits = F.linear(states[rows].to(dtype), weight, bias)

@@ -63,7 +63,7 @@ def logits_by_block(
     num_items = models[0].num_items
     if shared is not None:
         states, num_items = [shared.gather(part) for part in states], shared.shard.most_rows
-    num_rows = rows_in_block(num_items * len(models), torch.float32.itemsize)
+    num_rows = rows_in_block(num_items * len(models), torch.float32.itemsize, histories.device)
     for start in range(0, len(states[0]), num_rows):
         rows = slice(start, min(start + num_rows, len(states[0])))
         yield rows, [_logits(model, part[rows]) for model, part in zip(models, states, strict=True)]

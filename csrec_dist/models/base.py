@@ -123,6 +123,16 @@ class TrainingStates(NamedTuple):
     views: tuple[Tensor, Tensor] | None = None
 
 
+def picked(held: Tensor, *values: Tensor) -> list[Tensor]:
+    """Of each of `values` [B, L, ..] the rows [n, ..] where `held` [B, L].
+
+    A GPU's host waits once, to learn how many they are; `value[held]` would have it wait for each of them, and again
+    in the backward pass.
+    """
+    places = held.flatten().nonzero().squeeze(1)
+    return [value.flatten(0, 1).index_select(0, places) for value in values]
+
+
 class SequentialModel(nn.Module, ABC):
     """Maps histories to states; a state's logits are its products with the item table.
 
@@ -154,8 +164,8 @@ class SequentialModel(nn.Module, ABC):
 
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """The states to train with: by default those of all examples, from one pass."""
-        held = inputs.targets > 0
-        return TrainingStates(self.encode(inputs.histories)[held], inputs.targets[held])
+        states, targets = picked(inputs.targets > 0, self.encode(inputs.histories), inputs.targets)
+        return TrainingStates(states, targets)
 
     def num_states(self, inputs: TrainingInputs) -> Tensor:
         """How many states `training_states` gives for these inputs: a float32 scalar, known before the forward pass."""

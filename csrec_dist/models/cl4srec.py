@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from csrec_dist.models.base import TrainingInputs, TrainingStates
+from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
 from csrec_dist.models.draws import uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec, SASRecConfig
 
@@ -53,7 +53,8 @@ class CL4SRec(SASRec):
             [len(held), len(seen), len(seen)]
         )
         views = _last(first, copies[0]), _last(second, copies[1])
-        return TrainingStates(states[held], inputs.targets[held], views=views)
+        states, targets = picked(held, states, inputs.targets)
+        return TrainingStates(states, targets, views=views)
 
     def _encode_masked(self, items: Tensor) -> Tensor:
         """States [B, L, d] as `encode` gives them, item V+1 being the mask."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from csrec_dist.models.base import TrainingInputs, TrainingStates
+from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
 from csrec_dist.models.diffusion import (
     ancestral_step,
     ddim_step,
@@ -70,9 +70,8 @@ class DreamRec(SASRec):
 
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """x̂_0 [N, d] of all examples, each from its own step, noise and dropped or kept condition."""
-        held = inputs.targets > 0
-        targets, examples = inputs.targets[held], inputs.examples[held]
-        conditions = super().encode(inputs.histories)[held]
+        states = super().encode(inputs.histories)
+        targets, examples, conditions = picked(inputs.targets > 0, inputs.targets, inputs.examples, states)
         steps, noise, dropped = self._training_draws(examples, inputs.seed)
         conditions = torch.where(dropped, self.no_condition, conditions)
         start = self.item_table(targets).detach()

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 26}
+TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of one tile. On a CPU: less is hardly faster once it outgrows the caches, and each step over a tile
-ends in a barrier of the threads, which costs much on a machine that others use too. On a GPU enough to fill it."""
+ends in a barrier of the threads, which costs much on a machine that others use too. On a GPU the host has to begin
+each operation on a tile, and is slower than the GPU where tiles are small."""
 KEPT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 """Bytes of a row block's kept tiles. Above it the tiles are computed again for the gradients."""
 KEPT_ROWS = {"cpu": 256, "cuda": 2048}

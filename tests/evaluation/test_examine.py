@@ -185,7 +185,7 @@ def test_members_rank_together_by_their_rule(rule: str) -> None:
 
 def test_blocks_and_batches_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, columns = examine(asked(), facts(true=TRUE), [model()])
-    monkeypatch.setattr(ranking, "BLOCK_BYTES", 2 * NUM_ITEMS * 4)
+    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 2 * NUM_ITEMS * 4)
     parts, others = examine(asked(), facts(true=TRUE), [model()], cut=5)
     assert others.keys() == columns.keys()
     for name, values in columns.items():
@@ -197,7 +197,7 @@ def test_blocks_and_batches_do_not_change_what_is_found(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_members_are_compared_row_by_row(monkeypatch: pytest.MonkeyPatch, exclude_seen: bool) -> None:
-    monkeypatch.setattr(ranking, "BLOCK_BYTES", 1)
+    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 1)
     members = [model(1), model(2), model(3)]
     sums = DiversitySums(["a", "b", "c"], [3])
     columns = joined(

@@ -103,7 +103,7 @@ def test_blocks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = target_ranks(states, weight, targets, seen=seen)
     best = top_items(states, weight, 5, seen=seen)
     for rows in (1, 7, 100):
-        monkeypatch.setattr(ranking, "BLOCK_BYTES", rows * 30 * 4)
+        monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", rows * 30 * 4)
         assert torch.equal(target_ranks(states, weight, targets, seen=seen), whole)
         items, scores = top_items(states, weight, 5, seen=seen)
         assert torch.equal(items, best[0])
@@ -111,7 +111,7 @@ def test_blocks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "BLOCK_BYTES", 10 * 1000 * 4)
+    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 10 * 1000 * 4)
     sizes: list[int] = []
     linear = torch.nn.functional.linear
 

@@ -58,7 +58,7 @@ def rank_all(given: dict[str, Any], catalog: CatalogShard | None, hidden: bool, 
 
 
 def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]:
-    ranking.BLOCK_BYTES = 4 * 40
+    ranking.BLOCK_BYTES["cpu"] = 4 * 40
     counts = NUM_EXAMPLES[world_size]
     rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     found: dict[str, Any] = {}
