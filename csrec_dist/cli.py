@@ -111,7 +111,9 @@ def _run_stages(options: argparse.Namespace) -> int:
 
     with shared_errors():
         distributed = config.distributed
-        runtime = Runtime.start(distributed.timeout_minutes, distributed.engine, config.training.precision)
+        runtime = Runtime.start(
+            distributed.timeout_minutes, distributed.engine, config.training.precision, distributed.deterministic
+        )
     try:
         run = execute(config, runtime, options.stages, options.restart)
         if runtime.is_main and options.stages is None:

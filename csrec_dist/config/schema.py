@@ -163,6 +163,11 @@ class DistributedOptions(Section):
         description="ranks whose member is trained take the next one or join another's training; false: each member "
         "keeps its ranks, for runs that are equal bit by bit",
     )
+    deterministic: bool = Field(
+        True,
+        description="sums are taken in the same order every time, for runs that are equal bit by bit; false: faster on "
+        "some GPUs",
+    )
     timeout_minutes: float = Field(
         30, gt=0, le=1e6, description="how long a rank waits for one that does not move before it gives up"
     )
