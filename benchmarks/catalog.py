@@ -5,7 +5,8 @@ ranks of one thread each, for each number of `--catalog-parallel` in turn. Repor
 ranks (all of it: Python, torch and the exchange of gradients too) and the seconds of a step. `--limit MIB` bounds the
 memory that a rank may have for its data (RLIMIT_DATA); who needs more fails, which is reported too. `--form plain`
 takes plain PyTorch's logits of all examples × items in place of the tiled objective. `--windows` may name several
-sizes: whether memory grows with examples × items shows.
+sizes: whether memory grows with examples × items shows. With `--device cuda` each rank has a GPU, memory is what its
+allocator gave out at most, and the limit is one of that.
 The last line is one JSON object. Run: python benchmarks/catalog.py [--items 2000000] [--catalog-parallel 1 2] …
 """
 
@@ -21,6 +22,7 @@ from datetime import date
 from typing import Any
 
 MIB = 2**20
+OUT_OF_MEMORY = ("allocate memory", "MemoryError", "CUDA out of memory")
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="steps (default %(default)s)")
     parser.add_argument("--limit", type=int, help="MiB of data that a rank may have")
     parser.add_argument("--form", choices=("tiled", "plain"), default="tiled", help="objective (default %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -52,25 +55,34 @@ def work(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     runtime = Runtime.start()
-    if args.limit:
+    on_gpu = runtime.device.type == "cuda"
+    if args.limit and on_gpu:
+        torch.cuda.set_per_process_memory_fraction(args.limit * MIB / torch.cuda.mem_get_info()[1])
+    elif args.limit:
         resource.setrlimit(resource.RLIMIT_DATA, (args.limit * MIB, args.limit * MIB))
     layout = runtime.layout([runtime.world.ranks], args.catalog_parallel[0])
     config = models.config_class("gru4rec").model_validate({"width": args.width})
     model = models.build(config, args.items, args.length - 1, 0, layout.shard(args.items))
     objective = one_hot if args.form == "tiled" else plain
-    engine = DataParallel(TrainStep(model, objective, layout.group), layout, runtime.device, Updates())
+    engine = DataParallel(
+        TrainStep(model, objective, layout.group).to(runtime.device), layout, runtime.device, Updates()
+    )
     generator = torch.Generator().manual_seed(runtime.rank)
     seconds, loss_sum = [], 0.0
     for step in range(args.steps):
         begin = time.perf_counter()
         items = torch.randint(1, args.items + 1, (args.windows[0], args.length), generator=generator)
+        items = items.to(runtime.device)
         inputs = TrainingInputs(items[:, :-1], items[:, 1:], torch.zeros_like(items[:, 1:]), step)
         loss = engine.forward(inputs, None)
         engine.backward(loss.sum / loss.count)
         engine.step(1e-3)
         loss_sum = float(loss.sum.detach() / loss.count)
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = torch.cuda.max_memory_allocated() / MIB if on_gpu else peak
     found = runtime.world.gather_objects([peak, min(seconds), loss_sum])
     if runtime.is_main:
         peaks, times, losses = zip(*found, strict=True)
@@ -92,18 +104,19 @@ def measure(args: argparse.Namespace, catalog_parallel: int, windows: int) -> di
     """One setting, in processes of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.ranks)]
     settings = {"items": args.items, "width": args.width, "length": args.length, "steps": args.steps}
-    settings |= {"catalog-parallel": catalog_parallel, "windows": windows, "form": args.form}
+    settings |= {"catalog-parallel": catalog_parallel, "windows": windows, "form": args.form, "device": args.device}
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     options += ["--limit", str(args.limit)] if args.limit else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}
     ended = subprocess.run(
         [*command, __file__, "--worker", *options], capture_output=True, text=True, env=environment, check=False
     )
     setting = {"catalog_parallel": catalog_parallel, "windows": windows, "examples": windows * (args.length - 1)}
     if ended.returncode == 0:
         return setting | json.loads(ended.stdout.strip().splitlines()[-1])
-    signs = [line for line in ended.stderr.splitlines() if "allocate memory" in line or "MemoryError" in line]
-    return setting | {"failed": signs[0].strip() if signs else ended.stderr[-500:]}
+    signs = [line for line in ended.stderr.splitlines() if any(sign in line for sign in OUT_OF_MEMORY)]
+    return setting | {"failed": signs[-1].strip()[:300] if signs else ended.stderr[-500:]}
 
 
 def main() -> None:
@@ -124,6 +137,7 @@ def main() -> None:
         if first and "peak_mib" in result:
             print(f"peak {max(result['peak_mib']) / first:.2f} of the first setting's: {result}")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+    machine |= {"gpu": torch.cuda.get_device_name()} if args.device == "cuda" else {}
     settings = {key: value for key, value in vars(args).items() if key != "worker"}
     print(json.dumps({"date": str(date.today()), **machine, "settings": settings, "results": results}))
 

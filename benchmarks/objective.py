@@ -2,7 +2,8 @@
 
 Physical limit: five products of N·V·d multiplications and additions for M = 2 (student 1, labels M, two for the
 gradients), (3 + M)·2·N·V·d operations at the rate measured for one large matrix product. Both forms are timed in
-turns in one process; memory is the peak resident size above the inputs, each form in a process of its own.
+turns in one process; memory is the peak resident size above the inputs, each form in a process of its own. With
+`--device cuda` all of it is on the GPU, and memory is what its allocator gave out at most.
 The threads are told to sleep at barriers rather than spin (OMP_WAIT_POLICY=passive, unless it is set), for both
 forms alike: on a machine that others use too, a spinning thread keeps the one it waits for from running.
 The last line is one JSON object. Run: python benchmarks/objective.py [--threads 2] [--kl forward] …
@@ -33,6 +34,12 @@ from csrec_dist.objectives import FactoredLabels, distillation
 TEMPERATURE, BETA = 3.0, 0.5
 
 
+def wait_for(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 class Inputs(NamedTuple):
     """What both forms read."""
 
@@ -51,7 +58,8 @@ def make_inputs(args: argparse.Namespace) -> Inputs:
     weight = torch.randn(args.items, args.width, generator=g) * (2.5 / args.width**0.5)
     label_weight = torch.randn(args.items, width, generator=g) * (2.5 / width**0.5)
     targets = torch.randint(1, args.items + 1, (args.examples,), generator=g)
-    labels = FactoredLabels(label_states, label_weight)
+    labels = FactoredLabels(label_states, label_weight).to(args.device)
+    states, weight, targets = (each.to(args.device) for each in (states, weight, targets))
     return Inputs(states.requires_grad_(), weight.requires_grad_(), targets, labels)
 
 
@@ -100,23 +108,28 @@ def check_agreement(x: Inputs, kl: str) -> dict[str, float]:
 def time_forms(x: Inputs, kl: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of each pass of each form, the forms taking turns."""
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    device = x.states.device.type
     for _ in range(repeats):
         for form in FORMS:
             started = time.perf_counter()
             run(form, x, kl)
+            wait_for(device)
             seconds[form].append(time.perf_counter() - started)
     return seconds
 
 
-def gemm_rate() -> float:
-    """Operations a second of a 2048³ product, the best of seven."""
-    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+def gemm_rate(device: str) -> float:
+    """Operations a second of a 2048³ product (on a GPU 8192³), the best of seven."""
+    size = 8192 if device == "cuda" else 2048
+    left, right = torch.randn(2, size, size, device=device).unbind()
     best = math.inf
     for _ in range(7):
+        wait_for(device)
         started = time.perf_counter()
         left @ right
+        wait_for(device)
         best = min(best, time.perf_counter() - started)
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best
 
 
 def resident_mib(field: str) -> float:
@@ -130,6 +143,11 @@ def extra_memory(args: argparse.Namespace) -> float:
     small = argparse.Namespace(**vars(args) | {"examples": 8, "items": 64})
     run(args.only, make_inputs(small), args.kl)
     x = make_inputs(args)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(args.only, x, args.kl)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at the current size
     before = resident_mib("VmRSS")
     run(args.only, x, args.kl)
@@ -142,8 +160,10 @@ def memory_of(form: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def machine() -> str:
-    """The processor's name and the number of its cores."""
+def machine(device: str) -> str:
+    """The GPU's name, or the processor's and the number of its cores."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{os.cpu_count()} x {name}"
@@ -156,6 +176,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kl", choices=("reverse", "forward"), default="reverse")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--only", choices=tuple(FORMS), help="print the peak extra MiB of one form and stop")
     return parser.parse_args()
 
@@ -172,11 +193,11 @@ def main() -> None:
     seconds = time_forms(x, args.kl, args.repeats)
     medians = {form: statistics.median(values) for form, values in seconds.items()}
     memory = {form: memory_of(form) for form in FORMS}
-    rate = gemm_rate()
+    rate = gemm_rate(args.device)
     operations = (3 + args.members) * 2 * args.examples * args.items * args.width
     for form in FORMS:
-        print(f"{form:8} median {medians[form]:.3f} s  best {min(seconds[form]):.3f} s  peak +{memory[form]:.0f} MiB")
-    print(f"limit    {operations / rate:.3f} s: {operations / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s")
+        print(f"{form:8} median {medians[form]:.4f} s  best {min(seconds[form]):.4f} s  peak +{memory[form]:.0f} MiB")
+    print(f"limit    {operations / rate:.4f} s: {operations / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s")
     result = {
         "ratio": medians["plain"] / medians["tiled"],
         "memory_share": memory["tiled"] / memory["plain"],
@@ -190,7 +211,7 @@ def main() -> None:
         "threads": args.threads,
         "wait_policy": os.environ["OMP_WAIT_POLICY"],
         "torch": torch.__version__,
-        "machine": machine(),
+        "machine": machine(args.device),
         "date": date.today().isoformat(),
     }
     print(json.dumps(result))

@@ -101,6 +101,10 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=10, help="steps of an epoch")
     parser.add_argument("--window", type=int, default=20)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="what the ranks compute on, each on a GPU of its own with cuda (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
@@ -108,6 +112,10 @@ def main() -> None:
         return
     results = [compare(size, options) for size in options.sizes]
     about = {"date": str(date.today()), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    if options.device == "cuda":
+        import torch
+
+        about["gpu"] = torch.cuda.get_device_name()
     print(json.dumps({"benchmark": "scaling", **about, "python": platform.python_version(), "results": results}))
 
 
@@ -118,7 +126,7 @@ def compare(size: Size, options: argparse.Namespace) -> dict[str, Any]:
         found: dict[int, list[dict[str, Any]]] = {number: [] for number in options.ranks}
         for _ in range(options.repeats):
             for number in options.ranks:
-                found[number] += start_ranks(number, Path(folder))
+                found[number] += start_ranks(number, Path(folder), options.device)
     first = found[options.ranks[0]]
     for epochs in found.values():
         check_losses(epochs, first)
@@ -188,7 +196,7 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     (folder / "task.json").write_text(json.dumps(task))
 
 
-def start_ranks(number: int, folder: Path) -> list[dict[str, Any]]:
+def start_ranks(number: int, folder: Path, device: str) -> list[dict[str, Any]]:
     """Train on so many ranks, processes of one thread each; what rank 0 wrote."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -197,7 +205,7 @@ def start_ranks(number: int, folder: Path) -> list[dict[str, Any]]:
     for rank in range(number):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}
+        variables |= {"OMP_NUM_THREADS": 1} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         environment = os.environ | {name: str(value) for name, value in variables.items()}
         ranks.append(subprocess.Popen([sys.executable, __file__, "--rank-of", str(folder)], env=environment))
     statuses = [process.wait() for process in ranks]
@@ -213,7 +221,7 @@ def train_as_rank(folder: Path) -> None:
 
     torch.set_num_threads(1)
     task = json.loads((folder / "task.json").read_text())
-    if int(os.environ["WORLD_SIZE"]) > 1:
+    if int(os.environ["WORLD_SIZE"]) > 1 and not torch.cuda.is_available():
         dist.init_process_group("gloo", timeout=timedelta(minutes=5))
 
     from csrec_dist.distributed import Runtime
@@ -263,7 +271,8 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     settings = {"name": task["model"], "width": task["width"], "dropout": 0}
     config = models.config_class(task["model"]).model_validate(settings)
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
-    engine = Timed(TrainStep(model, student_objective(options), layout.group), layout, runtime.device, Updates())
+    step = TrainStep(model, student_objective(options), layout.group).to(runtime.device)
+    engine = Timed(step, layout, runtime.device, Updates())
     found: list[dict[str, float]] = []
     begin = [0.0, 0.0, 0.0, 0.0]
 
@@ -321,7 +330,7 @@ def reduce_alone(runtime: Any, model: Any) -> float:
     """Median milliseconds of an all-reduce of as many numbers as the model has, when nothing else is done."""
     import torch
 
-    numbers = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
+    numbers = torch.zeros(sum(parameter.numel() for parameter in model.parameters()), device=runtime.device)
     seconds = []
     for _ in range(10):
         runtime.world.barrier()

@@ -1,0 +1,179 @@
+"""Milliseconds of a training step of every model, and what the sizes of tiles and blocks are worth on a device.
+
+- models: one-hot steps (cross-entropy, Adam) on `--windows` random windows of 20 items, half of them of 14, by the
+  engine that runs use; as is, and with algorithms that add up in the same order every time
+  (`distributed.deterministic`). With two equal trainings of 20 steps it says whether all weights are equal bit by bit.
+- tiles: the student's objective on factored labels of two members, forward and backward, for several sizes of a tile.
+- blocks: ranks of targets and lists of 20, for several sizes of a block of logits.
+
+`host` is the time until the last operation was begun: where it is all of the time, the device waits for the host.
+The last line is one JSON object. Run: python benchmarks/steps.py [--device cuda] [--items 20000] …
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+
+import torch
+from torch import Tensor
+
+from csrec_dist import models
+from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.engines import DataParallel, Engine, Updates
+from csrec_dist.distributed.runtime import repeat_bits
+from csrec_dist.evaluation import ranking
+from csrec_dist.models import MODELS, TrainingInputs
+from csrec_dist.objectives import FactoredLabels, distillation, tiles
+from csrec_dist.stages.fitting import one_hot
+from csrec_dist.training import TrainStep
+from csrec_dist.training.step import seed_draws
+
+MIB = 2**20
+LENGTH, SHORT, WIDTH = 20, 14, 64
+
+
+def timed(work: Callable[[int], Any], device: torch.device, repeats: int, warm: int = 3) -> dict[str, float]:
+    """Mean milliseconds of a call, and those of the host alone."""
+    for number in range(warm):
+        work(number)
+    wait_for(device)
+    begin = time.perf_counter()
+    for number in range(repeats):
+        work(number)
+    host = time.perf_counter() - begin
+    wait_for(device)
+    return {"ms": 1e3 * (time.perf_counter() - begin) / repeats, "host_ms": 1e3 * host / repeats}
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def windows(num: int, num_items: int) -> Tensor:
+    """Random windows [num, 20]; the second half ends after 14 items."""
+    items = torch.randint(1, num_items + 1, (num, LENGTH), generator=torch.Generator().manual_seed(0))
+    items[num // 2 :, SHORT:] = 0
+    return items
+
+
+def make_engine(name: str, num_items: int, runtime: Runtime) -> Engine:
+    """A model of width 64 with its own defaults, in training mode."""
+    config = models.config_class(name).model_validate({"name": name, "width": WIDTH})
+    layout = runtime.layout([runtime.world.ranks], 1)
+    step = TrainStep(models.build(config, num_items, LENGTH - 1, 0), one_hot, layout.group).to(runtime.device)
+    engine = DataParallel(step, layout, runtime.device, Updates())
+    step.train()
+    return engine
+
+
+def train(engine: Engine, items: Tensor, number: int) -> None:
+    """One step of that number."""
+    seed_draws(number, engine.device)
+    items = items.to(engine.device)
+    targets = items[:, 1:]
+    examples = torch.arange(targets.numel(), device=engine.device).view(targets.shape)
+    loss = engine.forward(TrainingInputs(items[:, :-1], targets, examples, number), None)
+    engine.backward(loss.sum / loss.count)
+    engine.step(1e-3)
+
+
+def time_models(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+    """Every model, in both ways of adding up."""
+    items, few = windows(args.windows, args.items), windows(args.windows, 200)
+    found: dict[str, Any] = {}
+    for name in args.models:
+        found[name] = {}
+        for way, wanted in (("as is", False), ("deterministic", True)):
+            repeat_bits(wanted)
+            engine = make_engine(name, args.items, runtime)
+            one = timed(lambda number, engine=engine: train(engine, items, number), runtime.device, args.repeats)
+            found[name][way] = one | {"equal bits": trains_alike(name, few, runtime)}
+        print(name, found[name], flush=True)
+    return found
+
+
+def trains_alike(name: str, items: Tensor, runtime: Runtime) -> bool:
+    """Whether two trainings of 20 steps on 200 items end with the same bits."""
+    ends = []
+    for _ in range(2):
+        engine = make_engine(name, 200, runtime)
+        for number in range(20):
+            train(engine, items, number)
+        ends.append([parameter.detach().clone() for parameter in engine.module.parameters()])
+    return all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
+def time_tiles(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """The student's objective with tiles of several sizes."""
+    found = []
+    states = torch.randn(args.examples, WIDTH, device=device, requires_grad=True)
+    weight = (0.3 * torch.randn(args.items, WIDTH, device=device)).requires_grad_()
+    targets = torch.randint(1, args.items + 1, (args.examples,), device=device)
+    factors = torch.randn(args.examples, 2 * WIDTH, device=device), torch.randn(args.items, 2 * WIDTH, device=device)
+    labels = FactoredLabels(factors[0], 0.2 * factors[1])
+
+    def solve(_: int) -> None:
+        total, count = distillation(states, weight, targets, labels, temperature=3.0, beta=0.5)
+        torch.autograd.grad(total / count, [states, weight])
+
+    for mebibytes in args.tiles:
+        tiles.TILE_BYTES[device.type] = mebibytes * MIB
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        one: dict[str, Any] = {"tile_mib": mebibytes, **timed(solve, device, args.repeats, 1)}
+        if device.type == "cuda":
+            one["peak_mib"] = torch.cuda.max_memory_allocated() // MIB
+        found.append(one)
+        print(one, flush=True)
+    return found
+
+
+def time_blocks(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Ranks and lists with blocks of several sizes."""
+    found = []
+    states, weight = torch.randn(args.examples, WIDTH, device=device), torch.randn(args.items, WIDTH, device=device)
+    targets = torch.randint(1, args.items + 1, (args.examples,), device=device)
+    seen = torch.randint(0, args.items + 1, (args.examples, LENGTH), device=device)
+    for mebibytes in args.blocks:
+        ranking.BLOCK_BYTES[device.type] = mebibytes * MIB
+        of_ranks = timed(lambda _: ranking.target_ranks(states, weight, targets, seen=seen), device, args.repeats, 1)
+        of_lists = timed(lambda _: ranking.top_items(states, weight, 20, seen=seen), device, args.repeats, 1)
+        found.append({"block_mib": mebibytes, "ranks": of_ranks, "lists": of_lists})
+        print(found[-1], flush=True)
+    return found
+
+
+def main() -> None:
+    """Time what was asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--models", nargs="*", default=sorted(MODELS), metavar="MODEL", help="default: all")
+    parser.add_argument("--windows", type=int, default=256, help="windows in a step (default %(default)s)")
+    parser.add_argument("--items", type=int, default=20_000, help="V (default %(default)s)")
+    parser.add_argument("--examples", type=int, default=4096, help="N of tiles and blocks (default %(default)s)")
+    parser.add_argument("--tiles", type=int, nargs="*", default=[8, 16, 32, 64, 256], metavar="MIB")
+    parser.add_argument("--blocks", type=int, nargs="*", default=[8, 32, 128, 512], metavar="MIB")
+    parser.add_argument("--repeats", type=int, default=10, help="calls that are timed (default %(default)s)")
+    args = parser.parse_args()
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    runtime = Runtime.start()
+    device = runtime.device
+    result = {"models": time_models(args, runtime)}
+    repeat_bits(False)
+    result |= {"tiles": time_tiles(args, device), "blocks": time_blocks(args, device)}
+    about = {"benchmark": "steps", "date": str(date.today()), "torch": torch.__version__, "cores": os.cpu_count()}
+    about |= {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}
+    print(json.dumps(about | {"settings": vars(args)} | result))
+
+
+if __name__ == "__main__":
+    main()
