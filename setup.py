@@ -37,7 +37,7 @@ setup(
     packages=find_packages(include=["csrec_dist", "csrec_dist.*"]),
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.13",
+        "torch>=2.11",
         "accelerate>=1.4",
         "datasets>=3.3",
         "safetensors>=0.5",
