@@ -95,11 +95,20 @@ def _series(
     return Series(name or options.metric, values)
 
 
+def _ticks(options: FigureOptions, names: Sequence[str]) -> list[float]:
+    """Where names stand on the x axis: numbers of a line at their values, all else side by side."""
+    try:
+        values = [float(name) for name in names]
+    except ValueError:
+        values = []
+    return values if values and options.style != "bars" else [float(place) for place in range(len(names))]
+
+
 def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series]) -> None:
-    width = BAR_SPACE / len(lines)
+    width, ticks = BAR_SPACE / len(lines), _ticks(options, names)
     for number, line in enumerate(lines):
         shift = (number - (len(lines) - 1) / 2) * width if options.style == "bars" else 0.0
-        places = [place + shift for place, values in enumerate(line.values) if values]
+        places = [tick + shift for tick, values in zip(ticks, line.values, strict=True) if values]
         found = [values for values in line.values if values]
         means = [mean(values) for values in found]
         lows = [middle - min(values) for middle, values in zip(means, found, strict=True)]
@@ -109,7 +118,7 @@ def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Seq
         else:
             plot.errorbar(places, means, yerr=[lows, highs], marker="o", capsize=3, label=line.name)
     plot.set_axisbelow(True)
-    plot.set_xticks(range(len(names)), names)
+    plot.set_xticks(ticks, names)
     plot.set_xlabel(GROUPINGS.get(options.x, options.x))
     plot.set_ylabel(_axis_label(options.metric))
     plot.grid(alpha=0.3)

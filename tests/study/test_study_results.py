@@ -204,6 +204,8 @@ def test_a_figure_over_an_axis_has_means_ranges_and_a_level(tmp_path: Path, draw
     assert means["CSRec-M"] == pytest.approx([20.0, 10.0])
     assert means["Base"] == pytest.approx([11.0])
     assert [label.get_text() for label in plot.get_xticklabels()] == ["1", "3", "9"]
+    assert list(plot.get_xticks()) == [1, 3, 9]
+    assert {box.get_label(): list(box[0].get_xdata()) for box in plot.containers} == {"Base": [1], "CSRec-M": [1, 3]}
 
 
 def test_a_figure_over_groups_has_bars_by_group(tmp_path: Path, drawn: list[Figure]) -> None:
