@@ -1,0 +1,89 @@
+"""How much of a run's figures comes from targets that training has of the same user.
+
+The paper's windows of a user overlap, so that a test target can be a training target of another window. A model that
+has learnt such a pair by heart finds it again. For each run this ranks apart
+
+- repeated: targets that stand in their own history (never found where seen items are not ranked),
+- leaked: others that are a training target of the same user,
+- clean: all else,
+
+and prints Recall@10 and NDCG@10 of the student on each, in percent, means over runs whose names differ in their seed
+(…-s0, …-s1). The last line is one JSON object.
+Run: python benchmarks/leaks.py RUN …
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+
+GROUPS = ("repeated", "leaked", "clean")
+
+
+def rows_of(dataset: Path, split: str) -> pl.LazyFrame:
+    """Row, user and items of all lanes of a split."""
+    return pl.scan_parquet(dataset / f"{split}-*.parquet").select("row", "user", "items")
+
+
+def kinds(dataset: Path) -> pl.DataFrame:
+    """The group of each test row."""
+    items, target = pl.col("items"), pl.col("items").list.last()
+    trained = rows_of(dataset, "train").select("user", target=items.list.slice(1)).explode("target").unique()
+    test = rows_of(dataset, "test").select(
+        "row", "user", target=target, repeated=items.list.head(items.list.len() - 1).list.contains(target)
+    )
+    marked = test.join(trained.with_columns(leaked=pl.lit(True)), on=["user", "target"], how="left")
+    kind = pl.when("repeated").then(pl.lit("repeated")).when("leaked").then(pl.lit("leaked")).otherwise(pl.lit("clean"))
+    return marked.select("row", kind=kind).collect()
+
+
+def found(run: Path) -> dict[str, dict[str, float]]:
+    """Rows, Recall@10 and NDCG@10 of each group and of all."""
+    ranks = pl.read_parquet(run / "ranks" / "student-test.parquet", columns=["row", "rank"])
+    hit = pl.col("rank") <= 10
+    rows = ranks.join(kinds(run / "dataset"), on="row", validate="1:1").with_columns(
+        recall=hit.cast(pl.Float64), ndcg=pl.when(hit).then(math.log(2) / (pl.col("rank") + 1).log()).otherwise(0.0)
+    )
+    assert len(rows) == len(ranks), "the ranks are of other rows than the dataset's"
+    parts = {name: rows.filter(pl.col("kind") == name) for name in GROUPS} | {"all": rows}
+    return {
+        name: {"rows": len(part), "recall@10": 100 * part["recall"].mean(), "ndcg@10": 100 * part["ndcg"].mean()}
+        for name, part in parts.items()
+        if len(part)
+    }
+
+
+def averaged(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Means over runs on the same rows."""
+    return {
+        kind: {name: statistics.mean(run[kind][name] for run in runs) for name in values}
+        for kind, values in runs[0].items()
+    }
+
+
+def main() -> None:
+    """Print a table and a JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    runs = parser.parse_args().runs
+    by_seed: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for run in runs:
+        by_seed.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(found(run))
+    results = {name: averaged(seeds) for name, seeds in by_seed.items()}
+    kinds_found = [kind for kind in ("all", *GROUPS) if any(kind in groups for groups in results.values())]
+    print("| run |", " | ".join(kinds_found), "|")
+    print("|---|", "---|" * len(kinds_found), sep="")
+    for name, groups in results.items():
+        cells = (groups.get(kind) for kind in kinds_found)
+        texts = (f"{cell['recall@10']:.2f} / {cell['ndcg@10']:.2f}" if cell else "–" for cell in cells)
+        print(f"| {name} |", " | ".join(texts), "|")
+    print(json.dumps({"benchmark": "leaks", "date": str(date.today()), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
