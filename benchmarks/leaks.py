@@ -4,7 +4,7 @@ The paper's windows of a user overlap, so that a test target can be a training t
 has learnt such a pair by heart finds it again. For each run this ranks apart
 
 - repeated: targets that stand in their own history (never found where seen items are not ranked),
-- leaked: others that are a training target of the same user,
+- leaked: others that are a training target of the same user (of another window, or of the same pair more than once),
 - clean: all else,
 
 and prints Recall@10 and NDCG@10 of the student on each, in percent, means over runs whose names differ in their seed
@@ -37,9 +37,11 @@ def kinds(dataset: Path) -> pl.DataFrame:
     test = rows_of(dataset, "test").select(
         "row", "user", target=target, repeated=items.list.head(items.list.len() - 1).list.contains(target)
     )
-    marked = test.join(trained.with_columns(leaked=pl.lit(True)), on=["user", "target"], how="left")
+    marked = test.join(trained.with_columns(leaked=pl.lit(True)), on=["user", "target"], how="left").collect()
+    expected = json.loads((dataset / "dataset.json").read_text())["statistics"]["leaked_test_targets"]
+    assert marked["leaked"].sum() == expected, "prepare counted other leaked targets"
     kind = pl.when("repeated").then(pl.lit("repeated")).when("leaked").then(pl.lit("leaked")).otherwise(pl.lit("clean"))
-    return marked.select("row", kind=kind).collect()
+    return marked.select("row", kind=kind)
 
 
 def found(run: Path) -> dict[str, dict[str, float]]:

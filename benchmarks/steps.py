@@ -18,15 +18,12 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-
 import torch
 from torch import Tensor
 
 from csrec_dist import models
-from csrec_dist.distributed import Runtime
+from csrec_dist.distributed import Runtime, repeat_bits
 from csrec_dist.distributed.engines import DataParallel, Engine, Updates
-from csrec_dist.distributed.runtime import repeat_bits
 from csrec_dist.evaluation import ranking
 from csrec_dist.models import MODELS, TrainingInputs
 from csrec_dist.objectives import FactoredLabels, distillation, tiles
@@ -165,6 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    repeat_bits(True)  # cuBLAS reads its setting when it starts
     runtime = Runtime.start()
     device = runtime.device
     result = {"models": time_models(args, runtime)}

@@ -111,9 +111,7 @@ def _run_stages(options: argparse.Namespace) -> int:
 
     with shared_errors():
         distributed = config.distributed
-        runtime = Runtime.start(
-            distributed.timeout_minutes, distributed.engine, config.training.precision, distributed.deterministic
-        )
+        runtime = Runtime.start(distributed.timeout_minutes, distributed.engine, config.training.precision)
     try:
         run = execute(config, runtime, options.stages, options.restart)
         if runtime.is_main and options.stages is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
-from csrec_dist.distributed import Runtime, engines
+from csrec_dist.distributed import Runtime, engines, repeat_bits
 from csrec_dist.distributed.mesh import check_catalog_parallel
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
@@ -57,6 +57,7 @@ def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None
     """
     run = Run(config, runtime)
     plan = stages_of(config)
+    repeat_bits(config.distributed.deterministic)
     with shared_errors():
         chosen = choose(config, plan, names, restart)
         check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)

@@ -1,12 +1,12 @@
 """Fixtures shared by all tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: processes that tests start inherit it
 if os.environ.get("CSREC_GPU_TESTS") != "1":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare ranks on CPUs, to the bit, with what runs beside them
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests start ranks that must all compute on CPUs
 
 import numpy as np
 import pytest
@@ -17,16 +17,32 @@ from csrec_dist.data.prepare import prepare
 
 torch.set_num_threads(1)
 
+ON_GPU = os.environ.get("CSREC_GPU_TESTS") == "1"
 DATA = Path(os.environ.get("CSREC_TEST_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")).resolve()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what takes longest, unless it is asked for."""
+    """Skip what takes longest, unless it is asked for, and with a GPU all but what needs one."""
+    if ON_GPU and not torch.cuda.is_available():
+        raise pytest.UsageError("CSREC_GPU_TESTS=1 asks for tests on a GPU, but torch finds no CUDA device")
+    for item in items:
+        if ON_GPU and not item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="CSREC_GPU_TESTS=1 asks for tests on a GPU only"))
+        if not ON_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="tests on a GPU are asked for by CSREC_GPU_TESTS=1"))
     if os.environ.get("CSREC_LONG_TESTS") != "1":
         skip = pytest.mark.skip(reason="minutes of whole runs on many ranks are asked for by CSREC_LONG_TESTS=1")
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def own_order_of_sums() -> Iterator[None]:
+    """A run in this process decides how sums are taken (`distributed.deterministic`); the next test does not see it."""
+    was = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(was)
 
 
 @pytest.fixture(scope="session")

@@ -168,3 +168,11 @@ def test_pretrained_members_are_taken_and_foreign_ones_refused(small_dataset: Pa
     config = small_config(tmp_path, small_dataset, "sasrec", "name=other", taken)
     with pytest.raises(UserError, match="knows 3 items"):
         execute(config, runtime)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_config_decides_whether_sums_are_taken_in_order(small_dataset: Path, tmp_path: Path, wanted: bool) -> None:
+    config = small_config(tmp_path, small_dataset, "gru4rec", f"distributed.deterministic={str(wanted).lower()}")
+    execute(config, Runtime.start(), ["prepare"])
+    assert torch.are_deterministic_algorithms_enabled() == wanted
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()

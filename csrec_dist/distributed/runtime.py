@@ -72,20 +72,16 @@ class Runtime:
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
 
     @classmethod
-    def start(
-        cls, timeout_minutes: float = 30, engine: str = "ddp", precision: str = "fp32", deterministic: bool = True
-    ) -> Self:
+    def start(cls, timeout_minutes: float = 30, engine: str = "ddp", precision: str = "fp32") -> Self:
         """Join the processes that the launcher started. `timeout_minutes`: how long a rank waits for a silent one.
 
-        The engines are started by csrec_dist itself, so accelerate is not told of any. `deterministic`: see
-        `repeat_bits`.
+        The engines are started by csrec_dist itself, so accelerate is not told of any.
 
         Raises UserError when the launcher and what it started disagree, or it was started for other than the engine
         and precision given (see `check_launch`).
         """
         check_launch(os.environ, engine, precision)
         keep_freed_memory()
-        repeat_bits(deterministic)
         for name in LAUNCHER_ENGINES:
             os.environ.pop(f"ACCELERATE_USE_{name}", None)
         timeout = timedelta(minutes=timeout_minutes)
@@ -198,11 +194,11 @@ class Runtime:
 def repeat_bits(wanted: bool) -> None:
     """Whether sums are taken in the same order every time, instead of as threads come; before a GPU's first use.
 
-    What has no such form in torch warns. torch would also fill all new tensors in this mode, which costs and hides
-    nothing here.
+    torch would fill all new tensors in this mode too, which costs and hides nothing here.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

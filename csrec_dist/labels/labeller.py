@@ -18,7 +18,7 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import LabelColumn
 from csrec_dist.errors import UserError
 from csrec_dist.labels.combining import Combine, combined_bias, combined_labels, combined_states
-from csrec_dist.models import ItemTable, SequentialModel
+from csrec_dist.models import ItemTable, SequentialModel, picked
 from csrec_dist.objectives.soft_labels import FactoredLabels, MixtureLabels
 
 BATCH_ROWS = 256
@@ -185,8 +185,7 @@ def chunk_rows(num_items: int) -> int:
 @torch.no_grad()
 def member_states(models: Sequence[SequentialModel], batch: Batch) -> list[Tensor]:
     """Each model's states [N, d] of the batch's examples, in the order of `batch.example_ids`."""
-    held = batch.targets > 0
-    return [model.encode(batch.histories)[held] for model in models]
+    return picked(batch.targets > 0, *(model.encode(batch.histories) for model in models))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 
 from csrec_dist.errors import UserError
 from csrec_dist.models import pretrained
-from csrec_dist.models.base import ItemTable, ModelConfig, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.models.base import ItemTable, ModelConfig, SequentialModel, TrainingInputs, TrainingStates, picked
 from csrec_dist.models.bert4rec import BERT4Rec
 from csrec_dist.models.cl4srec import CL4SRec
 from csrec_dist.models.dreamrec import DreamRec
@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "config_class",
     "load",
+    "picked",
 ]
 
 MODELS: dict[str, type[SequentialModel]] = {

@@ -81,9 +81,9 @@ class DreamRec(SASRec):
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d] by the reverse diffusion, in either mode; zeros at padding."""
         held = histories != 0
-        conditions = super().encode(histories)
-        sampled = self._sample(conditions[held], prefix_keys(histories)[held])
-        return torch.zeros_like(conditions).index_put((held,), sampled)
+        states = super().encode(histories)
+        sampled = self._sample(*picked(held, states, prefix_keys(histories)))
+        return torch.zeros_like(states).index_put((held,), sampled)
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d] of whole histories, for which alone the diffusion is run."""

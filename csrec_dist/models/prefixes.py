@@ -7,8 +7,10 @@ from torch import Tensor
 
 from csrec_dist.models.base import ItemTable
 
-PREFIXES_AT_ONCE = {"cpu": 128, "cuda": 4096}
-"""On a CPU pieces of about one length save more than large ones; on a GPU the number of pieces is what costs."""
+PREFIXES_AT_ONCE = 128
+"""On a CPU, where pieces of about one length save more than large ones."""
+POSITIONS_AT_ONCE = 80_000
+"""Of all prefixes of a piece on a GPU, where the number of pieces is what costs."""
 
 
 def encode_every_prefix(histories: Tensor, encode_last: Callable[[Tensor], Tensor], table: ItemTable) -> Tensor:
@@ -27,7 +29,9 @@ def encode_prefixes(
     `table`, which `encode_last` reads once, go through as many pieces: the last ones of some may be empty.
     """
     states = []
-    size = PREFIXES_AT_ONCE.get(histories.device.type, PREFIXES_AT_ONCE["cpu"])
+    size = PREFIXES_AT_ONCE
+    if histories.device.type != "cpu":
+        size = max(size, POSITIONS_AT_ONCE // histories.shape[1])
     pieces = list(zip(rows.split(size), ends.split(size), strict=True))
     pieces += [(rows[:0], ends[:0])] * (table.most_calls(len(pieces)) - len(pieces))
     for some_rows, some_ends in pieces:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -96,12 +98,14 @@ def _series(
 
 
 def _ticks(options: FigureOptions, names: Sequence[str]) -> list[float]:
-    """Where names stand on the x axis: numbers of a line at their values, all else side by side."""
+    """Where names stand on the x axis: numbers that rise along a line at their values, all else side by side."""
+    places = [float(place) for place in range(len(names))]
     try:
         values = [float(name) for name in names]
     except ValueError:
-        values = []
-    return values if values and options.style != "bars" else [float(place) for place in range(len(names))]
+        return places
+    rises = all(one < other for one, other in pairwise(values)) and all(map(isfinite, values))
+    return values if rises and options.style != "bars" else places
 
 
 def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series]) -> None:

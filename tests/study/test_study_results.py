@@ -17,7 +17,7 @@ from csrec_dist.config import parse_config
 from csrec_dist.files import read_json, write_json
 from csrec_dist.stagebook import StageBook
 from csrec_dist.study.collecting import collect, teacher_model, training_cost
-from csrec_dist.study.figures import draw, draw_curve
+from csrec_dist.study.figures import _ticks, draw, draw_curve
 from csrec_dist.study.marks import find_marks
 from csrec_dist.study.tables import in_percent, published, table
 from csrec_dist.study.views import CurveOptions, FigureOptions, TableOptions
@@ -216,6 +216,20 @@ def test_a_figure_over_groups_has_bars_by_group(tmp_path: Path, drawn: list[Figu
     heights = {box.get_label(): [bar.get_height() for bar in box.patches] for box in bars}
     assert heights == {"Base": pytest.approx([60.0, 15.0]), "CSRec-M": pytest.approx([20.0, 5.0])}
     assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["popular_20%", "rest_80%"]
+
+
+@pytest.mark.parametrize(
+    ("names", "style", "ticks"),
+    [
+        (["0", "0.1", "0.4"], "lines", [0, 0.1, 0.4]),
+        (["0", "0.1", "0.4"], "bars", [0, 1, 2]),
+        (["3", "1", "2"], "lines", [0, 1, 2]),
+        (["1", "inf"], "lines", [0, 1]),
+        (["1", "two"], "lines", [0, 1]),
+    ],
+)
+def test_numbers_that_rise_along_a_line_stand_at_their_values(names: list[str], style: str, ticks: list[float]) -> None:
+    assert _ticks(FigureOptions(name="f", x="temperature", style=style), names) == ticks
 
 
 @pytest.mark.parametrize("rows", [[], [{key: value for key, value in ROWS[0].items() if key != "ndcg@10"}]])
