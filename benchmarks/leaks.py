@@ -22,26 +22,22 @@ from pathlib import Path
 
 import polars as pl
 
+from csrec_dist.data.stored import Dataset
+from csrec_dist.evaluation.leaks import leaked_rows
+
 GROUPS = ("repeated", "leaked", "clean")
 
 
-def rows_of(dataset: Path, split: str) -> pl.LazyFrame:
-    """Row, user and items of all lanes of a split."""
-    return pl.scan_parquet(dataset / f"{split}-*.parquet").select("row", "user", "items")
-
-
-def kinds(dataset: Path) -> pl.DataFrame:
+def kinds(folder: Path) -> pl.DataFrame:
     """The group of each test row."""
-    items, target = pl.col("items"), pl.col("items").list.last()
-    trained = rows_of(dataset, "train").select("user", target=items.list.slice(1)).explode("target").unique()
-    test = rows_of(dataset, "test").select(
-        "row", "user", target=target, repeated=items.list.head(items.list.len() - 1).list.contains(target)
+    leaks = pl.Series(leaked_rows(Dataset(folder)))
+    items = pl.col("items").list
+    test = pl.read_parquet(folder / "test-*.parquet", columns=["row", "items"])
+    test = test.with_columns(
+        repeated=items.head(items.len() - 1).list.contains(items.last()), leaked=leaks[test["row"]]
     )
-    marked = test.join(trained.with_columns(leaked=pl.lit(True)), on=["user", "target"], how="left").collect()
-    expected = json.loads((dataset / "dataset.json").read_text())["statistics"]["leaked_test_targets"]
-    assert marked["leaked"].sum() == expected, "prepare counted other leaked targets"
     kind = pl.when("repeated").then(pl.lit("repeated")).when("leaked").then(pl.lit("leaked")).otherwise(pl.lit("clean"))
-    return marked.select("row", kind=kind)
+    return test.select("row", kind=kind)
 
 
 def found(run: Path) -> dict[str, dict[str, float]]:

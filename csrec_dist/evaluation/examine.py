@@ -33,6 +33,7 @@ from csrec_dist.models import SequentialModel
 
 RATED = "at_least_{:g}"
 BELOW = "below_{:g}"
+LEAK_GROUPS = ("clean", "leaked")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Examination:
         top_n, num_items = asked.top_n, len(popularity.counts)
         self._all, self._true = MetricSums(top_n, device), MetricSums(top_n, device)
         self._rating = GroupSums([RATED.format(asked.min_rating), BELOW.format(asked.min_rating)], top_n, device)
+        self._leak = GroupSums(LEAK_GROUPS, top_n, device)
         self._decile = GroupSums([str(decile) for decile in range(1, NUM_DECILES + 1)], top_n, device)
         self._length = GroupSums(length_buckets(asked.longest), top_n, device)
         self._lists = ListCounts(top_n, num_items, device) if asked.lists else None
@@ -91,6 +93,7 @@ class Examination:
             self._true.update(true_ranks, batch.weights * (true_targets > 0))
             ratings = torch.from_numpy(known.ratings).to(ranks.device)
             self._rating.update(rating_group(ratings, self._asked.min_rating), ranks, batch.weights)
+            self._leak.update(torch.from_numpy(known.leaked).long().to(ranks.device), ranks, batch.weights)
             self._decile.update(deciles - 1, ranks, batch.weights)
             self._length.update(length_group(lengths), ranks, batch.weights)
             columns = {"row": batch.rows, "user": batch.users, "target": targets, "rank": ranks}
@@ -104,7 +107,7 @@ class Examination:
         Raises:
             ValueError: no rank has an example.
         """
-        for sums in (self._all, self._true, self._rating, self._decile, self._length):
+        for sums in (self._all, self._true, self._rating, self._leak, self._decile, self._length):
             sums.tensor = reduce(sums.tensor)
         for extra in (self._lists, self._calibration):
             if extra is not None:
@@ -146,13 +149,16 @@ class Examination:
         return ranks[own], true_ranks[own], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
-        """Metrics and counts of each group; those by rating are absent where no target has one."""
+        """Metrics and counts of each group; by rating only where targets have one, by leak only where some do."""
         popularity = {"popular_20%": slice(0, POPULAR_DECILES), "rest_80%": slice(POPULAR_DECILES, NUM_DECILES)}
         groups = {
             "popularity": self._decile.joined(popularity).compute(),
             "popularity_decile": self._decile.compute(),
             "history_length": self._length.compute(),
         }
+        leak = self._leak.compute()
+        if leak["leaked"]["count"]:
+            groups["leak"] = leak
         rating = self._rating.compute()
         return {"rating": rating, **groups} if any(group["count"] for group in rating.values()) else groups
 

@@ -43,29 +43,31 @@ class TargetFacts:
     """What a log says of the targets of some rows besides their items, in file order.
 
     `ratings` float32 [rows], NaN for none; `true_targets` int32 [rows], what the users truly preferred: 0 where that
-    is not in the catalog, or not known.
+    is not in the catalog, or not known. `leaked` bool [rows]: whether training has the target of the same user.
     """
 
     ratings: np.ndarray
     true_targets: np.ndarray
+    leaked: np.ndarray
 
     @classmethod
-    def read(cls, dataset: Dataset, split: str, lane: int) -> Self:
-        """Those of a lane of valid or test."""
-        column = pq.read_table(dataset.lane_file(split, lane), columns=["rating"])["rating"]
-        ratings = column.to_numpy(zero_copy_only=False).astype(np.float32)
-        if not dataset.has_true_targets:
-            return cls(ratings, np.zeros(len(ratings), np.int32))
-        return cls(ratings, dataset.open_lane(split, lane).true_targets()[1])
+    def read(cls, dataset: Dataset, lane: int, leaks: np.ndarray) -> Self:
+        """Those of a lane of test; `leaks` as `leaked_rows` gives them."""
+        table = pq.read_table(dataset.lane_file("test", lane), columns=["row", "rating"])
+        ratings = table["rating"].to_numpy(zero_copy_only=False).astype(np.float32)
+        true_targets = np.zeros(len(ratings), np.int32)
+        if dataset.has_true_targets:
+            true_targets = dataset.open_lane("test", lane).true_targets()[1]
+        return cls(ratings, true_targets, leaks[table["row"].to_numpy()])
 
     @classmethod
     def none(cls) -> Self:
         """Those of no rows."""
-        return cls(np.zeros(0, np.float32), np.zeros(0, np.int32))
+        return cls(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
 
     def __getitem__(self, rows: slice) -> Self:
         """Those of some of the rows."""
-        return replace(self, ratings=self.ratings[rows], true_targets=self.true_targets[rows])
+        return replace(self, ratings=self.ratings[rows], true_targets=self.true_targets[rows], leaked=self.leaked[rows])
 
 
 def part_path(path: Path, lane: int) -> Path:

@@ -17,6 +17,7 @@ GROUPINGS = {
     "popularity": "popularity of the target",
     "popularity_decile": "decile of the target's popularity",
     "history_length": "items in the history",
+    "leak": "whether training has the target of the same user",
 }
 OF_TRUE = "_true"
 
@@ -90,7 +91,12 @@ def _group_rows(grouped: Sequence[ResultRow], name: str) -> Iterator[list[str]]:
 def _group_title(name: str, group: str) -> str:
     if name == "popularity_decile":
         return {"1": "1 (most popular items)", "10": "10 (least popular items)"}.get(group, group)
-    return {"popular_20%": "most popular 20% of the items", "rest_80%": "other 80%"}.get(group, group.replace("_", " "))
+    return {
+        "popular_20%": "most popular 20% of the items",
+        "rest_80%": "other 80%",
+        "clean": "no",
+        "leaked": "yes",
+    }.get(group, group.replace("_", " "))
 
 
 def _lists(results: Sequence[ResultRow]) -> Iterator[str]:

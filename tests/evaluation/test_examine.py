@@ -48,8 +48,9 @@ def asked(**changes: Any) -> Asked:
     return replace(Asked(top_n=(2, 10), min_rating=4, longest=8, exclude_seen=False), **changes)
 
 
-def facts(ratings: np.ndarray = RATINGS, true: np.ndarray | None = None) -> TargetFacts:
-    return TargetFacts(ratings, np.zeros(len(ratings), np.int32) if true is None else true)
+def facts(ratings: np.ndarray = RATINGS, true: np.ndarray | None = None, leaked: tuple[int, ...] = ()) -> TargetFacts:
+    known = np.zeros(len(ratings), np.int32) if true is None else true
+    return TargetFacts(ratings, known, np.isin(np.arange(len(ratings)), leaked))
 
 
 def examine(
@@ -105,7 +106,7 @@ def test_columns_hold_each_row(exclude_seen: bool) -> None:
 
 
 def test_groups_hold_the_right_rows() -> None:
-    found, columns = examine(asked(), facts(), [model()])
+    found, columns = examine(asked(), facts(leaked=(1, 2, 5)), [model()])
     ranks = columns["rank"]
 
     def recall(rows: list[int]) -> float | None:
@@ -115,6 +116,7 @@ def test_groups_hold_the_right_rows() -> None:
         "rating": {"at_least_4": [0, 1, 5], "below_4": [2, 4]},
         "popularity": {"popular_20%": [0, 1, 2], "rest_80%": [3, 4, 5]},
         "history_length": {"1-5": [0, 1, 3, 4], "6-10": [2, 5]},
+        "leak": {"clean": [0, 3, 4], "leaked": [1, 2, 5]},
         "popularity_decile": {str(decile): [] for decile in range(1, 11)},
     }
     for row, items in enumerate(ROWS):
