@@ -23,14 +23,13 @@ from pathlib import Path
 import polars as pl
 
 from csrec_dist.data.stored import Dataset
-from csrec_dist.evaluation.leaks import leaked_rows
 
 GROUPS = ("repeated", "leaked", "clean")
 
 
 def kinds(folder: Path) -> pl.DataFrame:
     """The group of each test row."""
-    leaks = pl.Series(leaked_rows(Dataset(folder)))
+    leaks = pl.Series(Dataset(folder).leaked_rows)
     items = pl.col("items").list
     test = pl.read_parquet(folder / "test-*.parquet", columns=["row", "items"])
     test = test.with_columns(

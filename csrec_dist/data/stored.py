@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
@@ -114,6 +115,25 @@ class Dataset:
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
         return Lane(path)
+
+    @cached_property
+    def leaked_rows(self) -> np.ndarray:
+        """Whether each test row's target is a training target of the same user, in whatever window: bool [test rows].
+
+        Row r is at place r. The training split is read, streamed, unless `prepare` found none to leak.
+        """
+        leaked = np.zeros(self.splits["test"].num_rows, bool)
+        if self.statistics.get("leaked_test_targets") == 0:
+            return leaked
+        items = pl.col("items").list
+        trained = self._scan("train").select("user", target=items.slice(1)).explode("target")
+        test = self._scan("test").select("row", "user", target=items.last())
+        found = test.join(trained, on=["user", "target"], how="semi").collect(engine="streaming")
+        leaked[found["row"].to_numpy()] = True
+        return leaked
+
+    def _scan(self, split: str) -> pl.LazyFrame:
+        return pl.scan_parquet([self.lane_file(split, lane) for lane in range(self.num_lanes)])
 
     @cached_property
     def has_true_targets(self) -> bool:

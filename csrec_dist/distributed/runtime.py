@@ -194,7 +194,7 @@ class Runtime:
 def repeat_bits(wanted: bool) -> None:
     """Whether sums are taken in the same order every time, instead of as threads come; before a GPU's first use.
 
-    torch would fill all new tensors in this mode too, which costs and hides nothing here.
+    torch would also fill every new tensor in this mode; nothing here reads what was not written, so that is left out.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -51,14 +51,14 @@ class TargetFacts:
     leaked: np.ndarray
 
     @classmethod
-    def read(cls, dataset: Dataset, lane: int, leaks: np.ndarray) -> Self:
-        """Those of a lane of test; `leaks` as `leaked_rows` gives them."""
+    def read(cls, dataset: Dataset, lane: int) -> Self:
+        """Those of a lane of test."""
         table = pq.read_table(dataset.lane_file("test", lane), columns=["row", "rating"])
         ratings = table["rating"].to_numpy(zero_copy_only=False).astype(np.float32)
         true_targets = np.zeros(len(ratings), np.int32)
         if dataset.has_true_targets:
             true_targets = dataset.open_lane("test", lane).true_targets()[1]
-        return cls(ratings, true_targets, leaks[table["row"].to_numpy()])
+        return cls(ratings, true_targets, dataset.leaked_rows[table["row"].to_numpy()])
 
     @classmethod
     def none(cls) -> Self:

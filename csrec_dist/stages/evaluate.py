@@ -17,7 +17,6 @@ from csrec_dist.data.stream import Batch
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
 from csrec_dist.evaluation.examine import Asked, Examination
 from csrec_dist.evaluation.groups import ItemPopularity
-from csrec_dist.evaluation.leaks import leaked_rows
 from csrec_dist.evaluation.per_example import (
     RANKS_SCHEMA,
     Columns,
@@ -115,10 +114,9 @@ def examine(
         calibration=options.calibration,
     )
     examination = Examination(asked, ItemPopularity.read(dataset), run.runtime.device)
-    leaks = leaked_rows(dataset)
 
     def lane_ranks(lane: int | None) -> Iterator[Columns]:
-        facts = TargetFacts.none() if lane is None else TargetFacts.read(dataset, lane, leaks)
+        facts = TargetFacts.none() if lane is None else TargetFacts.read(dataset, lane)
         return examination.lane(members, lane_rows(run, lane), facts, combine)
 
     keep(run, f"{name}-test.parquet", RANKS_SCHEMA, lane_ranks)

@@ -8,7 +8,6 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import lane_batches
-from csrec_dist.evaluation.leaks import leaked_rows
 
 
 def rows(dataset: Dataset, split: str) -> dict[int, tuple[int, list[int]]]:
@@ -27,7 +26,7 @@ def test_a_target_leaks_if_its_user_was_trained_on_it(small_log: Path, tmp_path:
     dataset = Dataset(tmp_path / "dataset")
     trained = {(user, item) for user, items in rows(dataset, "train").values() for item in items[1:]}
     expected = {row for row, (user, items) in rows(dataset, "test").items() if (user, items[-1]) in trained}
-    found = leaked_rows(dataset)
+    found = dataset.leaked_rows
     assert set(found.nonzero()[0].tolist()) == expected
     assert len(found) == dataset.splits["test"].num_rows
     assert 0 < len(expected) < len(found)
@@ -38,4 +37,4 @@ def test_nothing_is_read_where_nothing_leaks(small_dataset: Path, monkeypatch: p
     dataset = Dataset(small_dataset)
     monkeypatch.setitem(dataset.statistics, "leaked_test_targets", 0)
     monkeypatch.setattr(Dataset, "lane_file", None)
-    assert not leaked_rows(dataset).any()
+    assert not dataset.leaked_rows.any()
