@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any
 
+from csrec_dist.distributed.store import DeadlineStore
+
 
 @dataclass(frozen=True)
 class Team:
@@ -35,7 +37,9 @@ class Board:
     and again, each time with the next number (`turn`), from 1.
     """
 
-    def __init__(self, store: Any, blocks: Sequence[tuple[int, ...]], num_members: int, num_dealt: int) -> None:
+    def __init__(
+        self, store: DeadlineStore, blocks: Sequence[tuple[int, ...]], num_members: int, num_dealt: int
+    ) -> None:
         self._store, self._blocks = store, list(blocks)
         self._num_members, self._num_dealt = num_members, num_dealt
 
@@ -71,11 +75,11 @@ class Board:
 
     def asked(self, block: int, turn: int) -> Team | None:
         """The team that has asked the block since it offered itself, or None."""
-        kind, _, rest = self._read(f"block-{block}").partition(" ")
+        kind, _, rest = self._store.get(f"block-{block}").partition(" ")
         number, _, key = rest.partition(" ")
         if kind != "asked" or int(number) != turn:
             return None
-        text = self._read(key)
+        text = self._store.get(key)
         return _team(json.loads(text)) if text else None
 
     def grow(self, team: Team) -> Team:
@@ -101,7 +105,7 @@ class Board:
     @property
     def stopped(self) -> Signals | None:
         """The signal that stopped a team, or None."""
-        text = self._read("stop")
+        text = self._store.get("stop")
         return Signals(int(text)) if text else None
 
     def _ask(self, key: str, others: Sequence[int], wanted: int) -> list[int]:
@@ -110,7 +114,7 @@ class Board:
         for block in others:
             if len(won) == wanted:
                 break
-            offer = self._read(f"block-{block}")
+            offer = self._store.get(f"block-{block}")
             kind, _, turn = offer.partition(" ")
             if kind == "free" and self._change(block, offer, f"asked {turn} {key}"):
                 won.append(block)
@@ -118,10 +122,7 @@ class Board:
 
     def _change(self, block: int, before: str, after: str) -> bool:
         """Change what stands for a block, unless another was first."""
-        return self._store.compare_set(f"block-{block}", before, after).decode() == after
-
-    def _read(self, key: str) -> str:
-        return self._store.get(key).decode() if self._store.check([key]) else ""
+        return self._store.compare_set(f"block-{block}", before, after) == after
 
 
 def _offer(turn: int) -> str:

@@ -22,7 +22,8 @@ class Group:
 
     `watch` takes the time of the collectives and, when one fails because another rank died or stalled, raises a
     `RankFailure` that names it. Collectives of tensors wait for the process group's timeout. `gather_objects`,
-    `broadcast_object` and `barrier` come after work of different length, and wait for as long as the others work.
+    `broadcast_object`, `sum_after_work` and `barrier` come after work of different length, and wait for as long as the
+    others work.
     """
 
     ranks: tuple[int, ...]
@@ -94,11 +95,17 @@ class Group:
         start = sum(num_rows[: self.rank])
         return _GatherRows.apply(rows, self, num_rows), slice(start, start + len(rows))
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def sum_after_work(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Sum `tensor` over the group in place after work (`name`) of different length, waiting while others work."""
+        if self.handle is not None:
+            self.watch.meet(name, self.ranks)
+        return self.all_reduce_sum(tensor)
+
+    def gather_objects(self, value: Any, name: str = "gather_objects") -> list[Any]:
         """The ranks' JSON values as a list, in rank order, on every rank."""
         if self.handle is None:
             return [value]
-        self.watch.meet("gather_objects", self.ranks)
+        self.watch.meet(name, self.ranks)
         device = torch.device("cuda") if dist.get_backend(self.handle) == "nccl" else torch.device("cpu")
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
         sizes = self.all_gather(torch.tensor([text.numel()], device=device)).flatten().tolist()
@@ -109,7 +116,7 @@ class Group:
 
     def broadcast_object(self, value: Any) -> Any:
         """The leader's JSON value, on every rank."""
-        return self.gather_objects(value if self.is_leader else None)[0]
+        return self.gather_objects(value if self.is_leader else None, "broadcast_object")[0]
 
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -59,6 +59,9 @@ def check_launch(environ: Mapping[str, str], engine: str = "ddp", precision: str
 class Runtime:
     """This process among all processes of the run: its rank, device and groups. One process is world size 1."""
 
+    _last_team_name: ClassVar[int] = 0
+    """Largest number in a name of `_new_team`: the store that keeps the names outlives a runtime."""
+
     def __init__(self, accelerator: Accelerator, timeout: timedelta) -> None:
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
@@ -69,7 +72,10 @@ class Runtime:
         self.world = Group(tuple(range(self.world_size)), self.rank, handle, self.watch)
         self._timeout = _group_timeout(timeout)
         self._num_boards = 0
+        # What all ranks know must decide whether they make a group together. So groups that a few ranks make for
+        # themselves are kept apart.
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
+        self._teams: dict[tuple[int, ...], Any] = {}
 
     @classmethod
     def start(cls, timeout_minutes: float = 30, engine: str = "ddp", precision: str = "fp32") -> Self:
@@ -114,7 +120,7 @@ class Runtime:
         for ranks in parts:
             if ranks not in self._groups:
                 alone = len(ranks) == 1
-                self._groups[ranks] = None if alone else dist.new_group(list(ranks), timeout=self._timeout)
+                self._groups[ranks] = None if alone else self._new_group(ranks, self.world.ranks)
         return self._own_group(parts)
 
     def layout(self, parts: Sequence[tuple[int, ...]], catalog_parallel: int) -> Layout:
@@ -148,27 +154,47 @@ class Runtime:
 
     def _own_group(self, parts: Sequence[tuple[int, ...]]) -> Group:
         own = self._own(parts)
-        return Group(own, own.index(self.rank), self._groups[own], self.watch)
+        return self._group(own, self._groups[own])
+
+    def _group(self, ranks: tuple[int, ...], handle: Any) -> Group:
+        return Group(ranks, ranks.index(self.rank), handle, self.watch)
 
     def _join_team(self, ranks: tuple[int, ...]) -> Group:
-        """The group of `ranks`, made by them alone, or kept from before."""
-        if ranks not in self._groups:
-            handle = None
-            if len(ranks) > 1:
-                self._even_out(ranks)
-                handle = dist.new_group(list(ranks), timeout=self._timeout, use_local_synchronization=True)
-            self._groups[ranks] = handle
-        return self._own_group([ranks])
+        """The group of `ranks`: one that all ranks know, one of this team from before, or a new one."""
+        known = self._groups if ranks in self._groups else self._teams
+        if ranks not in known:
+            known[ranks] = None if len(ranks) == 1 else self._new_team(ranks)
+        return self._group(ranks, known[ranks])
 
-    def _even_out(self, ranks: tuple[int, ...]) -> None:
-        """Meet `ranks`, and make groups of this rank alone until all of them know equally many groups.
+    def _new_team(self, ranks: tuple[int, ...]) -> Any:
+        """A process group that its members make without the other ranks, under a name that was never used before.
 
-        torch calls a group that is made by its members alone after their ranks and the number
-        of groups that a rank knows; members that know different numbers would wait for each other for ever.
+        torch names such a group after its ranks and the number of groups that a rank knows. Members that know
+        different numbers would wait for each other for ever, and a name used twice finds the first group's addresses
+        in the store. So the members agree on a number that is new to all of them, and reach it with groups of
+        themselves alone, which go again at once.
         """
         known = len(dist.distributed_c10d._world.pg_names)
-        for _ in range(self.watch.largest("new_group", ranks, known) - known):
-            dist.new_group([self.rank], timeout=self._timeout, use_local_synchronization=True)
+        number = self.watch.largest("the making of a team", ranks, max(known, self._last_team_name + 1))
+        fillers = [self._new_group((self.rank,), ranks, alone=True) for _ in range(number - known)]
+        team = self._new_group(ranks, ranks, alone=True)
+        for filler in fillers:
+            dist.destroy_process_group(filler)
+        Runtime._last_team_name = number
+        return team
+
+    def _new_group(self, ranks: tuple[int, ...], makers: tuple[int, ...], alone: bool = False) -> Any:
+        """A process group of `ranks`, which `makers` make: all ranks or, `alone`, some by themselves."""
+        with self.watch.collective("new_group", makers):
+            return dist.new_group(list(ranks), timeout=self._timeout, use_local_synchronization=alone)
+
+    def end_teams(self) -> None:
+        """Forget the groups of teams, once no rank uses them; every rank calls this."""
+        self.world.barrier()
+        for handle in self._teams.values():
+            if handle is not None:
+                dist.destroy_process_group(handle)
+        self._teams.clear()
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 while the others wait, however long; its JSON value, or its UserError, on every rank."""

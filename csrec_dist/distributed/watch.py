@@ -7,13 +7,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from csrec_dist.distributed.failure import Note, RankFailure, first_sentence, is_of_ranks, who_is_behind
+from csrec_dist.distributed.failure import (
+    Note,
+    RankFailure,
+    first_sentence,
+    has_died,
+    is_of_ranks,
+    this_process,
+    who_is_behind,
+)
+from csrec_dist.distributed.store import DeadlineStore, StoreSilentError
 from csrec_dist.files import fingerprint
 
 BEAT_SECONDS = 2.0
@@ -73,10 +82,11 @@ class Watch:
         self._meets: dict[tuple[int, ...], int] = {}
         self._beats = self._active = self._seen_moves = 0
         self._seen_cpu, self._seen_time = time.process_time(), time.monotonic()
-        self._state = "here"
-        self._store = None
+        self._state, self._process = "here", this_process()
+        self._store: DeadlineStore | None = None
         if store is not None:
-            self._store = dist.PrefixStore(f"csrec_dist-{next(_INSTANCES)}", store.clone())
+            self._store = DeadlineStore(store.clone(), timeout_seconds).prefixed(f"csrec_dist-{next(_INSTANCES)}")
+            self._beat_store = self._store.within(2 * self._interval)
             self._publish()
             self._stopped = threading.Event()
             self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -146,15 +156,29 @@ class Watch:
         """Wait until all `ranks` are here, for as long as those that are not here yet work.
 
         Raises:
-            RankFailure: one of them has ended, or has not worked for the timeout.
+            RankFailure: one of them has ended, has not worked for the timeout, or came to another meeting.
         """
         if self._store is None:
             return
         self._meets[ranks] = self._meets.get(ranks, 0) + 1
         self._place.meeting = f"meet-{fingerprint(list(ranks))}-{self._meets[ranks]}"
         with self.collective(name, ranks):
+            self._check_meeting(name, ranks, self._place.meeting)
             self._await_all(name, ranks, self._place.meeting)
         self._place.meeting = ""
+
+    def _check_meeting(self, name: str, ranks: tuple[int, ...], key: str) -> None:
+        """Refuse to meet ranks that are at another meeting: their order of collectives is not this rank's."""
+        assert self._store is not None
+        mine = json.dumps([name, self._rank, str(self._place)])
+        other, rank, place = json.loads(self._store.compare_set(f"{key}-name", "", mine))
+        if other != name:
+            self._say("gave up")
+            raise RankFailure(
+                f"csrec-dist: rank {self._rank}: {self._place}: is at {name} of ranks {_listed(ranks)}, but rank "
+                f"{rank} ({place}) is at {other} of the same ranks. Collectives are out of order, which is a mistake in "
+                "csrec_dist; please report it with this line."
+            )
 
     def largest(self, name: str, ranks: tuple[int, ...], value: int) -> int:
         """Meet `ranks` as `meet` does; the largest value ≥ 0 that one of them brings."""
@@ -162,7 +186,7 @@ class Watch:
             return value
         key = f"largest-{fingerprint(list(ranks))}-{self._meets.get(ranks, 0) + 1}"
         before, largest = "", str(value)
-        while (found := self._store.compare_set(key, before, largest).decode()) != largest and int(found) < value:
+        while (found := self._store.compare_set(key, before, largest)) != largest and int(found) < value:
             before = found
         self.meet(name, ranks)
         return int(self._store.get(key))
@@ -180,9 +204,9 @@ class Watch:
         finally:
             self._place.meeting = ""
 
-    def store(self, name: str) -> Any:
-        """A store of that name that all ranks see, to be used by one thread; in one process its own."""
-        return dist.HashStore() if self._store is None else dist.PrefixStore(name, self._store)
+    def store(self, name: str) -> DeadlineStore:
+        """A store of that name that all ranks see; in one process its own."""
+        return DeadlineStore(dist.HashStore(), None) if self._store is None else self._store.prefixed(name)
 
     def close(self) -> None:
         """Tell the others that this rank has ended, and stop telling."""
@@ -191,6 +215,7 @@ class Watch:
             self._thread.join()
             if self._state == "here":
                 self._say("ended")
+            self._store.close()
 
     @contextmanager
     def doing(self, what: str, waits_for_ranks: bool = False) -> Iterator[None]:
@@ -208,15 +233,13 @@ class Watch:
         place.moves += 1
 
     def _beat(self) -> None:
+        """Publish again and again. A store that is silent or gone must not keep a stuck rank from ending."""
         while not self._stopped.wait(self._interval):
-            try:
+            with suppress(RuntimeError):
                 self._publish()
-            except RuntimeError:  # the store has gone with the rank or the launcher that held it
-                return
             self._end_if_stuck()
 
     def _publish(self) -> None:
-        assert self._store is not None
         place, now, cpu = self._place, time.monotonic(), time.process_time()
         worked = cpu - self._seen_cpu > BUSY_SHARE * (now - self._seen_time)
         self._active += worked or place.moves != self._seen_moves
@@ -232,16 +255,15 @@ class Watch:
             "alone": place.alone,
             "meeting": place.meeting,
             "seconds": now - place.since,
+            "process": self._process,
         }
-        self._store.set(f"rank-{self._rank}", json.dumps(note))
+        self._beat_store.set(f"rank-{self._rank}", json.dumps(note))
 
     def _say(self, state: str) -> None:
         """Tell the others once more, if the store is still there."""
         self._state = state
-        try:
+        with suppress(RuntimeError):
             self._publish()
-        except RuntimeError:
-            return
 
     def _end_if_stuck(self) -> None:
         """End the process when its main thread hangs in a collective that should have raised by now."""
@@ -258,8 +280,8 @@ class Watch:
         store.add(key, 1)
         self._await(name, ranks, key, lambda: store.add(key, 0) >= len(ranks))
         if store.add(f"{key}-left", 1) == len(ranks):
-            store.delete_key(key)
-            store.delete_key(f"{key}-left")
+            for suffix in ("", "-name", "-left"):
+                store.delete_key(key + suffix)
 
     def _await(self, name: str, ranks: tuple[int, ...], key: str, is_over: Callable[[], bool]) -> None:
         """Wait until `is_over`, and look after those of `ranks` that are not in the meeting `key`."""
@@ -276,32 +298,36 @@ class Watch:
                 look = time.monotonic() + patience
 
     def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[int, float]]) -> str:
-        """What is wrong with one of the missing ranks, or nothing; `signs`: of their work, and when they were seen."""
+        """What is wrong with one of the ranks, or nothing; `signs`: of their work, and when they were seen.
+
+        A rank of this machine is looked up among its processes, so that a killed one is not waited for. One of another
+        machine may only be slow to answer: it has the timeout.
+        """
+        assert self._store is not None
         now = time.monotonic()
-        for rank, note in self._read(ranks).items():
+        for rank, note in self._read(self._store, ranks).items():
+            if note and note["state"] != "here":
+                return f"rank {rank} has ended"
+            if note and has_died(note["process"]):
+                return f"rank {rank} has died"
             if note and note["meeting"] == key:
                 continue
             sign = note["beats" if note["alone"] else "active"] if note else 0
             if rank not in signs or signs[rank][0] != sign:
                 signs[rank] = sign, now
-            if note and note["state"] != "here":
-                return f"rank {rank} has ended"
             if now - signs[rank][1] > self._timeout:
                 return f"rank {rank} has not moved for {self._timeout:.0f} s"
         return ""
 
-    def _read(self, ranks: Sequence[int]) -> dict[int, Note]:
+    def _read(self, store: DeadlineStore, ranks: Sequence[int]) -> dict[int, Note]:
         """What the other ranks have told."""
-        assert self._store is not None
-        others = [(rank, f"rank-{rank}") for rank in ranks if rank != self._rank]
-        return {rank: json.loads(self._store.get(key)) if self._store.check([key]) else {} for rank, key in others}
+        return {rank: json.loads(store.get(f"rank-{rank}") or "{}") for rank in ranks if rank != self._rank}
 
     def _failure(self, name: str, ranks: Sequence[int], seconds: float, cause: str) -> RankFailure:
         """The sentence that says where this rank waited, and who of the others is behind."""
-        place, met = str(self._place), ", ".join(map(str, ranks))
         return RankFailure(
-            f"csrec-dist: rank {self._rank}: {place}: waited {seconds:.0f} s in {name} of ranks {met} and gave up "
-            f"({cause}). {self._who_is_behind(ranks)}"
+            f"csrec-dist: rank {self._rank}: {self._place}: waited {seconds:.0f} s in {name} of ranks "
+            f"{_listed(ranks)} and gave up ({cause}). {self._who_is_behind(ranks)}"
         )
 
     def _who_is_behind(self, ranks: Sequence[int]) -> str:
@@ -309,8 +335,14 @@ class Watch:
             return "Look at what the other ranks said."
         self._say("gave up")
         try:
-            before = self._read(ranks)
+            before = self._read(self._beat_store, ranks)
             time.sleep(2.5 * self._interval)
-            return who_is_behind(before, self._read(ranks))
+            return who_is_behind(before, self._read(self._beat_store, ranks))
+        except StoreSilentError:
+            return "The ranks' store is silent: rank 0, or the launcher that serves it, is frozen or out of reach."
         except RuntimeError:
             return "The ranks' store is gone: rank 0 or its launcher has ended."
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))

@@ -1,7 +1,7 @@
 """One run: its configuration, folder and processes, and what several stages ask of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def evaluate_model(run: Run, model: SequentialModel, split: str, layout: Layout)
         evaluation_batches(run, split, lanes, layout),
         top_n=cut_offs(run),
         exclude_seen=run.config.evaluation.exclude_seen,
-        reduce=layout.group.all_reduce_sum,
+        reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
     )
 
 

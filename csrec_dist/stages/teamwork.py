@@ -40,7 +40,7 @@ def train_together(
     first = next(Team(slot.member, slot.ranks) for slot in slots if runtime.rank in slot.ranks)
     with _SharedSignals(runtime, board) as signals:
         _Teamwork(runtime, board, catalog_parallel, signals, first, layout).work(train)
-    runtime.world.barrier()
+    runtime.end_teams()
 
 
 class _SharedSignals(StopSignals):

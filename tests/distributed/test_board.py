@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from csrec_dist.distributed.board import Board, Team, num_wanted
 from csrec_dist.distributed.mesh import catalog_groups, teaching_rounds
+from csrec_dist.distributed.store import DeadlineStore
 
 
 def make_board(world_size: int, num_members: int, num_dealt: int, catalog_parallel: int = 1) -> Board:
-    return Board(dist.HashStore(), catalog_groups(range(world_size), catalog_parallel), num_members, num_dealt)
+    store = DeadlineStore(dist.HashStore(), None)
+    return Board(store, catalog_groups(range(world_size), catalog_parallel), num_members, num_dealt)
 
 
 @pytest.mark.parametrize("num_blocks", range(1, 12))

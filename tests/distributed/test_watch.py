@@ -2,18 +2,21 @@
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
 from csrec_dist.distributed import Group, RankFailure, Runtime
-from csrec_dist.distributed.failure import who_is_behind
+from csrec_dist.distributed.failure import has_died, this_process, who_is_behind
 
 TIMEOUT = 2.0  # seconds
 
@@ -89,6 +92,93 @@ def test_ranks_that_work_are_waited_for_beyond_the_timeout_and_sleepers_are_not(
     assert 1.9 * TIMEOUT < second[1] < 3 * TIMEOUT
     assert f"rank 1 has not moved for {TIMEOUT:.0f} s" in first[2]
     assert "in barrier of ranks 0, 1" in first[2]
+
+
+def killed_in_a_barrier(rank: int, world_size: int, folder: str) -> None:
+    """Rank 1 is killed where it waits for rank 0, whose own wait has half an hour."""
+    runtime = Runtime.start(timeout_minutes=30)
+    process = psutil.Process(runtime.world.gather_objects(os.getpid())[1])
+    if rank == 1:
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGKILL]).start()
+        runtime.world.barrier()
+    process.wait()
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.barrier()
+    Path(folder, "said").write_text(str(caught.value))
+
+
+def killed_on_its_way(rank: int, world_size: int, folder: str) -> None:
+    """Rank 1 is killed at work, while rank 0 waits for it."""
+    runtime = Runtime.start(timeout_minutes=30)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.barrier()
+    Path(folder, "said").write_text(str(caught.value))
+
+
+@pytest.mark.parametrize("function", [killed_in_a_barrier, killed_on_its_way])
+def test_a_killed_rank_of_the_same_machine_is_not_waited_for(function: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 1 died"):
+        run_ranks(function, 2, str(tmp_path))
+    said = (tmp_path / "said").read_text()
+    assert "in barrier of ranks 0, 1 and gave up" in said
+    assert "Rank 1 gives no sign of life" in said
+
+
+def test_processes_of_another_machine_are_not_taken_for_dead() -> None:
+    process = this_process()
+    assert not has_died(process)
+    assert has_died(process | {"started": process["started"] - 60})
+    assert not has_died(process | {"machine": "another", "started": 0.0})
+
+
+def out_of_order(rank: int, world_size: int) -> str:
+    """Rank 0 comes to a barrier of all ranks, rank 1 to an exchange of objects."""
+    runtime = Runtime.start(timeout_minutes=30)
+    runtime.watch.at("label" if rank else "teach")
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.barrier() if rank == 0 else runtime.world.gather_objects(rank)
+    return str(caught.value)
+
+
+def test_ranks_whose_collectives_are_out_of_order_are_told_both_names() -> None:
+    said = run_ranks(out_of_order, 2)
+    [sentence] = [text for text in said if "out of order" in text]
+    for words in ("is at barrier" if sentence == said[0] else "is at gather_objects", "stage label", "stage teach"):
+        assert words in sentence
+
+
+def frozen(rank: int, world_size: int, folder: str, work: str) -> None:
+    """Rank 0, which serves the store, is stopped; rank 1 then waits for it, and ends it once it has given up."""
+    runtime, group = start()
+    group.all_reduce_sum(torch.ones(1))
+    process = psutil.Process(runtime.world.gather_objects(os.getpid())[0])
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    waits = {
+        "meeting": runtime.world.barrier,
+        "sum": lambda: group.all_reduce_sum(torch.ones(1)),
+        "scheduler": lambda: runtime.board(1, 1, 0).take(),
+    }
+    try:
+        with pytest.raises(RuntimeError if work == "scheduler" else RankFailure) as caught:
+            waits[work]()
+        Path(folder, "said").write_text(str(caught.value))
+        runtime.watch.close()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("work", ["meeting", "sum", "scheduler"])
+def test_a_frozen_rank_that_serves_the_store_is_given_up(work: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 0 died"):
+        run_ranks(frozen, 2, str(tmp_path), work, timeout=60)
+    said = (tmp_path / "said").read_text()
+    assert ("has not answered for 2 s" if work == "scheduler" else "The ranks' store is silent: rank 0, or") in said
 
 
 def left(rank: int, world_size: int) -> str:

@@ -1,19 +1,29 @@
 """Stage evaluate of a small run: the same metrics and the same files on 1, 2 and 3 ranks."""
 
+import os
 import shutil
+import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
+import torch.distributed as dist
 from ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
-from csrec_dist.distributed import Runtime
+from csrec_dist.distributed import Group, Runtime
 from csrec_dist.files import read_json
+from csrec_dist.models.gru4rec import GRU4Rec, GRU4RecConfig
 from csrec_dist.pipeline import execute
 from csrec_dist.stagebook import flatten
+from csrec_dist.stages.run import Run, evaluate_model
+
+TIMEOUT = 2.0  # seconds
 
 RUN = """
 name: small
@@ -126,3 +136,32 @@ def test_extras_can_be_switched_off_and_old_files_go(finished: Path, tmp_path: P
     assert found["models"]["student"].keys() == {"valid", "test", "groups"}
     assert found["test"] == metrics(finished / "1")["test"]
     assert not (tmp_path / "runs" / "small" / "ranks" / "diversity-test.parquet").exists()
+
+
+class SlowOnOneRank(GRU4Rec):
+    """A model whose first histories take rank 1 longer to read than the ranks' timeout."""
+
+    begin = time.monotonic()
+
+    def encode_last(self, histories: torch.Tensor) -> torch.Tensor:
+        end = self.begin + 2.5 * TIMEOUT * (os.environ["RANK"] == "1")
+        while time.monotonic() < end:
+            sum(range(1000))
+        return super().encode_last(histories)
+
+
+def evaluate_slowly(rank: int, world_size: int, folder: str, dataset: str) -> dict[str, float]:
+    """Validation metrics of a model, one rank taking longer than the others may stay away."""
+    run = Run(config_of(Path(folder), Path(folder) / "1", f"dataset.path={dataset}"), Runtime.start(TIMEOUT / 60))
+    dist.barrier()  # as gloo's first collective connects the ranks
+    handle = dist.new_group(timeout=timedelta(seconds=TIMEOUT))
+    group = Group(run.runtime.world.ranks, rank, handle, run.runtime.watch)
+    torch.manual_seed(0)
+    model = SlowOnOneRank(GRU4RecConfig(width=8), run.dataset.num_items, run.dataset.window - 1)
+    model.begin = time.monotonic()
+    return evaluate_model(run, model, "valid", replace(run.layout, group=group))
+
+
+def test_an_evaluation_waits_for_a_rank_that_takes_longer(finished: Path, small_dataset: Path) -> None:
+    first, second = run_ranks(evaluate_slowly, 2, str(finished), str(small_dataset))
+    assert first == second

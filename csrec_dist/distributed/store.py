@@ -1,0 +1,91 @@
+"""The ranks' key-value store, with a deadline on every call."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+Calls = queue.SimpleQueue[Callable[[], None] | None]
+
+
+class StoreSilentError(dist.DistStoreError):
+    """The process that serves the store has not answered within the deadline: it is frozen, or cut off."""
+
+
+class DeadlineStore:
+    """A torch store whose calls end within `seconds`, whatever has become of the process that serves it.
+
+    torch's own timeout does not cover a server that is stopped (SIGSTOP) or swapped out: its client waits in the
+    socket for ever, and holds a lock that stops every other thread at the same connection. So one daemon thread makes
+    the calls, and the callers wait for it only until their deadline. With `seconds` None, for a store of this process,
+    the callers make the calls themselves.
+    """
+
+    def __init__(self, store: Any, seconds: float | None, calls: Calls | None = None) -> None:
+        self._store, self._seconds, self._calls = store, seconds, calls
+        if seconds is not None and calls is None:
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=_make_calls, args=[self._calls], daemon=True).start()
+
+    def prefixed(self, prefix: str) -> "DeadlineStore":
+        """The same store, with keys of their own."""
+        return DeadlineStore(dist.PrefixStore(prefix, self._store), self._seconds, self._calls)
+
+    def within(self, seconds: float) -> "DeadlineStore":
+        """The same store and keys, with another deadline."""
+        return DeadlineStore(self._store, seconds, self._calls)
+
+    def set(self, key: str, value: str) -> None:
+        """Set a key."""
+        self._call(self._store.set, key, value)
+
+    def get(self, key: str) -> str:
+        """The value of a key; an empty text where it has not been set."""
+        return self._call(lambda: self._store.get(key).decode() if self._store.check([key]) else "")
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter that begins at 0, and return its new value."""
+        return self._call(self._store.add, key, amount)
+
+    def compare_set(self, key: str, expected: str, value: str) -> str:
+        """Set a key whose value is `expected` (empty: one that has not been set); the value that it then has."""
+        return self._call(self._store.compare_set, key, expected, value).decode()
+
+    def delete_key(self, key: str) -> None:
+        """Forget a key."""
+        self._call(self._store.delete_key, key)
+
+    def close(self) -> None:
+        """Make no more calls."""
+        if self._calls is not None:
+            self._calls.put(None)
+
+    def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """The method's result or error; StoreSilentError when there is none within the deadline."""
+        if self._calls is None:
+            return method(*arguments)
+        outcome: dict[str, Any] = {}
+        ended = threading.Event()
+
+        def call() -> None:
+            try:
+                outcome["value"] = method(*arguments)
+            except RuntimeError as error:
+                outcome["error"] = error
+            ended.set()
+
+        self._calls.put(call)
+        if not ended.wait(self._seconds):
+            raise StoreSilentError(
+                f"the ranks' store, which rank 0 or its launcher serves, has not answered for {self._seconds:.0f} s"
+            )
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["value"]
+
+
+def _make_calls(calls: Calls) -> None:
+    while (call := calls.get()) is not None:
+        call()
