@@ -176,7 +176,7 @@ class Watch:
             self._say("gave up")
             raise RankFailure(
                 f"csrec-dist: rank {self._rank}: {self._place}: is at {name} of ranks {_listed(ranks)}, but rank "
-                f"{rank} ({place}) is at {other} of the same ranks. Collectives are out of order, which is a mistake in "
+                f"{rank} ({place}) is at {other} of the same ranks. Collectives are out of order: a mistake in "
                 "csrec_dist; please report it with this line."
             )
 
