@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo clean
+.PHONY: help install test lint golden demo clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: install  ## check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+golden: install  ## say which numbers have moved since BASE=<commit> (in HEAD=<commit>, or the working tree)
+	@$(BIN)/python -m tests.golden.compare $(BASE) $(HEAD)
 
 demo: install  ## train CSRec-M with SASRec on MovieLens-100K, on two processes
 	@$(BIN)/csrec-dist fetch ml-100k
