@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csrec_dist.config import Config, load_config
-from csrec_dist.data.lanes import EpochOrder, owned_lanes
+from csrec_dist.data.lanes import EpochOrder, owned_lanes, refuse_idle_ranks
 from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.mesh import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
@@ -70,7 +70,7 @@ class _Planner:
         if not (folder / "dataset.json").exists():
             return None
         dataset = Dataset(folder)
-        owned_lanes(dataset.num_lanes, 0, self.world_size)
+        refuse_idle_ranks(dataset.num_lanes, dataset.splits["train"].num_rows, self.world_size)
         return dataset
 
     @cached_property

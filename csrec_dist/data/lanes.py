@@ -19,13 +19,21 @@ from csrec_dist.errors import UserError
 
 
 def owned_lanes(num_lanes: int, rank: int, world_size: int) -> range:
-    """The lanes that `rank` reads; UserError when there are more ranks than lanes."""
-    if world_size > num_lanes:
-        raise UserError(
-            f"{world_size} processes share {num_lanes} lanes, so some would read nothing: "
-            f"start at most {num_lanes}, or prepare the dataset with a larger dataset.num_lanes."
-        )
+    """The lanes that `rank` reads, at least one."""
+    assert world_size <= num_lanes, "refuse_idle_ranks comes first"
     return range(rank, num_lanes, world_size)
+
+
+def refuse_idle_ranks(num_lanes: int, num_rows: int, world_size: int) -> None:
+    """UserError when there are more ranks than lanes of the `num_rows` training rows: some would read nothing."""
+    if world_size > num_lanes:
+        more = "a larger dataset.num_lanes"
+        if num_lanes == num_rows:
+            more = "more training rows than those, one in each lane (a larger log, a lower dataset.min_interactions)"
+        raise UserError(
+            f"{world_size} processes share {num_lanes} lanes of {num_rows:,} training rows, some would read nothing: "
+            f"start at most {num_lanes}, or prepare the dataset with {more}."
+        )
 
 
 ROUNDING = 1e-9

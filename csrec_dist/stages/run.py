@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config, LoopOptions
-from csrec_dist.data.lanes import owned_lanes
+from csrec_dist.data.lanes import owned_lanes, refuse_idle_ranks
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, blank_batch, lane_batches
 from csrec_dist.distributed import Group, Runtime
@@ -37,7 +37,7 @@ class Run:
         """The prepared dataset; UserError when it does not suit the config."""
         dataset = Dataset(self.config.dataset_folder)
         with shared_errors():
-            owned_lanes(dataset.num_lanes, self.runtime.rank, self.runtime.world_size)
+            refuse_idle_ranks(dataset.num_lanes, dataset.splits["train"].num_rows, self.runtime.world_size)
         return dataset
 
     @cached_property

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from csrec_dist.data.lanes import EpochOrder, RowSample, owned_lanes
+from csrec_dist.data.lanes import EpochOrder, RowSample, owned_lanes, refuse_idle_ranks
 from csrec_dist.errors import UserError
 
 SHAPES = [((3, 3, 3, 2), 4), ((10,) * 64, 16), ((7, 7, 7, 7, 6, 6, 6), 5), ((1,), 3), ((4, 4, 3), 100)]
@@ -57,10 +57,17 @@ def test_a_lane_entered_late_goes_on_where_the_whole_order_would(start: int) -> 
     assert late == whole[start:]
 
 
-def test_lanes_are_dealt_to_ranks_and_too_many_ranks_are_refused() -> None:
+def test_lanes_are_dealt_to_ranks() -> None:
     assert sorted(lane for rank in range(3) for lane in owned_lanes(7, rank, 3)) == list(range(7))
-    with pytest.raises(UserError, match="num_lanes"):
-        owned_lanes(2, 0, 3)
+
+
+def test_too_many_ranks_hear_what_limits_them() -> None:
+    refuse_idle_ranks(num_lanes=3, num_rows=3, world_size=3)
+    with pytest.raises(UserError, match=r"start at most 2, .* with a larger dataset\.num_lanes"):
+        refuse_idle_ranks(num_lanes=2, num_rows=5, world_size=3)
+    with pytest.raises(UserError, match="more training rows than those") as refused:
+        refuse_idle_ranks(num_lanes=2, num_rows=2, world_size=3)
+    assert "num_lanes" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("lane_rows", "batch_size"), SHAPES)
