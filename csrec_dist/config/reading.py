@@ -10,8 +10,12 @@ from pydantic import BaseModel, ValidationError
 
 from csrec_dist.config.checks import impossible
 from csrec_dist.config.schema import Config
+from csrec_dist.data.wording import shortened
 from csrec_dist.errors import UserError
 from csrec_dist.models import MODELS, ModelConfig, config_class
+
+LONGEST_INPUT = 200
+"""Characters of a wrong value that a message shows."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -125,7 +129,8 @@ def _describe(error: ValidationError, schema: type[BaseModel], prefix: str) -> l
             problems.append(f"{place}: is required.")
         else:
             message = mistake["msg"].removeprefix("Value error, ")
-            problems.append(f"{place.rstrip('.') or 'config'}: {message} (received {mistake['input']!r}).")
+            received = shortened(repr(mistake["input"]), LONGEST_INPUT)
+            problems.append(f"{place.rstrip('.') or 'config'}: {message} (received {received}).")
     return problems
 
 

@@ -1,72 +1,202 @@
 """Which column of a raw log is the user, the item, the rating, the timestamp and the true item."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from csrec_dist.data.wording import did_you_mean, listed
+from csrec_dist.data.wording import did_you_mean, listed, quoted
 from csrec_dist.errors import UserError
 
+NONE = "none"  # switches a role off
+ORDER_IS_MEANT = (
+    "name one with dataset.columns.timestamp, or set dataset.columns.timestamp: none if each user's rows are in order "
+    "of time already"
+)
+USERS = ("user", "userid", "uid", "reviewerid", "visitorid", "customerid", "username")
+SESSIONS = ("session", "sessionid", "usersession", "visitid")
 # Compared in lower case and without punctuation, the first that is there wins.
 GUESSES = {
-    "user": ("user", "userid", "uid", "reviewerid", "visitorid", "customerid", "session", "sessionid"),
-    "item": ("item", "itemid", "iid", "parentasin", "asin", "businessid", "movieid", "artistid", "productid"),
-    "rating": ("rating", "ratings", "stars", "overall", "score"),
-    "timestamp": ("timestamp", "unixreviewtime", "time", "ts", "datetime", "date", "unixtime"),
+    "user": USERS + SESSIONS,
+    "item": (
+        *("item", "itemid", "iid", "parentasin", "asin", "businessid", "movieid", "artistid", "productid"),
+        *("articleid", "bookid", "isbn", "videoid"),
+    ),
+    "rating": ("rating", "ratings", "stars", "overall", "score", "bookrating"),
+    "timestamp": (
+        *("timestamp", "unixreviewtime", "unixtimestamp", "unixtime", "timestampms", "timems", "eventtimestamp"),
+        *("eventtime", "interactiontime", "clicktime", "showtime", "reviewtime", "utctime", "time", "ts"),
+        *("datetime", "createdat", "dateadded", "tdat", "timeframe", "date"),
+    ),
     "true_item": ("trueitem",),
 }
 REQUIRED = ("user", "item")
 ROLES = tuple(GUESSES)
 
+Column = str | int | None
+
+
+def named_twice(columns: Mapping[str, str | int]) -> str:
+    """What is wrong where two roles have one column; "" where none have."""
+    roles: dict[str | int, str] = {}
+    for role, column in columns.items():
+        if column != NONE and column in roles:
+            return f"{roles[column]} and {role} are both {quoted(column)}; each needs a column of its own"
+        roles[column] = role
+    return ""
+
 
 class Columns(BaseModel):
-    """Names of the log's columns; what is left out is guessed from the usual names."""
+    """The log's columns, by name or (in a file without a header) by position; what is left out is guessed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    user: str | None = Field(default=None, description="Column of the user (or session); default: guessed.")
-    item: str | None = Field(default=None, description="Column of the item; default: guessed.")
-    rating: str | None = Field(default=None, description="Column of the rating; default: guessed, may be absent.")
-    timestamp: str | None = Field(default=None, description="Column of the time; default: guessed, may be absent.")
-    true_item: str | None = Field(
+    user: Column = Field(
+        default=None,
+        description="Column of the user (or session): its name, or in a file without a header its position from 1; "
+        "default: guessed from usual names.",
+    )
+    item: Column = Field(default=None, description="Column of the item; default: guessed.")
+    rating: Column = Field(
+        default=None, description="Column of the rating; default: guessed, may be absent; none: not read."
+    )
+    timestamp: Column = Field(
+        default=None,
+        description="Column of the time; default: guessed; none: the rows of a user are in order already.",
+    )
+    true_item: Column = Field(
         default=None,
         exclude_if=lambda name: name is None,  # so that a log without it keeps the fingerprint it has always had
-        description="Column of the item the user preferred before any noise; default: guessed, may be absent.",
+        description="Column of the item the user preferred before any noise; default: guessed, may be absent; none: "
+        "not read.",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_a_name_or_a_position(cls, column: Any) -> Any:
+        if column is None or (isinstance(column, str) and column) or (type(column) is int and column >= 1):
+            return column
+        raise ValueError("a column's name, or its position from 1, is needed")
 
-def pick(log: pl.LazyFrame, columns: Columns, path: Path) -> pl.LazyFrame:
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Columns":
+        for role in REQUIRED:
+            if getattr(self, role) == NONE:
+                raise ValueError(f"{role} cannot be {NONE}: a log needs users and items")
+        if twice := named_twice(self.given):
+            raise ValueError(twice)
+        return self
+
+    @property
+    def given(self) -> dict[str, str | int]:
+        """What is said of the roles, without those that are left to be guessed."""
+        return self.model_dump(exclude_none=True)
+
+    def filled(self, usual: Mapping[str, str | int]) -> "Columns":
+        """These columns, and those of a known form for the roles of which nothing is said."""
+        taken = set(self.given.values()) - {NONE}
+        free = {role: column for role, column in usual.items() if column not in taken}
+        return Columns(**{**free, **self.given})
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """The roles that are given by position."""
+        return {role: column for role, column in self.given.items() if isinstance(column, int)}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the config says about the form of a log."""
+
+    columns: Columns = field(default_factory=Columns)
+    header: bool | None = None  # None: told from the first line
+    encoding: str | None = None  # None: UTF-8
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A log to be read: its columns under the names of the roles, null where absent, one row an interaction.
+
+    `taken` says which column of the file each role is; None: none.
+    """
+
+    frame: pl.LazyFrame
+    taken: dict[str, str | None]
+
+
+def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "") -> Scan:
     """The log's columns under the names of the roles: user, item, rating, timestamp and true_item (null where absent).
 
-    Raises UserError when a named column is missing or the user or item cannot be guessed.
+    Raises UserError, ending in the hint, when a column is missing or cannot be guessed.
     """
-    chosen = choose(log.collect_schema().names(), columns, path)
+    taken = choose(log.collect_schema().names(), columns, path, hint)
+    return Scan(by_role(log, taken), taken)
+
+
+def by_role(log: pl.LazyFrame, taken: Mapping[str, str | None]) -> pl.LazyFrame:
+    """The columns under the names of their roles, null where there is none."""
     return log.select(
-        pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in chosen.items()
+        pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()
     )
 
 
-def choose(names: Sequence[str], columns: Columns, path: Path) -> dict[str, str | None]:
-    """The column name of each role among `names`, None for an optional one that is not there."""
-    return {role: _choose_one(role, getattr(columns, role), names, path) for role in ROLES}
+def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:
+    """The column name of each role among `names`, None for an optional one that is not there.
 
-
-def _choose_one(role: str, wanted: str | None, names: Sequence[str], path: Path) -> str | None:
-    if wanted is not None:
-        if wanted not in names:
+    Raises UserError where a role cannot be told, and where there is no time and nobody said that order stands for it.
+    """
+    given = {role: _given(role, column, names, path) for role, column in columns.given.items() if column != NONE}
+    if twice := named_twice(given):
+        raise UserError(f"{path}: dataset.columns: {twice}.")
+    free = [name for name in names if name not in given.values()]
+    chosen: dict[str, str | None] = {}
+    for role in ROLES:
+        left_out = getattr(columns, role) == NONE
+        chosen[role] = None if left_out else given.get(role) or _guess(role, free, path)
+        if chosen[role] is None and role in REQUIRED:
             raise UserError(
-                f"{path} has no column '{wanted}' (dataset.columns.{role}){did_you_mean(wanted, names)}; "
-                f"its columns are {listed(names)}."
+                f"{path} has no column that looks like the {role}; its columns are {listed(names)}: "
+                f"name one with dataset.columns.{role}{hint}."
             )
-        return wanted
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
-    found = next((plain[guess] for guess in GUESSES[role] if guess in plain), None)
-    if found is None and role in REQUIRED:
+    if chosen["timestamp"] is None and columns.timestamp != NONE:
         raise UserError(
-            f"{path} has no column that looks like the {role}; its columns are {listed(names)}: "
-            f"name one with dataset.columns.{role}."
+            f"{path} has no column that looks like the time; its columns are {listed(names)}: {ORDER_IS_MEANT}."
         )
-    return found
+    return chosen
+
+
+def guesses(role: str, names: Sequence[str]) -> list[str]:
+    """The columns that go by one of the role's usual names, the likeliest first."""
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
+    return [plain[guess] for guess in GUESSES[role] if guess in plain]
+
+
+def _given(role: str, wanted: str | int, names: Sequence[str], path: Path) -> str:
+    if isinstance(wanted, str) and wanted not in names:
+        raise UserError(
+            f"{path} has no column {quoted(wanted)} (dataset.columns.{role}){did_you_mean(wanted, names)}; "
+            f"its columns are {listed(names)}."
+        )
+    if isinstance(wanted, int) and wanted > len(names):
+        raise UserError(f"{path} has {len(names)} columns, and no column {wanted} (dataset.columns.{role}).")
+    return wanted if isinstance(wanted, str) else names[wanted - 1]
+
+
+def _guess(role: str, names: Sequence[str], path: Path) -> str | None:
+    likely = guesses(role, names)
+    if role == "user":
+        users, sessions = ([name for name in likely if _is_one_of(name, kind)] for kind in (USERS, SESSIONS))
+        if users and sessions:
+            raise UserError(
+                f"{path} has users ({quoted(users[0])}) and sessions ({quoted(sessions[0])}): say whose items make a "
+                f"sequence, with dataset.columns.user: {users[0]} or dataset.columns.user: {sessions[0]}."
+            )
+    return likely[0] if likely else None
+
+
+def _is_one_of(name: str, kind: tuple[str, ...]) -> bool:
+    return re.sub(r"[^a-z0-9]", "", name.lower()) in kind

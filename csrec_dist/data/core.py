@@ -5,9 +5,15 @@ import polars as pl
 
 
 def drop_duplicates(interactions: pl.DataFrame, keep: str) -> pl.DataFrame:
-    """Of the interactions of a user with one item, all ("keep"), or the "first" or "last" in row order."""
+    """Of the interactions of a user with one item, all ("keep"), or the "first" or "last" in row order.
+
+    "exact" drops a row only where another one has its user, item, timestamp and rating: a row written twice, while an
+    item that was taken twice stays.
+    """
     if keep == "keep":
         return interactions
+    if keep == "exact":
+        return interactions.unique(["user", "item", "timestamp", "rating"], keep="first", maintain_order=True)
     return interactions.unique(["user", "item"], keep=keep, maintain_order=True)  # type: ignore[arg-type]
 
 

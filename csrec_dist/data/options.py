@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from csrec_dist.data.columns import Columns
+from csrec_dist.data.columns import NONE, Columns, Layout
 from csrec_dist.data.noise import NoiseKind
 from csrec_dist.data.readers import READERS
 from csrec_dist.data.wording import did_you_mean, listed
@@ -43,18 +43,26 @@ class DatasetOptions(BaseModel):
         default=None, description="A dataset folder that is already prepared, instead of `source`."
     )
     format: str | None = Field(default=None, description="Reader of the log; default: told from the file's beginning.")
-    columns: Columns = Field(
-        default=Columns(), description="Names of the log's columns; default: guessed from the usual names."
+    header: bool | None = Field(
+        default=None,
+        strict=True,
+        description="Delimited text: whether its first line names the columns; false: they are given by position; "
+        "default: told from the line, and asked where it may be data.",
     )
+    encoding: str | None = Field(
+        default=None, description="Delimited text: its encoding, such as latin-1; default: UTF-8."
+    )
+    columns: Columns = Field(default=Columns(), description="The log's columns; default: guessed from the usual names.")
     min_interactions: int = Field(
         default=5, ge=1, strict=True, description="Users and items with fewer interactions are dropped (k-core)."
     )
     k_core: Literal["iterated", "once"] = Field(
         default="iterated", description="Drop until nothing changes, or users and items by their raw counts only."
     )
-    duplicates: Literal["keep", "first", "last"] = Field(
+    duplicates: Literal["keep", "exact", "first", "last"] = Field(
         default="keep",
-        description="Same user and item several times: keep all, or only the first or last in time.",
+        description="Same user and item several times: keep all; drop rows that repeat another one, time and rating "
+        "included; or keep only the first or last in time.",
     )
     window: int = Field(default=20, ge=3, strict=True, description="Longest window, in items, target included.")
     windows: Literal["disjoint", "paper", "last"] = Field(
@@ -64,7 +72,8 @@ class DatasetOptions(BaseModel):
     )
     split: Literal["leave_one_out", "temporal"] = Field(
         default="leave_one_out",
-        description="Test and validation: the last two items of each window, or what follows two cuts in global time.",
+        description="Test and validation: the last two items of each window, or one item of each user (or session) "
+        "that follows a cut in global time.",
     )
     temporal_shares: tuple[float, float, float] = Field(
         default=(0.8, 0.1, 0.1),
@@ -92,12 +101,53 @@ class DatasetOptions(BaseModel):
             raise ValueError(f"no reader '{name}'{did_you_mean(name, READERS)}; there are {listed(READERS)}")
         return name
 
+    @field_validator("source", "path")
+    @classmethod
+    def _place_is_named(cls, place: str | None) -> str | None:
+        if place is not None and not place.strip():
+            raise ValueError("is empty: name a file, a folder or a fetched data set")
+        return place
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        try:
+            "x".encode(encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"no encoding of text '{encoding}'; there are utf-8, latin-1, cp1252, gb18030 …") from None
+        return encoding
+
     @field_validator("temporal_shares")
     @classmethod
     def _shares_are_shares(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"three positive shares that add up to 1 are needed, not {shares}")
         return shares
+
+    @property
+    def layout(self) -> Layout:
+        """What is said of the form of the log."""
+        return Layout(self.columns, self.header, self.encoding)
+
+    @model_validator(mode="after")
+    def _form_fits(self) -> Self:
+        """Only delimited text has a header or not; columns go by position there and only there."""
+        if self.format not in (None, "delimited") and (self.header is not None or self.encoding is not None):
+            raise ValueError(
+                f"header and encoding are for delimited text, not for format {self.format}: leave them out"
+            )
+        positions = self.columns.positions
+        if self.header is not False and positions:
+            raise ValueError(f"columns by position ({positions}) are for a file without a header: set header: false")
+        by_name = {role: name for role, name in self.columns.given.items() if role not in positions and name != NONE}
+        if self.header is False and by_name:
+            raise ValueError(f"a file without a header has no names of columns ({by_name}): give their positions")
+        if self.header is False and not {"user", "item", "timestamp"} <= self.columns.given.keys():
+            raise ValueError(
+                "header: false needs columns by position, such as columns: {user: 1, item: 2, timestamp: 3}, or "
+                "timestamp: none if each user's rows are in order of time already"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

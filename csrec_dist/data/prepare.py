@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
 from csrec_dist.data.core import drop_duplicates, k_core, renumber
 from csrec_dist.data.folders import new_folder, remove_leftovers
 from csrec_dist.data.lane_files import Flat, covered, write_split
@@ -19,11 +20,13 @@ from csrec_dist.data.readers import detect
 from csrec_dist.data.sources import downloads_folder, resolve
 from csrec_dist.data.statistics import describe, training_counts
 from csrec_dist.data.stored import FORMAT_VERSION
-from csrec_dist.data.windows import Spans, cut_windows, leave_one_out, temporal, temporal_cuts
+from csrec_dist.data.times import Times
+from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, sha256_file, write_json
 
 NOT_IN_FINGERPRINT = {"source", "path", "format"}
+PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
 NOISE_STREAM = 0x6E6F6973  # keeps the noise apart from the dealing of rows, which may have the same seed
 
 
@@ -38,20 +41,24 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
     _refuse_to_overwrite(folder)
     remove_leftovers(folder)
     files, format = _locate(options)
-    log = read_log(files, format, options.columns)
-    say(f"read {len(log.frame):,} interactions of {len(log.users):,} users and {len(log.items):,} items ({format})")
-    _say_dropped(log, say)
-    flat, users, items = _keep(log, options, files[0])
+    log = read_log(files, format, options.layout)
+    say_reading(log, files, format, say)
+    distinct, duplicates = _without_duplicates(log, options.duplicates, files[0])
+    say_duplicates(duplicates, options.duplicates, say)
+    flat, users, items = _keep(distinct, options, files[0])
     say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
-    windows, splits = _cut(flat, options, files[0])
+    windows, splits, periods = _cut(flat, log.times, options, files[0])
+    counts = left_out(flat, splits, windows, periods)
+    say_left_out(counts, say)
     if not options.noise.is_none:
         flat = _with_noise(flat, splits["train"], options.noise, len(items), files[0])
         say(f"replaced {flat.num_replaced:,} training interactions by others ({options.noise.kind} noise)")
     with new_folder(folder) as new:
         info = _write(new, flat, splits, options)
         _write_ids(new, splits["train"], flat, users, items)
-        statistics = {**_describe_raw(log), **describe(flat, splits, windows, len(items))}
+        statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
+        info |= {"reading": account_of_reading(log)}
         source = _provenance(options, files, format)
         info |= {"options": options.model_dump(mode="json"), "fingerprint": source.pop("fingerprint"), "source": source}
         write_json(new / "dataset.json", info)
@@ -66,15 +73,22 @@ def _refuse_to_overwrite(folder: Path) -> None:
         raise UserError(f"{folder} is not an empty folder: prepare into a new one.")
 
 
-def _say_dropped(log: Log, say: Callable[[str], None]) -> None:
-    for num, lacking in ((log.num_without_id, "a user or an item"), (log.num_without_time, "a timestamp")):
-        if num:
-            say(f"dropped {num:,} rows without {lacking}")
+def _without_duplicates(log: Log, rule: str, path: Path) -> tuple[Log, dict[str, int]]:
+    """The log without the duplicates that the rule drops; how many rows repeat another one, how many are dropped."""
+    if rule == "exact" and not log.has_times:
+        raise UserError(
+            f"{path} has no timestamps, so a row written twice cannot be told from an item taken twice: choose another "
+            "dataset.duplicates than exact."
+        )
+    frame = drop_duplicates(log.frame, rule)
+    distinct = log.frame.select("user", "item", "timestamp", "rating").n_unique() if log.has_times else len(log.frame)
+    counts = {"exact_duplicates": len(log.frame) - distinct, "dropped_as_duplicates": len(log.frame) - len(frame)}
+    return replace(log, frame=frame), counts
 
 
 def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Series, pl.Series]:
-    """Duplicates and k-core applied; the interactions with final numbers, and the raw ids of 1, 2, …"""
-    frame = drop_duplicates(log.frame, options.duplicates)
+    """The k-core: the interactions with final numbers, and the raw ids of 1, 2, …"""
+    frame = log.frame
     users, items = frame["user"].to_numpy(), frame["item"].to_numpy()
     kept = k_core(users, items, options.min_interactions, options.k_core == "iterated")
     if len(kept) == 0:
@@ -116,40 +130,53 @@ def _with_noise(flat: Flat, train: Spans, noise: NoiseOptions, num_items: int, p
     return replace(flat, training_items=training_items, num_replaced=int(replaced.sum()))
 
 
-def _cut(flat: Flat, options: DatasetOptions, path: Path) -> tuple[Spans, dict[str, Spans]]:
-    """The windows (those before the first cut, for the temporal split) and the rows of each split."""
+def _cut(
+    flat: Flat, times: Times, options: DatasetOptions, path: Path
+) -> tuple[Spans, dict[str, Spans], Periods | None]:
+    """The windows (those before the first cut, for the temporal split), the rows of each split, and its periods."""
     lengths = np.bincount(flat.users)[1:]
     offsets = np.cumsum(lengths) - lengths
     rule = (options.window, options.windows, options.min_interactions)
-    if options.split == "temporal":
-        before = _before_cuts(flat, options, path)
-        windows = cut_windows(offsets, before[0], *rule)
-        splits = temporal(offsets, before, lengths, *rule)
-    else:
+    if options.split == "leave_one_out":
         windows = cut_windows(offsets, lengths, *rule)
         splits = leave_one_out(windows)
-    empty = [name for name, spans in splits.items() if len(spans) == 0]
-    if empty:
-        raise UserError(
-            f"{path}: with dataset.split={options.split} and {len(flat.items):,} interactions the split "
-            f"'{empty[0]}' has no row; the sequences are too short or the shares too small."
-        )
-    return windows, splits
-
-
-def _before_cuts(flat: Flat, options: DatasetOptions, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """How many of each user's interactions lie before the first and before the second cut."""
+        _refuse_empty(splits, f"the longest of {len(windows):,} windows has {windows.lengths.max()} items", path)
+        return windows, splits, None
     if flat.times is None:
         raise UserError(
             f"{path} has no timestamps, which dataset.split=temporal needs: name their column with "
             "dataset.columns.timestamp, or use leave_one_out."
         )
-    num = int(flat.users[-1]) + 1
-    first, second = (
-        np.bincount(flat.users[flat.times < cut], minlength=num)[1:]
-        for cut in temporal_cuts(flat.times, options.temporal_shares)
-    )
-    return first, second
+    cuts = temporal_cuts(flat.times, options.temporal_shares)
+    befores = [flat.times < cut for cut in cuts]
+    first, second = (np.bincount(flat.users[before], minlength=len(lengths) + 1)[1:] for before in befores)
+    periods = Periods(first, second, lengths)
+    splits = temporal(offsets, periods, *rule)
+    _refuse_empty(splits, _why_empty(periods, times, cuts), path)
+    return cut_windows(offsets, periods.before_first, *rule), splits, periods
+
+
+def _refuse_empty(splits: dict[str, Spans], counts: str, path: Path) -> None:
+    """UserError with counts when a split has no row."""
+    empty = [name for name, spans in splits.items() if len(spans) == 0]
+    if empty:
+        raise UserError(
+            f"{path}: the split '{empty[0]}' has no row: {counts}. Training needs two items of a sequence before what "
+            "is evaluated, and a target needs a history; change dataset.split, temporal_shares or min_interactions."
+        )
+
+
+def _why_empty(periods: Periods, times: Times, cuts: tuple[float, float]) -> str:
+    users = [
+        f"{periods.num_users(name):,} users have interactions {when} ({periods.num_without_history(name):,} of them a "
+        "single one and none before)"
+        for name, when in (
+            ("train", "before the first cut"),
+            ("valid", "between the cuts"),
+            ("test", "after the second"),
+        )
+    ]
+    return f"the cuts lie at {times.shown(cuts[0])} and {times.shown(cuts[1])}; {', '.join(users)}"
 
 
 def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
@@ -198,7 +225,7 @@ def _locate(options: DatasetOptions) -> tuple[list[Path], str]:
     """The files of the log and the name of their reader."""
     assert options.source is not None, "a dataset given by its path is not prepared again"
     files = log_files(resolve(options.source, downloads_folder()))
-    return files, options.format or detect(files[0])
+    return files, options.format or detect(files[0], options.layout)
 
 
 def _provenance(options: DatasetOptions, files: list[Path], format: str) -> dict[str, Any]:

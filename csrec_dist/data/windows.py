@@ -81,31 +81,51 @@ def temporal_cuts(times: np.ndarray, shares: tuple[float, float, float]) -> tupl
     return ordered[first], ordered[second]
 
 
-def temporal(
-    offsets: np.ndarray,
-    before: tuple[np.ndarray, np.ndarray],
-    lengths: np.ndarray,
-    window: int,
-    rule: str,
-    min_head: int,
-) -> dict[str, Spans]:
+@dataclass(frozen=True)
+class Periods:
+    """How many of each user's interactions lie before the first and before the second cut, and in all: [users] each."""
+
+    before_first: np.ndarray
+    before_second: np.ndarray
+    lengths: np.ndarray
+
+    def bounds(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Each user's interactions [begin, end) in the time of "train", "valid" or "test"."""
+        edges = [np.zeros_like(self.lengths), self.before_first, self.before_second, self.lengths]
+        number = ("train", "valid", "test").index(split)
+        return edges[number], edges[number + 1]
+
+    def num_users(self, split: str) -> int:
+        """Users with an interaction in that time."""
+        begins, ends = self.bounds(split)
+        return int((begins < ends).sum())
+
+    def num_without_history(self, split: str) -> int:
+        """Users whose only interaction up to the end of that time lies in it: there is nothing to predict it from."""
+        begins, ends = self.bounds(split)
+        return int(((begins == 0) & (ends == 1)).sum())
+
+
+def temporal(offsets: np.ndarray, periods: Periods, window: int, rule: str, min_head: int) -> dict[str, Spans]:
     """Split at two cuts in global time.
 
-    `before` are the numbers of a user's interactions before the first and before the second cut, [users] each.
-    Training windows are cut by the rule from what lies before the first cut. A user's first interaction
-    between the cuts is a validation target, the first after the second cut a test target; the history is
-    whatever lies before the target, at most `window` - 1 items. Users without a history are not evaluated.
+    Training windows are cut by the rule from what lies before the first cut. Validation has one row for each user with
+    an interaction between the cuts, test for each with one after the second. Its target is the first of them, predicted
+    from what lies before it; where nothing does, as with a session that begins after the cut, the target is the last
+    of them and the history the session so far. A history has at most `window` - 1 items; users without one are not
+    evaluated.
     """
-    train = cut_windows(offsets, before[0], window, rule, min_head)
+    train = cut_windows(offsets, periods.before_first, window, rule, min_head)
     return {
         "train": train.where(train.lengths >= TRAIN_ROW),
-        "valid": _first_targets(offsets, before[0], before[1], window),
-        "test": _first_targets(offsets, before[1], lengths, window),
+        "valid": _targets(offsets, *periods.bounds("valid"), window),
+        "test": _targets(offsets, *periods.bounds("test"), window),
     }
 
 
-def _first_targets(offsets: np.ndarray, places: np.ndarray, ends: np.ndarray, window: int) -> Spans:
-    """Rows that end with the interaction at `places`, for users who have one before `ends` and a history."""
-    starts = np.maximum(places + 1 - window, 0)
-    rows = Spans(np.arange(1, len(offsets) + 1), offsets + starts, offsets + places + 1)
-    return rows.where((places < ends) & (places > 0))
+def _targets(offsets: np.ndarray, begins: np.ndarray, ends: np.ndarray, window: int) -> Spans:
+    """One row for each user with an interaction in [begin, end) and one before it."""
+    targets = np.where(begins > 0, begins, ends - 1)
+    starts = np.maximum(targets + 1 - window, 0)
+    rows = Spans(np.arange(1, len(offsets) + 1), offsets + starts, offsets + targets + 1)
+    return rows.where((begins < ends) & (targets > 0))

@@ -170,13 +170,13 @@ def test_more_noise_replaces_the_same_interactions_and_more(log, tmp_path):
     assert little < much
 
 
-FINGERPRINT = "d049ada6b81f28a8"
+FINGERPRINT = "ac734817daa5ea11"
 
 
 @pytest.mark.parametrize("noise", [None, {}, {"rate": 0}, {"rate": 0.0, "kind": "position", "seed": 9}])
 def test_without_noise_all_is_as_it_ever_was(tmp_path, noise):
     path = tmp_path / "log.csv"
-    path.write_text("user,item\n" + "".join(f"{u},{(u + k) % 9}\n" for u in range(6) for k in range(8)))
+    path.write_text("user,item,time\n" + "".join(f"{u},{(u + k) % 9},{k}\n" for u in range(6) for k in range(8)))
     plain, options = DatasetOptions(source=str(path)), DatasetOptions(source=str(path), noise=noise)
     assert "noise" not in options.model_dump()
     assert "true_item" not in options.model_dump()["columns"]
@@ -204,7 +204,7 @@ def test_wrong_noise_is_refused(options, message):
 
 def test_a_log_of_one_item_bears_no_noise(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("user,item\n" + "1,2\n" * 6)
+    path.write_text("user,item,time\n" + "1,2,3\n" * 6)
     with pytest.raises(UserError, match="all with one item"):
         prepare(DatasetOptions(source=str(path), min_interactions=1, noise={"rate": 0.1}), tmp_path / "out")
 
@@ -241,7 +241,8 @@ def true_log(tmp_path) -> Path:
 
 
 def test_true_targets_are_those_of_the_last_items(true_log, tmp_path):
-    prepare(DatasetOptions(source=str(true_log), min_interactions=2, k_core="once", num_lanes=2), tmp_path / "out")
+    options = {"columns": {"timestamp": "none"}, "min_interactions": 2, "k_core": "once", "num_lanes": 2}
+    prepare(DatasetOptions(source=str(true_log), **options), tmp_path / "out")
     dataset = Dataset(tmp_path / "out")
     numbers = {raw: item for item, raw in pl.read_parquet(tmp_path / "out" / "items.parquet")["item", "raw"].rows()}
     assert "rare" not in numbers
@@ -271,7 +272,8 @@ def test_true_targets_where_the_log_has_none(small_dataset):
 @pytest.mark.parametrize("dtype", [pl.Int16, pl.Int64, pl.String])
 def test_true_items_of_another_type_and_name(tmp_path, dtype):
     items = [5, 6, 7, 8]
-    frame = pl.DataFrame({"user": [1] * 4, "item": items, "wish": pl.Series([5, 8, 6, 7], dtype=pl.Int64).cast(dtype)})
+    wishes = pl.Series([5, 8, 6, 7], dtype=pl.Int64).cast(dtype)
+    frame = pl.DataFrame({"user": [1] * 4, "item": items, "wish": wishes, "time": range(4)})
     frame.write_parquet(tmp_path / "log.parquet")
     options = {"source": str(tmp_path / "log.parquet"), "min_interactions": 1}
     prepare(DatasetOptions(**options, columns={"true_item": "wish"}), tmp_path / "out")

@@ -20,6 +20,7 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import identify, prepare
 from csrec_dist.errors import UserError
 
+IN_ORDER = {"timestamp": "none"}
 NAMES = {
     "strings": lambda n: f'name-{n:02d}, "the {n}" ü',
     "zeros": lambda n: f"{n:03d}",
@@ -116,7 +117,7 @@ def test_prepare_does_what_plain_python_does(tmp_path_factory, log, choice, user
     folder = tmp_path_factory.mktemp("prepare")
     path = folder / ("log.csv" if as_text else "log.parquet")
     named = write_log(path, log, users, items, timed)
-    options = DatasetOptions(source=str(path), **choice)
+    options = DatasetOptions(source=str(path), columns={} if timed else IN_ORDER, **choice)
     expected = oracle(named, options)
     if not all(expected.values()):
         with pytest.raises(UserError):
@@ -169,7 +170,8 @@ def small_log(folder: Path, num_users: int = 6, length: int = 8, name: str = "lo
 def test_overlapping_windows_count_an_interaction_once(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item\n" + "".join(f"u,{k}\n" for k in range(7)))
-    info = prepare(DatasetOptions(source=str(path), min_interactions=1, window=6, windows="paper"), tmp_path / "out")
+    options = DatasetOptions(source=str(path), columns=IN_ORDER, min_interactions=1, window=6, windows="paper")
+    info = prepare(options, tmp_path / "out")
     assert info["statistics"]["interactions_in_windows"] == 12
     rows = rows_of(tmp_path / "out", info, "train")
     assert sorted(len(row["items"]) for row in rows) == [4, 4]
@@ -205,6 +207,129 @@ def test_temporal_split_of_a_log(tmp_path):
     assert found["train"] == [("a", [0, 1, 2]), ("a", [3, 0, 1, 2]), ("b", [1, 2])]
     assert found["valid"] == [("a", [0, 1, 2, 3]), ("b", [1, 2, 3])]
     assert found["test"] == [("b", [3, 0, 1, 2])]
+    # a and b lie on from 9 and 10: five of b's last interactions follow its test target, and c has only one.
+    statistics = info["statistics"]
+    assert (statistics["valid_users_without_history"], statistics["test_users_without_history"]) == (0, 1)
+    in_rows = {("a", k) for k in range(8)} | {("b", k) for k in range(5, 11)}
+    assert statistics["interactions_in_no_row"] == 21 - len(in_rows)
+
+
+def sessions_log(folder: Path, *more: str) -> Path:
+    """Ten sessions of four items, one after the other, and further lines."""
+    lines = [f"{session},{item},{100 * session + item}" for session in range(1, 11) for item in range(1, 5)]
+    path = folder / "sessions.csv"
+    path.write_text("\n".join(["session_id,item_id,timestamp", *lines, *more]) + "\n")
+    return path
+
+
+def temporal_rows(path: Path, folder: Path, said: list[str]) -> tuple[dict, dict]:
+    """Each split's items by raw session, and dataset.json."""
+    info = prepare(DatasetOptions(source=str(path), min_interactions=1, split="temporal"), folder, said.append)
+    users, items = raw_ids(folder, "user"), raw_ids(folder, "item")
+    rows = {
+        split: {users[row["user"]]: [items[item] for item in row["items"]] for row in rows_of(folder, info, split)}
+        for split in ("train", "valid", "test")
+    }
+    return rows, info
+
+
+def test_sessions_that_begin_after_a_cut_are_evaluated_within_themselves(tmp_path):
+    said: list[str] = []
+    rows, info = temporal_rows(sessions_log(tmp_path), tmp_path / "out", said)
+    assert rows["train"] == {session: [1, 2, 3, 4] for session in range(1, 9)}
+    assert rows["valid"] == {9: [1, 2, 3, 4]}
+    assert rows["test"] == {10: [1, 2, 3, 4]}
+    assert info["statistics"]["interactions_in_no_row"] == 0
+    assert not any("left out" in line for line in said)
+
+
+def test_a_session_over_both_cuts_does_not_hide_the_others(tmp_path):
+    said: list[str] = []
+    path = sessions_log(tmp_path, "99,1,101", "99,2,850", "99,3,950", "99,4,2000", "50,1,1900")
+    rows, info = temporal_rows(path, tmp_path / "out", said)
+    # The 45 times are cut at places 36 and 40, which are 903 and 1002.
+    assert rows["valid"] == {9: [1, 2, 3], 99: [1, 2, 3]}
+    assert rows["test"] == {10: [1, 2], 99: [1, 2, 3, 4]}
+    assert info["statistics"]["test_users_without_history"] == 1
+    assert "left out: 1 users have one interaction after the second cut and none before to test with" in said
+    in_rows = 8 * 4 + 3 + 2 + 4
+    assert info["statistics"]["interactions_in_no_row"] == 45 - in_rows
+    assert f"left out: {45 - in_rows} interactions are in no row of train, valid and test" in said
+
+
+def test_a_temporal_split_without_rows_says_why_in_numbers(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "user,item,time\n" + "".join(f"{k},{item},{k}\n" for k in range(10) for item in (1, 2)) + "x,1,99\n"
+    )
+    options = DatasetOptions(source=str(path), min_interactions=1, split="temporal", temporal_shares=(0.9, 0.05, 0.05))
+    with pytest.raises(
+        UserError, match=r"'valid' has no row: the cuts lie at 9 and 9; 9 users .*0 users .* between"
+    ) as said:
+        prepare(options, tmp_path / "out")
+    assert "2 users have interactions after the second (1 of them a single one and none before)" in str(said.value)
+
+
+def test_only_rows_written_twice_are_exact_duplicates(tmp_path):
+    path = tmp_path / "log.csv"
+    rows = [
+        "u,a,1,5",
+        "u,a,1,5",
+        "u,b,2,5",
+        "u,a,3,5",
+        "u,c,4,5",
+        "u,c,4,1",
+        "v,a,1,5",
+        "v,a,1,5",
+        "v,a,1,5",
+        "v,b,2,5",
+    ]
+    path.write_text("\n".join(["user,item,time,rating", *rows]) + "\n")
+    items: dict[str, list] = {}
+    for rule in ("keep", "exact"):
+        said: list[str] = []
+        options = DatasetOptions(source=str(path), min_interactions=1, duplicates=rule)
+        info = prepare(options, tmp_path / rule, said.append)
+        raw = raw_ids(tmp_path / rule, "item")
+        test = sorted(rows_of(tmp_path / rule, info, "test"), key=lambda row: row["row"])
+        items[rule] = ["".join(raw[item] for item in row["items"]) for row in test]
+        assert info["statistics"]["exact_duplicates"] == 3
+        assert any("3 rows" in line and "exact" in line for line in said)
+    assert items == {"keep": ["aabacc", "aaab"], "exact": ["abacc"]}
+
+
+def test_prepare_says_what_it_read_and_keeps_it(tmp_path):
+    path = tmp_path / "log.csv"
+    lines = [f"u{u},i{(u + k) % 5},{1_400_000_000 + 3600 * k}" for u in range(5) for k in range(5)]
+    path.write_text("\n".join(["User ID,item,event_time", *lines, "u1,,1400000000", "u1,i1,"]) + "\n")
+    said: list[str] = []
+    info = prepare(DatasetOptions(source=str(path)), tmp_path / "out", said.append)
+    assert said[:6] == [
+        f"read {path} as delimited: user: User ID, item: item, rating: none, timestamp: event_time, true_item: none",
+        "timestamps: numbers, seconds since 1970 in UTC, from 2014-05-13 16:53:20 UTC to 2014-05-13 20:53:20 UTC",
+        "read 25 interactions of 5 users and 5 items",
+        "dropped 1 row without a user or an item",
+        "dropped 1 row without a timestamp",
+        "kept 25 interactions of 5 users and 5 items",
+    ]
+    columns = {"user": "User ID", "item": "item", "rating": None, "timestamp": "event_time", "true_item": None}
+    assert info["reading"] == {
+        "columns": columns,
+        "timestamps": "numbers, seconds since 1970 in UTC",
+        "first_time": "2014-05-13 16:53:20 UTC",
+        "last_time": "2014-05-13 20:53:20 UTC",
+    }
+
+
+def test_prepare_says_that_the_order_of_rows_is_taken(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n" + "".join(f"u,{k}\n" for k in range(5)))
+    said: list[str] = []
+    info = prepare(
+        DatasetOptions(source=str(path), columns=IN_ORDER, min_interactions=1), tmp_path / "out", said.append
+    )
+    assert "no timestamps: the order of the rows is taken for the order in time" in said
+    assert info["reading"]["first_time"] is None
 
 
 def test_hugging_face_datasets_reads_the_files(tmp_path):
@@ -287,27 +412,28 @@ def test_rows_without_ids_are_dropped_and_said(tmp_path):
     info = prepare(DatasetOptions(source=str(log)), tmp_path / "out", said.append)
     assert (info["statistics"]["rows_without_id"], info["statistics"]["rows_without_time"]) == (2, 1)
     assert info["statistics"]["raw_interactions"] == 48
-    assert any("dropped 2 rows without a user or an item" in line for line in said)
+    assert {"dropped 2 rows without a user or an item", "dropped 1 row without a timestamp"} <= set(said)
 
 
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
         ("", {}, "is empty"),
-        ("user,item\n", {}, "holds no interactions"),
-        ("user,item\n1,2\n", {}, "of 1 interactions none is left when users and items need 5"),
-        ("user,item\n1,2\n", {"min_interactions": 1}, "no row"),
+        ("user,item,time\n", {}, "holds no interactions"),
+        ("user,item,time\n1,2,3\n", {}, "of 1 interactions none is left when users and items need 5"),
+        ("user,item,time\n1,2,3\n", {"min_interactions": 1}, "no row: the longest of 1 windows has 1 items"),
         ("user,item\n1,2\n", {"columns": {"user": "usr"}}, r"no column 'usr'.*did you mean 'user'.*user, item"),
         ("a,b\n1,x\n", {}, "no column that looks like the user; its columns are a, b"),
-        ("user,item\n,\n,\n", {}, "none of its 2 rows has a user and an item"),
-        ("user,item,time\n1,2,soon\n", {}, "timestamp 'soon' is neither a number nor an ISO date"),
+        ("user,item,time\n,,1\n,,2\n", {}, "none of its 2 rows has a user and an item"),
+        ("user,item,time\n1,2,soon\n", {}, "timestamp 'soon' is neither a number nor a date of a known form"),
         ("user,item,time\n1,2,0\n1,3,1\n1,4,yesterday\n", {}, "timestamp 'yesterday' is neither"),
         ("user,item,time\n1,2,2020-01-01\n1,3,1.5\n1,4,soon\n", {}, "timestamp 'soon' is neither"),
-        ("user,item,time\n1,2,7\n1,3,2020-01-01\n", {}, "mix numbers and ISO dates, such as '7' and '2020-01-01'"),
+        ("user,item,time\n1,2,7\n1,3,2020-01-01\n", {}, "mix forms, such as '7' and '2020-01-01'"),
         ("user,item,time\n1,2,2020-13-45\n", {}, "timestamp '2020-13-45' is neither"),
-        ("user,item,rating\n1,2,good\n", {}, "rating 'good' is not a number"),
-        ("user,item\n1,2,3,4\n", {}, "could not be read by the reader 'delimited'"),
-        ("user,item\n1,1\n1,2\n1,3\n", {"min_interactions": 1, "split": "temporal"}, "has no timestamps"),
+        ("user,item,rating,time\n1,2,good,1\n", {}, "rating 'good' is not a number"),
+        ("user,item,time\n1,2,3,4\n", {}, "could not be read by the reader 'delimited'"),
+        ("user,item\n1,1\n", {"columns": IN_ORDER, "min_interactions": 1, "split": "temporal"}, "has no timestamps"),
+        ("user,item\n1,1\n", {"columns": IN_ORDER, "duplicates": "exact"}, "has no timestamps"),
         ("just words\n", {}, "no reader knows this file"),
     ],
 )
@@ -333,6 +459,21 @@ def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
         ({"source": "a", "num_lanes": 4.0}, "num_lanes"),
         ({"source": "a", "seed": False}, "seed"),
         ({"source": "a", "windwo": 3}, "windwo"),
+        ({"source": ""}, "is empty"),
+        ({"path": " "}, "is empty"),
+        ({"source": "a", "columns": {"user": "x", "item": "x"}}, "user and item are both 'x'"),
+        ({"source": "a", "columns": {"item": "none"}}, "item cannot be none"),
+        ({"source": "a", "columns": {"item": 0}}, "a column's name, or its position from 1"),
+        ({"source": "a", "columns": {"item": True}}, "a column's name, or its position from 1"),
+        ({"source": "a", "columns": {"item": ""}}, "a column's name, or its position from 1"),
+        ({"source": "a", "columns": {"user": 1}}, "set header: false"),
+        ({"source": "a", "header": "no"}, "header"),
+        ({"source": "a", "header": False}, "needs columns by position"),
+        ({"source": "a", "header": False, "columns": {"user": 1, "item": 2}}, "timestamp: none"),
+        ({"source": "a", "header": False, "columns": {"user": 1, "item": "x", "timestamp": 2}}, "give their positions"),
+        ({"source": "a", "encoding": "latin-11"}, "no encoding of text 'latin-11'"),
+        ({"source": "a", "encoding": "base64"}, "no encoding of text 'base64'"),
+        ({"source": "a", "encoding": "latin-1", "format": "parquet"}, "not for format parquet"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

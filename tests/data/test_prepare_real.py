@@ -20,7 +20,8 @@ def prepared(test_data, tmp_path):
 
 @pytest.mark.parametrize("file", ["interactions.parquet", "lastfm_small.csv"])
 def test_lastfm_in_the_papers_windows(prepared, file):
-    info = prepared("lastfm_csrec", file, windows="paper", window=20)
+    columns = {"timestamp": "none"} if file.endswith(".csv") else {}
+    info = prepared("lastfm_csrec", file, windows="paper", window=20, columns=columns)
     statistics = info["statistics"]
     assert (info["num_users"], info["num_items"], statistics["items_in_windows"]) == (1090, 3646, 3646)
     assert (statistics["windows"], statistics["interactions_in_windows"]) == (3173, 57826)

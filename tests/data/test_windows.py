@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from csrec_dist.data.core import k_core, renumber
 from csrec_dist.data.lane_files import covered, deal, indices
-from csrec_dist.data.windows import Spans, cut_windows, leave_one_out, temporal, temporal_cuts
+from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 
 RULES = ("disjoint", "paper", "last")
 sequence_lengths = st.lists(st.integers(0, 30), min_size=1, max_size=6)
@@ -66,15 +66,15 @@ def test_temporal_rows_are_cut_at_two_times(data, lengths, window, rule):
     lengths = np.array(lengths)
     offsets = np.cumsum(lengths) - lengths
     before = tuple(np.array([sum(t < cut for t in user) for user in times]) for cut in (first, second))
-    splits = temporal(offsets, before, lengths, window, rule, 2)
+    splits = temporal(offsets, Periods(*before, lengths), window, rule, 2)
     expected = {"train": [], "valid": [], "test": []}
     for user, (offset, own) in enumerate(zip(offsets.tolist(), times, strict=True), 1):
         past = [offset + i for i, t in enumerate(own) if t < first]
         expected["train"] += [(user, part) for part in sliced(past, window, rule, 2) if len(part) >= 2]
         for split, low, high in (("valid", first, second), ("test", second, np.inf)):
             targets = [i for i, t in enumerate(own) if low <= t < high]
-            if targets and targets[0] > 0:
-                end = offset + targets[0] + 1
+            if targets and (targets[0] > 0 or len(targets) > 1):
+                end = offset + (targets[0] or targets[-1]) + 1
                 expected[split].append((user, list(range(max(offset, end - window), end))))
     assert {split: contents(spans) for split, spans in splits.items()} == expected
 

@@ -1,16 +1,14 @@
 """Readers of raw logs: one file each, one line each in READERS.
 
 A reader tells from a file's beginning whether it `matches`, and scans it lazily into the columns user,
-item, rating, timestamp and true_item (null where the log has none), one row an interaction, in file order. Types may
-be raw (text files give text): `csrec_dist.data.log` settles them.
+item, rating, timestamp and true_item (null where the log has none), one row an interaction, in file order, and says
+which column of the file each of them is. Types may be raw (text files give text): `csrec_dist.data.log` settles them.
 """
 
 from pathlib import Path
 from typing import Protocol
 
-import polars as pl
-
-from csrec_dist.data.columns import Columns
+from csrec_dist.data.columns import Layout, Scan
 from csrec_dist.data.readers import (
     amazon_ratings,
     amazon_reviews,
@@ -18,9 +16,14 @@ from csrec_dist.data.readers import (
     hetrec,
     inter,
     json_lines,
+    movielens,
     parquet,
+    s3rec,
+    sasrec,
     yelp,
 )
+from csrec_dist.data.readers.delimited import BY_POSITION
+from csrec_dist.data.readers.refused import refuse_known_forms
 from csrec_dist.data.wording import listed
 from csrec_dist.errors import UserError
 
@@ -30,7 +33,7 @@ class Reader(Protocol):
 
     def matches(self, path: Path) -> bool: ...
 
-    def scan(self, path: Path, columns: Columns) -> pl.LazyFrame: ...
+    def scan(self, path: Path, layout: Layout) -> Scan: ...
 
 
 # The first that matches reads a file: special forms before general ones.
@@ -42,15 +45,38 @@ READERS: dict[str, Reader] = {
     "amazon_reviews": amazon_reviews,
     "json_lines": json_lines,
     "amazon_ratings": amazon_ratings,
+    "movielens": movielens,
+    "sasrec": sasrec,
+    "s3rec": s3rec,
     "delimited": delimited,
 }
 
 
-def detect(path: Path) -> str:
+NOT_DELIMITED = ("parquet", "yelp", "amazon_reviews", "json_lines")
+
+
+def detect(path: Path, layout: Layout = Layout()) -> str:  # noqa: B008 (frozen)
     """The name of the reader for a file. UserError when no reader knows it."""
-    found = next((name for name, reader in READERS.items() if reader.matches(path)), None)
-    if found is None:
+    if layout.header is not None or layout.encoding is not None:
+        return _as_delimited(path)
+    name = next((name for name, reader in READERS.items() if reader.matches(path)), None)
+    if name is None or name == "delimited":
+        refuse_known_forms(path)
+    if name is None:
         raise UserError(
-            f"{path}: no reader knows this file by its beginning; set dataset.format to one of {listed(READERS)}."
+            f"{path}: no reader knows this file by its beginning; set dataset.format to one of {listed(READERS)}. If "
+            f"it is delimited text without a header, {BY_POSITION}."
         )
-    return found
+    return name
+
+
+def _as_delimited(path: Path) -> str:
+    """The reader of delimited text, since only that asks for a header or an encoding."""
+    name = next((name for name in NOT_DELIMITED if READERS[name].matches(path)), None)
+    if name is not None:
+        raise UserError(
+            f"{path} is of the form '{name}', and dataset.header and dataset.encoding are for delimited text: leave "
+            "them out."
+        )
+    refuse_known_forms(path)
+    return "delimited"

@@ -7,11 +7,10 @@ Which is which is told from the first lines: a product's id has ten characters o
 import re
 from pathlib import Path
 
-import polars as pl
-
-from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.columns import Layout, Scan, pick
 from csrec_dist.data.readers.delimited import without_header
 from csrec_dist.data.readers.peek import fields, first_line, first_lines, is_number
+from csrec_dist.data.wording import quoted
 from csrec_dist.errors import UserError
 
 ASIN = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
@@ -28,31 +27,28 @@ def matches(path: Path) -> bool:
     return not ids_are_numbers and 0 <= float(parts[2]) <= 5 and float(parts[3]) > 1e8
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order.
 
-    Where the first two columns are not named (as column_1 and column_2), raises UserError when both or neither
-    of them look like products, and when a line is too short.
+    Raises UserError when both or neither of the first two columns look like products, and when a line is too short.
     """
-    named = columns.model_dump(exclude_none=True)
-    if "user" not in named or "item" not in named:
-        named = {**_told_from_ids(path), **named}
-    named = {"rating": "column_3", "timestamp": "column_4", **named}
-    return pick(without_header(path, ",", NUM_FIELDS), Columns(**named), path)
+    known = {**_told_from_ids(path), "rating": 3, "timestamp": 4}
+    return pick(without_header(path, ",", NUM_FIELDS), layout.columns.filled(known), path)
 
 
-def _told_from_ids(path: Path) -> dict[str, str]:
+def _told_from_ids(path: Path) -> dict[str, int]:
     rows = [fields(line, ",", path) for line in first_lines(path, NUM_LINES)]
     short = next((row for row in rows if len(row) < NUM_FIELDS), None)
     if short is not None:
         raise UserError(
-            f"{path}: the line {','.join(short)!r} has fewer than {NUM_FIELDS} fields (user, item, rating, timestamp): "
-            "mend it, or set dataset.format to another reader."
+            f"{path}: the line {quoted(','.join(short))} has fewer than {NUM_FIELDS} fields (user, item, rating, "
+            "timestamp): mend it, or set dataset.format to another reader."
         )
     first, second = (sum(bool(ASIN.fullmatch(row[place])) for row in rows) for place in (0, 1))
     if first == second:
         raise UserError(
-            f"{path}: cannot tell users from items by their ids; set dataset.columns.user and "
-            "dataset.columns.item to column_1 and column_2, either way round."
+            f"{path}: cannot tell users from items by their ids, such as {quoted(rows[0][0])} and "
+            f"{quoted(rows[0][1])}; set dataset.header: false and dataset.columns: {{user: 1, item: 2, rating: 3, "
+            "timestamp: 4}, or user and item the other way round."
         )
-    return dict(zip(("item", "user") if first > second else ("user", "item"), ("column_1", "column_2"), strict=True))
+    return {"item": 1, "user": 2} if first > second else {"user": 1, "item": 2}

@@ -6,9 +6,7 @@
 
 from pathlib import Path
 
-import polars as pl
-
-from csrec_dist.data.columns import Columns
+from csrec_dist.data.columns import Layout, Scan
 from csrec_dist.data.readers import json_lines
 from csrec_dist.data.readers.peek import first_record
 
@@ -22,7 +20,6 @@ def matches(path: Path) -> bool:
     return any({names["user"], names["item"]} <= record.keys() for names in (OLD, NEW))
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order."""
-    names = OLD if "reviewerID" in first_record(path) else NEW
-    return json_lines.scan(path, Columns(**{**names, **columns.model_dump(exclude_none=True)}))
+    return json_lines.scan(path, layout, OLD if "reviewerID" in first_record(path) else NEW)

@@ -1,52 +1,64 @@
-"""Reader of delimited text: comma, semicolon, tab, | or :: between fields; plain or .gz.
+"""Reader of delimited text: comma, semicolon, tab, |, :: or a space between fields; plain or .gz.
 
-With a header the columns go by its names. A first line of numbers only is no header (MovieLens'
-u.data and ratings.dat): the columns are then column_1, column_2, …, and two or four of them are taken
-as user, item(, rating, timestamp) unless named otherwise.
+With a header the columns go by its names, without one (`dataset.header: false`) by position. A first line that
+reads as data is never taken for a header: it would be lost.
 """
 
 from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.columns import ROLES, Columns, pick
-from csrec_dist.data.readers.peek import fields, first_line, is_number
+from csrec_dist.data.columns import Layout, Scan, guesses, pick
+from csrec_dist.data.readers.peek import fields, first_line, in_utf8, is_date, is_number
+from csrec_dist.data.wording import listed, quoted
+from csrec_dist.errors import UserError
 
 SEPARATORS = ("\t", ",", ";", "|")
 LONG_SEPARATOR = "::"
+BY_POSITION = (
+    "set dataset.header: false and give the columns by position, such as dataset.columns: {user: 1, item: 2, "
+    "timestamp: 3} (timestamp: none where the rows are in order already)"
+)
 
 
 def matches(path: Path) -> bool:
     """Whether the first line is printable text with a separator in it."""
     line = first_line(path)
-    return line.replace("\t", " ").isprintable() and len(fields(line, separator_of(line, path), path)) > 1
+    return line.replace("\t", " ").isprintable() and separator_of(line, path) != " "
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
-    """Columns user, item, rating and timestamp as text, in file order."""
-    line = first_line(path)
+def scan(path: Path, layout: Layout) -> Scan:
+    """Columns user, item, rating and timestamp as text, in file order.
+
+    Raises UserError when the first line may be data and `layout.header` does not say what it is.
+    """
+    text = in_utf8(path, layout.encoding)
+    line = first_line(path) if isinstance(text, Path) else next(filter(str.strip, text.decode().splitlines()), "")
     separator = separator_of(line, path)
     names = fields(line, separator, path)
-    if all(is_number(name) for name in names):
-        log, columns = without_header(path, separator, len(names)), by_position(columns, len(names))
-    elif separator == LONG_SEPARATOR:
-        log = _scan_long(path, names).slice(1)
-    else:
-        log = scan_text(path, separator)
-    return pick(log, columns, path)
+    if layout.header is False:
+        return pick(without_header(text, separator, len(names)), layout.columns, path)
+    if layout.header is None and not _is_header(names):
+        raise UserError(
+            f"{path}: its first line reads as data, not as the names of columns: {_numbered(names)}. If it is an "
+            f"interaction, {BY_POSITION}; if it is the header, set dataset.header: true."
+        )
+    log = _scan_long(text, names).slice(1) if separator == LONG_SEPARATOR else scan_text(text, separator)
+    return pick(log, layout.columns, path, f"; or, if this line is no header, {BY_POSITION}")
 
 
 def separator_of(line: str, path: Path) -> str:
-    """The separator that cuts the line of `path` into most fields; "::" wherever it occurs."""
+    """The separator that cuts the line of `path` into most fields; "::" wherever it occurs, else a space."""
     if LONG_SEPARATOR in line:
         return LONG_SEPARATOR
-    return max(SEPARATORS, key=lambda separator: len(fields(line, separator, path)))
+    best = max(SEPARATORS, key=lambda separator: len(fields(line, separator, path)))
+    return best if len(fields(line, best, path)) > 1 else " "
 
 
-def scan_text(path: Path, separator: str, names: list[str] | None = None) -> pl.LazyFrame:
+def scan_text(text: Path | bytes, separator: str, names: list[str] | None = None) -> pl.LazyFrame:
     """All columns as text, under the header's names, or under `names` where there is no header."""
     return pl.scan_csv(
-        path,
+        text,
         separator=separator,
         has_header=names is None,
         new_columns=names,
@@ -55,22 +67,24 @@ def scan_text(path: Path, separator: str, names: list[str] | None = None) -> pl.
     )
 
 
-def without_header(path: Path, separator: str, num_columns: int) -> pl.LazyFrame:
-    """All columns as text under the names column_1, column_2, …"""
-    names = [f"column_{number}" for number in range(1, num_columns + 1)]
-    return _scan_long(path, names) if separator == LONG_SEPARATOR else scan_text(path, separator, names)
+def without_header(text: Path | bytes, separator: str, num_columns: int) -> pl.LazyFrame:
+    """All columns as text under the names "column 1", "column 2", …"""
+    names = [f"column {number}" for number in range(1, num_columns + 1)]
+    return _scan_long(text, names) if separator == LONG_SEPARATOR else scan_text(text, separator, names)
 
 
-def by_position(columns: Columns, num_columns: int) -> Columns:
-    """The columns of a file without a header: two or four stand in the order of the roles."""
-    if num_columns not in (2, 4):
-        return columns
-    guessed = {role: f"column_{number}" for number, role in enumerate(ROLES[:num_columns], 1)}
-    return Columns(**{**guessed, **columns.model_dump(exclude_none=True)})
+def _is_header(names: list[str]) -> bool:
+    """Whether the fields are names: none is a number or a date, or the user and the item are among them."""
+    has_values = any(is_number(name) or is_date(name) for name in names)
+    return not has_values or bool(guesses("user", names) and guesses("item", names))
 
 
-def _scan_long(path: Path, names: list[str]) -> pl.LazyFrame:
+def _numbered(names: list[str]) -> str:
+    return listed(f"{number}: {quoted(name)}" for number, name in enumerate(names, 1))
+
+
+def _scan_long(text: Path | bytes, names: list[str]) -> pl.LazyFrame:
     """As `scan_text` for the separator "::", which a CSV parser cannot take; blank lines are skipped."""
     line = pl.col("line").str.strip_chars_end("\r")
     parts = line.str.split_exact(LONG_SEPARATOR, len(names) - 1).struct.rename_fields(names)
-    return pl.scan_lines(path).filter(line != "").select(parts).unnest("line")
+    return pl.scan_lines(text).filter(line != "").select(parts).unnest("line")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.columns import Layout, Scan, pick
 from csrec_dist.data.readers.delimited import scan_text
 from csrec_dist.data.readers.peek import first_line
 
 IDS = ["userID", "artistID", "tagID"]
-NAMES = Columns(user="userID", item="artistID", timestamp="timestamp")
+NAMES = {"user": "userID", "item": "artistID", "timestamp": "timestamp"}
 
 
 def matches(path: Path) -> bool:
@@ -21,7 +21,7 @@ def matches(path: Path) -> bool:
     return first_line(path).split("\t")[:3] == IDS
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout) -> Scan:
     """Columns user and item as text, timestamp as Int64 seconds or milliseconds; the file's order.
 
     Raises UserError when a column is named that the file does not have.
@@ -32,8 +32,8 @@ def scan(path: Path, columns: Columns) -> pl.LazyFrame:
         time = day.cast(pl.Datetime("ms")).dt.epoch("s")
     else:
         time = pl.col("timestamp").cast(pl.Int64)
-    chosen = Columns(**{**NAMES.model_dump(), **columns.model_dump(exclude_none=True)})
-    return _first_of_each(pick(log.with_columns(timestamp=time), chosen, path))
+    scanned = pick(log.with_columns(timestamp=time), layout.columns.filled(NAMES), path)
+    return Scan(_first_of_each(scanned.frame), scanned.taken)
 
 
 def _first_of_each(log: pl.LazyFrame) -> pl.LazyFrame:

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import polars as pl
-
-from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.columns import Layout, Scan, pick
 from csrec_dist.data.readers.delimited import scan_text
 from csrec_dist.data.readers.peek import first_line
 
@@ -17,8 +15,8 @@ def matches(path: Path) -> bool:
     return len(names) > 1 and all(name.rpartition(":")[2] in TYPES for name in names)
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order; names go without their type."""
     log = scan_text(path, "\t").rename(lambda name: name.rpartition(":")[0])
-    plain = {role: name.partition(":")[0] for role, name in columns.model_dump(exclude_none=True).items()}
-    return pick(log, Columns(**plain), path)
+    plain = {role: str(name).partition(":")[0] for role, name in layout.columns.given.items()}
+    return pick(log, layout.columns.model_copy(update=plain), path)

@@ -1,11 +1,14 @@
 """Reader of JSON lines (plain or .gz): one object a line, fields by name."""
 
+import json
 from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.columns import ROLES, Columns, choose
-from csrec_dist.data.readers.peek import first_record
+from csrec_dist.data.columns import Layout, Scan, by_role, choose
+from csrec_dist.data.readers.peek import first_record, opened
+from csrec_dist.data.wording import quoted
+from csrec_dist.errors import UserError
 
 
 def matches(path: Path) -> bool:
@@ -13,14 +16,44 @@ def matches(path: Path) -> bool:
     return bool(first_record(path))
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout, usual: dict[str, str] | None = None) -> Scan:
     """Columns user, item, rating and timestamp as text (exact for integers of any size), in file order.
 
-    The fields are those of the first object; an object without one of them has null there.
+    The fields are those of all objects, so that no single one decides; an object without a field has null there.
+    `usual` names the fields of a known form. Raises UserError for a value that is a list or an object.
     """
-    chosen = choose(list(first_record(path)), columns, path)
-    schema = {name: pl.String for name in chosen.values() if name is not None}
-    log = pl.scan_ndjson(path, schema=schema)
-    return log.select(
-        pl.lit(None).alias(role) if chosen[role] is None else pl.col(str(chosen[role])).alias(role) for role in ROLES
-    )
+    names = field_names(path)
+    known = {role: name for role, name in (usual or {}).items() if name in names}
+    taken = choose(names, layout.columns.filled(known), path)
+    fields = {role: name for role, name in taken.items() if name is not None}
+    log = pl.scan_ndjson(path, schema=dict.fromkeys(fields.values(), pl.String))
+    _refuse_nested(log, list(fields.values()), path)
+    return Scan(by_role(log, taken), taken)
+
+
+def field_names(path: Path) -> list[str]:
+    """The names of the fields of all objects, in order of first appearance."""
+    try:
+        return pl.scan_ndjson(path, infer_schema_length=None).collect_schema().names()
+    except pl.exceptions.SchemaError:  # some field has values of types that nothing unites
+        with opened(path) as file:
+            records = (json.loads(line) for line in file if line.strip())
+            return list(dict.fromkeys(name for record in records for name in record))
+
+
+def _refuse_nested(log: pl.LazyFrame, names: list[str], path: Path) -> None:
+    """UserError when a field holds a list or an object, which Polars would give as their text.
+
+    Only where a text begins like one are the lines looked at: "[deleted]" is an id.
+    """
+    like_nested = pl.any_horizontal(pl.col(names).str.contains(r"^[\[{]"))
+    if log.select(like_nested.any()).collect(engine="streaming").item():
+        with opened(path) as file:
+            for number, line in enumerate(file, 1):
+                record = json.loads(line) if line.strip() else {}
+                nested = next((name for name in names if isinstance(record.get(name), list | dict)), None)
+                if nested is not None:
+                    raise UserError(
+                        f"{path}: {quoted(nested)} of line {number} is {quoted(record[nested])}, where a number or a "
+                        "text is needed: mend the log, or name another field in dataset.columns."
+                    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.columns import Columns, pick
+from csrec_dist.data.columns import Layout, Scan, pick
 
 
 def matches(path: Path) -> bool:
@@ -13,6 +13,6 @@ def matches(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp, of the file's own types, in file order."""
-    return pick(pl.scan_parquet(path), columns, path)
+    return pick(pl.scan_parquet(path), layout.columns, path)

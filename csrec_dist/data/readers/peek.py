@@ -3,10 +3,14 @@
 import csv
 import gzip
 import json
+import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from csrec_dist.data.wording import quoted
 from csrec_dist.errors import UserError
 
 LONGEST_LINE = 1 << 20
@@ -18,19 +22,41 @@ def first_lines(path: Path, num: int = 1) -> list[str]:
     Raises UserError when the file is gzipped and damaged.
     """
     lines: list[str] = []
-    try:
-        with _open(path) as file:
-            while len(lines) < num and (line := file.readline(LONGEST_LINE)):
-                if line.strip():
-                    lines.append(line.decode("utf-8-sig", errors="replace").rstrip("\r\n"))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is a damaged gzip file ({error}): get it again.") from None
+    with opened(path) as file:
+        while len(lines) < num and (line := file.readline(LONGEST_LINE)):
+            if line.strip():
+                lines.append(line.decode("utf-8-sig", errors="replace").rstrip("\r\n"))
     return lines
 
 
 def first_line(path: Path) -> str:
     """The first line that is not blank; "" if there is none."""
     return next(iter(first_lines(path)), "")
+
+
+def in_utf8(path: Path, encoding: str | None) -> Path | bytes:
+    """What a parser of UTF-8 can take: the file itself, or its whole text in UTF-8 where it has another encoding.
+
+    Raises UserError when the file is not of that encoding.
+    """
+    if encoding is None:
+        return path
+    try:
+        with opened(path) as file:
+            return file.read().decode(encoding).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not of dataset.encoding {encoding} ({error.reason}): name another one.") from None
+
+
+def undecodable_line(path: Path) -> int | None:
+    """The number, from 1, of the first line that is not UTF-8; None when all of them are."""
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return None
 
 
 def first_record(path: Path) -> dict[str, Any]:
@@ -55,8 +81,8 @@ def fields(line: str, separator: str, path: Path) -> list[str]:
         return next(csv.reader([line], delimiter=separator), [])
     except csv.Error as error:
         raise UserError(
-            f"{path}: its line that begins with {line[:20]!r} cannot be cut into fields ({error}); lines must end in a "
-            f"line feed, and fields have at most {csv.field_size_limit():,} characters."
+            f"{path}: its line that begins with {quoted(line[:20])} cannot be cut into fields ({error}); lines must "
+            f"end in a line feed, and fields have at most {csv.field_size_limit():,} characters."
         ) from None
 
 
@@ -69,7 +95,18 @@ def is_number(text: str) -> bool:
     return True
 
 
-def _open(path: Path) -> IO[bytes]:
+def is_date(text: str) -> bool:
+    """Whether the text begins as an ISO date does."""
+    return re.match(r"\d{4}-\d{2}-\d{2}", text) is not None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of the file, unzipped if need be. Raises UserError when it is gzipped and damaged."""
     with open(path, "rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if gzipped else open(path, "rb")  # type: ignore[return-value]
+        is_gzipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path, "rb") if is_gzipped else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip file ({error}): get it again.") from None

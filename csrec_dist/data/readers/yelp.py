@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import polars as pl
-
-from csrec_dist.data.columns import Columns
+from csrec_dist.data.columns import Layout, Scan
 from csrec_dist.data.readers import json_lines
 from csrec_dist.data.readers.peek import first_record
 
@@ -16,6 +14,6 @@ def matches(path: Path) -> bool:
     return set(NAMES.values()) <= first_record(path).keys()
 
 
-def scan(path: Path, columns: Columns) -> pl.LazyFrame:
+def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order."""
-    return json_lines.scan(path, Columns(**{**NAMES, **columns.model_dump(exclude_none=True)}))
+    return json_lines.scan(path, layout, NAMES)

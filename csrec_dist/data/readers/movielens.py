@@ -1,0 +1,35 @@
+"""Reader of MovieLens' u.data (tabs) and ratings.dat (::): user, item, rating, time in seconds; no header."""
+
+from pathlib import Path
+
+from csrec_dist.data.columns import Layout, Scan, pick
+from csrec_dist.data.readers.delimited import LONG_SEPARATOR, without_header
+from csrec_dist.data.readers.peek import first_lines, is_number
+
+NUM_LINES = 1000
+FIRST_TIME = 1e8  # seconds: 1973; what is less is no time, and the file another one
+
+
+def matches(path: Path) -> bool:
+    """Whether the first lines have four numbers, the third a rating up to 5 and the last a time in seconds."""
+    lines = first_lines(path, NUM_LINES)
+    return bool(lines) and all(_is_rating(line.split(_separator(line))) for line in lines)
+
+
+def scan(path: Path, layout: Layout) -> Scan:
+    """Columns user, item, rating and timestamp as text, in file order."""
+    columns = layout.columns.filled({"user": 1, "item": 2, "rating": 3, "timestamp": 4})
+    return pick(without_header(path, _separator(first_lines(path)[0]), 4), columns, path)
+
+
+def _separator(line: str) -> str:
+    return LONG_SEPARATOR if LONG_SEPARATOR in line else "\t"
+
+
+def _is_rating(parts: list[str]) -> bool:
+    return (
+        len(parts) == 4
+        and all(is_number(part) for part in parts)
+        and 0 < float(parts[2]) <= 5
+        and FIRST_TIME < float(parts[3]) < 1000 * FIRST_TIME
+    )

@@ -1,0 +1,58 @@
+"""Forms of logs that no reader takes, recognised so that the refusal can say what to do."""
+
+import ast
+import re
+from pathlib import Path
+
+from csrec_dist.data.readers.peek import first_line
+from csrec_dist.data.wording import quoted
+from csrec_dist.errors import UserError
+
+IMPRESSION = re.compile(r"\S+-[01]( \S+-[01])*")
+
+
+def refuse_known_forms(path: Path) -> None:
+    """Raise UserError when the file begins as one of the forms that have to be converted first."""
+    line = first_line(path)
+    form = next((form for is_form, form in FORMS if is_form(line)), None)
+    if form is not None:
+        raise UserError(f"{path} {form} (it begins with {quoted(line)}).")
+
+
+def _is_python_literal(line: str) -> bool:
+    """Whether the line is a dict as Python writes it, of any version."""
+    if not line.startswith("{"):
+        return False
+    try:
+        return isinstance(ast.literal_eval(line), dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+
+
+def _is_mind(line: str) -> bool:
+    """Whether the line is one of MIND's behaviors.tsv: id, user, time, history, impressions with clicks."""
+    parts = line.split("\t")
+    return len(parts) == 5 and IMPRESSION.fullmatch(parts[4]) is not None
+
+
+FORMS = [
+    (
+        _is_python_literal,
+        'has Python literals for lines, not JSON; convert it first, with `python -c "import ast, json, sys; '
+        '[print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]" < OLD > NEW.jsonl`, unzipped',
+    ),
+    (
+        _is_mind,
+        "is MIND's behaviors.tsv, a line of which holds a history and impressions rather than one interaction; write "
+        "a log with a row for each click (user, item, time) and give that",
+    ),
+    (
+        lambda line: line.lstrip().startswith("["),
+        "is one JSON array; write one object a line, for instance with `jq -c '.[]' OLD > NEW.jsonl`",
+    ),
+    (
+        lambda line: line.lstrip().startswith("{"),
+        "begins like JSON, but its first line is no whole object; write one object a line, for instance with "
+        "`jq -c . OLD > NEW.jsonl`",
+    ),
+]

@@ -1,0 +1,213 @@
+"""When interactions happened: the times of a log as numbers that sort, and how they were read."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from csrec_dist.data.wording import quoted
+from csrec_dist.errors import UserError
+
+UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+FIRST, LAST = 1e8, 1e11
+"""Seconds since 1970 from which to which (1973 and 5138) a number is taken for a time in seconds; a thousandfold, in
+milliseconds, and so on."""
+OLDEST = -2.3e9  # seconds: 1897; what lies before is a mark of something missing rather than a time
+ISO_DATE = r"^\d{4}[-/]\d{2}[-/]\d{2}"
+ZONE_NAMES = r" ?(UTC|GMT)$"
+DATE_FORMATS = (
+    "%a %b %d %H:%M:%S %z %Y",  # Twitter, Foursquare, Goodreads
+    "%a %b %d %H:%M:%S UTC %Y",
+    "%a %b %d %H:%M:%S %Y",  # ctime
+    "%a %b %d %Y",
+    "%a, %d %b %Y %H:%M:%S %z",  # mail
+    "%a, %d %b %Y %H:%M:%S GMT",  # web servers
+    "%d/%b/%Y:%H:%M:%S %z",  # their logs
+    "%b %d, %Y",
+    "%d %b %Y",
+    "%m %d, %Y",  # Amazon's reviewTime
+    "%m/%d/%Y %I:%M:%S %p",
+)
+HAS_ZONE = re.compile(r"%z|UTC|GMT|Z$|\d[+-]\d{2}:?\d{2}$")
+SECONDS_OF_A_DAY = 86_400
+
+Parser = Callable[[pl.Series], pl.Series]
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a log: int64, float64, or of type Null where it has none.
+
+    `how` says in words how they were read. `unit` is how many of them make a second, counted since 1970; None where
+    only their order is known.
+    """
+
+    values: pl.Series
+    how: str
+    unit: float | None = None
+
+    def shown(self, value: float) -> str:
+        """One of the values for people: a date and time in UTC where the unit is known."""
+        if self.unit is None:
+            return f"{value:,}"
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value / self.unit)
+        return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def settle_times(times: pl.Series, path: Path) -> Times:
+    """Times as numbers: those of the log, or for dates microseconds since 1970.
+
+    NaN and empty text are missing times. Raises UserError, with a value, for text that is neither a number nor a date
+    of a known form, where forms or units are mixed, and for numbers that can be no time.
+    """
+    if times.dtype.is_float():
+        times = times.fill_nan(None)
+    elif times.dtype == pl.String:
+        times = times.set(times.str.strip_chars() == "", None)
+    if times.null_count() == len(times):
+        return Times(pl.Series(times.name, [None] * len(times), dtype=pl.Null), "none")
+    if times.dtype.is_temporal():
+        return _of_temporal_type(times, path)
+    if times.dtype.is_integer():
+        return _of_numbers(_whole_times(times, path), path)
+    if times.dtype.is_float() or times.dtype.is_decimal():
+        return _of_numbers(times.cast(pl.Float64), path)
+    return _of_text(as_text(times, path), path)
+
+
+def as_text(values: pl.Series, path: Path) -> pl.Series:
+    """The values as text; UserError that names their column when they cannot be."""
+    try:
+        return values.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise UserError(
+            f"{path}: the column of the {values.name} is {values.dtype}, not numbers or text; set "
+            f"dataset.columns.{values.name} to another one."
+        ) from None
+
+
+def _of_temporal_type(times: pl.Series, path: Path) -> Times:
+    zone = getattr(times.dtype, "time_zone", None)
+    values = times.to_physical().cast(pl.Int64)
+    unit: float | None = {"ms": 1e3, "us": 1e6, "ns": 1e9}.get(getattr(times.dtype, "time_unit", ""))
+    if times.dtype == pl.Date:
+        unit = 1 / SECONDS_OF_A_DAY
+    if isinstance(times.dtype, pl.Duration | pl.Time) or unit is None:
+        return Times(values, f"{times.dtype} of the file, used for its order")
+    _refuse_beyond(values, OLDEST * unit, LAST * unit, times, path)
+    return Times(values, f"{times.dtype} of the file, {f'zone {zone}' if zone else 'no zone, read as UTC'}", unit)
+
+
+def _of_numbers(times: pl.Series, path: Path) -> Times:
+    """Numbers as they are; their unit is told from the size of most of them."""
+    sizes = times.cast(pl.Float64).abs()
+    inside = {name: (sizes >= FIRST * unit) & (sizes < LAST * unit) for name, unit in UNITS.items()}
+    examples = {name: times.filter(mask)[0] for name, mask in inside.items() if mask.any()}
+    if len(examples) > 1:
+        (one, first), (other, second), *_ = examples.items()
+        raise UserError(
+            f"{path}: the timestamps mix {one} and {other}, such as {first} and {second}; make them one or the other."
+        )
+    unit = next((UNITS[name] for name in examples if inside[name].mean() > 0.5), None)  # type: ignore[operator]
+    _refuse_beyond(times, OLDEST * (unit or 1), LAST * (unit or UNITS["nanoseconds"]), times, path)
+    if unit is None:
+        return Times(times, "numbers of no known unit, used for their order")
+    return Times(times, f"numbers, {next(iter(examples))} since 1970 in UTC", unit)
+
+
+def _refuse_beyond(times: pl.Series, first: float, last: float, written: pl.Series, path: Path) -> None:
+    """UserError, with the time as it is written in the log, when one lies before the first or after the last."""
+    sizes = times.cast(pl.Float64)
+    beyond = (sizes < first) | (sizes >= last)
+    if beyond.any():
+        raise UserError(
+            f"{path}: the timestamp {quoted(written.filter(beyond)[0])} is no time between 1897 and 5138; mend the log "
+            "(a row with an empty timestamp is dropped), or set dataset.columns.timestamp to another column."
+        )
+
+
+def _of_text(texts: pl.Series, path: Path) -> Times:
+    """The texts by the first parser that leaves none of them out."""
+    sample = texts.drop_nulls().head(1)
+    for name, parse in _parsers():
+        if parse(sample).null_count():
+            continue
+        parsed = parse(texts)
+        if parsed.null_count() == texts.null_count():
+            return _of_numbers(parsed, path) if name == "number" else _of_dates(parsed, name, texts, path)
+    raise UserError(f"{path}: {_why_none_fits(texts)}")
+
+
+def _of_dates(times: pl.Series, form: str, texts: pl.Series, path: Path) -> Times:
+    unit = UNITS["microseconds"]
+    _refuse_beyond(times, OLDEST * unit, LAST * unit, texts, path)
+    example = texts.drop_nulls()[0]
+    has_zone = HAS_ZONE.search(example if form == "ISO" else form)
+    return Times(
+        times, f"dates such as {quoted(example)}, {'zone as written' if has_zone else 'no zone, read as UTC'}", unit
+    )
+
+
+def _parsers() -> Iterator[tuple[str, Parser]]:
+    yield "number", _to_integer
+    yield "number", _to_number
+    yield "ISO", _to_iso_date
+    for form in DATE_FORMATS:
+        yield form, partial(_to_date, form=form)
+
+
+def _why_none_fits(texts: pl.Series) -> str:
+    """A text that no parser takes, or two that no one parser takes."""
+    left_by_all = texts.is_not_null()
+    mixed: list[str] = []
+    for _, parse in _parsers():
+        left_out = parse(texts).is_null() & texts.is_not_null()
+        left_by_all &= left_out
+        if not mixed and not left_out[texts.is_not_null().arg_max() or 0]:
+            mixed = [texts.drop_nulls()[0], texts.filter(left_out)[0]]
+    if left_by_all.any():
+        text = quoted(texts.filter(left_by_all)[0])
+        return (
+            f"the timestamp {text} is neither a number nor a date of a known form; set dataset.columns.timestamp to "
+            "another column."
+        )
+    one, other = map(quoted, mixed)
+    return f"the timestamps mix forms, such as {one} and {other}; make them one or the other."
+
+
+def _whole_times(times: pl.Series, path: Path) -> pl.Series:
+    whole = times.cast(pl.Int64, strict=False)
+    beyond = times.filter(whole.is_null() & times.is_not_null())
+    if len(beyond):
+        raise UserError(
+            f"{path}: the timestamp {beyond[0]} is outside the 64-bit integers; set dataset.columns.timestamp to "
+            "another column."
+        )
+    return whole
+
+
+def _to_integer(texts: pl.Series) -> pl.Series:
+    return texts.cast(pl.Int64, strict=False)
+
+
+def _to_number(texts: pl.Series) -> pl.Series:
+    numbers = texts.cast(pl.Float64, strict=False)
+    return numbers.set(~numbers.is_finite(), None)
+
+
+def _to_iso_date(texts: pl.Series) -> pl.Series:
+    dates = texts.set(~texts.str.contains(ISO_DATE), None).str.replace(ZONE_NAMES, "")
+    if dates.null_count() == len(dates):
+        return dates
+    try:
+        return dates.str.to_datetime(strict=False, time_unit="us").dt.epoch("us")
+    except pl.exceptions.ComputeError:  # of no form that is known
+        return dates.clear(len(dates))
+
+
+def _to_date(texts: pl.Series, form: str) -> pl.Series:
+    return texts.str.strip_chars().str.to_datetime(form, strict=False, time_unit="us").dt.epoch("us")
