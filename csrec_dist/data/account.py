@@ -17,7 +17,8 @@ Say = Callable[[str], None]
 def account_of_reading(log: Log) -> dict[str, Any]:
     """For dataset.json: the column of each role, how timestamps were read, and from when to when they go."""
     first, last = _time_span(log) or (None, None)
-    return {"columns": log.taken, "timestamps": log.times.how, "first_time": first, "last_time": last}
+    columns = {"columns": log.taken, "columns_passed_over": list(log.passed_over)}
+    return {**columns, "timestamps": log.times.how, "first_time": first, "last_time": last}
 
 
 def say_reading(log: Log, files: list[Path], format: str, say: Say) -> None:
@@ -27,6 +28,8 @@ def say_reading(log: Log, files: list[Path], format: str, say: Say) -> None:
         f"read {files[0]}{parts} as {format}: "
         + listed(f"{role}: {name or 'none'}" for role, name in log.taken.items())
     )
+    if log.passed_over:
+        say(f"columns that were not taken, though their names are usual ones: {listed(log.passed_over)}")
     span = _time_span(log)
     if span is None:
         say("no timestamps: the order of the rows is taken for the order in time")

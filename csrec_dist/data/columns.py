@@ -18,10 +18,10 @@ ORDER_IS_MEANT = (
     "of time already"
 )
 USERS = ("user", "userid", "uid", "reviewerid", "visitorid", "customerid", "username")
-SESSIONS = ("session", "sessionid", "usersession", "visitid")
+SESSIONS = ("session", "sessionid", "visitid")
 # Compared in lower case and without punctuation, the first that is there wins.
 GUESSES = {
-    "user": USERS + SESSIONS,
+    "user": (*USERS, *SESSIONS, "usersession"),  # the last is a part of a user's sequence, and no question
     "item": (
         *("item", "itemid", "iid", "parentasin", "asin", "businessid", "movieid", "artistid", "productid"),
         *("articleid", "bookid", "isbn", "videoid"),
@@ -121,11 +121,13 @@ class Layout:
 class Scan:
     """A log to be read: its columns under the names of the roles, null where absent, one row an interaction.
 
-    `taken` says which column of the file each role is; None: none.
+    `taken` says which column of the file each role is; None: none. `passed_over` are columns that by their names could
+    have been taken too.
     """
 
     frame: pl.LazyFrame
     taken: dict[str, str | None]
+    passed_over: tuple[str, ...] = ()
 
 
 def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "") -> Scan:
@@ -133,15 +135,17 @@ def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "") -> Sca
 
     Raises UserError, ending in the hint, when a column is missing or cannot be guessed.
     """
-    taken = choose(log.collect_schema().names(), columns, path, hint)
-    return Scan(by_role(log, taken), taken)
+    names = log.collect_schema().names()
+    return scan_of(log, choose(names, columns, path, hint), names)
 
 
-def by_role(log: pl.LazyFrame, taken: Mapping[str, str | None]) -> pl.LazyFrame:
-    """The columns under the names of their roles, null where there is none."""
-    return log.select(
+def scan_of(log: pl.LazyFrame, taken: dict[str, str | None], names: Sequence[str]) -> Scan:
+    """The columns that were taken, under the names of their roles."""
+    frame = log.select(
         pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()
     )
+    usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
+    return Scan(frame, taken, tuple(name for name in names if name in usual))
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:

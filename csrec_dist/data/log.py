@@ -1,5 +1,6 @@
 """A raw log in memory: read by its reader, types settled, ids numbered, sorted by user and time."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Log:
     (float32 or null) and timestamp (int64, float64, or of type Null where the log has none). Where the log
     says what the user preferred before any noise, also true_item: its number (int32), null if it is none of `items`.
     `users` and `items` are the raw ids by number: int64, uint64 or text. `taken` says which column of the file each
-    role is, `times` how the timestamps of all rows were read.
+    role is, `passed_over` which others could have been by their names, `times` how the timestamps were read.
     """
 
     frame: pl.DataFrame
@@ -34,6 +35,7 @@ class Log:
     num_without_id: int
     num_without_time: int
     taken: dict[str, str | None]
+    passed_over: tuple[str, ...]
     times: Times
 
     @property
@@ -66,13 +68,13 @@ def read_log(files: list[Path], format: str, layout: Layout) -> Log:
     Raises UserError when the files cannot be read so, hold nothing, lack a named column, or do not say when
     interactions happened and it is not said that they are in order.
     """
-    frame, taken = _collect(files, format, layout)
+    frame, scan = _collect(files, format, layout)
     if frame.is_empty():
         raise UserError(f"{files[0]} holds no interactions: a log needs at least one.")
     times = settle_times(frame["timestamp"], files[0])
+    if times.values.dtype == pl.Null and scan.taken["timestamp"] is not None:
+        raise UserError(f"{files[0]}: the column {scan.taken['timestamp']} holds no timestamp; {ORDER_IS_MEANT}.")
     named = frame.with_columns(timestamp=times.values).drop_nulls(["user", "item"])
-    if times.values.dtype == pl.Null and taken["timestamp"] is not None:
-        raise UserError(f"{files[0]}: the column {taken['timestamp']} holds no timestamp; {ORDER_IS_MEANT}.")
     kept = named if times.values.dtype == pl.Null else named.drop_nulls("timestamp")
     if kept.is_empty():
         what = "a user and an item" if named.is_empty() else "a user, an item and a timestamp"
@@ -82,7 +84,7 @@ def read_log(files: list[Path], format: str, layout: Layout) -> Log:
     kept = _with_true_items(kept, item_numbers)
     numbered = kept.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(kept["rating"], files[0]))
     dropped = {"num_without_id": len(frame) - len(named), "num_without_time": len(named) - len(kept)}
-    return Log(_sorted(numbered), users, items, **dropped, taken=taken, times=times)
+    return Log(_sorted(numbered), users, items, **dropped, taken=scan.taken, passed_over=scan.passed_over, times=times)
 
 
 def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
@@ -125,17 +127,17 @@ def _files_in(source: Path) -> list[Path]:
     return files
 
 
-def _collect(files: list[Path], format: str, layout: Layout) -> tuple[pl.DataFrame, dict[str, str | None]]:
-    """All rows of the files, and which column each role is."""
+def _collect(files: list[Path], format: str, layout: Layout) -> tuple[pl.DataFrame, Scan]:
+    """All rows of the files, and how the first of them is scanned."""
     try:
         scans = [READERS[format].scan(file, layout) for file in files]
         _refuse_unlike(scans, files)
         frame = pl.concat([scan.frame for scan in scans], how="vertical_relaxed").collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
-        reason = _why_unreadable(error, files[0], layout)
+        reason = _why_unreadable(error, files, format)
         raise UserError(f"{files[0]} could not be read by the reader '{format}': {reason}") from None
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
-    return frame.with_columns(pl.col(nans).fill_nan(None)), scans[0].taken
+    return frame.with_columns(pl.col(nans).fill_nan(None)), scans[0]
 
 
 def _refuse_unlike(scans: list[Scan], files: list[Path]) -> None:
@@ -149,11 +151,13 @@ def _refuse_unlike(scans: list[Scan], files: list[Path]) -> None:
                 )
 
 
-def _why_unreadable(error: Exception, file: Path, layout: Layout) -> str:
+def _why_unreadable(error: Exception, files: list[Path], format: str) -> str:
     """The reason in one line; where the text is not UTF-8, what to do."""
     reason = shortened(str(error).strip().partition("\n")[0], LONGEST_REASON)
-    if layout.encoding is None and "utf-8" in reason.lower() and (line := undecodable_line(file)):
-        reason = f"line {line} is not UTF-8; name its encoding with dataset.encoding, such as latin-1 or cp1252"
+    if re.search("utf-?8", reason, re.IGNORECASE):
+        lines = [f"line {line} of {file.name}" for file in files if (line := undecodable_line(file))]
+        todo = "name the encoding with dataset.encoding, such as latin-1 or cp1252"
+        reason = f"{listed(lines)} is not UTF-8; {todo if format == 'delimited' else 'convert the log to UTF-8'}"
     return reason
 
 

@@ -90,6 +90,12 @@ def test_fields_whose_types_nothing_unites_do_not_hide_the_others(tmp_path):
     assert (items_of(log), log.num_without_id, log.num_without_time) == ([4], 1, 1)
 
 
+def test_a_line_that_is_no_object_is_named(tmp_path):
+    text = '{"user": 1, "item": 2, "x": 3}\n{"user": 1, "x": [5]}\n[6]\n'
+    with pytest.raises(UserError, match=r"line 3 is no JSON object: '\[6\]"):
+        read(write(tmp_path, text))
+
+
 @pytest.mark.parametrize("nested", ["[1, 2]", '{"id": 1}'])
 @pytest.mark.parametrize("first", ["1", '"x"'])
 def test_an_id_is_no_list_or_object(tmp_path, nested, first):
@@ -108,6 +114,12 @@ SESSIONS = """sessionId;userId;itemId;timeframe;eventdate
 1;NA;11;100;2016-05-09
 2;NA;13;3;2016-05-09
 """
+
+
+def test_a_part_of_a_users_sequence_is_no_question(tmp_path):
+    text = "event_time,product_id,user_id,user_session\n2019-10-01 00:00:01 UTC,1,7,a\n2019-10-01 00:00:00 UTC,2,7,b\n"
+    log = read(write(tmp_path, text))
+    assert (log.taken["user"], log.passed_over, items_of(log)) == ("user_id", ("user_session",), [2, 1])
 
 
 def test_users_and_sessions_are_a_question(tmp_path):
@@ -201,8 +213,12 @@ def test_an_encoding_can_be_named(tmp_path, encoding, zipped):
 
 def test_text_that_is_not_utf8_names_the_key(tmp_path):
     text = "user,item,time\nu,a,1\nu,Café,2\n"
-    with pytest.raises(UserError, match=r"line 3 is not UTF-8; name its encoding with dataset\.encoding"):
+    with pytest.raises(UserError, match=r"line 3 of log\.csv is not UTF-8; name the encoding with dataset\.encoding"):
         read(write(tmp_path, text.encode("latin-1")))
+    with pytest.raises(UserError, match=r"line 2 of log\.csv is not UTF-8; name the encoding with dataset\.encoding"):
+        read(write(tmp_path, "user::item::time\nu::Café::2\n".encode("latin-1")))
+    with pytest.raises(UserError, match=r"line 1 of log\.csv is not UTF-8; convert the log"):
+        read(write(tmp_path, '{"user": "ü", "item": 1, "time": 2}\n'.encode("latin-1")))
     with pytest.raises(UserError, match=r"is not of dataset\.encoding ascii"):
         read(write(tmp_path, text), encoding="ascii")
 

@@ -12,7 +12,7 @@ import datasets
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -48,7 +48,9 @@ def oracle(log: list[tuple], options: DatasetOptions) -> dict[str, list]:
     """Rows (user, items, rating of the last) of each split, by first appearance of the user, then in time."""
     first_seen = list(dict.fromkeys(user for user, *_ in log))
     ordered = sorted(log, key=lambda row: (first_seen.index(row[0]), row[3] or 0))
-    if options.duplicates != "keep":
+    if options.duplicates == "exact":
+        ordered = list(dict.fromkeys(ordered))
+    elif options.duplicates != "keep":
         rows = ordered if options.duplicates == "first" else ordered[::-1]
         unique = list({(row[0], row[1]): row for row in rows[::-1]}.values())
         ordered = [row for row in ordered if any(row is one for one in unique)]
@@ -94,7 +96,7 @@ choices = st.fixed_dictionaries(
         "windows": st.sampled_from(["disjoint", "paper", "last"]),
         "min_interactions": st.integers(1, 4),
         "k_core": st.sampled_from(["iterated", "once"]),
-        "duplicates": st.sampled_from(["keep", "first", "last"]),
+        "duplicates": st.sampled_from(["keep", "exact", "first", "last"]),
         "num_lanes": st.integers(1, 4),
         "seed": st.integers(0, 3),
     }
@@ -116,6 +118,7 @@ def write_log(path: Path, log: list[tuple], users: str, items: str, timed: bool)
 def test_prepare_does_what_plain_python_does(tmp_path_factory, log, choice, users, items, timed, as_text):
     folder = tmp_path_factory.mktemp("prepare")
     path = folder / ("log.csv" if as_text else "log.parquet")
+    assume(timed or choice["duplicates"] != "exact")
     named = write_log(path, log, users, items, timed)
     options = DatasetOptions(source=str(path), columns={} if timed else IN_ORDER, **choice)
     expected = oracle(named, options)
@@ -300,12 +303,15 @@ def test_only_rows_written_twice_are_exact_duplicates(tmp_path):
 
 def test_prepare_says_what_it_read_and_keeps_it(tmp_path):
     path = tmp_path / "log.csv"
-    lines = [f"u{u},i{(u + k) % 5},{1_400_000_000 + 3600 * k}" for u in range(5) for k in range(5)]
-    path.write_text("\n".join(["User ID,item,event_time", *lines, "u1,,1400000000", "u1,i1,"]) + "\n")
+    lines = [f"u{u},i{(u + k) % 5},{1_400_000_000 + 3600 * k},1,2" for u in range(5) for k in range(5)]
+    path.write_text(
+        "\n".join(["User ID,item,event_time,date,user_session", *lines, "u1,,1400000000,,", "u1,i1,,,"]) + "\n"
+    )
     said: list[str] = []
     info = prepare(DatasetOptions(source=str(path)), tmp_path / "out", said.append)
-    assert said[:6] == [
+    assert said[:7] == [
         f"read {path} as delimited: user: User ID, item: item, rating: none, timestamp: event_time, true_item: none",
+        "columns that were not taken, though their names are usual ones: date, user_session",
         "timestamps: numbers, seconds since 1970 in UTC, from 2014-05-13 16:53:20 UTC to 2014-05-13 20:53:20 UTC",
         "read 25 interactions of 5 users and 5 items",
         "dropped 1 row without a user or an item",
@@ -315,6 +321,7 @@ def test_prepare_says_what_it_read_and_keeps_it(tmp_path):
     columns = {"user": "User ID", "item": "item", "rating": None, "timestamp": "event_time", "true_item": None}
     assert info["reading"] == {
         "columns": columns,
+        "columns_passed_over": ["date", "user_session"],
         "timestamps": "numbers, seconds since 1970 in UTC",
         "first_time": "2014-05-13 16:53:20 UTC",
         "last_time": "2014-05-13 20:53:20 UTC",

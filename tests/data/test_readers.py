@@ -85,7 +85,7 @@ def test_format(tmp_path, case, zipped):
     data = text.encode()
     path = tmp_path / (name + ".gz" * zipped)
     path.write_bytes(gzip.compress(data) if zipped else data)
-    assert detect(path) == reader
+    assert detect(path, Layout()) == reader
     in_order = {} if expected[0][3] is not None or reader in SEQUENCES else {"timestamp": "none"}
     assert rows(read(path, **in_order)) == expected
 
@@ -110,7 +110,7 @@ def test_every_text_reader_has_a_case():
 def test_parquet_of_any_types(tmp_path, users, items, times, expected):
     path = tmp_path / "log"
     pl.DataFrame({"user": users, "item": items, "timestamp": times}).write_parquet(path)
-    assert detect(path) == "parquet"
+    assert detect(path, Layout()) == "parquet"
     assert rows(read(path)) == expected
 
 

@@ -55,7 +55,7 @@ READERS: dict[str, Reader] = {
 NOT_DELIMITED = ("parquet", "yelp", "amazon_reviews", "json_lines")
 
 
-def detect(path: Path, layout: Layout = Layout()) -> str:  # noqa: B008 (frozen)
+def detect(path: Path, layout: Layout) -> str:
     """The name of the reader for a file. UserError when no reader knows it."""
     if layout.header is not None or layout.encoding is not None:
         return _as_delimited(path)

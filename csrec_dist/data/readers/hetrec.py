@@ -4,6 +4,7 @@ user_taggedartists.dat has day, month and year, user_taggedartists-timestamps.da
 tags an artist with several tags: all of them are ONE interaction, the first in time (ties: in the file).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from csrec_dist.data.readers.delimited import scan_text
 from csrec_dist.data.readers.peek import first_line
 
 IDS = ["userID", "artistID", "tagID"]
-NAMES = {"user": "userID", "item": "artistID", "timestamp": "timestamp"}
+NAMES = {"user": "userID", "item": "artistID"}
 
 
 def matches(path: Path) -> bool:
@@ -27,13 +28,15 @@ def scan(path: Path, layout: Layout) -> Scan:
     Raises UserError when a column is named that the file does not have.
     """
     log = scan_text(path, "\t")
+    name = "timestamp"
     if "year" in log.collect_schema():
-        day = pl.date(*(pl.col(name).cast(pl.Int32) for name in ("year", "month", "day")))
-        time = day.cast(pl.Datetime("ms")).dt.epoch("s")
+        day = pl.date(*(pl.col(part).cast(pl.Int32) for part in ("year", "month", "day")))
+        name = "year, month, day"
+        log = log.with_columns(day.cast(pl.Datetime("ms")).dt.epoch("s").alias(name))
     else:
-        time = pl.col("timestamp").cast(pl.Int64)
-    scanned = pick(log.with_columns(timestamp=time), layout.columns.filled(NAMES), path)
-    return Scan(_first_of_each(scanned.frame), scanned.taken)
+        log = log.with_columns(pl.col(name).cast(pl.Int64))
+    scanned = pick(log, layout.columns.filled({**NAMES, "timestamp": name}), path)
+    return replace(scanned, frame=_first_of_each(scanned.frame))
 
 
 def _first_of_each(log: pl.LazyFrame) -> pl.LazyFrame:

@@ -1,11 +1,13 @@
 """Reader of JSON lines (plain or .gz): one object a line, fields by name."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from csrec_dist.data.columns import Layout, Scan, by_role, choose
+from csrec_dist.data.columns import Layout, Scan, choose, scan_of
 from csrec_dist.data.readers.peek import first_record, opened
 from csrec_dist.data.wording import quoted
 from csrec_dist.errors import UserError
@@ -28,7 +30,7 @@ def scan(path: Path, layout: Layout, usual: dict[str, str] | None = None) -> Sca
     fields = {role: name for role, name in taken.items() if name is not None}
     log = pl.scan_ndjson(path, schema=dict.fromkeys(fields.values(), pl.String))
     _refuse_nested(log, list(fields.values()), path)
-    return Scan(by_role(log, taken), taken)
+    return scan_of(log, taken, names)
 
 
 def field_names(path: Path) -> list[str]:
@@ -36,9 +38,7 @@ def field_names(path: Path) -> list[str]:
     try:
         return pl.scan_ndjson(path, infer_schema_length=None).collect_schema().names()
     except pl.exceptions.SchemaError:  # some field has values of types that nothing unites
-        with opened(path) as file:
-            records = (json.loads(line) for line in file if line.strip())
-            return list(dict.fromkeys(name for record in records for name in record))
+        return list(dict.fromkeys(name for _, record in _records(path) for name in record))
 
 
 def _refuse_nested(log: pl.LazyFrame, names: list[str], path: Path) -> None:
@@ -48,12 +48,23 @@ def _refuse_nested(log: pl.LazyFrame, names: list[str], path: Path) -> None:
     """
     like_nested = pl.any_horizontal(pl.col(names).str.contains(r"^[\[{]"))
     if log.select(like_nested.any()).collect(engine="streaming").item():
-        with opened(path) as file:
-            for number, line in enumerate(file, 1):
+        for number, record in _records(path):
+            nested = next((name for name in names if isinstance(record.get(name), list | dict)), None)
+            if nested is not None:
+                raise UserError(
+                    f"{path}: {quoted(nested)} of line {number} is {quoted(record[nested])}, where a number or a text "
+                    "is needed: mend the log, or name another field in dataset.columns."
+                )
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects with the numbers of their lines, from 1; UserError for a line that is none."""
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
                 record = json.loads(line) if line.strip() else {}
-                nested = next((name for name in names if isinstance(record.get(name), list | dict)), None)
-                if nested is not None:
-                    raise UserError(
-                        f"{path}: {quoted(nested)} of line {number} is {quoted(record[nested])}, where a number or a "
-                        "text is needed: mend the log, or name another field in dataset.columns."
-                    )
+            except ValueError:
+                record = None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}: line {number} is no JSON object: {quoted(line.decode(errors='replace'))}.")
+            yield number, record
