@@ -90,6 +90,24 @@ def test_impossible_combinations_are_refused() -> None:
         parse_config(GOOD | {"distributed": {"engine": "deepspeed"}})
 
 
+def test_engine_deepspeed_takes_the_launchers_settings_unless_it_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\ndataset: {source: ml-100k}\nmodel: {name: sasrec}\n")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "launcher.json")
+    config = load_config(path, ["distributed.engine=deepspeed"])
+    assert config.distributed.deepspeed == "launcher.json"
+    own = load_config(path, ["distributed.engine=deepspeed", "distributed.deepspeed=own.json"])
+    assert own.distributed.deepspeed == "own.json"
+    assert load_config(path, ["distributed.engine=fsdp"]).distributed.deepspeed is None
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    assert load_config(tmp_path / "resolved.yaml") == config
+    with pytest.raises(UserError, match="or the launcher's --deepspeed_config_file"):
+        load_config(path, ["distributed.engine=deepspeed"])
+
+
 def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("name: x\ndataset: {source: ml-100k}\nmodel: {name: sasrec}\n")

@@ -64,7 +64,10 @@ def impossible_engine(options: DistributedOptions) -> list[str]:
     problems = []
     engine, catalog_parallel = options.engine, int(options.catalog_parallel)
     if engine == "deepspeed" and options.deepspeed is None:
-        problems.append("distributed.deepspeed: engine deepspeed needs it, for example configs/deepspeed/zero2.json.")
+        problems.append(
+            "distributed.deepspeed: engine deepspeed needs it, for example configs/deepspeed/zero2.json, or the "
+            "launcher's --deepspeed_config_file."
+        )
     if engine != "deepspeed" and options.deepspeed is not None:
         problems.append(
             f"distributed.deepspeed: engine {engine} does not read it; leave it out, or set distributed.engine to "

@@ -1,6 +1,7 @@
 """The configuration of a run: read from YAML, overridden by --set, checked whole before any work."""
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from csrec_dist.models import MODELS, ModelConfig, config_class
 
 LONGEST_INPUT = 200
 """Characters of a wrong value that a message shows."""
+LAUNCHERS_DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
+"""Where `accelerate launch --use_deepspeed --deepspeed_config_file FILE` tells its ranks of the file."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, and check everything.
+
+    Engine deepspeed without a file of settings takes that of the launcher.
 
     Raises:
         UserError: the file is missing or not YAML, or any keys or values are wrong (all are named at once).
@@ -27,6 +32,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     raw = read_yaml(path)
     for override in overrides:
         set_key(raw, *parse_override(override))
+    distributed, file = raw.get("distributed"), os.environ.get(LAUNCHERS_DEEPSPEED)
+    if file and isinstance(distributed, dict) and distributed.get("engine") == "deepspeed":
+        raw["distributed"] = distributed | {"deepspeed": distributed.get("deepspeed") or file}
     return parse_config(raw)
 
 

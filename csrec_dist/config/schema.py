@@ -149,7 +149,9 @@ class DistributedOptions(Section):
         "ddp", description="how the ranks of a model share its parameters, gradients and optimizer states"
     )
     deepspeed: str | None = Field(
-        None, description="settings of engine deepspeed, a JSON file with the ZeRO stage; see configs/deepspeed"
+        None,
+        description="settings of engine deepspeed, a JSON file with the ZeRO stage; see configs/deepspeed; null: that "
+        "of `accelerate launch --deepspeed_config_file`",
     )
     catalog_parallel: int = Field(
         1, ge=1, strict=True, description="ranks that share one item table, for catalogs beyond one device's memory"

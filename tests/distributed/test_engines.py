@@ -309,6 +309,7 @@ def test_a_missing_deepspeed_is_said_with_what_works(monkeypatch: pytest.MonkeyP
 def test_what_settings_leave_to_others_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     zero = {"stage": 2, "reduce_bucket_size": "auto", "overlap_comm": True}
-    path.write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto", "steps_per_print": 5}))
+    auto = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "optimizer": {"params": {"lr": "auto"}}}
+    path.write_text(json.dumps({"zero_optimization": zero, "steps_per_print": 5, **auto}))
     expected = {"zero_optimization": {"stage": 2, "overlap_comm": True}, "steps_per_print": 5}
     assert zero_settings.read_settings(path) == expected

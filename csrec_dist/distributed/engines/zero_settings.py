@@ -71,5 +71,6 @@ def complete(settings: dict[str, Any], updates: Updates) -> dict[str, Any]:
 
 
 def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in settings.items() if value != "auto"}
-    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    """Settings without "auto", and without sections in which nothing else stands."""
+    shortened = {key: _without_auto(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key: value for key, value in shortened.items() if value != "auto" and (value != {} or not settings[key])}
