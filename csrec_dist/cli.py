@@ -14,6 +14,7 @@ from rich.text import Text
 
 from csrec_dist import __version__
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
+from csrec_dist.orphans import end_with_parent
 
 STAGES = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
 
@@ -38,6 +39,7 @@ docs/configuration.md lists every key of a config.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    end_with_parent()
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0

@@ -1,7 +1,7 @@
 """The way from a raw log to a distilled student: stages in their order, each done once."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from csrec_dist.distributed.mesh import check_catalog_parallel
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
 from csrec_dist.memory import explained
+from csrec_dist.runlock import RunLock
 from csrec_dist.stages import distill, evaluate, label, prepare, teach
 from csrec_dist.stages.run import Run
 from csrec_dist.telemetry import measured
@@ -52,8 +53,8 @@ def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None
     `restart` names a stage that is done again, with all that depend on it. Every rank calls this.
 
     Raises:
-        UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, or the
-            engine cannot start.
+        UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
+            engine cannot start, or another process uses the run's folder.
     """
     run = Run(config, runtime)
     plan = stages_of(config)
@@ -62,10 +63,22 @@ def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None
         chosen = choose(config, plan, names, restart)
         check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed.engine, config.distributed.deepspeed)
-    runtime.on_main(lambda: _open(run, plan, restart))
-    for stage in chosen:
-        _execute(run, stage)
+    with _in_use(run):
+        runtime.on_main(lambda: _open(run, plan, restart))
+        for stage in chosen:
+            _execute(run, stage)
     return run
+
+
+@contextmanager
+def _in_use(run: Run) -> Iterator[None]:
+    """Within the block the run's folder is taken: rank 0 has its lock."""
+    lock = RunLock(run.folder)
+    run.runtime.on_main(lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, restart: str | None) -> list[Stage]:

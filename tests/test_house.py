@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 LAYERS = [
-    {"errors", "files", "memory"},
+    {"errors", "files", "memory", "orphans", "runlock"},
     {"data", "models", "objectives", "distributed"},
     {"labels", "teachers", "evaluation", "config"},
     {"checkpoints", "stagebook", "telemetry"},

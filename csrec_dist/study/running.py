@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any
 
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_text
+from csrec_dist.orphans import Children
 from csrec_dist.pipeline import execute
 from csrec_dist.study.planning import Task, adopt
 
@@ -42,17 +42,23 @@ def begin(task: Task) -> bool:
 
 
 def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
-    """Runs wait for what they share; the others go on when one fails, and the failures are said at the end."""
+    """Runs wait for what they share; the others go on when one fails, and the failures are said at the end.
+
+    A signal stops all that run, each with a checkpoint, and then this process.
+    """
     waiting = [task for task in tasks if not task.is_done]
     running: dict[Future[None], Task] = {}
     failures: list[str] = []
-    with ThreadPoolExecutor(jobs) as pool:
+    children = Children()
+    with children.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
         while waiting or running:
+            if children.stopped_by:
+                waiting.clear()
             ready = [task for task in waiting if task.is_ready]
             for task in ready[: jobs - len(running)]:
                 waiting.remove(task)
-                running[pool.submit(run_alone, task)] = task
-            assert running, f"{waiting[0].config.name} waits for a run that is not among those to do"
+                running[pool.submit(run_alone, task, children)] = task
+            assert running or not waiting, f"{waiting[0].config.name} waits for a run that is not among those to do"
             for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                 task, error = running.pop(future), future.exception()
                 if error is None:
@@ -61,19 +67,21 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
                 failures.append(str(error))
                 for other in waiting:
                     other.forget(task)
+        if children.stopped_by:
+            say(f"stopped by {children.stopped_by.name}; the same command goes on from there")
     if failures:
         raise UserError(" ".join(failures))
 
 
-def run_alone(task: Task) -> None:
+def run_alone(task: Task, children: Children) -> None:
     """One run in a process of its own on one thread; what it prints goes into <run>/study.log."""
     adopt(task)
     task.folder.mkdir(parents=True, exist_ok=True)
     config = task.folder / "study.yaml"
     write_text(config, task.config.to_yaml())
-    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(config)]
     with open(task.folder / "study.log", "a", encoding="utf-8") as log:
-        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    if ended.returncode:
+        status = children.run(command, environment, stdout=log, stderr=subprocess.STDOUT)
+    if status:
         raise UserError(f"The run {task.folder} failed; {task.folder / 'study.log'} says why.")

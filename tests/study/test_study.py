@@ -10,6 +10,7 @@ from study_files import STUDY, entries_of, write_study
 from csrec_dist.cli import main
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
+from csrec_dist.orphans import Children
 from csrec_dist.stagebook import StageBook
 from csrec_dist.study import running
 from csrec_dist.study.planning import Task
@@ -114,7 +115,7 @@ def test_a_failed_run_is_named_and_the_others_are_done(
 ) -> None:
     done, run_alone = [], running.run_alone
 
-    def run(task: Task) -> None:
+    def run(task: Task, _: Children) -> None:
         if task.config.name == "CSRec-M-1-s0":
             raise UserError("The run CSRec-M-1-s0 failed.")
         done.append((task.config.name, task.donor and task.donor.config.name))
@@ -130,7 +131,10 @@ def test_a_failed_run_is_named_and_the_others_are_done(
     StageBook(broken).finish("evaluate", {}, {}, [])
     _, entries = entries_of(study_file)
     with pytest.raises(UserError, match="says why"):
-        run_alone(Task(replace(entries[1], config=entries[1].config.model_copy(update={"output": str(broken.parent)}))))
+        run_alone(
+            Task(replace(entries[1], config=entries[1].config.model_copy(update={"output": str(broken.parent)}))),
+            Children(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""Processes that end with the one that started them: ranks with their launcher, runs of a study with the study."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+PARENT = "CSREC_PARENT"
+"""Names, in the environment of a process that was started by csrec_dist, the process that it ends with."""
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(environ: Mapping[str, str] = os.environ) -> None:
+    """Have Linux send this process SIGTERM when its parent ends, if that is a study or a launcher of ranks.
+
+    SIGTERM lets a training write a checkpoint first. A killed launcher (torch's, which accelerate uses) would
+    otherwise leave its ranks training, and a killed study its runs. A process that somebody else has started, such as
+    a shell that the run is to outlive, does not end with it.
+    """
+    parent = environ.get(PARENT)
+    if sys.platform != "linux" or (parent is None and "TORCHELASTIC_RUN_ID" not in environ):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # The end of a study before this call sends nothing any more. A rank whose launcher has ended meets no others.
+    if parent is not None and os.getppid() != int(parent):
+        signal.raise_signal(signal.SIGTERM)
+
+
+class Children:
+    """The processes that this one has started and waits for: a signal that ends this one ends them first."""
+
+    def __init__(self) -> None:
+        self.stopped_by: signal.Signals | None = None
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, command: Sequence[str], environ: Mapping[str, str], **options: Any) -> int:
+        """Start a process, wait for it, and return its status; once stopped, start none.
+
+        Called by a thread that lives as long as the process does: Linux takes the end of the thread for the parent's.
+        """
+        with self._lock:
+            if self.stopped_by:
+                return 128 + self.stopped_by
+            process = subprocess.Popen(command, env={**environ, PARENT: str(os.getpid())}, **options)
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return status
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Within the block SIGTERM and SIGINT are passed on as SIGTERM; at its end this process exits.
+
+        A training takes either for the wish to write a checkpoint, and the first one counts: by Ctrl-C on a terminal
+        the children have had SIGINT already. In another thread than the main one, signals are left alone.
+        """
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {each: signal.signal(each, self._pass_on) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        if self.stopped_by:
+            raise SystemExit(128 + self.stopped_by)
+
+    def _pass_on(self, signum: int, _: object) -> None:
+        # The lock is never taken by the main thread otherwise, and by others only for as long as a process starts.
+        with self._lock:
+            self.stopped_by = self.stopped_by or signal.Signals(signum)
+            for process in self._running:
+                process.terminate()
