@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from csrec_dist import __version__
+from csrec_dist import __version__, threads
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.orphans import end_with_parent
 
@@ -40,7 +40,9 @@ docs/configuration.md lists every key of a config.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     end_with_parent()
+    keep_threads = threads.choose()
     options = _parser().parse_args(arguments)
+    options.keep_threads = keep_threads
     try:
         return options.command(options) or 0
     except UserError as error:
@@ -115,7 +117,7 @@ def _run_stages(options: argparse.Namespace) -> int:
         distributed = config.distributed
         runtime = Runtime.start(distributed.timeout_minutes, distributed.engine, config.training.precision)
     try:
-        run = execute(config, runtime, options.stages, options.restart)
+        run = execute(config, runtime, options.stages, options.restart, keep_threads=options.keep_threads)
         if runtime.is_main and options.stages is None:
             write_report(run.folder)
             print_results(run.folder, Console())
@@ -164,7 +166,7 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 def _simulate(options: argparse.Namespace) -> int:
     from csrec_dist.data.simulate import simulate, simulation_options
 
-    values = {key: value for key, value in vars(options).items() if key not in ("command", "folder")}
+    values = {key: value for key, value in vars(options).items() if key not in ("command", "folder", "keep_threads")}
     truth = simulate(simulation_options(values), options.folder, print)
     print(f"wrote {options.folder}: {truth['num_replaced']:,} interactions are noise")
     return 0
@@ -276,6 +278,7 @@ def _study(options: argparse.Namespace) -> int:
         only=options.only,
         results_only=options.results,
         elsewhere=options.elsewhere,
+        keep_threads=options.keep_threads,
     )
 
 

@@ -13,6 +13,7 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
 from csrec_dist.memory import explained
 from csrec_dist.runlock import RunLock
+from csrec_dist.runthreads import threads_of_run
 from csrec_dist.stages import distill, evaluate, label, prepare, teach
 from csrec_dist.stages.run import Run
 from csrec_dist.telemetry import measured
@@ -47,10 +48,18 @@ def stages_of(config: Config) -> list[Stage]:
     return [PREPARE, *teaching, DISTILL, *([BASELINE] if config.baseline else []), EVALUATE]
 
 
-def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None, restart: str | None = None) -> Run:
+def execute(
+    config: Config,
+    runtime: Runtime,
+    names: Sequence[str] | None = None,
+    restart: str | None = None,
+    *,
+    keep_threads: bool = False,
+) -> Run:
     """Do the stages called `names` (all of the method's when None), those that are done already excepted.
 
-    `restart` names a stage that is done again, with all that depend on it. Every rank calls this.
+    `restart` names a stage that is done again, with all that depend on it. `keep_threads`: a run that goes on computes
+    with as many threads as it began with, whatever this process has. Every rank calls this.
 
     Raises:
         UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
@@ -65,8 +74,9 @@ def execute(config: Config, runtime: Runtime, names: Sequence[str] | None = None
         engines.check(config.distributed.engine, config.distributed.deepspeed)
     with _in_use(run):
         runtime.on_main(lambda: _open(run, plan, restart))
-        for stage in chosen:
-            _execute(run, stage)
+        with run.log("run") as log, threads_of_run(run.folder, runtime, log.say, keep_threads):
+            for stage in chosen:
+                _execute(run, stage)
     return run
 
 

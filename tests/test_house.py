@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 LAYERS = [
-    {"errors", "files", "memory", "orphans", "runlock"},
+    {"errors", "files", "memory", "orphans", "runlock", "threads"},
     {"data", "models", "objectives", "distributed"},
     {"labels", "teachers", "evaluation", "config"},
-    {"checkpoints", "stagebook", "telemetry"},
+    {"checkpoints", "runthreads", "stagebook", "telemetry"},
     {"training"},
     {"stages"},
     {"pipeline", "runfolder"},

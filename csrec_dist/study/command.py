@@ -25,10 +25,12 @@ def study_command(
     only: Sequence[str],
     results_only: bool,
     elsewhere: Sequence[Path] = (),
+    keep_threads: bool = False,
 ) -> int:
     """Do the runs of a study that are not done, then write its results; the exit status.
 
-    Runs that have a row in the files `elsewhere`, results.parquet of the same study, are done.
+    Runs that have a row in the files `elsewhere`, results.parquet of the same study, are done. `keep_threads` as
+    `execute` takes it.
 
     Raises:
         UserError: there is no such study, its file or a run's config is wrong, a finished run has other settings than
@@ -47,7 +49,7 @@ def study_command(
         runtime = Runtime.start()
     try:
         if not results_only:
-            run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None)
+            run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None, keep_threads)
     finally:
         if runtime.is_main:
             print(f"results: {write_results(study, entries, folder, rows)}")

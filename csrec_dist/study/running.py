@@ -20,8 +20,11 @@ POLL_SECONDS = 5.0
 Say = Callable[[str], None]
 
 
-def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say) -> None:
-    """Do all that are not done: `jobs` at once in processes of one thread each, or with all ranks one by one."""
+def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say, keep_threads: bool = False) -> None:
+    """Do all that are not done: `jobs` at once in processes of one thread each, or with all ranks one by one.
+
+    `keep_threads` as `execute` takes it.
+    """
     say(f"{len(tasks)} runs, {sum(not task.is_done for task in tasks)} to do")
     if jobs > 1:
         if runtime.world_size > 1:
@@ -31,7 +34,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say) -> N
     for task in tasks:
         if runtime.on_main(partial(begin, task)):
             say(task.config.name)
-            execute(task.config, runtime)
+            execute(task.config, runtime, keep_threads=keep_threads)
 
 
 def begin(task: Task) -> bool:

@@ -1,0 +1,49 @@
+"""The number of threads that a run computes with, written into its folder: the bits of sums depend on it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csrec_dist.distributed import Runtime
+from csrec_dist.files import read_json, write_json
+from csrec_dist.threads import crowding_named, wait_policy
+
+FILE = "threads.json"
+
+
+@contextmanager
+def threads_of_run(folder: Path, runtime: Runtime, say: Callable[[str], None], keep: bool) -> Iterator[None]:
+    """Within the block each rank computes with the threads that the run began with, on as many ranks.
+
+    Without `keep`, which is for processes whose number of threads nobody has set, each rank goes on with the number
+    that it has. Threads and wait policy of all ranks go into threads.json. Every rank calls this.
+    """
+    before = torch.get_num_threads()
+    recorded = runtime.on_main(lambda: read_json(folder / FILE)["threads"] if (folder / FILE).exists() else [])
+    began_with = recorded[runtime.rank] if len(recorded) == runtime.world_size else before
+    if began_with != before:
+        if keep:
+            torch.set_num_threads(began_with)
+        say(_explained(began_with, before, keep))
+    try:
+        _record(folder, runtime)
+        with crowding_named(torch.get_num_threads(), say):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _explained(began_with: int, now: int, keep: bool) -> str:
+    if keep:
+        return f"goes on with {began_with} threads, as the run began; to have {now}, set OMP_NUM_THREADS={now}"
+    return f"the run began with {began_with} threads and goes on with {now}: the last bits of its weights may differ"
+
+
+def _record(folder: Path, runtime: Runtime) -> None:
+    ranks: list[tuple[int, str]] = runtime.world.gather_objects((torch.get_num_threads(), wait_policy()))
+    threads, policies = zip(*ranks, strict=True)
+    record: dict[str, Any] = {"threads": threads, "wait_policy": policies}
+    runtime.on_main(lambda: write_json(folder / FILE, record))
