@@ -46,10 +46,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or not isinstance(error, SharedUserError):
-            print(f"csrec-dist: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
+        _say(error)
         return 2
+
+
+def _say(error: UserError) -> None:
+    """Print what the user can mend: once, where all ranks meet it, by the rank that is first.
+
+    A launcher ends the ranks as soon as one of them has ended, so that no rank can leave it to another. Where they have
+    no store that outlives them to agree in, rank 0 says what all meet.
+    """
+    rank, is_shared = os.environ.get("RANK", "0"), isinstance(error, SharedUserError)
+    if "RANK" in os.environ:
+        from csrec_dist.distributed.saying import is_first
+
+        first = is_first(str(error), os.environ)
+        if first is False or (first is None and is_shared and rank != "0"):
+            return
+    print(f"csrec-dist: {'' if rank == '0' or is_shared else f'rank {rank}: '}{error}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

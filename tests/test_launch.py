@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,42 @@ def test_a_launch_that_starts_one_process_instead_of_two_is_refused(tmp_path: Pa
     assert wrong.returncode != 0
     assert "accelerate launch --multi_gpu --num_processes N" in wrong.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.launch
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_a_launcher_that_was_started_for_deepspeed_brings_its_file(tmp_path: Path, small_log: Path) -> None:
+    options = ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "configs/deepspeed/zero2.json")]
+    command = [*ACCELERATE, *options, "--num_processes", "2", "-m", "csrec_dist", "run"]
+    more = ["--set", "distributed.engine=deepspeed", "--set", "method=base"]
+    done = launch([*command, "--config", config_file(tmp_path, small_log), *more], tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = read_json(tmp_path / "runs/r/student/metrics.json")["trained_by"]
+    assert (trained["engine"], trained["zero_stage"], trained["ranks"]) == ("deepspeed", 2, [0, 1])
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("training.betta=1", "did you mean beta?"),
+        ("training.learning_rate=1.0e+30", "the loss is not finite in epoch 1; lower training.learning_rate"),
+    ],
+    ids=["before the ranks meet", "in a training"],
+)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
+        pytest.param([*ACCELERATE, "--multi_gpu", "--num_processes", "2"], marks=pytest.mark.long),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_a_mistake_that_all_ranks_meet_is_said_once(
+    tmp_path: Path, small_log: Path, launcher: list[str], mistake: str, words: str
+) -> None:
+    arguments = ["run", "--config", config_file(tmp_path, small_log), "--set", "method=base", "--set", mistake]
+    done = launch([*launcher, "-m", "csrec_dist", *arguments], tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("csrec-dist: ") == done.stderr.count(words) == 1, done.stderr
