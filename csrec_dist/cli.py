@@ -194,7 +194,7 @@ def _add_recommend(commands: argparse._SubParsersAction) -> None:
         "--histories", type=Path, metavar="FILE", help='JSON lines {"user": ..., "items": [...]}; default: all users'
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: recommendations.parquet in the run")
-    parser.add_argument("--exclude-seen", action="store_true", help="leave out the items of the history")
+    parser.add_argument("--exclude-seen", action="store_true", help="leave out all that the user ever had")
     parser.add_argument("--batch-size", type=int, default=256, help="histories scored at once (default 256)")
 
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from csrec_dist import models
-from csrec_dist.data.stored import Dataset, RowBlock
+from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
 from csrec_dist.files import atomic_path
@@ -21,8 +22,6 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
 from csrec_dist.runfolder import RunFolder
 from csrec_dist.stagebook import StageBook
-
-LATEST_FIRST = ("test", "valid", "train")
 
 History = tuple[Any, list[int]]  # a user's raw id, and item numbers, oldest first
 
@@ -39,13 +38,14 @@ def recommend(
     """Write the n best items of every history by the run's student; the path of the Parquet file.
 
     Its columns are user, items (best first) and scores (logits). The histories are those of `histories`, a
-    file of JSON lines {"user": …, "items": [raw ids, oldest first]}, or else the latest window of each
-    user of the dataset, targets included, lane by lane. Raw ids that the dataset does not know are skipped
-    and counted. Memory holds one batch and the id maps.
+    file of JSON lines {"user": …, "items": [raw ids, oldest first]}, or else all that each user of the dataset
+    ever had, validation and test targets and what came after them included. Of a long history the model reads the
+    latest items. Raw ids that the dataset does not know are skipped and counted. Memory holds one batch and the id
+    maps.
 
     Args:
         output: default recommendations.parquet in the run's folder.
-        exclude_seen: leave out the items of the history (of the window, where it is the dataset's).
+        exclude_seen: leave out all items of the history, also those older than what the model reads.
         say: receives one line about what was done and what was skipped.
 
     Raises:
@@ -95,44 +95,18 @@ def _raw_ids(dataset: Dataset, name: str) -> pa.Array:
 
 
 class _DatasetHistories:
-    """The latest window of each user: of the test split, or for users without a test row of valid, then of train."""
+    """All that each user of the dataset ever had, by user."""
+
+    skipped = ""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._user_ids = _raw_ids(dataset, "user")
-        self._rows = self._latest_rows()
         self.user_type = self._user_ids.type
 
-    @property
-    def skipped(self) -> str:
-        """How many users have no window."""
-        num = self._dataset.num_users - sum(int((rows >= 0).sum()) for rows in self._rows.values())
-        return f"{num:,} users have no window" if num else ""
-
     def __iter__(self) -> Iterator[History]:
-        for split, rows in self._rows.items():
-            for block in self._blocks(split):
-                for place in np.flatnonzero(rows[block.users] == block.rows).tolist():
-                    items = block.values[block.starts[place] : block.starts[place + 1]]
-                    yield self._user_ids[int(block.users[place]) - 1].as_py(), items.tolist()
-
-    def _latest_rows(self) -> dict[str, np.ndarray]:
-        """For each split, the row to take of each user [num_users + 1], −1 for none."""
-        found = {}
-        taken = np.zeros(self._dataset.num_users + 1, bool)
-        for split in LATEST_FIRST:
-            rows = np.full(len(taken), -1)
-            if not taken[1:].all():
-                for block in self._blocks(split):
-                    np.maximum.at(rows, block.users, block.rows)
-            rows[taken] = -1
-            taken |= rows >= 0
-            found[split] = rows
-        return found
-
-    def _blocks(self, split: str) -> Iterator[RowBlock]:
-        for lane in range(self._dataset.num_lanes):
-            yield from self._dataset.open_lane(split, lane).blocks()
+        for user, items in self._dataset.sequences():
+            yield self._user_ids[user - 1].as_py(), items.tolist()
 
 
 class _FileHistories:
@@ -202,11 +176,16 @@ def _batches(source: Iterable[History], size: int) -> Iterator[list[History]]:
 def _top(model: SequentialModel, histories: tuple[list[int], ...], n: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
     """The n best items of each history and their scores, [B, n] each; the model reads the latest items only."""
     device = model.item_table.weight.device
-    items, _ = pad_histories(histories, model.num_items, model.max_length)
+    latest = [items[-model.max_length :] for items in histories]
+    items, _ = pad_histories(latest, model.num_items, model.max_length)
     states = model.encode_last(items.to(device))
-    seen, _ = pad_histories(histories, model.num_items, max(map(len, histories)))
-    table = model.item_table
-    return top_items(states, table.weight, n, item_bias=table.bias, seen=seen.to(device) if exclude_seen else None)
+    table, seen = model.item_table, _distinct(histories).to(device) if exclude_seen else None
+    return top_items(states, table.weight, n, item_bias=table.bias, seen=seen)
+
+
+def _distinct(histories: tuple[list[int], ...]) -> Tensor:
+    """The different items of each history, [B, most], filled up with 0."""
+    return pad_sequence([torch.tensor(list(set(items))) for items in histories], batch_first=True)
 
 
 def _schema(source: _DatasetHistories | _FileHistories, item_ids: pa.Array) -> pa.Schema:

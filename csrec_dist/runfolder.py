@@ -8,6 +8,7 @@ from typing import Any
 from csrec_dist.config import Config, load_config
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
+from csrec_dist.evaluation.groups import hidden_targets
 from csrec_dist.files import read_json
 from csrec_dist.labels import info
 from csrec_dist.labels.index import INDEX_NAME
@@ -114,6 +115,11 @@ class RunFolder:
         """metrics.json; empty before the run is evaluated."""
         path = self.folder / "metrics.json"
         return read_json(path) if path.exists() else {}
+
+    @property
+    def hidden_targets(self) -> str:
+        """What the evaluation did to targets that their own history has; empty where it hid none."""
+        return hidden_targets(self.metrics.get("groups", {}), self.config.evaluation.exclude_seen)
 
     def _result(self, name: str, found: dict[str, Any]) -> ResultRow:
         valid = found.get("valid") or best_epoch(self.trainings.get(name, {})).get("valid", {})

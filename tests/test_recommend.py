@@ -1,6 +1,7 @@
 """Top-n lists against every history scored by hand, from raw ids to raw ids."""
 
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -24,13 +25,15 @@ def raw_ids(run: Path, name: str) -> dict[int, str]:
     return dict(zip(frame[name], frame["raw"], strict=True))
 
 
-def latest_windows(run: Path) -> dict[str, list[int]]:
-    """Item numbers of each user's latest row by the user's raw id: test before valid before train."""
-    users, windows = raw_ids(run, "user"), {}
-    for split in ("train", "valid", "test"):
-        frame = pl.read_parquet(run / "dataset" / f"{split}-*.parquet").sort("row")
-        windows |= {users[user]: items for user, items in frame.select("user", "items").iter_rows()}
-    return windows
+def sequences(run: Path) -> dict[str, list[int]]:
+    """Item numbers of all that each user ever had, oldest first, by the user's raw id, from the raw log."""
+    numbers = {raw: number for number, raw in raw_ids(run, "item").items()}
+    log = pl.read_csv(run.parents[1] / "log.csv").sort("user", "timestamp")
+    log = log.filter(pl.col("user").is_in(list(raw_ids(run, "user").values())), pl.col("item").is_in(list(numbers)))
+    found: dict[str, list[int]] = {}
+    for user, item in log.select("user", "item").iter_rows():
+        found.setdefault(user, []).append(numbers[item])
+    return found
 
 
 def ranked(run: Path, history: list[int], exclude_seen: bool) -> list[tuple[str, float]]:
@@ -58,18 +61,31 @@ def assert_equal(found: Lists, wanted: dict[str, list[tuple[str, float]]]) -> No
 
 
 @pytest.mark.parametrize(("exclude_seen", "batch_size"), [(False, 7), (True, 1000)])
-def test_every_user_gets_the_best_items_of_the_latest_window(
+def test_every_user_gets_the_best_items_after_all_that_the_user_ever_had(
     run: Path, tmp_path: Path, exclude_seen: bool, batch_size: int
 ) -> None:
     path = recommend(run, 4, tmp_path / "lists.parquet", exclude_seen=exclude_seen, batch_size=batch_size)
-    wanted = {user: ranked(run, window, exclude_seen)[:4] for user, window in latest_windows(run).items()}
+    wanted = {user: ranked(run, history, exclude_seen)[:4] for user, history in sequences(run).items()}
     assert_equal(read(path), wanted)
 
 
-def test_the_fixture_has_users_without_a_test_row(run: Path) -> None:
-    tested = pl.read_parquet(run / "dataset" / "test-*.parquet")["user"].n_unique()
-    temporal = "temporal" in (run / "config.yaml").read_text().split("split:")[1].splitlines()[0]
-    assert (tested < len(latest_windows(run))) == temporal
+def test_the_fixture_has_users_whose_rows_do_not_hold_all_that_they_had(run: Path) -> None:
+    """After a temporal split the latest items are in no row; after each split the latest row lacks the oldest."""
+    latest: dict[str, list[int]] = {}
+    for split in ("train", "valid", "test"):
+        frame = pl.read_parquet(run / "dataset" / f"{split}-*.parquet").sort("row")
+        latest |= {raw_ids(run, "user")[user]: items for user, items in frame.select("user", "items").iter_rows()}
+    all_items = sequences(run)
+    ends_early = [user for user, items in latest.items() if items != all_items[user][-len(items) :]]
+    assert bool(ends_early) == ("split: temporal" in (run / "config.yaml").read_text())
+    assert any(set(items) < set(all_items[user]) for user, items in latest.items())
+
+
+def test_a_dataset_without_its_sequences_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "small"))
+    (copy / "dataset" / "sequences.parquet").unlink()
+    with pytest.raises(UserError, match=r"sequences.parquet is missing.*Prepare it again"):
+        recommend(copy, 3)
 
 
 def test_lists_go_into_the_run_by_default_and_are_counted(run: Path) -> None:

@@ -1,5 +1,6 @@
 """The report's sections on evaluation: each number of metrics.json in its cell, and nothing for what is not there."""
 
+import io
 import json
 import re
 import shutil
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.pipeline import execute
-from csrec_dist.report import results_table, write_report
+from csrec_dist.report import print_results, results_table, write_report
 
 RUN = """
 name: small
@@ -164,6 +166,29 @@ def test_an_empty_group_has_dashes_and_a_gap(run: Path) -> None:
     row = tables_of(page)["decile of the target's popularity"]["4"]
     assert list(row.values()) == ["0", *["–"] * len(TITLES)]
     assert not re.search(r"\b(None|nan)\b", page)
+
+
+def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
+    def repeat(saved: dict[str, Any]) -> None:
+        for found in (saved, *saved["models"].values()):
+            groups = found["groups"]
+            groups["repeat"] = {
+                "new": groups["popularity"]["rest_80%"],
+                "repeated": groups["popularity"]["popular_20%"],
+            }
+
+    groups = saved_metrics(changed(run, repeat))["groups"]
+    repeated, new = (groups["repeat"][name]["count"] for name in ("repeated", "new"))
+    sentence = f"{repeated} of {repeated + new} test targets are in their own history"
+    assert sentence not in page_of(run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("exclude_seen: false", "exclude_seen: true"))
+    page = page_of(run)
+    assert sentence in page
+    assert tables_of(page)["whether the history has the target"]["yes"]["rows"] == str(repeated)
+    console = Console(file=io.StringIO(), width=120)
+    print_results(run, console)
+    assert sentence in console.file.getvalue()
 
 
 def test_missing_parts_are_left_out(run: Path) -> None:

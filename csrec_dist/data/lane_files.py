@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from csrec_dist.data.windows import Spans
 
 ROWS_A_GROUP = 64  # a reader holds one row group of each of its lanes
+USERS_A_GROUP = 1024  # a reader of whole sequences holds one row group
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,21 @@ def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_lanes: i
         "lane_rows": [len(rows) for rows in lanes],
         "lane_examples": lane_examples,
     }
+
+
+def write_sequences(path: Path, flat: Flat) -> None:
+    """Write all that each user ever had, oldest first and before any noise: one row per user, in the order of users."""
+    lengths = np.bincount(flat.users)[1:]
+    ends = np.cumsum(lengths)
+    schema = pa.schema({"user": pa.int32(), "items": pa.list_(pa.int32())})
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for first in range(0, len(lengths), USERS_A_GROUP):
+            users = slice(first, first + USERS_A_GROUP)
+            start, stop = ends[first] - lengths[first], ends[users][-1]
+            offsets = np.concatenate([[start], ends[users]]) - start
+            items = pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(flat.items[start:stop], pa.int32()))
+            numbers = pa.array(np.arange(first, first + len(items)) + 1, pa.int32())
+            writer.write_table(pa.table([numbers, items], schema=schema))
 
 
 def covered(spans: Spans, num_interactions: int) -> np.ndarray:

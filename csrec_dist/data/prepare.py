@@ -12,14 +12,14 @@ import polars as pl
 from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
 from csrec_dist.data.core import drop_duplicates, k_core, renumber
 from csrec_dist.data.folders import new_folder, remove_leftovers
-from csrec_dist.data.lane_files import Flat, covered, write_split
+from csrec_dist.data.lane_files import Flat, covered, write_sequences, write_split
 from csrec_dist.data.log import Log, log_files, read_log
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
 from csrec_dist.data.readers import detect
 from csrec_dist.data.sources import downloads_folder, resolve
 from csrec_dist.data.statistics import describe, training_counts
-from csrec_dist.data.stored import FORMAT_VERSION
+from csrec_dist.data.stored import FORMAT_VERSION, SEQUENCES
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
@@ -56,6 +56,7 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
     with new_folder(folder) as new:
         info = _write(new, flat, splits, options)
         _write_ids(new, splits["train"], flat, users, items)
+        write_sequences(new / SEQUENCES, flat)
         statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}

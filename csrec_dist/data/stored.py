@@ -20,6 +20,7 @@ from csrec_dist.files import read_json, sha256_file
 FORMAT_VERSION = 1
 COLUMNS = ["row", "user", "items", "example_offset"]
 TRUE_TARGET = "true_target"
+SEQUENCES = "sequences.parquet"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,24 @@ class Dataset:
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
         return Lane(path)
+
+    def sequences(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Each user with all that this user ever had in the kept log, oldest first [length], one row group in memory.
+
+        Rows of the splits hold less: windows of limited length, and of a temporal split nothing after the targets.
+        """
+        path = self.folder / SEQUENCES
+        if not path.exists():
+            raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
+        with _readable(path):
+            file = pq.ParquetFile(path)
+        for group in range(file.metadata.num_row_groups):
+            with _readable(path):
+                table = file.read_row_group(group, columns=["user", "items"]).combine_chunks()
+            items = table["items"].combine_chunks()
+            values, bounds = items.values.to_numpy(), items.offsets.to_numpy()
+            for place, user in enumerate(table["user"].to_pylist()):
+                yield user, values[bounds[place] : bounds[place + 1]]
 
     @cached_property
     def leaked_rows(self) -> np.ndarray:

@@ -34,6 +34,7 @@ from csrec_dist.models import SequentialModel
 RATED = "at_least_{:g}"
 BELOW = "below_{:g}"
 LEAK_GROUPS = ("clean", "leaked")
+REPEAT_GROUPS = ("new", "repeated")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ class Examination:
         self._all, self._true = MetricSums(top_n, device), MetricSums(top_n, device)
         self._rating = GroupSums([RATED.format(asked.min_rating), BELOW.format(asked.min_rating)], top_n, device)
         self._leak = GroupSums(LEAK_GROUPS, top_n, device)
+        self._repeat = GroupSums(REPEAT_GROUPS, top_n, device)
         self._decile = GroupSums([str(decile) for decile in range(1, NUM_DECILES + 1)], top_n, device)
         self._length = GroupSums(length_buckets(asked.longest), top_n, device)
+        self._grouped = (self._rating, self._leak, self._repeat, self._decile, self._length)
         self._lists = ListCounts(top_n, num_items, device) if asked.lists else None
         self._calibration = CalibrationSums(device) if asked.calibration else None
 
@@ -94,6 +97,7 @@ class Examination:
             ratings = torch.from_numpy(known.ratings).to(ranks.device)
             self._rating.update(rating_group(ratings, self._asked.min_rating), ranks, batch.weights)
             self._leak.update(torch.from_numpy(known.leaked).long().to(ranks.device), ranks, batch.weights)
+            self._repeat.update(_is_repeated(batch).long(), ranks, batch.weights)
             self._decile.update(deciles - 1, ranks, batch.weights)
             self._length.update(length_group(lengths), ranks, batch.weights)
             columns = {"row": batch.rows, "user": batch.users, "target": targets, "rank": ranks}
@@ -107,7 +111,7 @@ class Examination:
         Raises:
             ValueError: no rank has an example.
         """
-        for sums in (self._all, self._true, self._rating, self._leak, self._decile, self._length):
+        for sums in (self._all, self._true, *self._grouped):
             sums.tensor = reduce(sums.tensor)
         for extra in (self._lists, self._calibration):
             if extra is not None:
@@ -149,16 +153,18 @@ class Examination:
         return ranks[own], true_ranks[own], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
-        """Metrics and counts of each group; by rating only where targets have one, by leak only where some do."""
+        """Metrics and counts of each group; by rating, leak and repeat only where targets have, do or are one."""
         popularity = {"popular_20%": slice(0, POPULAR_DECILES), "rest_80%": slice(POPULAR_DECILES, NUM_DECILES)}
         groups = {
             "popularity": self._decile.joined(popularity).compute(),
             "popularity_decile": self._decile.compute(),
             "history_length": self._length.compute(),
         }
-        leak = self._leak.compute()
+        leak, repeat = self._leak.compute(), self._repeat.compute()
         if leak["leaked"]["count"]:
             groups["leak"] = leak
+        if repeat["repeated"]["count"]:
+            groups["repeat"] = repeat
         rating = self._rating.compute()
         return {"rating": rating, **groups} if any(group["count"] for group in rating.values()) else groups
 
@@ -196,6 +202,12 @@ class _Scored(NamedTuple):
         weights[shared.own] = self.weights
         targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
         return _Scored(shared.gather_ids(self.histories), targets, true_targets, weights)
+
+
+def _is_repeated(batch: Batch) -> Tensor:
+    """Whether the history of each row [B] has the row's target."""
+    _, targets = question(batch)
+    return (batch.items == targets.unsqueeze(1)).sum(1) > 1
 
 
 def _true_name(metric: str) -> str:

@@ -17,6 +17,7 @@ GROUPINGS = {
     "popularity": "popularity of the target",
     "popularity_decile": "decile of the target's popularity",
     "history_length": "items in the history",
+    "repeat": "whether the history has the target",
     "leak": "whether training has the target of the same user",
 }
 OF_TRUE = "_true"
@@ -41,6 +42,8 @@ def _metrics(run: RunFolder) -> Iterator[str]:
     true = [name for name in names if OF_TRUE in name]
     plain = [name for name in names if name not in (*rated, *true)]
     yield from _by_model("### Test", plain, tests)
+    if run.hidden_targets:
+        yield f"{run.hidden_targets} Figures over the other targets are under Groups of test rows."
     if rated:
         delta = f"δ = {run.config.evaluation.min_rating:g}"
         lines = f"⁺: over the test rows whose target is rated at least {delta}; ⁻: over those rated below."
@@ -96,6 +99,8 @@ def _group_title(name: str, group: str) -> str:
         "rest_80%": "other 80%",
         "clean": "no",
         "leaked": "yes",
+        "new": "no",
+        "repeated": "yes",
     }.get(group, group.replace("_", " "))
 
 

@@ -35,6 +35,8 @@ def print_results(folder: Path | str, console: Console) -> None:
     """
     run = RunFolder(folder)
     console.print(_models(run))
+    if run.hidden_targets:
+        console.print(run.hidden_targets, highlight=False, soft_wrap=True)
     console.print(_stages(run))
     if run.missing:
         console.print(f"Not done yet: {', '.join(run.missing)}.", highlight=False)

@@ -16,7 +16,7 @@ from csrec_dist.data.lanes import owned_lanes
 from csrec_dist.data.stream import Batch
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
 from csrec_dist.evaluation.examine import Asked, Examination
-from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
 from csrec_dist.evaluation.per_example import (
     RANKS_SCHEMA,
     Columns,
@@ -70,6 +70,8 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
             log.advance(note=name)
             shown = ", ".join(f"{metric} {found[name]['test'][metric]:.4f}" for metric in ("recall@10", "ndcg@10"))
             log.say(f"{name}: test {shown}")
+        if hidden := hidden_targets(found["student"]["groups"], run.config.evaluation.exclude_seen):
+            log.say(hidden)
         log.hparams(hparams(run.config), found["student"]["test"])
         log.scalars({f"test/{name}": value for name, value in found["student"]["test"].items()}, 0)
     result = {**found["student"], "models": found | teacher_module(run)}

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-GROUPS = ("popularity", "popularity_decile", "history_length", "rating", "leak")
+GROUPS = ("popularity", "popularity_decile", "history_length", "rating", "leak", "repeat")
 """Groups of a run's test rows, as in metrics.json."""
 
 

@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 
@@ -85,3 +88,29 @@ def test_the_id_map_is_named_by_its_bytes(folder: Path) -> None:
     assert dataset.id_map_fingerprint == expected
     with pytest.raises(UserError, match=r"items\.parquet is missing"):
         Dataset(folder).id_map_fingerprint  # noqa: B018
+
+
+def test_sequences_hold_all_that_each_user_had_in_order(tmp_path: Path) -> None:
+    """More users than a row group holds, each with a suffix of 0…9, rows of the log in an order of their own."""
+    first = {user: user % 7 for user in range(1100)}
+    lines = [
+        f"{user},{item},{item}" for item in (3, 9, 0, 5, 8, 1, 7, 2, 6, 4) for user in first if item >= first[user]
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
+    options = DatasetOptions(
+        source=str(tmp_path / "log.csv"), min_interactions=1, window=3, split="temporal", num_lanes=2
+    )
+    prepare(options, tmp_path / "dataset")
+    dataset = Dataset(tmp_path / "dataset")
+    users, items = (pl.read_parquet(dataset.folder / f"{name}s.parquet")["raw"].to_list() for name in ("user", "item"))
+    found = {users[user - 1]: [items[item - 1] for item in sequence] for user, sequence in dataset.sequences()}
+    assert found == {user: list(range(start, 10)) for user, start in first.items()}
+    assert list(found) == users
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_cut_sequences_are_the_users_error(folder: Path, share: float) -> None:
+    path = folder / "sequences.parquet"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"sequences\.parquet cannot be read"):
+        list(Dataset(folder).sequences())

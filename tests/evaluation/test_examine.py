@@ -1,6 +1,7 @@
 """The one pass over a model's logits, against each model alone and plain Python."""
 
 import math
+from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from csrec_dist.data.stream import Batch
 from csrec_dist.evaluation import evaluate, ranking
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members, differences
 from csrec_dist.evaluation.examine import Asked, Examination
-from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
 from csrec_dist.evaluation.per_example import RANKS_SCHEMA, Columns, TargetFacts
 from csrec_dist.evaluation.scoring import COMBINE
 from csrec_dist.models import SequentialModel, build, config_class
@@ -117,6 +118,7 @@ def test_groups_hold_the_right_rows() -> None:
         "popularity": {"popular_20%": [0, 1, 2], "rest_80%": [3, 4, 5]},
         "history_length": {"1-5": [0, 1, 3, 4], "6-10": [2, 5]},
         "leak": {"clean": [0, 3, 4], "leaked": [1, 2, 5]},
+        "repeat": {"new": [0, 1, 2, 3, 5], "repeated": [4]},
         "popularity_decile": {str(decile): [] for decile in range(1, 11)},
     }
     for row, items in enumerate(ROWS):
@@ -130,6 +132,25 @@ def test_groups_hold_the_right_rows() -> None:
     assert found["test"]["recall+@10"] == pytest.approx(recall([0, 1, 5]))
     assert found["test"]["recall-@10"] == pytest.approx(recall([2, 4]))
     assert found["test"]["ndcg+@2"] == found["groups"]["rating"]["at_least_4"]["ndcg@2"]
+
+
+def test_repeated_targets_rank_last_where_seen_items_are_left_out_and_are_counted() -> None:
+    found, columns = examine(asked(exclude_seen=True), facts(), [model()])
+    assert columns["rank"][4] == NUM_ITEMS
+    repeat = found["groups"]["repeat"]
+    assert (repeat["repeated"]["count"], repeat["repeated"]["recall@10"]) == (1, 0)
+    assert repeat["new"]["recall@10"] == pytest.approx(found["test"]["recall@10"] * 6 / 5)
+    assert hidden_targets(found["groups"], exclude_seen=True).startswith("1 of 6 test targets are in their own history")
+    assert hidden_targets(found["groups"], exclude_seen=False) == ""
+
+
+def test_without_repeated_targets_there_is_no_such_group() -> None:
+    rows = [row for place, row in enumerate(ROWS) if place != 4]
+    examination = Examination(asked(), POPULARITY, CPU)
+    deque(examination.lane([model()], [batch(rows)], facts(RATINGS[:5])), maxlen=0)
+    groups = examination.compute(identity)["groups"]
+    assert "repeat" not in groups
+    assert hidden_targets(groups, exclude_seen=True) == ""
 
 
 def test_a_log_without_ratings_has_no_filtered_metrics() -> None:
