@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import CatalogShard
 from csrec_dist.distributed.engines import Snapshot
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.files import read_json, save_tensors, write_json
+from csrec_dist.files import open_tensors, read_json, save_tensors, write_json
 
 PARTS = ("best", "model", "optimizer")
 POLL_SECONDS = 0.02
@@ -69,7 +69,7 @@ class StoredState:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = {path.name: safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))}
+        self._files = {path.name: open_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
         self._names = {name: set(file.keys()) for name, file in self._files.items()}
 
     def names(self, part: str) -> list[str]:
@@ -261,8 +261,7 @@ def _is_whole(folder: Path, files: Mapping[str, int]) -> bool:
         for name, size in files.items():
             if (folder / name).stat().st_size != size:
                 return False
-            with safe_open(folder / name, framework="pt"):
-                pass
+            open_tensors(folder / name)
     except (SafetensorError, FileNotFoundError):
         return False
     return True

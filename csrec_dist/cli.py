@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _say(error)
         return 2
+    except PermissionError as error:
+        print(f"csrec-dist: {error.filename}: permission denied; ask its owner, or name another one.", file=sys.stderr)
+        return 2
 
 
 def _say(error: UserError) -> None:

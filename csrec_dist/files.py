@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from csrec_dist.errors import UserError
 
@@ -29,20 +30,49 @@ SAFETENSORS_TYPES = {
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success its content is synced and renamed to `path`.
+    """Yield the path of a new empty file beside `path`; on success its content is synced and renamed to `path`.
 
-    A reader therefore sees the old file, the new file or none, never a part of one.
+    A reader therefore sees the old file, the new file or none, never a part of one. The file's mode is what the umask
+    leaves; it is opened by nobody else's name or link, since its own name cannot be guessed.
+
+    Raises:
+        UserError: what stands at `path` is a folder, a device or another special file, or its parent is no folder.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    require_replaceable(path)
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_replaceable(path: Path) -> None:
+    """UserError if something stands at `path` that no file may replace: a folder, a device, a pipe."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file to write, like {path / 'file'}.")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a device or another special file, which is not replaced; name a regular file.")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those around it, unless they are there; UserError where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be a folder to write into: {error.strerror}. Name another one.") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -68,15 +98,6 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def save_tensors(
-    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file atomically. Equal tensors give equal bytes while there is at most one metadata key."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=dict(metadata) if metadata else None)
-
-
 @dataclass(frozen=True)
 class StreamedTensor:
     """A tensor that is written block by block of its rows, which in order make up `shape`."""
@@ -92,7 +113,7 @@ class StreamedTensor:
 
 
 def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> None:
-    """Write the very bytes of `save_tensors`, one block in memory at a time; for None, go through the blocks alone.
+    """Write a safetensors file atomically, one block in memory at a time; for None, go through the blocks alone.
 
     So that processes which make the blocks together go through them in one order, and one of them writes.
     """
@@ -105,6 +126,33 @@ def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor
         file.write(safetensors_header(ordered, metadata))
         for block in blocks:
             file.write(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically. Equal tensors and metadata give equal bytes.
+
+    The library's own `save_file` gives its files mode 0600, whatever the umask.
+    """
+    stream_tensors(path, {name: StreamedTensor.of(tensor) for name, tensor in tensors.items()}, metadata or {})
+
+
+def open_tensors(path: Path) -> safe_open:
+    """A safetensors file, opened for reading.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        SafetensorError: it is no whole safetensors file.
+        UserError: it cannot be read for another reason, of which safetensors would say that it is absent.
+    """
+    try:
+        with open(path, "rb"):
+            return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 class TensorLike(Protocol):
@@ -124,7 +172,7 @@ def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str,
 
     The header's length (8 bytes, little endian), and the header: JSON, filled up to a multiple of 8 bytes.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name, tensor in tensors.items():
         end = start + prod(tensor.shape) * tensor.dtype.itemsize
@@ -137,6 +185,18 @@ def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str,
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def check_cover(what: str, ranges: Iterable[tuple[int, int]], start: int, count: int) -> None:
+    """ValueError unless the ranges (first, number), in this order, make up start … start + count − 1."""
+    end = start
+    for first, size in ranges:
+        if first != end:
+            kind = "a gap" if first > end else "an overlap"
+            raise ValueError(f"the files' {what} have {kind}: a file starts at {first}, the one before ends at {end}")
+        end += size
+    if end != start + count:
+        raise ValueError(f"the files hold {end - start} {what}, not {count}")
 
 
 def sha256_file(path: Path | str) -> str:
@@ -153,7 +213,7 @@ def fingerprint(value: Any) -> str:
 
 def link(path: Path, target: Path) -> None:
     """Make `path` a relative link to `target`, unless there is something already; a broken link is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if not path.exists():
         path.unlink(missing_ok=True)
         path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from permissions import as_a_colleague
 
 from csrec_dist import cli
 from csrec_dist.cli import main
@@ -119,3 +120,15 @@ def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
     monkeypatch.setattr(cli, "_run_stages", fail)
     assert main(["run", "--config", "x"]) == 2
     assert capsys.readouterr().err == said
+
+
+def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "private" / "runs" / "config.yaml"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with as_a_colleague(file.parent.parent):
+        status = main(["report", str(file.parent)])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.count("\n") == 1
+    assert f"{file}: permission denied" in error

@@ -1,11 +1,27 @@
 """Files that are written in blocks are those that are written at once."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from permissions import as_a_colleague
+from safetensors.torch import load_file, save_file
 
-from csrec_dist.files import StreamedTensor, save_tensors, stream_tensors
+from csrec_dist.errors import UserError
+from csrec_dist.evaluation.per_example import RANKS_SCHEMA, write_part
+from csrec_dist.files import (
+    StreamedTensor,
+    atomic_path,
+    open_tensors,
+    save_tensors,
+    stream_tensors,
+    write_json,
+    write_text,
+)
+from csrec_dist.labels.shards import write_tensors
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -24,13 +40,100 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("num_rows", [1, 2, 100])
 def test_streamed_tensors_have_the_bytes_of_saved_ones(tmp_path: Path, num_rows: int) -> None:
     whole = tensors()
-    save_tensors(tmp_path / "saved", whole, {"format": "pt"})
+    save_file(dict(sorted(whole.items())), tmp_path / "saved", {"format": "pt"})
     streamed = {
         name: StreamedTensor(tensor.dtype, tuple(tensor.shape), tensor.split(num_rows) if tensor.ndim else [tensor])
         for name, tensor in whole.items()
     }
     stream_tensors(tmp_path / "streamed", streamed, {"format": "pt"})
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "saved").read_bytes()
+
+
+def test_saved_tensors_are_those_of_the_library(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "found", {**tensors(), "turned": torch.arange(6).view(2, 3).T})
+    found = load_file(tmp_path / "found")
+    assert found.keys() == {*tensors(), "turned"}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors().items())
+    assert found["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "text": lambda path: write_text(path, "text"),
+    "json": lambda path: write_json(path, {}),
+    "tensors": lambda path: save_tensors(path, tensors()),
+    "streamed": lambda path: stream_tensors(path, {"a": StreamedTensor.of(torch.ones(3))}, {}),
+    "rows of labels": lambda path: write_tensors(path, {"a": torch.ones(3)}, {}),
+    "parquet": lambda path: write_part(path.parent / "x.parquet", 0, RANKS_SCHEMA, []),
+}
+every_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0)
+    yield os.umask
+    os.umask(before)
+
+
+@every_writer
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_files_have_the_mode_that_the_umask_leaves(
+    tmp_path: Path, umask: Callable[[int], int], write: Callable[[Path], Any], mask: int
+) -> None:
+    umask(mask)
+    write(tmp_path / "file")
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_planted_link_under_a_guessed_name_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in (".file.tmp", f".file.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    write_text(tmp_path / "file", "new")
+    assert (victim.read_text(), (tmp_path / "file").read_text()) == ("precious", "new")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+
+    def fail() -> None:
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@every_writer
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/full")
+    (tmp_path / "folder").mkdir()
+    before = sorted(path.lstat().st_ino for path in tmp_path.iterdir())
+    for name, message in (("pipe", "special file"), ("link", "special file"), ("folder", "is a folder")):
+        with pytest.raises(UserError, match=message):
+            write(tmp_path / name) if write is not WRITERS["parquet"] else write_text(tmp_path / name, "")
+    assert sorted(path.lstat().st_ino for path in tmp_path.iterdir()) == before
+
+
+def test_a_link_to_a_file_is_replaced_itself(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "new")
+    assert not (tmp_path / "link").is_symlink()
+    assert ((tmp_path / "link").read_text(), (tmp_path / "target").read_text()) == ("new", "old")
+
+
+def test_an_unreadable_file_is_not_said_to_be_absent(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "tensors", tensors())
+    with as_a_colleague(tmp_path / "tensors"), pytest.raises(UserError, match="cannot be read: Permission denied"):
+        open_tensors(tmp_path / "tensors")
+    with pytest.raises(FileNotFoundError):
+        open_tensors(tmp_path / "absent")
 
 
 def test_who_does_not_write_goes_through_the_blocks_in_the_same_order() -> None:

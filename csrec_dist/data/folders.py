@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from csrec_dist.files import make_folder
+
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the hidden siblings that `new_folder` made for `folder` in processes that are no more."""
@@ -25,7 +27,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""
     new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    make_folder(folder.parent)
+    new.mkdir()
     try:
         yield new
         for file in [*new.rglob("*"), new]:

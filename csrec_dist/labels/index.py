@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, read_json, write_json
+from csrec_dist.files import check_cover, fingerprint, read_json, write_json
 from csrec_dist.labels.combining import Combine, combining_problem
 
 FORMAT_VERSION = 1
@@ -176,9 +176,9 @@ class LabelIndex(LabelSource):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
-        _check_cover("examples", [(s.first_example, s.num_examples) for s in self.shards], 0, self.num_examples)
+        check_cover("examples", [(s.first_example, s.num_examples) for s in self.shards], 0, self.num_examples)
         num_items = self.num_items if self.form == "factored" else 0
-        _check_cover("items", [(s.first_item, s.num_items) for s in self.item_shards], 1, num_items)
+        check_cover("items", [(s.first_item, s.num_items) for s in self.item_shards], 1, num_items)
         return self
 
     @property
@@ -248,14 +248,3 @@ def _short(source: LabelSource, name: str) -> str:
     if name == "members":
         return ", ".join(f"{member.name}:{member.width}:{member.fingerprint[:16]}" for member in value)
     return str(value)[:16]
-
-
-def _check_cover(what: str, ranges: list[tuple[int, int]], start: int, count: int) -> None:
-    end = start
-    for first, size in ranges:
-        if first != end:
-            kind = "a gap" if first > end else "an overlap"
-            raise ValueError(f"the files' {what} have {kind}: a file starts at {first}, the one before ends at {end}")
-        end += size
-    if end != start + count:
-        raise ValueError(f"the files hold {end - start} {what}, not {count}")

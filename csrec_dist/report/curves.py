@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from csrec_dist.files import atomic_path
 from csrec_dist.runfolder import RunFolder
 
 LOSS_PARTS = {"loss": "-", "cross_entropy": "--", "divergence": ":"}
@@ -71,5 +72,6 @@ def new_figure() -> tuple[Figure, Axes]:
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write the figure, its legend beside the plot, as PNG; the path."""
     figure.legend(fontsize="small", loc="outside right upper")
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
     return path

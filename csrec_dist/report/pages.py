@@ -47,7 +47,6 @@ def write_report(folder: Path | str) -> Path:
     """
     run = RunFolder(folder)
     target = run.folder / "report"
-    target.mkdir(exist_ok=True)
     curves, diagrams = draw_curves(run, target), draw_diagrams(run, target)
     page = "\n\n".join(_sections(run, curves, diagrams)) + "\n"
     write_text(target / "report.md", page)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from csrec_dist.data.stored import Dataset
 from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.files import atomic_path
 from csrec_dist.report.findings import GROUPINGS
 from csrec_dist.report.markup import metric_title
 from csrec_dist.study.spec import Entry, matches
@@ -55,8 +56,7 @@ def draw(options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFra
         _draw_level(plot, options, shown, panel)
         plot.set_title(panel or "")
     _add_legend(figure, options.lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
     return True
 
 
@@ -179,5 +179,9 @@ def _draw_datasets(datasets: Iterable[tuple[str, Path]], path: Path) -> None:
         plot.set_ylabel("training interactions")
         plot.set_title(name)
         plot.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.files import write_text
+from csrec_dist.files import atomic_path, write_text
 from csrec_dist.study.collecting import collect
 from csrec_dist.study.elsewhere import with_rows
 from csrec_dist.study.figures import draw, draw_curve
@@ -21,10 +21,10 @@ NOTE = (
 def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:
     """Write results.parquet, results.md and the figures of what is finished, here or elsewhere; the page's path."""
     results = with_rows(study, collect(entries), elsewhere)
-    folder.mkdir(parents=True, exist_ok=True)
     page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
     if len(results):
-        results.write_parquet(folder / "results.parquet", compression="zstd")
+        with atomic_path(folder / "results.parquet") as temporary:
+            results.write_parquet(temporary, compression="zstd")
         shown = [options for options in study.tables if len(held(results, options.where))]
         page += [_titled(options.title, table(study, options, results)) for options in shown]
     page += _images(study, entries, results, folder)

@@ -79,7 +79,6 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
 def run_alone(task: Task, children: Children) -> None:
     """One run in a process of its own on one thread; what it prints goes into <run>/study.log."""
     adopt(task)
-    task.folder.mkdir(parents=True, exist_ok=True)
     config = task.folder / "study.yaml"
     write_text(config, task.config.to_yaml())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
