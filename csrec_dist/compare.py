@@ -104,9 +104,11 @@ def compare_models(
     Seeds are paired; a row's value is its mean over the seeds, so that rows, not seeds, are the sample.
 
     Raises:
-        UserError: a side is not a run or not evaluated, the sides have different seeds, or they were evaluated on
-            different datasets, rows or options.
+        UserError: a side is not a run or not evaluated, the sides have different seeds, they were evaluated on
+            different datasets, rows or options, or a cut-off is less than 1.
     """
+    if min(top_n) < 1:
+        raise UserError(f"Metrics at {min(top_n)} items were asked for; a cut-off is at least 1, e.g. -n 5 10.")
     sides = _paired_by_seed(parse_side(first), parse_side(second))
     _check_protocol([model for side in sides for model in side])
     tables = [[model.ranks for model in side] for side in sides]

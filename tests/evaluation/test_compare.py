@@ -146,6 +146,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     assert "Stage evaluate" in refused(one, one)
 
 
+@pytest.mark.parametrize("top_n", [(0,), (-1,), (10, 0)])
+def test_cut_offs_below_1_are_refused(tmp_path: Path, top_n: tuple[int, ...]) -> None:
+    run = str(make_run(tmp_path, "a"))
+    with pytest.raises(UserError, match=f"Metrics at {min(top_n)} items were asked for; a cut-off is at least 1"):
+        compare_models(run, f"{run}:base", top_n=top_n)
+
+
 def test_seeds_that_do_not_pair_are_refused(tmp_path: Path) -> None:
     a0, a1, b2 = (make_run(tmp_path, name, seed) for name, seed in (("a0", 0), ("a1", 1), ("b2", 2)))
     assert "seeds [0, 1], the other [0, 2]" in refused(f"{a0},{a1}", f"{a0},{b2}")
