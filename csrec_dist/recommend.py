@@ -17,7 +17,7 @@ from csrec_dist import models
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
-from csrec_dist.files import atomic_path
+from csrec_dist.files import atomic_path, require_replaceable
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
 from csrec_dist.runfolder import RunFolder
@@ -49,15 +49,14 @@ def recommend(
         say: receives one line about what was done and what was skipped.
 
     Raises:
-        UserError: the run has no student, a line is no history, no item is known, n is not in 1…V, or `output`
-            is a folder.
+        UserError: the run has no student, a line is no history, no item is known, n is not in 1…V, or at `output`
+            stands something that is no file.
     """
     if batch_size < 1:
         raise UserError(f"A batch of {batch_size} histories was asked for; give at least 1.")
     run = RunFolder(run_folder)
     output = output or run.folder / "recommendations.parquet"
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; name the Parquet file to write, like {output / 'lists.parquet'}.")
+    require_replaceable(output)
     StageBook(run.folder).require("distill")
     dataset = Dataset(run.dataset_folder)
     model = _load_student(run.folder / "student", dataset)
@@ -79,14 +78,14 @@ def recommend(
 
 
 def _load_student(folder: Path, dataset: Dataset) -> SequentialModel:
-    """The student on its device, for evaluation; UserError when it is another catalog's."""
+    """The student on its device; UserError when it was not trained on this dataset."""
     model = models.load(folder)
-    if model.num_items != dataset.num_items:
+    if (model.num_items, model.max_length) != (dataset.num_items, dataset.window - 1):
         raise UserError(
-            f"{folder} knows {model.num_items} items, but {dataset.folder} has {dataset.num_items}: "
-            "they are not of one run."
+            f"{folder} knows {model.num_items} items and reads {model.max_length} of a history, but {dataset.folder} "
+            f"has {dataset.num_items} items in windows of {dataset.window}: they are not of one run."
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _raw_ids(dataset: Dataset, name: str) -> pa.Array:

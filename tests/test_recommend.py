@@ -176,7 +176,23 @@ def test_impossible_requests_are_refused(run: Path, tmp_path: Path) -> None:
         recommend(run, 3, tmp_path / "lists.parquet", tmp_path / "absent")
     with pytest.raises(UserError, match="is a folder"):
         recommend(run, 3, tmp_path, tmp_path / "absent")
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="special file"):
+        recommend(run, 3, Path("/dev/full"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be a folder to write into: File exists"):
+        recommend(run, 3, tmp_path / "file" / "lists.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("key", ["num_items", "max_length"])
+def test_a_student_of_another_dataset_is_refused(run: Path, tmp_path: Path, key: str) -> None:
+    """The largest that a history may be is in no weight of GRU4Rec: only the dataset tells that it was changed."""
+    copy, sizes = Path(shutil.copytree(run, tmp_path / "small")), {"num_items": 12, "max_length": 7}
+    sizes[key] = 1
+    model = models.build(models.config_class("gru4rec").model_validate({"width": 8}), **sizes, seed=0)
+    model.save_pretrained(copy / "student")
+    with pytest.raises(UserError, match=rf"knows {sizes['num_items']} items and reads {sizes['max_length']} of a hist"):
+        recommend(copy, 3)
 
 
 def test_a_run_without_a_student_says_which_stage_is_missing(run: Path, tmp_path: Path) -> None:

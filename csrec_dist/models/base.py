@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from csrec_dist.models import pretrained
 from csrec_dist.models.histories import pad_histories
+from csrec_dist.models.weight_files import StoredWeights
 
 if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard
@@ -136,8 +137,8 @@ def picked(held: Tensor, *values: Tensor) -> list[Tensor]:
 class SequentialModel(nn.Module, ABC):
     """Maps histories to states; a state's logits are its products with the item table.
 
-    A model knows no rank, device, loss or file. Evaluation mode is the caller's business: `encode`
-    and `score` drop units out while `training` is set.
+    A model knows no rank, device, loss or file. A new one is in training mode, as torch's modules are; one that was
+    loaded is in evaluation mode. `encode` and `score` drop units out while `training` is set.
     """
 
     Config: ClassVar[type[ModelConfig]]
@@ -210,18 +211,21 @@ class SequentialModel(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, catalog: "CatalogShard | None" = None) -> Self:
-        """The model that `save_pretrained` wrote, on the CPU, in training mode; with `catalog`, with its slice alone.
+        """The model that `save_pretrained` wrote, on the CPU, in evaluation mode; with `catalog`, with its slice alone.
 
         Raises:
-            UserError: the folder holds no model, another model than `cls`, or a broken one.
+            UserError: the folder holds no model, another model than `cls`, one whose weights do not fit its config or
+                are not finite, or a broken one.
         """
         description = pretrained.read_description(folder)
         description.require_architecture(cls.__name__, folder)
-        config = description.parse_config(cls.Config, folder)
-        with torch.device("meta"):
-            model = cls(config, description.num_items, description.max_length)
+        model = description.without_memory(cls, folder)
+        weights = StoredWeights(folder)
+        weights.require({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         if catalog is not None:
+            description.require_items(catalog.num_items, folder)
             model.item_table.take(catalog)
         model.to_empty(device="cpu")
-        pretrained.read_weights(folder, model, model._sliced(), catalog)
-        return model
+        rows = {} if catalog is None else dict.fromkeys(model._sliced(), catalog.rows)
+        model.load_state_dict({name: weights.read(name, rows.get(name)) for name in model.state_dict()})
+        return model.eval()

@@ -16,6 +16,7 @@ from csrec_dist.models.narm import NARMConfig
 from csrec_dist.models.nextitnet import NextItNetConfig
 from csrec_dist.models.sasrec import LAYER_NORM_EPS, SASRecConfig
 from csrec_dist.models.srgnn import SRGNNConfig
+from csrec_dist.models.weight_files import require_finite
 
 Weights = Mapping[str, Tensor]
 RECBOLE_MAX_LENGTH = 50
@@ -36,7 +37,7 @@ class Converter(NamedTuple):
 def from_recbole(
     state_dict: Weights, config: Mapping[str, Any], *, items: Sequence[int] | None = None
 ) -> SequentialModel:
-    """The model whose scores equal those of a RecBole checkpoint, in training mode.
+    """The model whose scores equal those of a RecBole checkpoint, in evaluation mode.
 
     RecBole's BERT4Rec drops the oldest item of every history, for a place for the mask; the model here only drops
     that of a full one, so its scores are equal for full histories, and for others without their oldest item.
@@ -50,8 +51,8 @@ def from_recbole(
             which they appear among what it kept of the log, `prepare` in that of the whole log.
 
     Raises:
-        UserError: `items` not of the checkpoint, an unknown model, a missing key, parameters that do not fit, or a
-            setting of RecBole's that the model here does not have.
+        UserError: `items` not of the checkpoint, an unknown model, a missing key, parameters that do not fit or are
+            not finite, or a setting of RecBole's that the model here does not have.
     """
     converter = _converter(state_dict, config)
     num_items = _parameter(state_dict, "item_embedding.weight").shape[0] - 1 - converter.mask_token
@@ -60,11 +61,12 @@ def from_recbole(
     model = build(_config(converter, config), len(order), max_length, seed=0)
     weights = {"item_table.weight": state_dict["item_embedding.weight"][1:], **converter.weights(state_dict)}
     weights |= {name: weights[name][order] for name in weights if name.startswith("item_table.")}
+    require_finite(weights, "The RecBole checkpoint")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"The RecBole parameters do not fit their config: {error}") from None
-    return model
+    return model.eval()
 
 
 def _converter(state_dict: Weights, config: Mapping[str, Any]) -> Converter:

@@ -1,28 +1,25 @@
 """A model's folder in Hugging Face style: model.safetensors and config.json."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import StreamedTensor, read_json, save_tensors, stream_tensors, write_json
+from csrec_dist.models.weight_files import INDEX_FILE, SHARD_FILE, WEIGHTS_FILE, row_name
 
 if TYPE_CHECKING:
     from csrec_dist.distributed.catalog import CatalogShard
+    from csrec_dist.models.base import SequentialModel
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-SHARD_FILE = "model-{:05d}-of-{:05d}.safetensors"
-ROW_NAME = re.compile(r"(.+)\[(\d+):(\d+)\]")
 CONFIG_FILE = "config.json"
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound="SequentialModel")
 
 
 class Description(BaseModel):
@@ -49,6 +46,23 @@ class Description(BaseModel):
             return config_class.model_validate(self.config)
         except ValidationError as error:
             raise UserError(f"{Path(folder) / CONFIG_FILE} is not a valid model config: {error}") from None
+
+    def require_items(self, num_items: int, folder: Path | str) -> None:
+        """UserError unless the model knows so many items."""
+        if self.num_items != num_items:
+            raise UserError(
+                f"{folder} knows {self.num_items} items, not {num_items}; give a model that was trained on these items."
+            )
+
+    def without_memory(self, model_class: "type[ModelT]", folder: Path | str) -> "ModelT":
+        """The model with its shapes, but without values or memory for them; UserError where there is no such model."""
+        config = self.parse_config(model_class.Config, folder)
+        try:
+            with torch.device("meta"):
+                return model_class(config, self.num_items, self.max_length)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{Path(folder) / CONFIG_FILE} asks for sizes that no tensor has: {reason}.") from None
 
 
 def describe(model: nn.Module, config: BaseModel, num_items: int, max_length: int) -> Description:
@@ -113,19 +127,6 @@ def write_sharded(
         write_json(folder / CONFIG_FILE, description.model_dump(mode="json"))
 
 
-def weight_files(folder: Path | str) -> list[Path]:
-    """The files that hold the folder's weights, the index among them if there is one; empty where there are none."""
-    plain, index = Path(folder) / WEIGHTS_FILE, Path(folder) / INDEX_FILE
-    if plain.exists() or not index.exists():
-        return [plain] if plain.exists() else []
-    return [index, *(Path(folder) / file for file in sorted(set(read_json(index)["weight_map"].values())))]
-
-
-def row_name(name: str, rows: slice) -> str:
-    """What some rows of a tensor are called in a file of their own."""
-    return f"{name}[{rows.start}:{rows.stop}]"
-
-
 def _row_blocks(catalog: "CatalogShard", rows: Tensor) -> Iterator[Tensor]:
     return (block for _, block in catalog.row_blocks(rows.detach()))
 
@@ -137,54 +138,3 @@ def read_description(folder: Path | str) -> Description:
         return Description.model_validate(read_json(path))
     except ValidationError as error:
         raise UserError(f"{path} does not describe a model of csrec_dist: {error}") from None
-
-
-def read_weights(
-    folder: Path | str, model: nn.Module, sliced: Collection[str] = (), catalog: "CatalogShard | None" = None
-) -> None:
-    """Copy the folder's weights into `model`; UserError when they are absent, broken or do not fit.
-
-    With `catalog`, only its rows are read of the weights called as in `sliced`.
-    """
-    path = Path(folder) / WEIGHTS_FILE
-    try:
-        if not path.exists() and (index := Path(folder) / INDEX_FILE).exists():
-            path = index
-            model.load_state_dict(_load_sharded(index, catalog))
-        else:
-            model.load_state_dict(load_file(path) if catalog is None else _load_slices(path, sliced, catalog))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist, although its {CONFIG_FILE} does; write the model again.") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); write the model again.") from None
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the {CONFIG_FILE} beside it: {error}") from None
-
-
-def _load_slices(path: Path, sliced: Collection[str], catalog: "CatalogShard") -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys() if name not in sliced}  # noqa: SIM118
-        num_items = {name: file.get_slice(name).get_shape()[0] for name in sliced if name in file.keys()}  # noqa: SIM118
-        if any(num != catalog.num_items for num in num_items.values()):
-            raise RuntimeError(f"tables of {num_items} rows for {catalog.num_items} items")
-        return found | {name: file.get_slice(name)[catalog.first : catalog.stop] for name in num_items}
-
-
-def _load_sharded(index: Path, catalog: "CatalogShard | None") -> dict[str, Tensor]:
-    """The weights of several files; with `catalog`, of tensors in parts the rows of its slice alone."""
-    found: dict[str, Tensor] = {}
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for name, file in read_json(index)["weight_map"].items():
-        with safe_open(index.parent / file, framework="pt") as opened:
-            if (match := ROW_NAME.fullmatch(name)) is None:
-                found[name] = opened.get_tensor(name)
-                continue
-            first, stop = int(match[2]), int(match[3])
-            low = first if catalog is None else min(max(first, catalog.first), stop)
-            high = stop if catalog is None else max(min(stop, catalog.stop), low)
-            parts.setdefault(match[1], []).append((first, opened.get_slice(name)[low - first : high - first]))
-    return found | {name: cat([rows for _, rows in sorted(each, key=_first)]) for name, each in parts.items()}
-
-
-def _first(part: tuple[int, Tensor]) -> int:
-    return part[0]

@@ -83,8 +83,8 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(run: Run, folder: Path) -> SequentialModel:
-    """A trained model on this rank's device, in evaluation mode; with its slice of the catalog where that is split."""
-    return models.load(folder, run.layout.shard(run.dataset.num_items)).to(run.runtime.device).eval()
+    """A trained model on this rank's device; with its slice of the catalog where that is split."""
+    return models.load(folder, run.layout.shard(run.dataset.num_items)).to(run.runtime.device)
 
 
 def teacher_module(run: Run) -> dict[str, Any]:

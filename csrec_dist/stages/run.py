@@ -16,7 +16,7 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.evaluation import evaluate
 from csrec_dist.files import fingerprint, sha256_file
 from csrec_dist.models import SequentialModel
-from csrec_dist.models.pretrained import weight_files
+from csrec_dist.models.weight_files import weight_files
 from csrec_dist.stagebook import StageBook
 from csrec_dist.telemetry import StageLog
 

@@ -87,7 +87,7 @@ def test_broken_folders_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a whole safetensors file"):
         load(tmp_path)
     weights.unlink()
-    with pytest.raises(UserError, match="write the model again"):
+    with pytest.raises(UserError, match="Write the model again"):
         load(tmp_path)
 
 
