@@ -1,5 +1,6 @@
 """Checkpoints of a training: everything that resuming needs, as safetensors and JSON; the last few are kept."""
 
+import math
 import os
 import shutil
 import threading
@@ -39,6 +40,11 @@ class EpochSums:
     seconds: float = 0.0
     data_wait: float = 0.0
     collective_wait: float = 0.0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no step had a loss that is NaN or infinite."""
+        return all(map(math.isfinite, [*self.total, *self.window]))
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def as_a_colleague(path: Path) -> Iterator[None]:
-    """Without permission to read the file or enter the folder: root may do all, so it becomes somebody else meanwhile."""
+    """Without permission to read the file or enter the folder; root, who may do all, is somebody else meanwhile."""
     before = path.stat().st_mode
     folders = [folder for folder in path.parents if folder.stat().st_mode & 0o055 != 0o055]
     modes = [folder.stat().st_mode for folder in folders]

@@ -36,6 +36,11 @@ class Curve:
         return self._steps >= self._log_steps
 
     @property
+    def is_finite(self) -> bool:
+        """Whether no step up to the last point had a loss that is NaN or infinite, on any rank."""
+        return bool(self._total.isfinite().all())
+
+    @property
     def seconds(self) -> float:
         """Of training in this epoch."""
         return time.perf_counter() - self._begin

@@ -1,6 +1,5 @@
 """The training loop, one for teachers and students: streamed batches, an objective, an evaluation, early stopping."""
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, copy_tensors
-from csrec_dist.errors import UserError
+from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.objectives import Loss
@@ -72,6 +71,7 @@ class Trainer:
 
         Raises:
             Stopped: one of the ranks got a signal; a checkpoint is written.
+            UserError: the loss or a weight is no longer finite, on all ranks at the same step.
         """
         restored = checkpoints.restore()
         if restored:
@@ -136,11 +136,17 @@ class Trainer:
             state.step += 1
             state.total_steps += 1
             if curve.is_full:
-                self._log.scalars(curve.point(), state.total_steps)
+                self._log_point(curve)
             self._log.advance(f"epoch {order.epoch + 1}  {curve.note}")
             self._act(agreed, order, curve)
-        self._log.scalars(curve.point(), state.total_steps)
+        self._log_point(curve)
         return curve
+
+    def _log_point(self, curve: Curve) -> None:
+        """Write a point of the curve; a training whose loss is not finite ends here."""
+        self._log.scalars(curve.point(), self._state.total_steps)
+        if not curve.is_finite:
+            raise self._diverged("the loss is")
 
     def _batches(self, order: EpochOrder) -> Iterator[Any]:
         """The batches of the epoch from the state's step on, read ahead."""
@@ -192,6 +198,8 @@ class Trainer:
         is_due = agreed.save or (every is not None and state.total_steps % every == 0)
         if agreed.signal or (is_due and state.step < order.num_steps):
             state.so_far = curve.so_far()
+            if not state.so_far.is_finite:
+                raise self._diverged("the loss is")
             self._save()
         if agreed.signal:
             self._checkpoints.wait()
@@ -203,18 +211,34 @@ class Trainer:
             raise Stopped(agreed.signal)
 
     def _save(self) -> None:
+        """Begin to write a checkpoint, unless the weights are good for nothing: the one before it stays then."""
         found = self._engine.snapshot()
+        whole = found.whole["model"] if self._group.is_leader else {}
+        num_wrong = sum(
+            int((~tensor.isfinite()).sum()) for tensor in (*whole.values(), *found.slices["model"].values())
+        )
+        if self._group.all_reduce_sum(torch.tensor(num_wrong, device=self._device)) > 0:
+            raise self._diverged("weights are")
         found.add("best", self._best, slices_of(self._inner.model))
         self._checkpoints.save(self._state, found)
         self._requests.saved()
 
+    def _diverged(self, what: str) -> UserError:
+        """What all ranks of the group raise, and one of them says; the checkpoint in flight is written first."""
+        self._checkpoints.wait()
+        options, group, stage = self._options, self._group, self._log.stage
+        clip_norm = "null" if options.clip_norm is None else f"{options.clip_norm:g}"
+        text = (
+            f"{stage}: {what} NaN or infinite at step {self._state.total_steps} (looked at every {options.log_steps} "
+            f"steps): the training diverged. Lower training.learning_rate ({options.learning_rate:g} now) or set "
+            f"training.clip_norm ({clip_norm} now), and start again with --restart {stage.partition('/')[0]}. Earlier "
+            "checkpoints are kept."
+        )
+        return UserError(text) if group.is_leader and 0 not in group.ranks else SharedUserError(text)
+
     def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float], model: SequentialModel) -> None:
         state, epoch = self._state, self._state.epoch
         count = done.total[0]
-        if not all(map(math.isfinite, done.total)):
-            raise UserError(
-                f"{self._log.stage}: the loss is not finite in epoch {epoch + 1}; lower training.learning_rate."
-            )
         averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
         if metrics[SELECTION_METRIC] > state.best:
             state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
