@@ -80,6 +80,8 @@ def test_impossible_combinations_are_refused() -> None:
         parse_config(GOOD | {"method": "base", "teachers": {"pretrained": ["x"]}})
     with pytest.raises(UserError, match="already is the baseline"):
         parse_config(GOOD | {"method": "base", "baseline": True})
+    with pytest.raises(UserError, match=r"teachers\.trust_item_order: there are no pretrained members"):
+        parse_config(GOOD | {"teachers": {"trust_item_order": True}})
     with pytest.raises(UserError, match="2 pretrained members are given"):
         parse_config(GOOD | {"teachers": {"pretrained": ["x", "y"], "num": 3}})
     with pytest.raises(UserError, match="source"):

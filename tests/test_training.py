@@ -10,6 +10,8 @@ from ranks import run_ranks
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
 from csrec_dist.data.lanes import EpochOrder
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import to_batch, train_stream
 from csrec_dist.distributed import Runtime
@@ -168,6 +170,31 @@ def test_pretrained_members_are_taken_and_foreign_ones_refused(small_dataset: Pa
     config = small_config(tmp_path, small_dataset, "sasrec", "name=other", taken)
     with pytest.raises(UserError, match="knows 3 items"):
         execute(config, runtime)
+
+
+def test_members_are_joined_by_place_only_if_their_user_vouches_for_it(
+    small_dataset: Path, small_log: Path, tmp_path: Path
+) -> None:
+    """A foreign table of as many items, and one trained on the same items under other numbers."""
+    turned, runtime = tmp_path / "turned", Runtime.start()
+    header, *lines = small_log.read_text().splitlines()
+    (tmp_path / "turned.csv").write_text("\n".join([header, *lines[::-1]]) + "\n")
+    prepare(DatasetOptions(source=str(tmp_path / "turned.csv"), min_interactions=3, window=8, num_lanes=5), turned)
+    base = execute(small_config(tmp_path, turned, "gru4rec", "method=base"), runtime).folder
+    foreign = models.load(base / "student")
+    assert foreign.num_items == Dataset(small_dataset).num_items
+    foreign.save_pretrained(tmp_path / "foreign")
+    for number, (folder, message) in enumerate(
+        [(tmp_path / "foreign", "does not say which item each row of its table is"), (base / "student", "other items")]
+    ):
+        settings = [f"teachers.pretrained=[{folder}]", f"name=run-{number}"]
+        with pytest.raises(UserError, match=rf"{message}.*teachers\.trust_item_order: true"):
+            execute(small_config(tmp_path, small_dataset, "sasrec", *settings), runtime)
+        assert not (tmp_path / f"run-{number}" / "teachers" / "teacher-0").exists()
+        trusting = small_config(tmp_path, small_dataset, "sasrec", *settings, "teachers.trust_item_order=true")
+        taken = execute(trusting, runtime, ["prepare", "teach"]).folder / "teachers/teacher-0"
+        assert (taken / "model.safetensors").read_bytes() == (base / "student/model.safetensors").read_bytes()
+        assert read_json(taken / "metrics.json")["id_map"] == Dataset(small_dataset).id_map_fingerprint
 
 
 @pytest.mark.parametrize("wanted", [True, False])

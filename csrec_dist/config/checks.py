@@ -17,6 +17,8 @@ def impossible(config: Config) -> list[str]:
         )
     if teachers.pretrained and teachers.model is not None:
         problems.append("teachers.model: pretrained members bring their own model; leave it out.")
+    if teachers.trust_item_order and not teachers.pretrained:
+        problems.append("teachers.trust_item_order: there are no pretrained members to trust; leave it out.")
     if isinstance(teachers.model, list) and len(teachers.model) != config.num_members:
         problems.append(f"teachers.model: lists {len(teachers.model)} models for {config.num_members} members.")
     if has_members and not teachers.pretrained and teachers.num != config.num_members:

@@ -29,6 +29,11 @@ class TeacherOptions(Section):
         None, description="their model, or a list with one for each (training_level: side, main); null: the student's"
     )
     pretrained: list[str] = Field([], description="folders of trained models to use as members instead of training")
+    trust_item_order: bool = Field(
+        False,
+        description="take pretrained members whose folder does not say that they were trained on the items of this "
+        "dataset: you vouch that row i + 1 of their item table is item i + 1 of items.parquet",
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**31, strict=True, description="seed that the members' seeds follow; null: the run's"
     )

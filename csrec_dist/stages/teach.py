@@ -101,12 +101,12 @@ def leaning_folder(run: Run, name: str) -> Path:
 
 def take_pretrained(run: Run) -> None:
     """Copy trained models into the run, checked against its catalog."""
+    id_map = run.dataset.id_map_fingerprint
     for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
         model = models.load(folder)
         require_fit(model, folder, run.dataset)
-        id_map = trained_on(Path(folder))
-        if id_map not in (None, run.dataset.id_map_fingerprint):
-            raise UserError(f"The pretrained member {folder} was trained on other items than those of this dataset.")
+        if not run.config.teachers.trust_item_order:
+            require_id_map(Path(folder), run.dataset)
         model.save_pretrained(run.member_folder(name))
         write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
 
@@ -126,10 +126,21 @@ def require_fit(model: SequentialModel, folder: str, dataset: Dataset) -> None:
         )
 
 
-def trained_on(folder: Path) -> str | None:
-    """The id map that a model was trained with, where its folder says so."""
+def require_id_map(folder: Path, dataset: Dataset) -> None:
+    """UserError unless the model's folder says that it was trained with the item ids of this dataset.
+
+    Without that, row i + 1 of its item table would be taken for item i + 1 by its place alone.
+    """
     path = folder / "metrics.json"
-    return read_json(path).get("id_map") if path.exists() else None
+    id_map = read_json(path).get("id_map") if path.exists() else None
+    if id_map == dataset.id_map_fingerprint:
+        return
+    known = "does not say which item each row of its table is" if id_map is None else "was trained on other items"
+    raise UserError(
+        f"The pretrained member {folder} {known}: rows and items would be joined by their place. If row i + 1 is item "
+        f"i + 1 of {dataset.folder / 'items.parquet'}, set teachers.trust_item_order: true; if the order is another, "
+        "convert the model again in the order of that file (`items` of models.interop.from_recbole)."
+    )
 
 
 def member_inputs(inputs: dict[str, Any], member: Member) -> dict[str, Any]:

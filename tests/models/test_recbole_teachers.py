@@ -47,7 +47,7 @@ def config_of(folder: Path, reference_data: Callable[[str], Any], names: Sequenc
             "dataset": {"source": str(folder / "log.csv"), "window": 13, "min_interactions": 1, "num_lanes": 2},
             "model": {"name": "gru4rec", "width": 8},
             "method": "model_level",
-            "teachers": {"pretrained": [str(folder / name) for name in names]},
+            "teachers": {"pretrained": [str(folder / name) for name in names], "trust_item_order": True},
         }
     )
 
