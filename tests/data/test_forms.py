@@ -173,6 +173,10 @@ def test_a_first_row_of_data_is_never_taken_for_a_header(tmp_path, case, zipped)
     assert items_of(log) == items
 
 
+def test_a_header_with_spaces_between_usual_names_is_one(tmp_path):
+    assert items_of(read(write(tmp_path, "user item time\nu b 2\nu a 1\n"))) == ["a", "b"]
+
+
 def test_the_refusal_shows_the_first_row_with_its_positions(tmp_path):
     with pytest.raises(UserError, match="1: '1', 2: '22', 3: '25', 4: 'pv', 5: '1400001127'"):
         read(write(tmp_path, HEADERLESS["Taobao"][0]))

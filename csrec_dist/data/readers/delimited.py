@@ -22,9 +22,10 @@ BY_POSITION = (
 
 
 def matches(path: Path) -> bool:
-    """Whether the first line is printable text with a separator in it."""
+    """Whether the first line is printable text with a separator in it; a space counts in a header of usual names."""
     line = first_line(path)
-    return line.replace("\t", " ").isprintable() and separator_of(line, path) != " "
+    separator = separator_of(line, path)
+    return line.replace("\t", " ").isprintable() and (separator != " " or _has_usual_names(line.split(" ")))
 
 
 def scan(path: Path, layout: Layout) -> Scan:
@@ -76,7 +77,11 @@ def without_header(text: Path | bytes, separator: str, num_columns: int) -> pl.L
 def _is_header(names: list[str]) -> bool:
     """Whether the fields are names: none is a number or a date, or the user and the item are among them."""
     has_values = any(is_number(name) or is_date(name) for name in names)
-    return not has_values or bool(guesses("user", names) and guesses("item", names))
+    return not has_values or _has_usual_names(names)
+
+
+def _has_usual_names(names: list[str]) -> bool:
+    return bool(guesses("user", names) and guesses("item", names))
 
 
 def _numbered(names: list[str]) -> str:
