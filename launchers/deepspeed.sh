@@ -49,14 +49,15 @@ read_hostfile() {
   [[ ${#hosts[@]} -ge 1 ]] || stop "$hostfile names no machine."
 }
 
-# remote_command RANK WORD ...: what a machine's shell is given. multinode.sh leaves its process id for tell_ranks.
+# remote_command RANK WORD ...: what a machine's shell is given. multinode.sh leaves its process id for tell_ranks, in a
+# folder that is made for it: where something of that name stands already, nothing is started.
 remote_command() {
-  local rank=$1
+  local folder=$pid_folder-$1
   shift
-  printf 'cd %q && env PID_FILE=%q' "$PWD" "$pid_file.$rank"
+  printf 'cd %q && mkdir -m 700 %q && { env PID_FILE=%q' "$PWD" "$folder" "$folder/pid"
   printf ' %q' "$@"
   # shellcheck disable=SC2016 # for the machine's shell
-  printf '; status=$?; rm -f %q; exit $status' "$pid_file.$rank"
+  printf '; status=$?; rm -rf %q; exit $status; }' "$folder"
 }
 
 # shellcheck disable=SC2329 # called by the traps
@@ -66,7 +67,7 @@ tell_ranks() {
   [[ $told -eq 1 ]] || return 0
   echo "deepspeed.sh: the ranks are told to stop"
   for rank in "${!hosts[@]}"; do
-    file=$pid_file.$rank
+    file=$pid_folder-$rank/pid
     "${ssh[@]}" "${hosts[$rank]}" "test ! -f $file || kill -TERM \$(cat $file)" </dev/null || true
   done
 }
@@ -94,7 +95,8 @@ set_engine
 read_hostfile
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-pid_file=/tmp/csrec-$(hostname)-$$
+pid_folder=$(mktemp -d /tmp/csrec-XXXXXXXXXXXX) # its name, which nobody can guess, is used on all machines
+trap 'rm -rf "$pid_folder"' EXIT
 variables=()
 for name in $(compgen -e | grep -E '^(PYTHON|PYTHONPATH|MAX_RESTARTS|ACCELERATE_CONFIG|OMP_NUM_THREADS|(CSREC|DS|GLOO|NCCL)_.*)$'); do
   variables+=("$name=${!name}")

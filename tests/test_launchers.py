@@ -264,7 +264,10 @@ def test_a_dry_run_prints_the_command_of_each_machine(hostfile: Path) -> None:
         *ssh, remote = shlex.split(line)
         assert ssh == ["+", "true", host]
         command = shlex.split(remote.split("; status=")[0])
-        assert command[:4] == ["cd", os.getcwd(), "&&", "env"]
+        assert command[:6] == ["cd", os.getcwd(), "&&", "mkdir", "-m", "700"]
+        assert command[7:10] == ["&&", "{", "env"]
+        assert command[10] == f"PID_FILE={command[6]}/pid"
+        assert not Path(command[6].removesuffix(f"-{rank}")).exists()
         assert "NCCL_DEBUG=INFO" in command
         expected = {"--num-nodes": "2", "--node-rank": str(rank), "--address": "first", "--port": "1234"}
         assert {option: value(command, option) for option in expected} == expected
@@ -309,3 +312,37 @@ def test_a_machine_that_fails_ends_the_others(hostfile: Path, tmp_path: Path) ->
     done = launcher("deepspeed.sh", "--hostfile", str(hostfile), "run", SSH=str(ssh))
     assert done.returncode == 7
     assert (tmp_path / "told").read_text().split() == ["first", "second"]
+
+
+def machine(tmp_path: Path, before: str = ":") -> str:
+    """An ssh that runs the command here, after `before`, which knows the folder of the process id as $folder."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        "#!/bin/bash\n"
+        'case "$2" in "test ! -f"*) exit ;; esac\n'
+        'folder=$(grep -o "/tmp/csrec-[^/ ]*" <<<"$2" | head -n 1)\n'
+        f'{before}\nbash -c "$2"\nstatus=$?\n[[ ! -L $folder ]] || rm "$folder"\nexit $status\n'
+    )
+    ssh.chmod(0o755)
+    return str(ssh)
+
+
+def test_process_ids_are_left_in_a_folder_of_the_user_alone(tmp_path: Path, hostfile: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nstat -c "%a $(dirname "$PID_FILE")" "$(dirname "$PID_FILE")" >>{tmp_path}/seen\n')
+    python.chmod(0o755)
+    for _ in range(2):
+        done = launcher("deepspeed.sh", "--hostfile", str(hostfile), "run", SSH=machine(tmp_path), PYTHON=str(python))
+        assert done.returncode == 0, done.stderr
+    modes, folders = zip(*(line.split() for line in (tmp_path / "seen").read_text().splitlines()), strict=True)
+    assert set(modes) == {"700"}
+    assert len(set(folders)) == 4
+    assert not any(Path(folder).exists() for folder in folders)
+
+
+def test_a_link_planted_where_the_process_id_goes_is_not_followed(tmp_path: Path, hostfile: Path) -> None:
+    ssh = machine(tmp_path, f'ln -s {tmp_path}/victim "$folder"')
+    done = launcher("deepspeed.sh", "--hostfile", str(hostfile), "run", SSH=ssh, PYTHON="true")
+    assert done.returncode != 0
+    assert "File exists" in done.stderr
+    assert not (tmp_path / "victim").exists()

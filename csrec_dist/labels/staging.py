@@ -1,7 +1,9 @@
 """A copy of a part of a label cache on a node's own disk, which reads as the whole cache does."""
 
 import hashlib
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +18,11 @@ GIB = 1 << 30
 
 
 def staged_folder(folder: Path, disk: Path | str, run: str) -> Path:
-    """Where on `disk` a copy of the labels in `folder` of a run of that name stands; other labels stand elsewhere."""
-    return Path(disk) / run / f"labels-{read_index(folder).fingerprint}"
+    """Where on `disk` a copy of the labels in `folder` of a run of that name stands; other labels stand elsewhere.
+
+    All that a user has there is in one folder, which nobody else can write to: the disk may be everybody's.
+    """
+    return Path(disk) / f"csrec-{os.getuid()}" / run / f"labels-{read_index(folder).fingerprint}"
 
 
 def stage_labels(folder: Path, staged: Path, lanes: Iterable[int], tell: Callable[[int, int], None]) -> list[str]:
@@ -28,11 +33,12 @@ def stage_labels(folder: Path, staged: Path, lanes: Iterable[int], tell: Callabl
     returned, in a sentence each. One process of a node calls this.
 
     Raises:
-        UserError: the disk is too small, or cannot be written to.
+        UserError: the disk is too small, cannot be written to, or the user's folder there is somebody else's.
     """
     index, wanted = read_index(folder), set(lanes)
     chosen = [shard for lane, shard in enumerate(index.shards) if lane in wanted] + list(index.item_shards)
     try:
+        make_private(staged.parents[1])
         staged.mkdir(parents=True, exist_ok=True)
         missing = [
             entry
@@ -54,10 +60,27 @@ def stage_labels(folder: Path, staged: Path, lanes: Iterable[int], tell: Callabl
 
 
 def remove_staged(staged: Path) -> None:
-    """Remove a copy, and the run's folder around it when that is empty then."""
+    """Remove a copy, and the run's and the user's folders around it when they are empty then."""
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(OSError):
         staged.parent.rmdir()
+        staged.parents[1].rmdir()
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for this user alone; UserError where something else stands there, perhaps planted by another user.
+
+    What another user had put there would be read as labels, or a link of theirs be written through.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        raise UserError(
+            f"labels.stage_to: {folder} is not a folder that belongs to you and only you can write to; remove it, or "
+            "name another folder."
+        )
 
 
 def _check_room(staged: Path, num_bytes: int) -> None:

@@ -1,7 +1,8 @@
 """Labels on a node's own disk: the same labels, of which only what the node reads is copied, whole and checked."""
 
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,53 @@ def test_a_disk_that_is_too_small_or_no_folder_is_refused(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"labels.stage_to: labels cannot be copied to .*: Not a directory"):
+    with pytest.raises(UserError, match=r"labels.stage_to: labels cannot be copied to .*: File exists"):
         stage(labels, tmp_path / "file", [0])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UserError, match=r"has 0.0 GiB free, and the labels that this node reads take"):
         stage(labels, tmp_path, [0])
+
+
+def plant_link(planted: Path, elsewhere: Path) -> None:
+    planted.symlink_to(elsewhere)
+
+
+def plant_open_folder(planted: Path, elsewhere: Path) -> None:
+    planted.mkdir()
+    planted.chmod(0o777)
+
+
+def plant_file(planted: Path, elsewhere: Path) -> None:
+    planted.touch()
+
+
+def plant_foreign_folder(planted: Path, elsewhere: Path) -> None:
+    planted.mkdir(mode=0o755)
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder to somebody else")
+    os.chown(planted, 65534, 65534)
+
+
+@pytest.mark.parametrize("plant", [plant_link, plant_open_folder, plant_file, plant_foreign_folder])
+def test_what_another_user_may_have_planted_is_refused_and_left_alone(
+    labels: Path, tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    plant(staged_folder(labels, tmp_path, "small").parents[1], elsewhere)
+    with pytest.raises(UserError, match="is not a folder that belongs to you"):
+        stage(labels, tmp_path, [0])
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_copy_is_the_user_s_alone_whatever_the_umask(labels: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        staged, _, _ = stage(labels, tmp_path, [0])
+    finally:
+        os.umask(before)
+    assert staged.parents[1].parent == tmp_path
+    assert staged.parents[1].stat().st_mode & 0o777 == 0o700
 
 
 RUN = """
