@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from csrec_dist.cli import main
 from csrec_dist.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,16 +78,7 @@ def test_a_launcher_that_was_started_for_deepspeed_brings_its_file(tmp_path: Pat
     assert (trained["engine"], trained["zero_stage"], trained["ranks"]) == ("deepspeed", 2, [0, 1])
 
 
-@pytest.mark.launch
-@pytest.mark.parametrize(
-    ("mistake", "words"),
-    [
-        ("training.betta=1", "did you mean beta?"),
-        ("training.learning_rate=1.0e+30", "the loss is not finite in epoch 1; lower training.learning_rate"),
-    ],
-    ids=["before the ranks meet", "in a training"],
-)
-@pytest.mark.parametrize(
+LAUNCHERS = pytest.mark.parametrize(
     "launcher",
     [
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
@@ -94,10 +86,25 @@ def test_a_launcher_that_was_started_for_deepspeed_brings_its_file(tmp_path: Pat
     ],
     ids=["torchrun", "accelerate"],
 )
-def test_a_mistake_that_all_ranks_meet_is_said_once(
-    tmp_path: Path, small_log: Path, launcher: list[str], mistake: str, words: str
-) -> None:
-    arguments = ["run", "--config", config_file(tmp_path, small_log), "--set", "method=base", "--set", mistake]
-    done = launch([*launcher, "-m", "csrec_dist", *arguments], tmp_path)
+
+
+@pytest.mark.launch
+@LAUNCHERS
+def test_a_mistake_in_the_config_is_said_once(tmp_path: Path, small_log: Path, launcher: list[str]) -> None:
+    command = ["run", "--config", config_file(tmp_path, small_log), "--set", "training.betta=1"]
+    done = launch([*launcher, "-m", "csrec_dist", *command], tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count("csrec-dist: ") == done.stderr.count(words) == 1, done.stderr
+    assert done.stderr.count("csrec-dist: ") == done.stderr.count("did you mean beta?") == 1, done.stderr
+
+
+@pytest.mark.launch
+@LAUNCHERS
+def test_what_all_ranks_miss_when_they_work_is_said_once(tmp_path: Path, small_log: Path, launcher: list[str]) -> None:
+    """Each of them loads the student by itself."""
+    command = ["--config", config_file(tmp_path, small_log), "--set", "method=base", "--set", f"output={tmp_path}/runs"]
+    assert main(["run", *command]) == 0
+    (tmp_path / "runs/r/evaluate.done.json").unlink()
+    (tmp_path / "runs/r/student/model.safetensors").unlink()
+    done = launch([*launcher, "-m", "csrec_dist", "evaluate", *command], tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("csrec-dist: ") == done.stderr.count("although its config.json does") == 1, done.stderr
