@@ -1,7 +1,7 @@
 """The number of threads that a run computes with, written into its folder: the bits of sums depend on it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def threads_of_run(folder: Path, runtime: Runtime, say: Callable[[str], None], k
         say(_explained(began_with, before, keep))
     try:
         _record(folder, runtime)
-        with crowding_named(torch.get_num_threads(), say):
+        on_cpu = runtime.device.type == "cpu"
+        with crowding_named(torch.get_num_threads(), say) if on_cpu else nullcontext():
             yield
     finally:
         torch.set_num_threads(before)
