@@ -1,5 +1,6 @@
 """The configuration: everything wrong is said at once, with the nearest right name; every shipped config loads."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from csrec_dist.config import load_config, parse_config
 from csrec_dist.config_reference import page
 from csrec_dist.errors import UserError
+from csrec_dist.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "configs/experiments").glob("*.yaml"))
@@ -140,3 +142,42 @@ def test_files_that_hold_no_config_are_refused(tmp_path: Path, text: str) -> Non
 
 def test_the_page_of_all_keys_is_up_to_date() -> None:
     assert (ROOT / "docs/configuration.md").read_text() == page(), "run python -m csrec_dist.config_reference"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\nseed: 1\ndataset: {source: s}\nseed: 2\n", "seed stands twice in lines 2 and 4"),
+        ("name: x\ntraining:\n  beta: 0.5\n  kl: forward\n  beta: 0.7\n", "beta stands twice in lines 3 and 5"),
+        ("name: x\ntraining: {beta: 0.5, beta: 0.5}\n", "beta stands twice in line 2"),
+        ("name: x\nmodel: {name: sasrec}\nmodel: {name: narm}\n", "model stands twice in lines 2 and 3"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    for read in (load_config, load_study):
+        with pytest.raises(UserError, match=rf"config\.yaml: {words}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.beta=0.5", "training.beta=0.75"], "training.beta is given twice, with 0.5 and 0.75"),
+        (["model.width=8", "model={name: narm}"], "model=… would undo --set model.width=… before it"),
+        (["training={beta: 0.5, beta: 0.75}"], "beta stands twice in line 1"),
+    ],
+)
+def test_overrides_that_undo_each_other_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\ndataset: {source: s}\nmodel: {name: sasrec}\n")
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_config(path, overrides)
+
+
+def test_overrides_that_agree_or_refine_a_section_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\ndataset: {source: s}\nmodel: {name: sasrec}\n")
+    config = load_config(path, ["model={name: narm}", "model.width=8", "seed=3", "seed=3"])
+    assert (config.model.name, config.model.width, config.seed) == ("narm", 8, 3)

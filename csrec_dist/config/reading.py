@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,25 @@ LAUNCHERS_DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 """Where `accelerate launch --use_deepspeed --deepspeed_config_file FILE` tells its ranks of the file."""
 
 
+class DuplicateKeyError(Exception):
+    """A mapping names a key twice; the message says which key, and where."""
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that stands twice; YAML itself takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping; DuplicateKeyError when a key stands in it twice."""
+        lines: dict[str, int] = {}
+        for name, _ in node.value:
+            key, line = str(name.value), name.start_mark.line + 1
+            if key in lines:
+                where = f"in line {line}" if line == lines[key] else f"in lines {lines[key]} and {line}"
+                raise DuplicateKeyError(f"{key} stands twice {where}")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, and check everything.
 
@@ -30,12 +49,31 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         UserError: the file is missing or not YAML, or any keys or values are wrong (all are named at once).
     """
     raw = read_yaml(path)
-    for override in overrides:
-        set_key(raw, *parse_override(override))
+    for key, value in parse_overrides(overrides).items():
+        set_key(raw, key, value)
     distributed, file = raw.get("distributed"), os.environ.get(LAUNCHERS_DEEPSPEED)
     if file and isinstance(distributed, dict) and distributed.get("engine") == "deepspeed":
         raw["distributed"] = distributed | {"deepspeed": distributed.get("deepspeed") or file}
     return parse_config(raw)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of several `section.key=value`, in their order.
+
+    Raises:
+        UserError: one is something else, or undoes one before it: another value of the same key, or a whole section
+            after a key in it.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, value = parse_override(override)
+        if key in values and values[key] != value:
+            raise UserError(f"--set {key} is given twice, with {values[key]!r} and {value!r}; give it once.")
+        inner = next((other for other in values if other.startswith(f"{key}.")), None)
+        if inner is not None:
+            raise UserError(f"--set {key}=… would undo --set {inner}=… before it; give the whole section first.")
+        values[key] = value
+    return values
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -44,21 +82,25 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes section.key=value, not {override!r}.")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), yaml.load(text, UniqueKeyLoader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML.") from None
+    except DuplicateKeyError as error:
+        raise UserError(f"--set {override}: {error}; give it once.") from None
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"The config file {path} does not exist.") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except DuplicateKeyError as error:
+        raise UserError(f"{path}: {error}. Keep the one that is meant.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of sections; see configs/experiments for examples.")
     return raw

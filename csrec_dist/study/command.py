@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from csrec_dist.config import parse_override
+from csrec_dist.config import parse_overrides
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.study.collecting import check_settings
@@ -39,7 +39,7 @@ def study_command(
     with shared_errors():
         study = load_study(find(name))
         folder = output / study.name
-        entries = list(study.entries(output / study.home / "runs", dict(map(parse_override, overrides))))
+        entries = list(study.entries(output / study.home / "runs", parse_overrides(overrides)))
         check_settings(entries)
         rows = read_elsewhere(study, entries, elsewhere, print)
         done = keys_of(study, rows)
