@@ -19,6 +19,7 @@ from csrec_dist.distributed.engines import Snapshot
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import open_tensors, read_json, save_tensors, write_json
+from csrec_dist.stagebook import differences, flatten
 
 PARTS = ("best", "model", "optimizer")
 POLL_SECONDS = 0.02
@@ -122,18 +123,19 @@ def _overlap(file: Any, name: str, held: slice, wanted: slice | None) -> list[Te
 
 
 class Checkpoints:
-    """A folder of checkpoints of one training on the ranks of a layout; `fingerprint` says of which inputs.
+    """A folder of checkpoints of one training on the ranks of a layout; `inputs` are all that decides the training.
 
     A thread of the group's first rank writes them while the training goes on, one at a time. Where the catalog is
     split, so do the ranks that hold its slices first, each its own; the first rank's thread waits for their files.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str, layout: Layout, keep: int = 2, catalog: CatalogShard | None = None
+        self, folder: Path, inputs: dict[str, Any], layout: Layout, keep: int = 2, catalog: CatalogShard | None = None
     ) -> None:
         """`catalog` is this rank's slice of the items, or None where it holds them all."""
         self.folder, self._catalog = folder, catalog
-        self._fingerprint, self._group, self._keep = fingerprint, layout.group, keep
+        self._inputs, self._group, self._keep = flatten(inputs), layout.group, keep
+        self.set_aside: list[str] = []
         self._has_slices = catalog is not None and layout.data.is_leader
         self._num_saved = 0
         self._writing: Future[None] | None = None
@@ -149,7 +151,7 @@ class Checkpoints:
         if self._writing:
             wait([self._writing])
 
-    def save(self, state: TrainState, found: Snapshot) -> None:
+    def save(self, state: TrainState, snapshot: Snapshot) -> None:
         """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this."""
         self._num_saved += 1
         if not (self._group.is_leader or self._has_slices):
@@ -157,9 +159,9 @@ class Checkpoints:
         self.wait()
         final = self.folder / f"step-{state.total_steps:09d}"
         temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
-        values = {"fingerprint": self._fingerprint, **asdict(state)}
+        values = {"inputs": self._inputs, **asdict(state)}
         thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing = thread.submit(self._write, final, temporary, values, found)
+        self._writing = thread.submit(self._write, final, temporary, values, snapshot)
         thread.shutdown(wait=False)
 
     def check(self) -> None:
@@ -186,64 +188,77 @@ class Checkpoints:
     def restore(self) -> tuple[TrainState, StoredState] | None:
         """The newest whole checkpoint: where it stands, and its tensors; None where there is none.
 
-        The group's first rank chooses it; every rank calls this.
+        The group's first rank chooses it; every rank calls this. Damaged ones that are newer are renamed to
+        damaged-step-…, so that they are never taken for the newest again; `set_aside` names them.
 
         Raises:
             UserError: the checkpoint belongs to other inputs, or all checkpoints are damaged.
         """
-        chosen: dict[str, str | None] = {}
+        chosen: dict[str, Any] = {}
         if self._group.is_leader:
             try:
-                chosen["name"] = self._choose()
+                chosen["name"], chosen["damaged"] = self._choose()
             except UserError as error:
                 chosen["error"] = str(error)
         chosen = self._group.broadcast_object(chosen)
         if problem := chosen.get("error"):
             raise UserError(problem) if self._group.is_leader else SharedUserError(problem)
+        self.set_aside = chosen["damaged"]
         if chosen["name"] is None:
             return None
         folder = self.folder / chosen["name"]
         saved = read_json(folder / "state.json")
-        for name in ("fingerprint", "files"):
+        for name in ("inputs", "files"):
             saved.pop(name)
         so_far = EpochSums(**saved.pop("so_far", {}))
         return TrainState(**saved, so_far=so_far), StoredState(folder)
 
-    def clear(self) -> None:
-        """Remove all checkpoints."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def conclude(self) -> None:
+        """Keep the last checkpoint alone, from which a training goes on when its limits are raised."""
+        for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
+            shutil.rmtree(folder)
 
-    def _found(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if (path / "state.json").exists())
+    def _choose(self) -> tuple[str | None, list[str]]:
+        """Names of the newest whole checkpoint and of the damaged ones after it, which are set aside.
 
-    def _choose(self) -> str | None:
-        """The newest whole checkpoint's name; what a killed process left unfinished is removed."""
-        for path in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
-        found = self._found()
-        for folder in reversed(found):
-            saved = read_json(folder / "state.json")
-            if saved.get("fingerprint") != self._fingerprint:
+        What a killed process left unfinished is removed. Nothing is changed when there is no whole one.
+        """
+        damaged: list[Path] = []
+        for folder in reversed(checkpoint_folders(self.folder)):
+            saved = read_state(folder)
+            if saved is None:
+                damaged.append(folder)
+                continue
+            if changes := differences(saved["inputs"], self._inputs):
                 raise UserError(
-                    f"{folder} is of a training with other settings or data. "
+                    f"{folder} is of a training with other inputs: {'; '.join(changes)}. "
                     "Restart the stage with --restart, or give the run another name."
                 )
-            if _is_whole(folder, saved["files"]):
-                return folder.name
-        if found:
+            self._tidy(damaged)
+            return folder.name, [path.name for path in damaged]
+        if damaged:
             raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
-        return None
+        self._tidy([])
+        return None, []
 
-    def _write(self, final: Path, temporary: Path, values: dict[str, Any], found: Snapshot) -> None:
+    def _tidy(self, damaged: list[Path]) -> None:
+        for path in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in damaged:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+
+    def _write(self, final: Path, temporary: Path, values: dict[str, Any], snapshot: Snapshot) -> None:
         """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
         catalog = self._catalog
         if catalog is not None and self._has_slices:
             for part in PARTS:
-                save_tensors(temporary / _slice_file(part, catalog.rows), found.slices[part])
+                save_tensors(temporary / _slice_file(part, catalog.rows), snapshot.slices[part])
         if not self._group.is_leader:
             return
         for part in PARTS:
-            save_tensors(temporary / f"{part}.safetensors", found.whole[part])
+            save_tensors(temporary / f"{part}.safetensors", snapshot.whole[part])
         files = [f"{part}.safetensors" for part in PARTS]
         if catalog is not None:
             files += [_slice_file(part, rows) for part in PARTS for rows in catalog.all_rows]
@@ -252,7 +267,7 @@ class Checkpoints:
         write_json(temporary / "state.json", {**values, "files": sizes})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-        for old in self._found()[: -self._keep]:
+        for old in checkpoint_folders(self.folder)[: -self._keep]:
             shutil.rmtree(old)
 
     def _await(self, folder: Path, files: list[str]) -> None:
@@ -262,12 +277,26 @@ class Checkpoints:
                 raise FileNotFoundError(f"{folder} was left unfinished")
 
 
-def _is_whole(folder: Path, files: Mapping[str, int]) -> bool:
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or damaged, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself; None when it, or a file that it names, is damaged or missing."""
     try:
-        for name, size in files.items():
+        saved: dict[str, Any] = read_json(folder / "state.json")
+        if not saved.keys() >= {"inputs", "files"}:
+            return None
+        for name, size in saved["files"].items():
             if (folder / name).stat().st_size != size:
-                return False
+                return None
             open_tensors(folder / name)
-    except (SafetensorError, FileNotFoundError):
-        return False
-    return True
+    except (UserError, SafetensorError, FileNotFoundError):
+        return None
+    return saved
+
+
+def last_state(folder: Path) -> dict[str, Any] | None:
+    """What the newest whole checkpoint in a folder says of itself; None where there is none."""
+    return next((saved for path in reversed(checkpoint_folders(folder)) if (saved := read_state(path))), None)

@@ -15,6 +15,7 @@ from csrec_dist.distributed.engines import DataParallel, Snapshot, Updates
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 
+INPUTS = {"seed": 0, "training": {"learning_rate": 0.1}}
 ALONE = Layout(*[Group((0,), 0)] * 3)
 
 
@@ -46,7 +47,7 @@ def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
     model = Model()
     model.train()
     kept = model.weight.clone()
-    checkpoints = Checkpoints(tmp_path / "c", "inputs", ALONE)
+    checkpoints = Checkpoints(tmp_path / "c", INPUTS, ALONE)
     checkpoints.save(TrainState(total_steps=1), model.parts())
     model.train()
     checkpoints.check()
@@ -66,7 +67,7 @@ def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints_module, "save_tensors", full)
-    checkpoints = Checkpoints(tmp_path, "inputs", ALONE)
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
     checkpoints.save(TrainState(), Model().parts())
     assert checkpoints._writing is not None
     wait([checkpoints._writing])
@@ -75,7 +76,7 @@ def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: py
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path: Path) -> None:
-    model, checkpoints = Model(), Checkpoints(tmp_path, "inputs", ALONE, keep=3)
+    model, checkpoints = Model(), Checkpoints(tmp_path, INPUTS, ALONE, keep=3)
     for step in range(1, 5):
         model.train()
         checkpoints.save(TrainState(total_steps=step), model.parts())
@@ -88,5 +89,42 @@ def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path
     assert restored is not None
     assert restored[0].total_steps == 2
     assert not (tmp_path / ".step-000000005.1.tmp").exists()
-    with pytest.raises(UserError, match="other settings or data"):
-        Checkpoints(tmp_path, "others", ALONE).restore()
+    assert checkpoints.set_aside == ["step-000000004", "step-000000003"]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002"]
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.1, is 0\.2\."):
+        Checkpoints(tmp_path, INPUTS | {"training": {"learning_rate": 0.2}}, ALONE).restore()
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: str) -> None:
+    """The damaged one has the highest step, so pruning by name would keep it and remove all that are written."""
+    model, before = Model(), Checkpoints(tmp_path, INPUTS, ALONE, keep=2)
+    for step in (5, 9):
+        before.save(TrainState(total_steps=step), model.parts())
+    before.wait()
+    damaged = tmp_path / "step-000000009" / file
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, keep=1)
+    restored = checkpoints.restore()
+    assert restored is not None
+    assert restored[0].total_steps == 5
+    for step in (6, 7):
+        model.train()
+        checkpoints.save(TrainState(total_steps=step), model.parts())
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-000000009", "step-000000007"]
+    checkpoints.conclude()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000007"]
+
+
+def test_nothing_is_changed_when_all_checkpoints_are_damaged(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
+    for step in (1, 2):
+        checkpoints.save(TrainState(total_steps=step), Model().parts())
+    checkpoints.wait()
+    for path in tmp_path.rglob("model.safetensors"):
+        path.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"All checkpoints in .* are damaged"):
+        Checkpoints(tmp_path, INPUTS, ALONE).restore()
+    assert sorted(tmp_path.rglob("*")) == before

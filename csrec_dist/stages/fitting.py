@@ -91,14 +91,14 @@ def fit(
     )
     folder, keep = run.folder / "checkpoints" / task.stage, run.config.training.keep_checkpoints
     catalog = layout.shard(run.dataset.num_items)
-    checkpoints = Checkpoints(folder, fingerprint(task.inputs), layout, keep, catalog)
+    checkpoints = Checkpoints(folder, task.inputs, layout, keep, catalog)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
         state = trainer.run(checkpoints, noted, hands_over)
         if state is None:
             return False
         save(run, task, trainer.best(), state, engine)
         if layout.group.is_leader:
-            checkpoints.clear()
+            checkpoints.conclude()
     return True
 
 

@@ -74,6 +74,9 @@ class Trainer:
             UserError: the loss or a weight is no longer finite, on all ranks at the same step.
         """
         restored = checkpoints.restore()
+        if checkpoints.set_aside:
+            names = ", ".join(checkpoints.set_aside)
+            self._log.say(f"damaged checkpoints were set aside as damaged-…: {names}; the one before them is taken")
         if restored:
             self._state, saved = restored
             self._engine.restore(saved)
