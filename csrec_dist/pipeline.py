@@ -1,9 +1,8 @@
 """The way from a raw log to a distilled student: stages in their order, each done once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from csrec_dist.config import Config
@@ -14,32 +13,37 @@ from csrec_dist.files import write_text
 from csrec_dist.memory import explained
 from csrec_dist.runlock import RunLock
 from csrec_dist.runthreads import threads_of_run
+from csrec_dist.stagebook import Record, flatten
 from csrec_dist.stages import distill, evaluate, label, prepare, teach
 from csrec_dist.stages.run import Run
+from csrec_dist.stages.stage import Stage
+from csrec_dist.starting import Way, refuse_foreign, ways
 from csrec_dist.telemetry import measured
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage: the stages it needs, what decides its result (JSON values), its work, and what it leaves in the run."""
-
-    name: str
-    needs: tuple[str, ...]
-    inputs: Callable[[Run], dict[str, Any]]
-    work: Callable[[Run, dict[str, Any]], dict[str, Any]]
-    leaves: str
-
-    def path(self, run: Run) -> Path:
-        """What the stage leaves."""
-        return run.config.dataset_folder if self is PREPARE else run.folder / self.leaves
-
-
-PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, "dataset")
-TEACH = Stage("teach", ("prepare",), teach.inputs, teach.work, "teachers")
-LABEL = Stage("label", ("teach",), label.inputs, label.work, "labels")
-DISTILL = Stage("distill", ("prepare", "label"), distill.inputs, distill.work, "student")
-BASELINE = Stage("baseline", ("prepare",), distill.baseline_inputs, distill.baseline_work, "base")
-EVALUATE = Stage("evaluate", ("teach", "distill", "baseline"), evaluate.inputs, evaluate.work, "metrics.json")
+PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, ("dataset",))
+TEACH = Stage("teach", ("prepare",), teach.inputs, teach.work, ("teachers",), teach.check, teach.trainings)
+LABEL = Stage("label", ("teach",), label.inputs, label.work, ("labels",), label.check)
+DISTILL = Stage(
+    "distill", ("prepare", "label"), distill.inputs, distill.work, ("student",), distill.check, distill.trainings
+)
+BASELINE = Stage(
+    "baseline",
+    ("prepare",),
+    distill.baseline_inputs,
+    distill.baseline_work,
+    ("base",),
+    distill.check_baseline,
+    distill.baseline_trainings,
+)
+EVALUATE = Stage(
+    "evaluate",
+    ("teach", "distill", "baseline"),
+    evaluate.inputs,
+    evaluate.work,
+    ("metrics.json", "ranks"),
+    evaluate.check,
+    free="evaluation",
+)
 
 
 def stages_of(config: Config) -> list[Stage]:
@@ -58,8 +62,9 @@ def execute(
 ) -> Run:
     """Do the stages called `names` (all of the method's when None), those that are done already excepted.
 
-    `restart` names a stage that is done again, with all that depend on it. `keep_threads`: a run that goes on computes
-    with as many threads as it began with, whatever this process has. Every rank calls this.
+    `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first stage
+    that is to be done has found what it reads. `keep_threads`: a run that goes on computes with as many threads as it
+    began with, whatever this process has. Every rank calls this.
 
     Raises:
         UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
@@ -73,10 +78,11 @@ def execute(
         check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed.engine, config.distributed.deepspeed)
     with _in_use(run):
-        runtime.on_main(lambda: _open(run, plan, restart))
+        decided = runtime.on_main(lambda: _open(run, plan, chosen, restart))
         with run.log("run") as log, threads_of_run(run.folder, runtime, log.say, keep_threads):
             for stage in chosen:
-                _execute(run, stage)
+                _execute(run, stage, plan, decided[stage.name], restart)
+        runtime.on_main(lambda: _close(run))
     return run
 
 
@@ -84,7 +90,12 @@ def execute(
 def _in_use(run: Run) -> Iterator[None]:
     """Within the block the run's folder is taken: rank 0 has its lock."""
     lock = RunLock(run.folder)
-    run.runtime.on_main(lock.acquire)
+
+    def take() -> None:
+        refuse_foreign(run.folder)
+        lock.acquire()
+
+    run.runtime.on_main(take)
     try:
         yield
     finally:
@@ -102,59 +113,75 @@ def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, resta
     return chosen
 
 
-def _open(run: Run, plan: list[Stage], restart: str | None) -> None:
-    """Refuse a folder of other inputs; then forget what is restarted and write the config down.
+def _open(run: Run, plan: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
+    """Carry out what a killed process left half done, and decide; what does not fit is refused, nothing written."""
+    run.restarts.recover()
+    return ways(run, plan, chosen, restart)
 
-    Nothing is removed before all that stays has been found to fit, and what is restarted can begin.
-    """
-    forgotten = dependents(plan, restart)
-    done = {stage.name for stage in plan if run.book.record(stage.name) and stage.name not in forgotten}
-    for stage in plan:
-        needed = [name for name in stage.needs if name in {each.name for each in plan}]
-        missing = [name for name in needed if name not in done]
-        if stage.name in done and missing:
-            raise UserError(
-                f"Stage {stage.name} of {run.folder} is done, but {', '.join(missing)}, which it depends on, is not. "
-                f"Redo it with --restart {stage.name}, or give the run another name."
-            )
-        if stage.name in done:
-            run.book.check(stage.name, stage.inputs(run), stage.path(run))
-        elif stage.name == restart and not missing:
-            stage.inputs(run)
-    for name in reversed([stage.name for stage in plan if stage.name in forgotten]):
-        _forget(run, name, plan)
+
+def _close(run: Run) -> None:
+    _write_config(run)
+    run.restarts.conclude()
+
+
+def _write_config(run: Run) -> None:
+    """Write the config down, unless it stands there already."""
+    path, text = run.folder / "config.yaml", run.config.to_yaml()
     try:
-        write_text(run.folder / "config.yaml", run.config.to_yaml())
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
     except OSError as error:
         raise UserError(f"The run's folder {run.folder} cannot be written: {error.strerror}.") from None
 
 
-def dependents(plan: list[Stage], restart: str | None) -> set[str]:
-    """`restart` and all stages that depend on it."""
-    found = {restart} if restart else set()
+def dependents(plan: list[Stage], name: str) -> list[Stage]:
+    """The stages that depend on the one called `name`."""
+    names = {name}
     for stage in plan:
-        if found.intersection(stage.needs):
-            found.add(stage.name)
-    return found
+        if names.intersection(stage.needs):
+            names.add(stage.name)
+    return [stage for stage in plan if stage.name in names - {name}]
 
 
-def _forget(run: Run, name: str, plan: list[Stage]) -> None:
-    leaves = next(stage.leaves for stage in plan if stage.name == name)
-    run.book.forget(name, [run.folder / path for path in (leaves, f"checkpoints/{name}", f"tensorboard/{name}")])
-
-
-def _execute(run: Run, stage: Stage) -> None:
+def _execute(run: Run, stage: Stage, plan: list[Stage], way: Way, restart: str | None) -> None:
     runtime = run.runtime
-    inputs = runtime.on_main(lambda: stage.inputs(run))
-    if runtime.on_main(lambda: run.book.check(stage.name, inputs, stage.path(run))):
+    if way == "leave":
         with run.log(stage.name) as log:
             log.say("done already")
         return
+    inputs = runtime.on_main(lambda: stage.inputs(run))
+    stage.check(run, inputs)
+    is_beside = runtime.on_main(lambda: _begin(run, stage, inputs, way, restart))
+    run.beside = stage.all_leaves if is_beside else ()
     runtime.watch.at(stage.name)
     with measured(runtime.watch.waits) as usage, _memory_explained(run, stage):
         outputs = stage.work(run, inputs)
     usages = runtime.world.gather_objects(asdict(usage))
-    runtime.on_main(lambda: run.book.finish(stage.name, inputs, outputs, usages))
+    record = Record(flatten(inputs), outputs, usages)
+    runtime.on_main(lambda: _finish(run, stage, plan, record))
+    run.beside = ()
+
+
+def _begin(run: Run, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:
+    """Write down that a stage begins; whether it is done beside its old result."""
+    _write_config(run)
+    begun = run.restarts.begun_with(stage.name)
+    if way == "do" and begun is None:
+        return False
+    if way != "resume":
+        copied = [leaf for leaf in stage.all_leaves if way == "continue" and (run.folder / leaf).exists()]
+        run.restarts.begin(stage.name, inputs, stage.all_leaves, copied)
+    if stage.name == restart:
+        run.restarts.set_request(restart)
+    return True
+
+
+def _finish(run: Run, stage: Stage, plan: list[Stage], record: Record) -> None:
+    if run.beside:
+        stale = {each.name: each.all_leaves for each in dependents(plan, stage.name)}
+        run.restarts.replace(stage.name, record, stage.all_leaves, stale)
+    else:
+        run.book.finish(stage.name, record)
 
 
 def _memory_explained(run: Run, stage: Stage) -> AbstractContextManager[None]:

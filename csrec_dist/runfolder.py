@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.config import Config, load_config
+from csrec_dist.config import Config, is_resolved, load_config
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.groups import hidden_targets
@@ -61,10 +61,10 @@ class RunFolder:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.yaml").is_file():
+        if not is_resolved(self.folder / "config.yaml"):
             raise UserError(
-                f"{self.folder} is not the folder of a run: it has no config.yaml. Give a folder that `csrec-dist run` "
-                "made, e.g. runs/demo."
+                f"{self.folder} is not the folder of a run: it has no config.yaml that a run wrote. Give a folder that "
+                "`csrec-dist run` made, e.g. runs/demo."
             )
         self.config: Config = load_config(self.folder / "config.yaml")
         self._book = StageBook(self.folder)
@@ -112,9 +112,9 @@ class RunFolder:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json; empty before the run is evaluated."""
+        """metrics.json; empty before the run is evaluated, and while it is of models that were replaced since."""
         path = self.folder / "metrics.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(path) if path.exists() and self._book.record("evaluate") else {}
 
     @property
     def hidden_targets(self) -> str:

@@ -17,13 +17,14 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 class RunLock:
     """An exclusive lock (flock) on `.lock` in a run's folder, which names its holder while it is held.
 
-    The kernel releases it when the process ends, however it ends, so no lock outlives its run. The file stays, empty:
-    if it were removed, one process could lock the old file and another a new one.
+    The kernel releases it when the process ends, however it ends, so no lock outlives its run. The file stays, empty,
+    but in a folder that was made for it and has nothing else in it: both go then, as after a start that is refused.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = None
+        self._made_folder = False
 
     def acquire(self) -> None:
         """Take the lock, making the folder if need be.
@@ -32,9 +33,12 @@ class RunLock:
             UserError: another process has it, or the folder cannot be written.
         """
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._is_current():
+                self._close()
+                self._made_folder = not self._folder.exists()
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         except BlockingIOError:
             holder = self._holder()
@@ -50,9 +54,18 @@ class RunLock:
 
     def release(self) -> None:
         """Let go of the lock, if this process has it."""
-        if self._file is not None:
-            self._write("")
-            self._close()
+        if self._file is None:
+            return
+        self._write("")
+        if self._made_folder and os.listdir(self._folder) == [FILE]:
+            (self._folder / FILE).unlink()
+            self._folder.rmdir()
+        self._close()
+
+    def _is_current(self) -> bool:
+        """Whether the locked file is the one in the folder, which a process that let go may just have removed."""
+        path = self._folder / FILE
+        return self._file is not None and path.exists() and os.path.samestat(os.fstat(self._file), path.stat())
 
     def _close(self) -> None:
         if self._file is not None:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ if os.environ.get("CSREC_GPU_TESTS") != "1":
 import numpy as np
 import pytest
 import torch
+from finished_runs import finish_run
 
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
@@ -79,3 +81,17 @@ def small_dataset(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
     prepare(DatasetOptions(source=str(small_log), min_interactions=3, window=8, num_lanes=5), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The config and the folder of a finished run, which no test changes."""
+    return finish_run(tmp_path_factory.mktemp("finished"), small_log)
+
+
+@pytest.fixture
+def run_copy(finished_run: tuple[Path, Path], tmp_path: Path) -> tuple[list[str], Path]:
+    """Arguments and folder of a copy of the finished run."""
+    config, folder = finished_run
+    shutil.copytree(folder, tmp_path / "r")
+    return ["--config", str(config), "--set", f"output={tmp_path}"], tmp_path / "r"

@@ -14,7 +14,7 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.mesh import label_columns
 from csrec_dist.files import write_json, write_text
 from csrec_dist.labels import LabelMember, write_labels
-from csrec_dist.stagebook import StageBook
+from csrec_dist.stagebook import Record, StageBook
 
 ALONE = Group((0,), 0)
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def make_run(folder: Path, shift: float = 0.0, **changes: Any) -> Path:
     write_json(run / "metrics.json", {**found["student"], "models": found})
     for number, stage in enumerate(stage_names(config), 1):
         usage = [{"seconds": number + rank / 2, "peak_memory_mib": 100.0 * number + rank} for rank in range(2)]
-        StageBook(run).finish(stage, {}, {}, usage)
+        StageBook(run).finish(stage, Record({}, {}, usage))
     return run
 
 

@@ -4,43 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from finished_runs import CONFIG, content, refused
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
-
-CONFIG = """
-name: r
-output: {folder}/runs
-dataset: {{source: {log}, window: 8, min_interactions: 3, num_lanes: 4}}
-model: {{name: gru4rec, width: 8, hidden: 8, dropout: 0}}
-training: {{max_epochs: 1, learning_rate: 0.01}}
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The config and the folder of a finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, log=small_log))
-    assert main(["run", "--config", str(folder / "config.yaml")]) == 0
-    return folder / "config.yaml", folder / "runs/r"
-
-
-@pytest.fixture
-def run(finished: tuple[Path, Path], tmp_path: Path) -> tuple[list[str], Path]:
-    """Arguments and folder of a copy of the finished run."""
-    config, folder = finished
-    shutil.copytree(folder, tmp_path / "r")
-    return ["--config", str(config), "--set", f"output={tmp_path}"], tmp_path / "r"
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -59,9 +26,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_removed(
-    run: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    run_copy: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    options, folder = run
+    options, folder = run_copy
     before = content(folder)
     assert words in refused(capsys, arguments[0], *options, *arguments[1:])
     assert content(folder) == before
@@ -77,19 +44,20 @@ def test_what_does_not_fit_is_refused_and_nothing_is_removed(
     ],
 )
 def test_a_restart_redoes_the_stage_and_what_depends_on_it(
-    run: tuple[list[str], Path], stage: str, changed: set[str]
+    run_copy: tuple[list[str], Path], stage: str, changed: set[str]
 ) -> None:
-    options, folder = run
+    options, folder = run_copy
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert main(["run", *options, "--restart", stage]) == 0
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert before.keys() == after.keys()
-    assert {path.relative_to(folder).parts[0] for path in before if before[path] != after[path]} == changed
-    assert not list(folder.rglob("*.old"))
+    replaced = {path.relative_to(folder).parts[0] for path in before if before[path] != after[path]}
+    assert replaced - {"checkpoints"} == changed
+    assert not (folder / "restart").exists()
 
 
-def test_a_baseline_is_added_beside_a_finished_run(run: tuple[list[str], Path]) -> None:
-    options, folder = run
+def test_a_baseline_is_added_beside_a_finished_run(run_copy: tuple[list[str], Path]) -> None:
+    options, folder = run_copy
     before = (folder / "student/model.safetensors").stat().st_mtime_ns
     assert main(["run", *options, "--set", "baseline=true", "--restart", "evaluate"]) == 0
     assert "base" in read_json(folder / "metrics.json")["models"]
@@ -98,29 +66,29 @@ def test_a_baseline_is_added_beside_a_finished_run(run: tuple[list[str], Path]) 
 
 @pytest.mark.parametrize("gone", ["student", "dataset", "labels", "teachers", "metrics.json"])
 def test_a_done_stage_whose_result_is_gone_is_not_taken_for_done(
-    run: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], gone: str
+    run_copy: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], gone: str
 ) -> None:
-    options, folder = run
+    options, folder = run_copy
     (folder / gone).rename(folder / "elsewhere")
     assert f"{gone} is gone" in refused(capsys, "run", *options)
 
 
 def test_a_model_left_by_a_killed_stage_is_not_taken_for_one_of_other_settings(
-    run: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+    run_copy: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options, folder = run
+    options, folder = run_copy
     for stage in ("distill", "evaluate"):
         (folder / f"{stage}.done.json").unlink()
-    assert "other settings" in refused(capsys, "run", *options, "--set", "training.beta=1")
+    assert "training.beta was 0.5, is 1.0" in refused(capsys, "run", *options, "--set", "training.beta=1")
     before = (folder / "student/model.safetensors").stat().st_mtime_ns
     assert main(["run", *options]) == 0
     assert (folder / "student/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_flipped_byte_in_the_labels_is_found_before_training(
-    run: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+    run_copy: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options, folder = run
+    options, folder = run_copy
     shard = folder / "labels/labels-00001-of-00004.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -144,8 +112,8 @@ def test_the_log_may_go_once_it_is_prepared(
 
 
 def test_damaged_records_and_checkpoints_are_said(
-    run: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+    run_copy: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options, folder = run
+    options, folder = run_copy
     (folder / "teach.done.json").write_text("{}")
     assert "damaged" in refused(capsys, "run", *options)

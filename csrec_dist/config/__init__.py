@@ -1,6 +1,6 @@
 """The configuration of a run: its schema, how it is read, and what is impossible in it."""
 
-from csrec_dist.config.reading import load_config, parse_config, parse_overrides, read_yaml, set_key
+from csrec_dist.config.reading import is_resolved, load_config, parse_config, parse_overrides, read_yaml, set_key
 from csrec_dist.config.schema import (
     CheckpointOptions,
     Config,
@@ -17,6 +17,7 @@ __all__ = [
     "LabelOptions",
     "LoopOptions",
     "TrainingOptions",
+    "is_resolved",
     "load_config",
     "parse_config",
     "parse_overrides",

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of sections; see configs/experiments for examples.")
     return raw
+
+
+def is_resolved(path: Path) -> bool:
+    """Whether a file was written by `Config.to_yaml`, which opens it with its hash: the mark of a run's folder."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return bool(re.fullmatch(r"# hash: [0-9a-f]{16}\nname: .*\n", file.readline() + file.readline()))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:

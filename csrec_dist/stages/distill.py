@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from csrec_dist.config import Config, TrainingOptions
 from csrec_dist.data.lanes import owned_lanes
-from csrec_dist.errors import SharedUserError
+from csrec_dist.errors import SharedUserError, shared_errors
 from csrec_dist.labels import LabelCache, LabelReader, SoftLabels
 from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.models import ItemTable
 from csrec_dist.objectives import Loss, distillation_parts
-from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
-from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
+from csrec_dist.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.stages.run import Run, check_dataset, loop_settings, selection, weights_fingerprint
 from csrec_dist.stages.staging import staged_labels
 from csrec_dist.training import Objective
 
@@ -51,7 +52,7 @@ def baseline_inputs(run: Run) -> dict[str, Any]:
         "model": run.config.model.model_dump(mode="json"),
         "seed": run.config.seed,
         "training": loop_settings(run.config),
-        "select": selection(run),
+        "evaluation": selection(run),
     }
 
 
@@ -61,7 +62,8 @@ def inputs(run: Run) -> dict[str, Any]:
     if run.config.num_members:
         inputs |= {"labels": run.book.require("label").outputs}
     if run.config.method != "base":
-        inputs |= {"method": run.config.method, "student": student_settings(run.config)}
+        training = inputs["training"] | student_settings(run.config)
+        inputs |= {"method": run.config.method, "training": training}
     return inputs
 
 
@@ -72,30 +74,42 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     objective = student_objective(run.config.training)
     if not run.config.num_members:
         return train_student(run, inputs, "distill", "student", objective, PopularityLabels(run.dataset))
-    with checked_labels(run) as labels:
+    with opened_labels(run) as labels:
         return train_student(run, inputs, "distill", "student", objective, labels)
 
 
 @contextmanager
-def checked_labels(run: Run) -> Iterator[LabelReader]:
-    """The run's label cache, checked, on the node's own disk if it is asked for; a copy there ends with the block.
+def opened_labels(run: Run) -> Iterator[LabelReader]:
+    """The run's label cache, on the node's own disk if it is asked for; a copy there ends with the block.
 
     After an error the copy is left for the next start.
     """
     folder, disk = run.folder / "labels", run.config.labels.stage_to
     catalog = run.layout.shard(run.dataset.num_items)
     if disk is None:
-        labels = LabelCache(folder, run.dataset, catalog)
-        check_labels(run, labels)
-        yield labels
+        yield LabelCache(folder, run.dataset, catalog)
         return
     with staged_labels(run, folder, disk) as staged:
         yield LabelCache(staged, run.dataset, catalog)
 
 
-def check_labels(run: Run, labels: LabelCache) -> None:
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset or the labels are damaged; staged labels are checked in copying."""
+    check_dataset(run)
+    if run.config.num_members and run.config.labels.stage_to is None:
+        check_labels(run)
+
+
+def check_baseline(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset is damaged."""
+    check_dataset(run)
+
+
+def check_labels(run: Run) -> None:
     """Hold the shards to their checksums, each rank those it will read; UserError on every rank if any differs."""
     world = run.runtime.world
+    with shared_errors():
+        labels = LabelCache(run.folder / "labels", run.dataset, run.layout.shard(run.dataset.num_items))
     found = world.gather_objects(labels.check_lanes(owned_lanes(run.dataset.num_lanes, world.rank, world.size)))
     problems = [problem for part in found for problem in part]
     if problems:
@@ -107,12 +121,23 @@ def baseline_work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     return train_student(run, inputs, "baseline", "base", one_hot, None)
 
 
+def trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+    """The student's, under `root`."""
+    return [Training(root / "student", root / "checkpoints/distill", inputs)]
+
+
+def baseline_trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+    """The baseline's, under `root`."""
+    return [Training(root / "base", root / "checkpoints/baseline", inputs)]
+
+
 def train_student(
     run: Run, inputs: dict[str, Any], stage: str, name: str, objective: Objective, labels: LabelReader | None
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
-    folder = run.folder / name
-    if not run.runtime.on_main(lambda: is_fitted(folder, inputs)):
+    training = Training(run.path(name), run.path(f"checkpoints/{stage}"), inputs)
+    folder = training.folder
+    if not run.runtime.on_main(lambda: training.is_ended(run.config.training)):
         one_hot_weight = 1.0 if labels is None else 1 - run.config.training.beta
         task = Fit(
             stage, run.config.model, run.config.seed, objective, folder, inputs, labels, one_hot_weight=one_hot_weight

@@ -29,7 +29,7 @@ from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
-from csrec_dist.stages.run import Run, cut_offs, evaluate_model, evaluation_batches
+from csrec_dist.stages.run import Run, check_dataset, check_weights_of, cut_offs, evaluate_model, evaluation_batches
 
 
 def trained_models(run: Run) -> dict[str, Path]:
@@ -54,10 +54,18 @@ def inputs(run: Run) -> dict[str, Any]:
     return inputs
 
 
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset or a model is not what an earlier stage left."""
+    check_dataset(run)
+    base = {"base": inputs["base"]} if "base" in inputs else {}
+    members = {f"teachers/{name}": weights for name, weights in inputs.get("members", {}).items()}
+    check_weights_of(run, {"student": inputs["student"], **base, **members})
+
+
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
     found: dict[str, dict[str, Any]] = {}
-    run.runtime.on_main(lambda: shutil.rmtree(run.folder / "ranks", ignore_errors=True))
+    run.runtime.on_main(lambda: shutil.rmtree(run.path("ranks"), ignore_errors=True))
     with run.log("evaluate") as log:
         folders = trained_models(run)
         log.expect(len(folders))
@@ -78,7 +86,7 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     if run.config.evaluation.diversity and len(run.config.member_names) > 1:
         result["diversity"] = diversity(run)
     if run.runtime.is_main:
-        write_json(run.folder / "metrics.json", result)
+        write_json(run.path("metrics.json"), result)
     return {"test": found["student"]["test"]}
 
 
@@ -149,7 +157,7 @@ def keep(run: Run, name: str, schema: pa.Schema, lane_columns: Callable[[int | N
 
     Ranks that share the catalog go through equally many lanes: some through none at the end.
     """
-    path, world = run.folder / "ranks" / name, run.runtime.world_size
+    path, world = run.path(f"ranks/{name}"), run.runtime.world_size
     lanes: list[int | None] = list(owned_lanes(run.dataset.num_lanes, run.runtime.rank, world))
     if run.layout.catalog.size > 1:
         lanes += [None] * (-(-run.dataset.num_lanes // world) - len(lanes))

@@ -11,19 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from csrec_dist import models
-from csrec_dist.checkpoints import Checkpoints, TrainState
+from csrec_dist.checkpoints import Checkpoints, TrainState, last_state
+from csrec_dist.config import LoopOptions
 from csrec_dist.data.lanes import RowSample
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, Updates, build
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, read_json, write_json
+from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelReader, SoftLabels
 from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.objectives import Loss, cross_entropy
-from csrec_dist.stages.run import Run, evaluate_model
+from csrec_dist.stagebook import differences, flatten
+from csrec_dist.stages.run import Run, changes_between, evaluate_model
 from csrec_dist.telemetry import StageLog
 from csrec_dist.training import Objective, StopSignals, Trainer, TrainStep
+from csrec_dist.training.limits import exceeded, num_epochs
+
+REDO = "Restart the stage with --restart, or give the run another name."
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,53 @@ class Fit:
     one_hot_weight: float = 1.0
 
 
-def is_fitted(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether a training from these inputs into `folder` has ended: metrics.json is written last.
+@dataclass(frozen=True)
+class Training:
+    """A training as its files tell of it: the model's folder, that of its checkpoints, and all that decides it."""
 
-    Raises:
-        UserError: a training from other inputs has.
-    """
-    if not (folder / "metrics.json").exists():
-        return False
-    if read_json(folder / "metrics.json").get("inputs") != fingerprint(inputs):
-        raise UserError(
-            f"{folder} holds a model of other settings or data. Restart the stage with --restart, or give the run "
-            "another name."
-        )
-    return True
+    folder: Path
+    checkpoints: Path
+    inputs: dict[str, Any]
+
+    def is_ended(self, options: LoopOptions) -> bool:
+        """Whether the model is trained to the end that these limits set; metrics.json is written last.
+
+        Raises:
+            UserError: the model, or a checkpoint, is of other inputs (the message names them), or trained further.
+        """
+        saved = self._saved
+        if saved is None:
+            return False
+        where = self.folder if self._is_trained else self.checkpoints
+        if changes := changes_between(saved.get("inputs", {}), flatten(self.inputs)):
+            raise UserError(f"{where} is of a training with other inputs: {changes}. {REDO}")
+        is_within = not self._is_trained and saved["step"] > 0
+        if problem := exceeded(saved["epochs"], is_within, options):
+            raise UserError(f"{where}: {problem}. Give at least as much as was trained. {REDO}")
+        return self._is_trained and num_epochs(saved["epochs"], options) is not None
+
+    def is_of_others(self) -> bool:
+        """Whether there is a model or a checkpoint of other inputs."""
+        saved = self._saved
+        return saved is not None and bool(differences(saved.get("inputs", {}), flatten(self.inputs)))
+
+    def require_checkpoint(self) -> None:
+        """UserError unless the checkpoint is there from which an ended training goes on."""
+        last, epochs = last_state(self.checkpoints), len(read_json(self.folder / "metrics.json")["epochs"])
+        if last is None or last["inputs"] != flatten(self.inputs) or len(last["epochs"]) != epochs:
+            raise UserError(
+                f"training.max_epochs or training.patience was raised after {self.folder} was trained, but the "
+                f"checkpoint that it would go on from is not in {self.checkpoints}. {REDO}"
+            )
+
+    @property
+    def _is_trained(self) -> bool:
+        return (self.folder / "metrics.json").exists()
+
+    @property
+    def _saved(self) -> dict[str, Any] | None:
+        """What the model says of its training, or before it is saved its newest checkpoint."""
+        return read_json(self.folder / "metrics.json") if self._is_trained else last_state(self.checkpoints)
 
 
 def fit(
@@ -89,7 +127,7 @@ def fit(
         task.labels,
         task.sample,
     )
-    folder, keep = run.folder / "checkpoints" / task.stage, run.config.training.keep_checkpoints
+    folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
     catalog = layout.shard(run.dataset.num_items)
     checkpoints = Checkpoints(folder, task.inputs, layout, keep, catalog)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
@@ -119,12 +157,25 @@ def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
 def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
     """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
     layout = engine.layout
+    if layout.group.is_leader:
+        make_room(task.folder)
+    layout.group.barrier()
     if layout.data.is_leader:
         model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
     if layout.group.is_leader:
-        origin = {"inputs": fingerprint(task.inputs), "id_map": run.dataset.id_map_fingerprint}
+        origin = {"inputs": flatten(task.inputs), "id_map": run.dataset.id_map_fingerprint}
         settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed, "trained_by": engine.record()}
         write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
+
+
+def make_room(folder: Path) -> None:
+    """Before the weights of a training that went on are replaced: what says that they are whole goes first.
+
+    A model that was borrowed from another run is let go of, not written to.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    (folder / "metrics.json").unlink(missing_ok=True)
 
 
 def digest(model: nn.Module) -> float:

@@ -16,7 +16,7 @@ from csrec_dist.labels.measuring import Wanted
 from csrec_dist.labels.member_weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
-from csrec_dist.stages.run import Run, weights_fingerprint
+from csrec_dist.stages.run import Run, check_dataset, check_weights_of, weights_fingerprint
 from csrec_dist.telemetry import StageLog
 
 
@@ -30,9 +30,15 @@ def inputs(run: Run) -> dict[str, Any]:
     }
 
 
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset or a member is not what an earlier stage left."""
+    check_dataset(run)
+    check_weights_of(run, {f"teachers/{name}": weights for name, weights in inputs["members"].items()})
+
+
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     """Write the soft-label cache, all ranks together."""
-    folder = run.folder / "labels"
+    folder = run.path("labels")
     label_into(run, folder, run.config.labelling_names, "label", run.config.labels)
     return run.runtime.on_main(lambda: {"index": sha256_file(folder / INDEX_NAME)[:16]})
 

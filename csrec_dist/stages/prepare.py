@@ -1,10 +1,11 @@
 """Stage prepare: from the raw log to the dataset folder, on rank 0."""
 
+from pathlib import Path
 from typing import Any
 
 from csrec_dist.data.log import log_files
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.prepare import identify, prepare
+from csrec_dist.data.prepare import prepare
 from csrec_dist.data.sources import downloads_folder, resolve
 from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
@@ -22,7 +23,7 @@ def inputs(run: Run) -> dict[str, Any]:
         prefix = "source."
         known = {key.removeprefix(prefix): value for key, value in record.inputs.items() if key.startswith(prefix)}
         return {"dataset": settings, "source": known}
-    return {"dataset": settings, "source": {key: value for key, value in identify(options).items() if key != "name"}}
+    return {"dataset": settings, "source": run.log_identity}
 
 
 def is_unchanged(options: DatasetOptions, log: dict[str, Any]) -> bool:
@@ -42,19 +43,24 @@ def stat_of(options: DatasetOptions) -> list[list[Any]]:
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
+def require_same(folder: Path, inputs: dict[str, Any]) -> None:
+    """UserError for a dataset, left by a process that was killed, of another log or other options."""
+    if Dataset(folder).fingerprint != inputs["source"]["fingerprint"]:
+        raise UserError(f"{folder} was prepared from another log or with other options; use --restart prepare.")
+
+
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     """From the raw log to the dataset folder, on rank 0."""
 
     def on_main() -> dict[str, Any]:
-        options, folder = run.config.dataset, run.config.dataset_folder
+        options, folder = run.config.dataset, run.path("dataset")
         if options.path:
-            return {"fingerprint": Dataset(folder).fingerprint}
+            return {"fingerprint": Dataset(options.path).fingerprint}
         if not (folder / "dataset.json").exists():
             with run.log("prepare") as log:
                 prepare(options, folder, log.say)
-        found = Dataset(folder).fingerprint
-        if found != inputs["source"]["fingerprint"]:
-            raise UserError(f"{folder} was prepared from another log or with other options; use --restart prepare.")
-        return {"fingerprint": found, "log": {"source": options.source, "files": stat_of(options)}}
+        require_same(folder, inputs)
+        log_files = {"source": options.source, "files": stat_of(options)}
+        return {"fingerprint": inputs["source"]["fingerprint"], "log": log_files}
 
     return run.runtime.on_main(on_main)

@@ -1,12 +1,13 @@
 """One run: its configuration, folder and processes, and what several stages ask of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config, LoopOptions
 from csrec_dist.data.lanes import owned_lanes, refuse_idle_ranks
+from csrec_dist.data.prepare import identify
 from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, blank_batch, lane_batches
 from csrec_dist.distributed import Group, Runtime
@@ -17,20 +18,26 @@ from csrec_dist.evaluation import evaluate
 from csrec_dist.files import fingerprint, sha256_file
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import weight_files
-from csrec_dist.stagebook import StageBook
+from csrec_dist.restarts import Restarts
+from csrec_dist.stagebook import StageBook, changed_keys, differences
 from csrec_dist.telemetry import StageLog
 
 EVALUATION_ROWS = 256
 
 
 class Run:
-    """One run: its configuration, its folder, its processes."""
+    """One run: its configuration, its folder, its processes.
+
+    `beside` names what the stage at work makes beside its old result, which it is to replace.
+    """
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
         self.config = config
         self.runtime = runtime
         self.folder = config.folder
         self.book = StageBook(self.folder)
+        self.restarts = Restarts(self.folder)
+        self.beside: tuple[str, ...] = ()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -41,19 +48,29 @@ class Run:
         return dataset
 
     @cached_property
+    def log_identity(self) -> dict[str, Any]:
+        """Reader, size and checksum of the raw log, which is read once for it, and its dataset's fingerprint."""
+        return {key: value for key, value in identify(self.config.dataset).items() if key != "name"}
+
+    @cached_property
     def layout(self) -> Layout:
         """All ranks, as they train the student."""
         ranks = self.runtime.world.ranks
         return self.runtime.layout([ranks], self.config.distributed.catalog_parallel)
 
+    def path(self, name: str) -> Path:
+        """Where something of the run is read and written now: what is made beside its old version lies in restart/."""
+        is_beside = any(name == leaf or name.startswith(f"{leaf}/") for leaf in self.beside)
+        return (self.restarts.folder if is_beside else self.folder) / name
+
     def member_folder(self, name: str) -> Path:
         """Where a trained member is kept."""
-        return self.folder / "teachers" / name
+        return self.path(f"teachers/{name}")
 
     def log(self, stage: str, group: Group | None = None) -> StageLog:
         """The log of a stage; with a group, its leader writes the TensorBoard folder."""
         leads = self.runtime.is_main if group is None else group.is_leader
-        return StageLog(stage, self.folder / "tensorboard" / stage if leads else None, show=self.runtime.is_main)
+        return StageLog(stage, self.path(f"tensorboard/{stage}") if leads else None, show=self.runtime.is_main)
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -63,6 +80,41 @@ def weights_fingerprint(folder: Path) -> str:
         raise UserError(f"{folder} holds no trained model: model.safetensors is missing.")
     sums = [sha256_file(path) for path in files]
     return sums[0][:16] if len(sums) == 1 else fingerprint(sums)
+
+
+def check_dataset(run: Run) -> None:
+    """UserError on every rank unless the dataset is the one that was prepared, and all its files are there."""
+
+    def on_main() -> None:
+        dataset = run.dataset
+        if dataset.fingerprint != run.book.require("prepare").outputs["fingerprint"]:
+            raise UserError(f"{dataset.folder} is not the dataset that stage prepare of {run.folder} made; restart it.")
+        files = [dataset.lane_file(split, lane) for split in dataset.splits for lane in range(dataset.num_lanes)]
+        if missing := [file.name for file in files if not file.exists()]:
+            raise UserError(f"{dataset.folder} is not whole: {', '.join(missing)} missing. Prepare it again.")
+
+    run.runtime.on_main(on_main)
+
+
+def check_weights_of(run: Run, models: Mapping[str, str]) -> None:
+    """UserError on every rank unless folders of the run hold the weights with these fingerprints."""
+
+    def on_main() -> None:
+        for name, expected in models.items():
+            if weights_fingerprint(run.folder / name) != expected:
+                raise UserError(
+                    f"{run.folder / name} holds other weights than the stage that trained it left; restart that stage."
+                )
+
+    run.runtime.on_main(on_main)
+
+
+def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between flat inputs, and why max_epochs counts where it does."""
+    text = "; ".join(differences(before, now))
+    if "training.max_epochs" in changed_keys(before, now):
+        text += f" (with schedule {now['training.schedule']} every learning rate depends on it)"
+    return text
 
 
 def cut_offs(run: Run) -> list[int]:
@@ -93,8 +145,18 @@ def evaluation_batches(run: Run, split: str, lanes: Sequence[int], layout: Layou
 
 
 def loop_settings(config: Config) -> dict[str, Any]:
-    """The part of `training` that decides a model trained on one-hot labels."""
-    return config.training.model_dump(mode="json", include=set(LoopOptions.model_fields) - {"log_steps"})
+    """The part of `training` that decides a model trained on one-hot labels, but for limits that may be raised.
+
+    A schedule that falls to 0 at the last step depends on max_epochs.
+    """
+    options = config.training
+    left_out = {"log_steps", "patience"} | ({"max_epochs"} if options.schedule == "constant" else set())
+    return options.model_dump(mode="json", include=set(LoopOptions.model_fields) - left_out)
+
+
+def limits(config: Config) -> dict[str, Any]:
+    """The part of `training` that may be raised after a training has ended: it then goes on."""
+    return config.training.model_dump(mode="json", include={"max_epochs", "patience"})
 
 
 def selection(run: Run) -> dict[str, Any]:

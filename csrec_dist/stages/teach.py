@@ -16,10 +16,12 @@ from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelCache
 from csrec_dist.models import SequentialModel
+from csrec_dist.models.weight_files import weight_files
 from csrec_dist.objectives.noise_matrix import NoiseMatrix, RobustObjective
-from csrec_dist.stages.fitting import Fit, fit, is_fitted, one_hot
+from csrec_dist.restarts import remove
+from csrec_dist.stages.fitting import Fit, Training, fit, one_hot
 from csrec_dist.stages.label import label_into
-from csrec_dist.stages.run import Run, loop_settings, selection, weights_fingerprint
+from csrec_dist.stages.run import Run, check_dataset, loop_settings, selection, weights_fingerprint
 from csrec_dist.stages.teamwork import train_together
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals
@@ -32,7 +34,7 @@ def inputs(run: Run) -> dict[str, Any]:
         found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
         return {"dataset": dataset, "pretrained": found}
     members = {member.name: member_settings(run, member) for member in run.config.strategy.members}
-    return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "select": selection(run)}
+    return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "evaluation": selection(run)}
 
 
 def member_settings(run: Run, member: Member) -> dict[str, Any]:
@@ -44,6 +46,32 @@ def member_settings(run: Run, member: Member) -> dict[str, Any]:
         robust = {"alpha", "expectation", "noise_rank", "noise_maximum", "noise_refresh"}
         settings |= {"leans_on": member.leans_on, **run.config.teachers.model_dump(mode="json", include=robust)}
     return settings
+
+
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset is damaged, or a trained model cannot be a member."""
+    check_dataset(run)
+
+    def on_main() -> None:
+        for folder in run.config.teachers.pretrained:
+            load_pretrained(run, folder)
+
+    run.runtime.on_main(on_main)
+
+
+def trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+    """Those of the members that are trained here, under `root`; of one that leans on another once that is trained."""
+    if run.config.teachers.pretrained:
+        return []
+    members = run.config.strategy.members
+    can_begin = [each for each in members if not each.leans_on or weight_files(root / "teachers" / each.leans_on)]
+    return [member_training(inputs, member, root) for member in can_begin]
+
+
+def member_training(inputs: dict[str, Any], member: Member, root: Path) -> Training:
+    """A member's, under `root`."""
+    folder, checkpoints = (root / part / member.name for part in ("teachers", "checkpoints/teach"))
+    return Training(folder, checkpoints, member_inputs(inputs, member, root))
 
 
 def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -59,19 +87,22 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
     """Train those of these members that are not trained yet, side by side where there are ranks for it."""
-    todo = run.runtime.on_main(
-        lambda: [
-            k
-            for k, member in enumerate(members)
-            if not is_fitted(run.member_folder(member.name), member_inputs(inputs, member))
-        ]
-    )
+    todo = run.runtime.on_main(lambda: [k for k, member in enumerate(members) if not is_taught(run, member, inputs)])
     for name in sorted({name for k in todo if (name := members[k].leans_on)}):
         label_into(run, leaning_folder(run, name), [name], f"teach/{name}/labels", LabelOptions(dtype="float32"))
     if run.config.distributed.reassign:
         teach_elastically(run, [members[k] for k in todo], inputs)
     else:
         teach_in_place(run, members, todo, inputs)
+
+
+def is_taught(run: Run, member: Member, inputs: dict[str, Any]) -> bool:
+    """Whether a member is trained to its end. What one learned from another teacher than there is now is removed."""
+    training = member_training(inputs, member, run.path("teachers").parent)
+    if member.leans_on and training.is_of_others():
+        remove(training.folder)
+        remove(training.checkpoints)
+    return training.is_ended(run.config.training)
 
 
 def teach_elastically(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
@@ -103,12 +134,17 @@ def take_pretrained(run: Run) -> None:
     """Copy trained models into the run, checked against its catalog."""
     id_map = run.dataset.id_map_fingerprint
     for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
-        model = models.load(folder)
-        require_fit(model, folder, run.dataset)
-        if not run.config.teachers.trust_item_order:
-            require_id_map(Path(folder), run.dataset)
-        model.save_pretrained(run.member_folder(name))
+        load_pretrained(run, folder).save_pretrained(run.member_folder(name))
         write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
+
+
+def load_pretrained(run: Run, folder: str) -> SequentialModel:
+    """A trained model that can be a member of the run; UserError when it knows other items or too short histories."""
+    model = models.load(folder)
+    require_fit(model, folder, run.dataset)
+    if not run.config.teachers.trust_item_order:
+        require_id_map(Path(folder), run.dataset)
+    return model
 
 
 def require_fit(model: SequentialModel, folder: str, dataset: Dataset) -> None:
@@ -143,9 +179,10 @@ def require_id_map(folder: Path, dataset: Dataset) -> None:
     )
 
 
-def member_inputs(inputs: dict[str, Any], member: Member) -> dict[str, Any]:
-    """What decides one member."""
-    return inputs | {"members": inputs["members"][member.name]}
+def member_inputs(inputs: dict[str, Any], member: Member, root: Path) -> dict[str, Any]:
+    """What decides one member: the weights of the one that it leans on too, which may have gone on since."""
+    leans_on = {"leans_on": weights_fingerprint(root / "teachers" / member.leans_on)} if member.leans_on else {}
+    return inputs | {"members": inputs["members"][member.name], **leans_on}
 
 
 def teach_member(
@@ -159,10 +196,12 @@ def teach_member(
 ) -> bool:
     """Train one of the members on the ranks of a layout; see `fit`."""
     member = members[place]
-    task = member_task(run, member, member_inputs(inputs, member), layout)
+    task = member_task(run, member, member_inputs(inputs, member, run.path("teachers").parent), layout)
     with run.log(task.stage, layout.group) as log:
         if run.runtime.world_size > 1:
             log.say(f"on {rank_names(layout.group.ranks)}")
+        if layout.group.is_leader and not task.folder.is_symlink():
+            remove(leaning_folder(run, member.name))  # what it predicted before it went on
         return fit(run, task, layout, log, signals, hands_over)
 
 

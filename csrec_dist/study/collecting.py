@@ -43,13 +43,18 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
     rows, `rating_groups` the rows' places among those of `rating_group` (null without ratings): what paired tests need.
     `protocol` names what was evaluated and how, `settings` all that decides the run but its data's place.
     """
-    rows = [_row(entry) for entry in entries if (entry.config.folder / "metrics.json").exists()]
+    rows = [_row(entry) for entry in entries if is_finished(entry.config)]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run has been evaluated."""
+    return StageBook(config.folder).record("evaluate") is not None
 
 
 def check_settings(entries: Sequence[Entry]) -> None:
     """Raises UserError if a finished run has other settings than its study gives it now: it would pass for that run."""
-    finished = [entry.config for entry in entries if (entry.config.folder / "metrics.json").exists()]
+    finished = [entry.config for entry in entries if is_finished(entry.config)]
     others = [config for config in finished if settings_key(RunFolder(config.folder).config) != settings_key(config)]
     if others:
         raise UserError(

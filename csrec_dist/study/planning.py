@@ -9,7 +9,8 @@ from csrec_dist.config import Config
 from csrec_dist.files import fingerprint, link
 from csrec_dist.pipeline import stages_of
 from csrec_dist.stagebook import StageBook
-from csrec_dist.stages.run import loop_settings
+from csrec_dist.stages.run import limits, loop_settings
+from csrec_dist.starting import claim
 from csrec_dist.study.spec import Entry
 from csrec_dist.teachers import Member
 
@@ -38,8 +39,8 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has its metrics."""
-        return (self.folder / "metrics.json").exists()
+        """Whether the run has been evaluated."""
+        return self.has_done("evaluate")
 
     @property
     def is_ready(self) -> bool:
@@ -114,7 +115,7 @@ def teacher_key(config: Config) -> str:
             "teachers": teachers,
             "models": [model.model_dump(mode="json") for model in config.teacher_models],
             "seed": config.seed if config.teachers.seed is None else config.teachers.seed,
-            "training": loop_settings(config),
+            "training": loop_settings(config) | limits(config),
             "labels": config.label_settings,
             "exclude_seen": config.evaluation.exclude_seen,
         }
@@ -132,22 +133,23 @@ def member_key(config: Config, member: Member) -> str:
             "model": member.model.model_dump(mode="json"),
             "sample": member.sample,
             "leans_on": [*side, values["teachers"]] if side else [],
-            "training": loop_settings(config),
+            "training": loop_settings(config) | limits(config),
             "exclude_seen": config.evaluation.exclude_seen,
         }
     )
 
 
 def adopt(task: Task) -> None:
-    """Take what others have finished, and the task has not done itself."""
+    """Take what others have finished, and the task has not done itself; UserError for a folder that is not a run's."""
     if not task.is_ready:
         return
+    claim(task.config)
     own = StageBook(task.folder)
     leaves = {stage.name: stage.leaves for stage in stages_of(task.config)}
     if task.donor is not None:
         for stage in task.shared:
             if own.record(stage) is None:
-                own.adopt(stage, StageBook(task.donor.folder), [leaves[stage]])
+                own.adopt(stage, StageBook(task.donor.folder), leaves[stage])
     if own.record("teach") is None:
         for name, (lender, its_name) in task.lenders.items():
             link(task.folder / "teachers" / name, lender.folder / "teachers" / its_name)

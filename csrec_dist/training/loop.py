@@ -21,11 +21,11 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.objectives import Loss
 from csrec_dist.telemetry import StageLog, peak_memory_mib
 from csrec_dist.training.curve import LOSS_PARTS, Curve
+from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
 from csrec_dist.training.schedule import learning_rate
 from csrec_dist.training.step import TrainStep, seed_draws, step_seed, training_inputs
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 
-SELECTION_METRIC = "ndcg@10"
 SHARED_PLACE = 65_536
 """The place, above all ranks, of the draws that do not depend on the rank."""
 
@@ -110,12 +110,7 @@ class Trainer:
         return learning_rate(self._options, self._state.total_steps, self._num_steps())
 
     def _finished(self) -> bool:
-        state, options = self._state, self._options
-        return state.step == 0 and (
-            state.epoch >= options.max_epochs
-            or (options.max_steps is not None and state.total_steps >= options.max_steps)
-            or (state.best_epoch >= 0 and state.epoch - 1 - state.best_epoch >= options.patience)
-        )
+        return self._state.step == 0 and num_epochs(self._state.epochs, self._options) is not None
 
     def _run_epoch(self) -> None:
         curve = self._train_epoch()

@@ -15,7 +15,7 @@ from csrec_dist.compare import Comparison, compare_models, comparison_table
 from csrec_dist.config import parse_config
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_text
-from csrec_dist.stagebook import StageBook
+from csrec_dist.stagebook import Record, StageBook
 
 NUM_ROWS = 120
 
@@ -35,7 +35,7 @@ def make_run(
         }
     )
     write_text(config.folder / "config.yaml", config.to_yaml())
-    StageBook(config.folder).finish("evaluate", {"dataset": dataset}, {}, [])
+    StageBook(config.folder).finish("evaluate", Record({"dataset": dataset}, {}, []))
     for place, model in enumerate(("student", "base")):
         write_ranks(config.folder, model, drawn_ranks(seed, place, shift))
     return config.folder

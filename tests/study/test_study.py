@@ -11,7 +11,7 @@ from csrec_dist.cli import main
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.orphans import Children
-from csrec_dist.stagebook import StageBook
+from csrec_dist.stagebook import Record, StageBook
 from csrec_dist.study import running
 from csrec_dist.study.planning import Task
 
@@ -119,7 +119,7 @@ def test_a_failed_run_is_named_and_the_others_are_done(
         if task.config.name == "CSRec-M-1-s0":
             raise UserError("The run CSRec-M-1-s0 failed.")
         done.append((task.config.name, task.donor and task.donor.config.name))
-        StageBook(task.folder).finish("prepare", {}, {}, [])
+        StageBook(task.folder).finish("prepare", Record({}, {}, []))
 
     monkeypatch.setattr(running, "run_alone", run)
     monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
@@ -128,8 +128,9 @@ def test_a_failed_run_is_named_and_the_others_are_done(
     assert "CSRec-M-1-s0 failed" in capsys.readouterr().err
     assert done == [("Base-3-s0", None), ("CSRec-M-3-s0", None)]
     broken = study_file.parent / "studies/small/runs/CSRec-M-1-s0"
-    StageBook(broken).finish("evaluate", {}, {}, [])
+    StageBook(broken).finish("evaluate", Record({}, {}, []))
     _, entries = entries_of(study_file)
+    (broken / "config.yaml").write_text(entries[1].config.to_yaml())
     with pytest.raises(UserError, match="says why"):
         run_alone(
             Task(replace(entries[1], config=entries[1].config.model_copy(update={"output": str(broken.parent)}))),

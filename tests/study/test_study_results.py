@@ -15,7 +15,7 @@ from study_files import entries_of, write_study
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
 from csrec_dist.files import read_json, write_json
-from csrec_dist.stagebook import StageBook
+from csrec_dist.stagebook import Record, StageBook
 from csrec_dist.study.collecting import collect, teacher_model, training_cost
 from csrec_dist.study.figures import _ticks, draw, draw_curve
 from csrec_dist.study.marks import find_marks
@@ -167,7 +167,7 @@ def test_the_model_that_teaches(settings: dict, models: list[str], name: str | N
 
 
 def finish(folder: Path, stage: str, *usage: tuple[float, float]) -> None:
-    StageBook(folder).finish(stage, {}, {}, [{"seconds": s, "cpu_seconds": c} for s, c in usage])
+    StageBook(folder).finish(stage, Record({}, {}, [{"seconds": s, "cpu_seconds": c} for s, c in usage]))
 
 
 def test_the_cost_is_that_of_teachers_labels_and_student(tmp_path: Path) -> None:
