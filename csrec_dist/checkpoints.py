@@ -52,6 +52,7 @@ class EpochSums:
 class TrainState:
     """Where a training stands. `epoch` and `step` name the next global batch; `total_steps` counts all so far.
 
+    `environments` are those that it was trained in, in their order: one, unless a later start had another.
     After the last batch of an epoch, and before its evaluation, `step` is the number of its batches.
     """
 
@@ -62,6 +63,7 @@ class TrainState:
     best_epoch: int = -1
     seconds: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
     so_far: EpochSums = field(default_factory=EpochSums)
 
     def summary(self) -> dict[str, Any]:

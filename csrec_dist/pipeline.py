@@ -8,6 +8,7 @@ from typing import Any
 from csrec_dist.config import Config
 from csrec_dist.distributed import Runtime, engines, repeat_bits
 from csrec_dist.distributed.mesh import check_catalog_parallel
+from csrec_dist.environment import environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import write_text
 from csrec_dist.memory import explained
@@ -157,8 +158,9 @@ def _execute(run: Run, stage: Stage, plan: list[Stage], way: Way, restart: str |
     with measured(runtime.watch.waits) as usage, _memory_explained(run, stage):
         outputs = stage.work(run, inputs)
     usages = runtime.world.gather_objects(asdict(usage))
-    record = Record(flatten(inputs), outputs, usages)
-    runtime.on_main(lambda: _finish(run, stage, plan, record))
+    runtime.on_main(
+        lambda: _finish(run, stage, plan, Record(flatten(inputs), outputs, usages, environment(runtime.world_size)))
+    )
     run.beside = ()
 
 

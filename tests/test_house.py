@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 LAYERS = [
-    {"errors", "files", "memory", "orphans", "runlock", "threads"},
+    {"environment", "errors", "files", "memory", "orphans", "runlock", "threads"},
     {"data", "models", "objectives", "distributed"},
     {"labels", "teachers", "evaluation", "config"},
     {"checkpoints", "restarts", "runthreads", "stagebook", "telemetry"},

@@ -34,10 +34,10 @@ evaluation: {top_n: [1, 10]}
 """
 
 
-def small_config(folder: Path, dataset: Path, model: str, *overrides: str) -> Config:
+def small_config(folder: Path, dataset: Path, model: str, *overrides: str, output: Path | str | None = None) -> Config:
     path = folder / "config.yaml"
     path.write_text(RUN % (dataset, model))
-    return load_config(path, [f"output={folder}", *overrides])
+    return load_config(path, [f"output={output or folder}", *overrides])
 
 
 def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_draws_follow_the_seed_as_torchs_own_do() -> None:
 
 def whole_run(rank: int, world_size: int, folder: str, dataset: str, model: str, *overrides: str) -> None:
     runtime = Runtime.start()
-    execute(small_config(Path(folder) / str(rank), Path(dataset), model, f"output={folder}", *overrides), runtime)
+    execute(small_config(Path(folder) / str(rank), Path(dataset), model, *overrides, output=folder), runtime)
 
 
 def curve(run: Path, model: str = "student") -> torch.Tensor:
@@ -148,13 +148,13 @@ def test_a_finished_run_is_not_done_again_and_other_inputs_are_refused(small_dat
     folder = execute(small_config(tmp_path, small_dataset, "gru4rec"), runtime).folder
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     execute(small_config(tmp_path, small_dataset, "gru4rec"), runtime)
-    with pytest.raises(UserError, match=r"student.beta was 0.5, is 0.25.*--restart distill"):
+    with pytest.raises(UserError, match=r"training.beta was 0.5, is 0.25.*--restart distill"):
         execute(small_config(tmp_path, small_dataset, "gru4rec", "training.beta=0.25"), runtime)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     execute(small_config(tmp_path, small_dataset, "gru4rec", "training.beta=0.25"), runtime, restart="distill")
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    changed = {path.parent.name for path in before if after[path] != before[path]}
-    assert changed == {"student"}
+    changed = {path.relative_to(folder).parts[0] for path in before if after.get(path) != before[path]}
+    assert changed == {"student", "checkpoints"}
 
 
 def test_pretrained_members_are_taken_and_foreign_ones_refused(small_dataset: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from csrec_dist.compare import Evaluated
 from csrec_dist.config import CheckpointOptions, Config
+from csrec_dist.environment import NAMES
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.groups import rating_group
 from csrec_dist.files import fingerprint, read_json
@@ -24,6 +25,7 @@ TEACHER = "teacher/"
 SETTINGS = "settings"
 PROTOCOL = "protocol"
 RANKS = "ranks"
+ENVIRONMENT = "environment/"
 RATING_GROUPS = "rating_groups"
 
 UNDECIDING = {
@@ -41,7 +43,8 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
     `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; under `teacher/` stands the same of the teacher
     module, that is of the model `teacher_model` in the run. `ranks` are those of the targets in the order of the test
     rows, `rating_groups` the rows' places among those of `rating_group` (null without ratings): what paired tests need.
-    `protocol` names what was evaluated and how, `settings` all that decides the run but its data's place.
+    `protocol` names what was evaluated and how, `settings` all that decides the run but its data's place, and
+    `environment/…` what the bits of its student depend on besides.
     """
     rows = [_row(entry) for entry in entries if is_finished(entry.config)]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
@@ -80,8 +83,15 @@ def _row(entry: Entry) -> dict[str, Any]:
     figures = _numbers(_sections(found) | {"valid": found["valid"], "diversity": found.get("diversity", {})})
     taught = _numbers(_sections(found["models"][teacher]), TEACHER) if teacher else {}
     origin = {"seed": entry.seed, "run": folder.name, SETTINGS: settings_key(entry.config), TEACHER_MODEL: teacher}
-    flat = {**entry.cell, **origin, **training_cost(folder), **figures, **taught}
+    flat = {**entry.cell, **origin, **environments(folder), **training_cost(folder), **figures, **taught}
     return {key: [value] for key, value in flat.items()} | _tested(folder, teacher)
+
+
+def environments(folder: Path) -> dict[str, str]:
+    """What a run's student was trained in, by name; where starts differed, one after the other."""
+    trained = read_json(folder / "student/metrics.json").get("environments", [])
+    values = {name: dict.fromkeys(str(each[name]) for each in trained) for name in NAMES}
+    return {f"{ENVIRONMENT}{name}": ", then ".join(texts) for name, texts in values.items() if texts}
 
 
 def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:

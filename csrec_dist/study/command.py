@@ -1,10 +1,12 @@
 """The command `study`: which runs, then their results."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from csrec_dist.config import parse_overrides
 from csrec_dist.distributed import Runtime
+from csrec_dist.environment import environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.study.collecting import check_settings
 from csrec_dist.study.elsewhere import key_of, keys_of, read_elsewhere
@@ -41,7 +43,7 @@ def study_command(
         folder = output / study.name
         entries = list(study.entries(output / study.home / "runs", parse_overrides(overrides)))
         check_settings(entries)
-        rows = read_elsewhere(study, entries, elsewhere, print)
+        rows = read_elsewhere(study, entries, elsewhere, print, environment_here(jobs))
         done = keys_of(study, rows)
         if not any(is_chosen(study, entry, only) for entry in entries):
             raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run.")
@@ -55,6 +57,12 @@ def study_command(
             print(f"results: {write_results(study, entries, folder, rows)}")
         runtime.close()
     return 0
+
+
+def environment_here(jobs: int) -> dict[str, object]:
+    """What the runs of the study would be trained in here: side by side, each has one thread."""
+    here = environment(int(os.environ.get("WORLD_SIZE", "1")))
+    return here | ({"threads": 1} if jobs > 1 else {})
 
 
 def find(name: str) -> Path:

@@ -1,12 +1,13 @@
 """Runs of a study that were done elsewhere: the rows of the results.parquet files that came of them."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from csrec_dist.errors import UserError
-from csrec_dist.study.collecting import SETTINGS, settings_key
+from csrec_dist.study.collecting import ENVIRONMENT, SETTINGS, settings_key
 from csrec_dist.study.spec import Entry, Study
 
 Key = tuple[str | int, ...]
@@ -14,12 +15,17 @@ Key = tuple[str | int, ...]
 
 
 def read_elsewhere(
-    study: Study, entries: Sequence[Entry], paths: Sequence[Path], say: Callable[[str], None]
+    study: Study,
+    entries: Sequence[Entry],
+    paths: Sequence[Path],
+    say: Callable[[str], None],
+    here: Mapping[str, object],
 ) -> pl.DataFrame:
     """The rows that stand for runs of the study as it is now, each run once.
 
     Rows of other settings than the run of that name has now are left out, and it is said how many. So are rows of
-    runs that this study has not: it may be a part of theirs.
+    runs that this study has not: it may be a part of theirs. Rows of runs that were trained in another environment than
+    `here` are taken, and it is said in which: the settings do not hold what the bits of a training depend on.
 
     Raises:
         UserError: a file is no results.parquet of this study.
@@ -31,8 +37,21 @@ def read_elsewhere(
         fit = {key: row for key, row in rows.items() if settings[key] == row[SETTINGS].item()}
         if len(fit) < len(rows):
             say(f"{path}: {len(rows) - len(fit)} of {len(rows)} runs have other settings than this study; left out")
+        for text, count in Counter(_other_environment(row, here) for row in fit.values()).items():
+            if text:
+                say(f"{path}: {count} of {len(fit)} runs are taken although {text}; a run done here may differ")
         found |= fit
     return _joined(list(found.values()))
+
+
+def _other_environment(row: pl.DataFrame, here: Mapping[str, object]) -> str:
+    """In what a row's run was trained otherwise than one would be here; empty where there is nothing."""
+    columns = {name: f"{ENVIRONMENT}{name}" for name in here}
+    there = {name: row[column].item() for name, column in columns.items() if column in row.columns}
+    if not any(there.values()):
+        return "it is not recorded on what they were trained"
+    changed = [f"{name} {there[name]} (here {value})" for name, value in here.items() if there.get(name) != str(value)]
+    return f"they were trained with {', '.join(changed)}" if changed else ""
 
 
 def key_of(study: Study, entry: Entry) -> Key:

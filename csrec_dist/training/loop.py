@@ -15,10 +15,12 @@ from csrec_dist.data.stored import Dataset
 from csrec_dist.data.stream import Batch, Prefetcher, to_batch, train_stream
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, copy_tensors
+from csrec_dist.environment import environment
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.objectives import Loss
+from csrec_dist.stagebook import differences
 from csrec_dist.telemetry import StageLog, peak_memory_mib
 from csrec_dist.training.curve import LOSS_PARTS, Curve
 from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
@@ -83,6 +85,7 @@ class Trainer:
             rows = None if self._catalog is None else self._catalog.rows
             self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), rows))
             self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
+        self._note_environment()
         self._log.expect(self._num_steps(), self._state.total_steps)
         self._checkpoints = checkpoints
         self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
@@ -95,6 +98,16 @@ class Trainer:
                     return None
             checkpoints.wait()
         return self._state
+
+    def _note_environment(self) -> None:
+        """Say where a training goes on in another environment: its bits are then not those of an unbroken one."""
+        known, now = self._state.environments, environment(self._group.size)
+        if known and (known[-1] == now or self._finished()):
+            return
+        if known:
+            changes = "; ".join(differences(known[-1], now))
+            self._log.say(f"goes on in another environment: {changes}. The last bits may differ (docs/resume.md)")
+        known.append(now)
 
     def _order(self) -> EpochOrder:
         rows = self._dataset.splits["train"].lane_rows

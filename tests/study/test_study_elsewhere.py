@@ -1,15 +1,20 @@
 """Runs that were done on another machine: their rows stand for them, if they are runs of the study as it is."""
 
+import re
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from study_files import entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
+from csrec_dist.environment import environment
 from csrec_dist.study.collecting import settings_key
 from csrec_dist.study.elsewhere import keys_of, read_elsewhere, with_rows
+
+HERE = {"commit": "c", "threads": 1}
 
 
 @pytest.fixture
@@ -50,10 +55,36 @@ def test_rows_of_other_settings_are_counted_and_left_out(study_file: Path, tmp_p
     path, said = tmp_path / "rows.parquet", []
     rows = [line(study_file, 0), line(study_file, 1, settings="others"), line(study_file, 2, seed=77)]
     pl.concat(rows).write_parquet(path)
-    found = read_elsewhere(study, entries, [path, path], said.append)
+    found = read_elsewhere(study, entries, [path, path], said.append, HERE)
     assert keys_of(study, found) == {("Base", "3", 0)}
     assert "1 of 2 runs have other settings" in said[0]
-    assert len(said) == 2
+    assert len(said) == 4
+    assert "1 of 1 runs are taken although it is not recorded on what they were trained" in said[1]
+
+
+def test_it_is_said_where_runs_were_trained_otherwise(study_file: Path, tmp_path: Path) -> None:
+    study, entries = entries_of(study_file)
+    path = tmp_path / "rows.parquet"
+    same = {f"environment/{name}": str(value) for name, value in HERE.items()}
+    others = [{}, {"environment/threads": "2"}, {"environment/commit": "a, then b", "environment/threads": "2"}]
+    pl.concat([line(study_file, place, **same | each) for place, each in enumerate(others)]).write_parquet(path)
+    said: list[str] = []
+    assert len(read_elsewhere(study, entries, [path], said.append, HERE)) == 3
+    taken = f"{path}: 1 of 3 runs are taken although they were trained with"
+    assert said == [
+        f"{taken} threads 2 (here 1); a run done here may differ",
+        f"{taken} commit a, then b (here c), threads 2 (here 1); a run done here may differ",
+    ]
+
+
+def test_results_tell_what_the_runs_were_trained_in(study_file: Path, tmp_path: Path) -> None:
+    arguments = ["--output", str(tmp_path / "o"), "--only", "seed=0", "--only", "method=Base"]
+    assert main(["study", str(study_file), *arguments]) == 0
+    row = pl.read_parquet(tmp_path / "o/small/results.parquet")
+    now = environment(1)
+    assert {name: row[f"environment/{name}"].item() for name in now} == {name: str(now[name]) for name in now}
+    assert now["torch"] == torch.__version__
+    assert re.fullmatch(r"[0-9a-f]{12}( with changes)?|version .+", now["commit"])
 
 
 def test_own_rows_come_before_those_of_others(study_file: Path) -> None:
