@@ -49,14 +49,15 @@ def recommend(
         say: receives one line about what was done and what was skipped.
 
     Raises:
-        UserError: the run has no student, a line is no history, no item is known, n is not in 1…V, or at `output`
-            stands something that is no file.
+        UserError: the run has no student, a line is no history, no item is known, n is not in 1…V, or `output`
+            is no file, or a file of something else.
     """
     if batch_size < 1:
         raise UserError(f"A batch of {batch_size} histories was asked for; give at least 1.")
     run = RunFolder(run_folder)
     output = output or run.folder / "recommendations.parquet"
     require_replaceable(output)
+    _refuse_foreign(output)
     StageBook(run.folder).require("distill")
     dataset = Dataset(run.dataset_folder)
     model = _load_student(run.folder / "student", dataset)
@@ -75,6 +76,18 @@ def recommend(
             )
     say(f"{num_lists:,} lists of {n} items" + (f"; {source.skipped}" if source.skipped else ""))
     return output
+
+
+def _refuse_foreign(output: Path) -> None:
+    """UserError for a file that is there and holds no lists."""
+    if not output.exists():
+        return
+    try:
+        names = pq.read_schema(output).names
+    except (pa.ArrowException, OSError):
+        names = []
+    if not {"items", "scores"} <= set(names):
+        raise UserError(f"{output} exists and holds no recommendations. Name another file, or move it away.")
 
 
 def _load_student(folder: Path, dataset: Dataset) -> SequentialModel:

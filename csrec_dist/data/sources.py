@@ -121,6 +121,7 @@ def fetch(name: str, folder: Path, source: Path | None = None, progress: Callabl
     target = folder / name
     if source is None and (target / RECORD).exists():
         return _fetched(target)
+    _refuse_foreign(target, name)
     log, record = _from_file(entry, source, target) if source is not None else _from_origins(name, target, say)
     record |= {"name": name, "file": log.name, "sha256": sha256_file(log), "bytes": log.stat().st_size}
     write_json(target / RECORD, record | {"terms": entry.terms, "page": entry.page})
@@ -145,6 +146,17 @@ def resolve(source: str, downloads: Path) -> Path:
         f"dataset.source '{source}' does not exist{did_you_mean(path.name, [*beside, *SOURCES])}: "
         f"give a file, a folder, or one of the names that can be fetched ({listed(SOURCES)})."
     )
+
+
+def _refuse_foreign(target: Path, name: str) -> None:
+    """UserError for a folder with files in it that no fetch put there."""
+    paths = target.iterdir() if target.is_dir() else ()
+    content = sorted(path.name for path in paths if not path.name.startswith("."))
+    if content and not (target / RECORD).exists():
+        raise UserError(
+            f"{target} is not empty and not of a fetch: it holds {', '.join(content[:5])}. Name a log of yours as "
+            f"dataset.source, fetch {name} into another --folder, or move these files away."
+        )
 
 
 def _entry(name: str) -> Source:

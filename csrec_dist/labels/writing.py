@@ -1,5 +1,6 @@
 """Labelling by all ranks together: which file is whose, what is already there, and the index last."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
@@ -37,6 +38,9 @@ from csrec_dist.labels.top_k import TopKRows, find_nothing, item_blocks, log_sum
 from csrec_dist.models import SequentialModel
 
 Progress = Callable[[int, int], None]
+
+OWN_FILE = re.compile(r"(labels|items)-\d{5}-of-\d{5}\.safetensors|\.(labels|items)-\d{5}-of-\d{5}\..*\.tmp")
+"""The names of a cache's files and of what a killed process left of one; what else is in the folder is not touched."""
 
 
 def label_source(
@@ -156,10 +160,9 @@ def _inspect_folder(folder: Path, source: LabelSource, plans: list[ShardPlan]) -
             "Label into another folder, or remove this one."
         )
     planned = {plan.file for plan in plans}
-    for pattern in ("labels-*.safetensors", "items-*.safetensors", ".labels-*.tmp", ".items-*.tmp"):
-        for path in folder.glob(pattern):
-            if path.name not in planned:
-                path.unlink()
+    for path in folder.glob("*") if folder.is_dir() else ():
+        if OWN_FILE.fullmatch(path.name) and path.name not in planned:
+            path.unlink()
     is_whole = index is not None and all(plan.is_whole(folder / plan.file) for plan in plans)
     return {"index": index.model_dump(mode="json") if index else None, "is_whole": is_whole}
 

@@ -88,6 +88,7 @@ def write(
 
     With `catalog`, the weights called as in `sliced` are its slice, and the group's first rank writes for all.
     """
+    _refuse_foreign(folder)
     path, metadata = Path(folder) / WEIGHTS_FILE, {"format": "pt"}
     if catalog is None:
         save_tensors(path, weights, metadata)
@@ -98,6 +99,7 @@ def write(
         streamed = {name: StreamedTensor(weights[name].dtype, shapes[name], parts[name]) for name in sliced}
         stream_tensors(path if catalog.group.is_leader else None, whole | streamed, metadata)
     if catalog is None or catalog.group.is_leader:
+        (Path(folder) / INDEX_FILE).unlink(missing_ok=True)
         write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
 
 
@@ -113,6 +115,7 @@ def write_sharded(
     The first rank then writes the index, in the usual format, and the config.
     """
     group, folder = catalog.group, Path(folder)
+    _refuse_foreign(folder)
     own = {row_name(name, catalog.rows): weights[name] for name in sliced}
     if group.is_leader:
         own |= {name: tensor for name, tensor in weights.items() if name not in sliced}
@@ -123,8 +126,19 @@ def write_sharded(
     if group.is_leader:
         files = {name: part["file"] for part in found for name in part["names"]}
         total = sum(part["size"] for part in found)
+        (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # a reader would take it rather than the index
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": files})
         write_json(folder / CONFIG_FILE, description.model_dump(mode="json"))
+
+
+def _refuse_foreign(folder: Path | str) -> None:
+    """UserError for a folder whose config.json is another library's: its model would be written over."""
+    path = Path(folder) / CONFIG_FILE
+    if path.exists():
+        try:
+            read_description(folder)
+        except UserError as error:
+            raise UserError(f"No model is saved over {folder}: {error} Give another folder.") from None
 
 
 def _row_blocks(catalog: "CatalogShard", rows: Tensor) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.study.collecting import check_settings
 from csrec_dist.study.elsewhere import key_of, keys_of, read_elsewhere
 from csrec_dist.study.planning import plan_tasks
-from csrec_dist.study.results import write_results
+from csrec_dist.study.results import refuse_foreign, write_results
 from csrec_dist.study.running import run_tasks
 from csrec_dist.study.spec import Entry, Study, load_study
 
@@ -42,6 +42,7 @@ def study_command(
         study = load_study(find(name))
         folder = output / study.name
         entries = list(study.entries(output / study.home / "runs", parse_overrides(overrides)))
+        refuse_foreign(folder)
         check_settings(entries)
         rows = read_elsewhere(study, entries, elsewhere, print, environment_here(jobs))
         done = keys_of(study, rows)

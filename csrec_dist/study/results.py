@@ -5,6 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
+from csrec_dist.config import is_resolved
+from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path, write_text
 from csrec_dist.study.collecting import collect
 from csrec_dist.study.elsewhere import with_rows
@@ -16,6 +18,23 @@ NOTE = (
     "Test, full catalog: mean ± sample standard deviation over the seeds, their number in brackets; recall, NDCG and "
     "MRR in percent. Below, where the paper has it, its figure."
 )
+
+
+def refuse_foreign(folder: Path) -> None:
+    """UserError for a folder with something in it that no study put there: its files might be written over."""
+    content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if content and not _is_study(folder):
+        raise UserError(
+            f"{folder} is not empty and holds neither runs nor results of a study, but {', '.join(content[:5])}. Give "
+            "another --output, or move these files away."
+        )
+
+
+def _is_study(folder: Path) -> bool:
+    if any(is_resolved(path) for path in folder.glob("runs/*/config.yaml")):
+        return True
+    page = folder / "results.md"
+    return page.is_file() and NOTE[: NOTE.index(":")] in page.read_text(encoding="utf-8", errors="replace")
 
 
 def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:

@@ -116,6 +116,15 @@ def test_stale_shards_are_written_again(dataset: Dataset, cache_folder: Path, tm
     assert fixtures.file_bytes(cache_folder) == fixtures.file_bytes(tmp_path / "fresh")
 
 
+def test_other_files_of_the_folder_stay(dataset: Dataset, tmp_path: Path) -> None:
+    names = ("items-2020.safetensors", "labels-mine.safetensors", ".labels-mine.tmp", "notes.md")
+    (tmp_path / "labels").mkdir()
+    for name in names:
+        (tmp_path / "labels" / name).write_text("years of work")
+    fixtures.label_alone(dataset, tmp_path / "labels")
+    assert all((tmp_path / "labels" / name).read_text() == "years of work" for name in names)
+
+
 def test_a_damaged_cache_is_mended_by_checksum(dataset: Dataset, cache_folder: Path) -> None:
     before = fixtures.file_bytes(cache_folder)
     names = [name for name in before if name.startswith("labels-")]
