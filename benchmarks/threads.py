@@ -25,6 +25,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from csrec_dist.orphans import PARENT
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBGOMP_SPINS = "300000"
 """GOMP_SPINCOUNT where neither it nor OMP_WAIT_POLICY is set; giving it keeps the command line from choosing."""
@@ -73,7 +75,7 @@ def command(what: str, folder: Path, name: str) -> list[str]:
 
 def measure(folder: Path, name: str, variables: dict[str, str], seconds: float) -> dict[str, Any]:
     """Examples a second after the first epoch, and the threads that computed."""
-    environ = without_openmp() | variables
+    environ = without_openmp() | variables | {PARENT: str(os.getpid())}
     with open(folder / f"{name}.log", "w") as log:
         run = subprocess.Popen(command("run", folder, name), env=environ, stdout=log, stderr=log)
         while not list((folder / name).glob("checkpoints/distill/step-*")):
@@ -105,8 +107,9 @@ def main() -> None:
     parser.add_argument("--source", default=f"{data}/lastfm_csrec/interactions.parquet", help="default: %(default)s")
     parser.add_argument("--windows", type=int, default=256, help="windows in a step (default %(default)s)")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 3], help="other processes (default 0 1 3)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default %(default)s)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
