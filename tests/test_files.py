@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 @every_writer
 def test_what_is_no_file_is_not_replaced(tmp_path: Path, write: Callable[[Path], Any]) -> None:
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to("/dev/full")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     before = sorted(path.lstat().st_ino for path in tmp_path.iterdir())
     for name, message in (("pipe", "special file"), ("link", "special file"), ("folder", "is a folder")):

@@ -1,6 +1,7 @@
 """Top-n lists against every history scored by hand, from raw ids to raw ids."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -176,8 +177,10 @@ def test_impossible_requests_are_refused(run: Path, tmp_path: Path) -> None:
         recommend(run, 3, tmp_path / "lists.parquet", tmp_path / "absent")
     with pytest.raises(UserError, match="is a folder"):
         recommend(run, 3, tmp_path, tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="special file"):
-        recommend(run, 3, Path("/dev/full"))
+        recommend(run, 3, tmp_path / "pipe")
+    (tmp_path / "pipe").unlink()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be a folder to write into: File exists"):
         recommend(run, 3, tmp_path / "file" / "lists.parquet")
