@@ -117,7 +117,7 @@ def _add_config(parser: argparse.ArgumentParser, restart: bool = True) -> argpar
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. training.beta=0.75"
     )
     if restart:
-        parser.add_argument("--restart", metavar="STAGE", help="do this stage again, and all that follow it")
+        parser.add_argument("--restart", metavar="STAGE", help="do this stage again, and all that depend on it")
     return parser
 
 

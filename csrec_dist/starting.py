@@ -50,7 +50,6 @@ def ways(run: Run, plan: Sequence[Stage], chosen: Sequence[Stage], restart: str 
         UserError: a stage was done or begun with other inputs (the message names them), its result is gone, an earlier
             stage is missing, `restart` would replace files that no run writes, or the disk is too small for it.
     """
-    refuse_foreign(run.folder)
     start = _Start(run, plan, {stage.name for stage in chosen}, restart)
     for stage in plan:
         start.ways[stage.name] = start.way(stage)

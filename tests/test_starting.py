@@ -55,6 +55,13 @@ def mid_epoch(folder: Path) -> None:
     write_json(state, read_json(state) | {"step": 1})
 
 
+def all_damaged(folder: Path) -> None:
+    """As if the student's training had been cut off, and its only checkpoint were damaged."""
+    without("distill.done.json", "evaluate.done.json", "student")(folder)
+    for path in (folder / "checkpoints/distill").glob("*/best.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+
+
 def somebodys(folder: Path) -> None:
     """Not a run at all, though the names are like one's."""
     shutil.rmtree(folder)
@@ -138,6 +145,7 @@ REFUSALS: dict[str, tuple[Change, list[str], str]] = {
         ["run", "--set", "training.temperature=9"],
         "training.temperature was 3.0, is 9.0",
     ),
+    "checkpoints that are all damaged": (all_damaged, ["run", "--set", "training.log_steps=7"], "are damaged"),
     "an unknown stage": (nothing, ["run", "--restart", "polish"], "this command does"),
     "a stage of another command": (nothing, ["evaluate", "--restart", "prepare"], "this command does evaluate"),
     "a stage that waits": (without("teach.done.json"), ["label"], "teach, which it depends on, is not"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from csrec_dist import models
-from csrec_dist.checkpoints import Checkpoints, TrainState, last_state
+from csrec_dist.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.config import LoopOptions
 from csrec_dist.data.lanes import RowSample
 from csrec_dist.distributed.catalog import slices_of
@@ -66,6 +66,8 @@ class Training:
         """
         saved = self._saved
         if saved is None:
+            if checkpoint_folders(self.checkpoints):
+                raise UserError(f"All checkpoints in {self.checkpoints} are damaged. {REDO}")
             return False
         where = self.folder if self._is_trained else self.checkpoints
         if changes := changes_between(saved.get("inputs", {}), flatten(self.inputs)):

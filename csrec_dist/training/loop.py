@@ -100,13 +100,13 @@ class Trainer:
         return self._state
 
     def _note_environment(self) -> None:
-        """Say where a training goes on in another environment: its bits are then not those of an unbroken one."""
+        """Record what the bits depend on, and say where it is other than before; ranks may come and go at any epoch."""
         known, now = self._state.environments, environment(self._group.size)
         if known and (known[-1] == now or self._finished()):
             return
-        if known:
-            changes = "; ".join(differences(known[-1], now))
-            self._log.say(f"goes on in another environment: {changes}. The last bits may differ (docs/resume.md)")
+        changes = differences(known[-1] | {"ranks": self._group.size}, now) if known else []
+        if changes:
+            self._log.say(f"goes on in another environment: {'; '.join(changes)}. The last bits may differ")
         known.append(now)
 
     def _order(self) -> EpochOrder:
