@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from finished_runs import content, refused
+from ranks import run_ranks
 from test_restarts import KilledError, killed_after
 
 from csrec_dist.cli import main
@@ -165,3 +166,16 @@ def test_when_a_training_ends(values: list[float], limits: dict[str, int], ended
     is_beyond = ended is not None and ended < len(values)
     assert (exceeded(epochs(*values), False, options(**limits)) is not None) is is_beyond
     assert (exceeded(epochs(*values), True, options(**limits)) is not None) is (ended is not None)
+
+
+def on_ranks(rank: int, world_size: int, config: str, output: str, settings: list[str]) -> None:
+    run(config, output, "--set", "distributed.reassign=false", *settings)
+
+
+def test_raised_epochs_on_two_ranks_end_with_the_bits_of_an_unbroken_run(config: str) -> None:
+    for output, starts in (("unbroken", [raised(3)]), ("cut", [[], raised(3)])):
+        for settings in starts:
+            run_ranks(on_ranks, 2, config, output, settings)
+    unbroken, cut = (Path(config).parent / output / "r" for output in ("unbroken", "cut"))
+    assert weights(cut) == weights(unbroken)
+    assert not (cut / "restart").exists()
