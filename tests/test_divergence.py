@@ -51,10 +51,10 @@ def broken_at(step: int, part: str) -> Iterator[None]:
         yield
 
 
-def write_config(folder: Path, dataset: Path, *settings: str) -> list[str]:
+def write_config(folder: Path, dataset: Path, *settings: str, output: Path | None = None) -> list[str]:
     """Arguments of the command line."""
     (folder / "config.yaml").write_text(RUN % dataset)
-    return [part for setting in (f"output={folder}", *settings) for part in ("--set", setting)]
+    return [part for setting in (f"output={output or folder}", *settings) for part in ("--set", setting)]
 
 
 def run(folder: Path, dataset: Path, *settings: str) -> Path:
@@ -108,7 +108,7 @@ def test_the_last_step_of_an_epoch_is_looked_at(small_dataset: Path, tmp_path: P
 
 def diverge(rank: int, world_size: int, folder: str, dataset: str, settings: list[str]) -> tuple[int, str]:
     """Exit status and stderr of a command whose loss is infinite at step 5 on the last rank alone."""
-    arguments = write_config(Path(folder) / str(rank), Path(dataset), f"output={folder}", *settings)
+    arguments = write_config(Path(folder) / str(rank), Path(dataset), *settings, output=Path(folder))
     said = io.StringIO()
     broken = broken_at(5, "loss") if rank == world_size - 1 else contextlib.nullcontext()
     with broken, contextlib.redirect_stderr(said):

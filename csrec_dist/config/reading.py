@@ -112,7 +112,7 @@ def is_resolved(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8") as file:
             return bool(re.fullmatch(r"# hash: [0-9a-f]{16}\nname: .*\n", file.readline() + file.readline()))
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
         return False
 
 
