@@ -4,7 +4,7 @@ A GRU4Rec is trained for a few steps on random windows, one-hot, with Adam, by t
 ranks of one thread each, for each number of `--catalog-parallel` in turn. Reported are the peak resident size of the
 ranks (all of it: Python, torch and the exchange of gradients too) and the seconds of a step. `--limit MIB` bounds the
 memory that a rank may have for its data (RLIMIT_DATA); who needs more fails, which is reported too. `--form plain`
-takes plain PyTorch's logits of all examples × items in place of the tiled objective. `--windows` may name several
+takes plain PyTorch's logits of all examples × items in place of the tiled loss. `--windows` may name several
 sizes: whether memory grows with examples × items shows. With `--device cuda` each rank has a GPU, memory is what its
 allocator gave out at most, and the limit is one of that.
 The last line is one JSON object. Run: python benchmarks/catalog.py [--items 2000000] [--catalog-parallel 1 2] …
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=20, help="items of a window (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="steps (default %(default)s)")
     parser.add_argument("--limit", type=int, help="MiB of data that a rank may have")
-    parser.add_argument("--form", choices=("tiled", "plain"), default="tiled", help="objective (default %(default)s)")
+    parser.add_argument("--form", choices=("tiled", "plain"), default="tiled", help="loss (default %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -50,7 +50,7 @@ def work(args: argparse.Namespace) -> None:
     from csrec_dist.distributed import Runtime
     from csrec_dist.distributed.engines import DataParallel, Updates
     from csrec_dist.models import TrainingInputs
-    from csrec_dist.stages.fitting import one_hot
+    from csrec_dist.runs.stages.fitting import one_hot
     from csrec_dist.training import TrainStep
 
     torch.set_num_threads(1)
@@ -62,10 +62,10 @@ def work(args: argparse.Namespace) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (args.limit * MIB, args.limit * MIB))
     layout = runtime.layout([runtime.world.ranks], args.catalog_parallel[0])
     config = models.config_class("gru4rec").model_validate({"width": args.width})
-    model = models.build(config, args.items, args.length - 1, 0, layout.shard(args.items))
-    objective = one_hot if args.form == "tiled" else plain
+    model = models.build(config, args.items, args.length - 1, 0, layout.catalog_slice(args.items))
+    loss_function = one_hot if args.form == "tiled" else plain
     engine = DataParallel(
-        TrainStep(model, objective, layout.group).to(runtime.device), layout, runtime.device, Updates()
+        TrainStep(model, loss_function, layout.group).to(runtime.device), layout, runtime.device, Updates()
     )
     generator = torch.Generator().manual_seed(runtime.rank)
     seconds, loss_sum = [], 0.0
@@ -94,7 +94,7 @@ def plain(states: Any, table: Any, targets: Any, labels: Any) -> Any:
     """Cross-entropy with all logits at once."""
     import torch
 
-    from csrec_dist.objectives import Loss
+    from csrec_dist.losses import Loss
 
     total = torch.nn.functional.cross_entropy(table.logits(states), targets - 1, reduction="sum")
     return Loss(total, torch.tensor(float(len(states))), total.detach(), torch.zeros(()))

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from csrec_dist import models
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group
-from csrec_dist.distributed.mesh import label_columns
+from csrec_dist.distributed.layout import label_columns
 from csrec_dist.labels import DenseLabels, FactoredLabels, LabelCache, LabelMember, Wanted, label_bytes, write_labels
-from csrec_dist.labels.index import FORMS
+from csrec_dist.labels.format import FORMS
 from csrec_dist.models import SequentialModel
-from csrec_dist.runfolder import RunFolder
+from csrec_dist.runs.folder import RunFolder
 
 ITEMS = slice(0, None)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 
 GROUPS = ("repeated", "leaked", "clean")
 

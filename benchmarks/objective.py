@@ -1,4 +1,4 @@
-"""Time and memory of the student's loss: the tiled objective against plain PyTorch, forward and backward.
+"""Time and memory of the student's loss: the tiled loss against plain PyTorch, forward and backward.
 
 Physical limit: five products of N·V·d multiplications and additions for M = 2 (student 1, labels M, two for the
 gradients), (3 + M)·2·N·V·d operations at the rate measured for one large matrix product. Both forms are timed in
@@ -6,7 +6,7 @@ turns in one process; memory is the peak resident size above the inputs, each fo
 `--device cuda` all of it is on the GPU, and memory is what its allocator gave out at most.
 The threads are told to sleep at barriers rather than spin (OMP_WAIT_POLICY=passive, unless it is set), for both
 forms alike: on a machine that others use too, a spinning thread keeps the one it waits for from running.
-The last line is one JSON object. Run: python benchmarks/objective.py [--threads 2] [--kl forward] …
+The last line is one JSON object. Run: python benchmarks/loss.py [--threads 2] [--kl forward] …
 """
 
 import argparse
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from csrec_dist.objectives import FactoredLabels, distillation
+from csrec_dist.losses import FactoredLabels, distillation
 
 TEMPERATURE, BETA = 3.0, 0.5
 
@@ -79,7 +79,7 @@ def plain(x: Inputs, kl: str) -> Tensor:
 
 
 def tiled(x: Inputs, kl: str) -> Tensor:
-    """The objective of this package."""
+    """The loss of this package."""
     total, count = distillation(x.states, x.item_weight, x.targets, x.labels, temperature=TEMPERATURE, beta=BETA, kl=kl)
     return total / count
 

@@ -9,7 +9,7 @@ the global batch is the same, and each rank computes 1/R of it. What is lost to 
   of which `alone` is the time when nothing else is done; Adam's update is done whole on every rank;
 - cpu: processor time of all ranks together over that of one rank, which says how much is done twice.
 
-What is timed is the training loop itself with streamed lanes, factored labels of two random members and the objective
+What is timed is the training loop itself with streamed shards, factored labels of two random members and the loss
 of Eq. 20; evaluation and checkpoints are left out. The numbers of ranks take turns, each in processes of its own; the
 first epoch of a process is not counted, and medians over the others are shown. The losses of all numbers of ranks
 are compared: without dropout they must agree to 1e-4. Run it on an idle machine:
@@ -169,11 +169,11 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     import torch
 
     from csrec_dist import models
+    from csrec_dist.data.dataset import Dataset
     from csrec_dist.data.options import DatasetOptions
     from csrec_dist.data.prepare import prepare
-    from csrec_dist.data.stored import Dataset
     from csrec_dist.distributed import Group
-    from csrec_dist.distributed.mesh import label_columns
+    from csrec_dist.distributed.layout import label_columns
     from csrec_dist.labels import LabelMember, write_labels
 
     random, length = np.random.default_rng(0), options.window + 2  # the last two items of a user are held out
@@ -237,14 +237,14 @@ def train_as_rank(folder: Path) -> None:
 def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Train the student on this rank and the others; each epoch but the first: its loss, examples and milliseconds."""
     from csrec_dist import models
-    from csrec_dist.checkpoints import Checkpoints
     from csrec_dist.config import TrainingOptions
-    from csrec_dist.data.stored import Dataset
+    from csrec_dist.data.dataset import Dataset
     from csrec_dist.distributed.engines import DataParallel, Updates
     from csrec_dist.labels import LabelCache
-    from csrec_dist.stages.distill import student_objective
-    from csrec_dist.telemetry import StageLog
+    from csrec_dist.runs.stages.distill import student_loss
     from csrec_dist.training import StopSignals, Trainer, TrainStep
+    from csrec_dist.training.checkpoints import Checkpoints
+    from csrec_dist.training.telemetry import StageLog
 
     clock, waits = Clock(), runtime.watch.waits
 
@@ -271,7 +271,7 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     settings = {"name": task["model"], "width": task["width"], "dropout": 0}
     config = models.config_class(task["model"]).model_validate(settings)
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
-    step = TrainStep(model, student_objective(options), layout.group).to(runtime.device)
+    step = TrainStep(model, student_loss(options), layout.group).to(runtime.device)
     engine = Timed(step, layout, runtime.device, Updates())
     found: list[dict[str, float]] = []
     begin = [0.0, 0.0, 0.0, 0.0]

@@ -3,7 +3,7 @@
 - models: one-hot steps (cross-entropy, Adam) on `--windows` random windows of 20 items, half of them of 14, by the
   engine that runs use; as is, and with algorithms that add up in the same order every time
   (`distributed.deterministic`). With two equal trainings of 20 steps it says whether all weights are equal bit by bit.
-- tiles: the student's objective on factored labels of two members, forward and backward, for several sizes of a tile.
+- tiles: the student's loss on factored labels of two members, forward and backward, for several sizes of a tile.
 - blocks: ranks of targets and lists of 20, for several sizes of a block of logits.
 
 `host` is the time until the last operation was begun: where it is all of the time, the device waits for the host.
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from csrec_dist import models
-from csrec_dist.distributed import Runtime, repeat_bits
+from csrec_dist.distributed import Runtime, set_deterministic
 from csrec_dist.distributed.engines import DataParallel, Engine, Updates
 from csrec_dist.evaluation import ranking
+from csrec_dist.losses import FactoredLabels, distillation, tiles
 from csrec_dist.models import MODELS, TrainingInputs
-from csrec_dist.objectives import FactoredLabels, distillation, tiles
-from csrec_dist.stages.fitting import one_hot
+from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
 from csrec_dist.training.step import seed_draws
 
@@ -89,7 +89,7 @@ def time_models(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
     for name in args.models:
         found[name] = {}
         for way, wanted in (("as is", False), ("deterministic", True)):
-            repeat_bits(wanted)
+            set_deterministic(wanted)
             engine = make_engine(name, args.items, runtime)
             one = timed(lambda number, engine=engine: train(engine, items, number), runtime.device, args.repeats)
             found[name][way] = one | {"equal bits": trains_alike(name, few, runtime)}
@@ -109,7 +109,7 @@ def trains_alike(name: str, items: Tensor, runtime: Runtime) -> bool:
 
 
 def time_tiles(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """The student's objective with tiles of several sizes."""
+    """The student's loss with tiles of several sizes."""
     found = []
     states = torch.randn(args.examples, WIDTH, device=device, requires_grad=True)
     weight = (0.3 * torch.randn(args.items, WIDTH, device=device)).requires_grad_()
@@ -162,11 +162,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    repeat_bits(True)  # cuBLAS reads its setting when it starts
+    set_deterministic(True)  # cuBLAS reads its setting when it starts
     runtime = Runtime.start()
     device = runtime.device
     result = {"models": time_models(args, runtime)}
-    repeat_bits(False)
+    set_deterministic(False)
     result |= {"tiles": time_tiles(args, device), "blocks": time_blocks(args, device)}
     about = {"benchmark": "steps", "date": str(date.today()), "torch": torch.__version__, "cores": os.cpu_count()}
     about |= {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}

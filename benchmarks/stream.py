@@ -1,4 +1,4 @@
-"""Memory and speed of the streamed lanes: one epoch over logs of growing size, each in a process of its own.
+"""Memory and speed of the streamed shards: one epoch over logs of growing size, each in a process of its own.
 
     python benchmarks/stream.py --interactions 500000 5000000
 
@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from csrec_dist.data.lanes import EpochOrder
+from csrec_dist.data.batches import Prefetcher, to_batch, train_stream
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.order import EpochOrder
 from csrec_dist.data.prepare import prepare
-from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import Prefetcher, to_batch, train_stream
-from csrec_dist.telemetry import peak_memory_mib, reset_peak_memory
+from csrec_dist.training.telemetry import peak_memory_mib, reset_peak_memory
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, nargs="+", default=[500_000, 5_000_000])
     parser.add_argument("--batch-size", type=int, default=256, help="windows in a global batch")
-    parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--shards", type=int, default=64)
     parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stream:
@@ -40,7 +40,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for size in options.interactions:
-            dataset = make_dataset(Path(folder) / str(size), size, options.lanes)
+            dataset = make_dataset(Path(folder) / str(size), size, options.shards)
             command = [sys.executable, __file__, "--stream", str(dataset), "--batch-size", str(options.batch_size)]
             child = subprocess.run(command, check=True, capture_output=True, text=True)
             results.append({"interactions": size, **json.loads(child.stdout.splitlines()[-1])})
@@ -52,7 +52,7 @@ def main() -> None:
     )
 
 
-def make_dataset(folder: Path, num_interactions: int, num_lanes: int) -> Path:
+def make_dataset(folder: Path, num_interactions: int, num_shards: int) -> Path:
     """A prepared dataset of users with about 50 interactions each, in windows of 20."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -62,7 +62,7 @@ def make_dataset(folder: Path, num_interactions: int, num_lanes: int) -> Path:
         "timestamp": np.arange(num_interactions),
     }
     pl.DataFrame(log).write_parquet(folder / "log.parquet")
-    options = DatasetOptions(source=str(folder / "log.parquet"), window=20, num_lanes=num_lanes)
+    options = DatasetOptions(source=str(folder / "log.parquet"), window=20, num_shards=num_shards)
     prepare(options, folder / "dataset")
     return folder / "dataset"
 
@@ -70,7 +70,7 @@ def make_dataset(folder: Path, num_interactions: int, num_lanes: int) -> Path:
 def stream_epoch(folder: Path, batch_size: int) -> dict[str, float]:
     """Stream one epoch; rows, rows a second, and how much the process's peak memory grew over it, in MiB."""
     dataset = Dataset(folder)
-    order = EpochOrder(dataset.splits["train"].lane_rows, batch_size, seed=0, epoch=0)
+    order = EpochOrder(dataset.splits["train"].shard_rows, batch_size, seed=0, epoch=0)
     reset_peak_memory()
     before, begin, rows, examples = peak_memory_mib(), time.perf_counter(), 0, 0
     for batch in Prefetcher(train_stream(dataset, order), to_batch):

@@ -25,7 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.orphans import PARENT
+from csrec_dist.processes import PARENT
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBGOMP_SPINS = "300000"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from csrec_dist import __version__, threads
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
-from csrec_dist.orphans import end_with_parent
+from csrec_dist.processes import end_with_parent
 
 STAGES = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
 
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fetch(commands)
     help_of = {
-        "prepare": "turn a raw log into a dataset of Parquet lanes",
+        "prepare": "turn a raw log into a dataset of Parquet shards",
         "teach": "train the teacher module, each member on ranks of its own",
         "label": "write the soft-label cache, all ranks together",
         "distill": "train the student on one-hot and soft labels",
@@ -127,8 +127,8 @@ def _run_stages(options: argparse.Namespace) -> int:
     with shared_errors():
         config = load_config(options.config, options.set)
     from csrec_dist.distributed import Runtime
-    from csrec_dist.pipeline import execute
     from csrec_dist.report import print_results, write_report
+    from csrec_dist.runs.pipeline import execute
 
     with shared_errors():
         distributed = config.distributed
@@ -144,7 +144,7 @@ def _run_stages(options: argparse.Namespace) -> int:
 
 
 def _add_fetch(commands: argparse._SubParsersAction) -> None:
-    from csrec_dist.data.sources import SOURCES
+    from csrec_dist.data.download import SOURCES
 
     parser = _add(commands, "fetch", _fetch, "download a public log, from the first place that answers")
     parser.add_argument("name", choices=sorted(SOURCES), help="the data set")
@@ -153,7 +153,7 @@ def _add_fetch(commands: argparse._SubParsersAction) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from csrec_dist.data.sources import downloads_folder, fetch
+    from csrec_dist.data.download import downloads_folder, fetch
 
     path = fetch(options.name, options.folder or downloads_folder(), options.source, print)
     print(f"{options.name} is in {path}")
@@ -181,7 +181,7 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from csrec_dist.data.simulate import simulate, simulation_options
+    from csrec_dist.experiments.simulate import simulate, simulation_options
 
     values = {key: value for key, value in vars(options).items() if key not in ("command", "folder", "keep_threads")}
     truth = simulate(simulation_options(values), options.folder, print)
@@ -226,7 +226,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from csrec_dist.compare import compare_models, comparison_table
+    from csrec_dist.report.paired import compare_models, comparison_table
 
     comparison = compare_models(options.first, options.second, top_n=options.top_n, seed=options.seed)
     Console(width=max(Console().width, COMPARISON_WIDTH)).print(comparison_table(comparison))
@@ -285,7 +285,7 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from csrec_dist.study import study_command
+    from csrec_dist.experiments.study import study_command
 
     return study_command(
         options.study,

@@ -1,31 +1,19 @@
-"""Files that are whole or absent: atomic writes, checksums, fingerprints."""
+"""Files and folders that appear whole or not at all; fingerprints of values, and how they differ."""
 
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections import deque
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
-from math import prod
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
-import torch
-from safetensors import safe_open
+import psutil
 
 from csrec_dist.errors import UserError
-
-SAFETENSORS_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-}
 
 
 @contextmanager
@@ -98,95 +86,6 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-@dataclass(frozen=True)
-class StreamedTensor:
-    """A tensor that is written block by block of its rows, which in order make up `shape`."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    blocks: Iterable[torch.Tensor]
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Self:
-        """A tensor that is at hand, as one block."""
-        return cls(tensor.dtype, tuple(tensor.shape), [tensor.detach()])
-
-
-def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically, one block in memory at a time; for None, go through the blocks alone.
-
-    So that processes which make the blocks together go through them in one order, and one of them writes.
-    """
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
-    blocks = chain.from_iterable(tensor.blocks for tensor in ordered.values())
-    if path is None:
-        deque(blocks, maxlen=0)
-        return
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(safetensors_header(ordered, metadata))
-        for block in blocks:
-            file.write(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def save_tensors(
-    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file atomically. Equal tensors and metadata give equal bytes.
-
-    The library's own `save_file` gives its files mode 0600, whatever the umask.
-    """
-    stream_tensors(path, {name: StreamedTensor.of(tensor) for name, tensor in tensors.items()}, metadata or {})
-
-
-def open_tensors(path: Path) -> safe_open:
-    """A safetensors file, opened for reading.
-
-    Raises:
-        FileNotFoundError: it is absent.
-        SafetensorError: it is no whole safetensors file.
-        UserError: it cannot be read for another reason, of which safetensors would say that it is absent.
-    """
-    try:
-        with open(path, "rb"):
-            return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-class TensorLike(Protocol):
-    """Number type and shape of a tensor."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number type."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape."""
-
-
-def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str, str]) -> bytes:
-    """What a safetensors file of these tensors, in this order, begins with.
-
-    The header's length (8 bytes, little endian), and the header: JSON, filled up to a multiple of 8 bytes.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    start = 0
-    for name, tensor in tensors.items():
-        end = start + prod(tensor.shape) * tensor.dtype.itemsize
-        header[name] = {
-            "dtype": SAFETENSORS_TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def check_cover(what: str, ranges: Iterable[tuple[int, int]], start: int, count: int) -> None:
     """ValueError unless the ranges (first, number), in this order, make up start … start + count − 1."""
     end = start
@@ -211,9 +110,61 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of flat inputs that have another value now, or that one of both lacks."""
+    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The changed keys with both values, in a few words each."""
+    return [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed_keys(before, now)]
+
+
 def link(path: Path, target: Path) -> None:
     """Make `path` a relative link to `target`, unless there is something already; a broken link is replaced."""
     make_folder(path.parent)
     if not path.exists():
         path.unlink(missing_ok=True)
         path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the hidden siblings that `new_folder` made for `folder` in processes that are no more."""
+    if not folder.parent.is_dir():
+        return
+    for sibling in folder.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    make_folder(folder.parent)
+    new.mkdir()
+    try:
+        yield new
+        for file in [*new.rglob("*"), new]:
+            _sync_path(file)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,16 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from csrec_dist.config import Config, load_config
-from csrec_dist.data.lanes import EpochOrder, owned_lanes, refuse_idle_ranks
-from csrec_dist.data.stored import Dataset
-from csrec_dist.distributed.mesh import label_columns, teaching_rounds
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.order import EpochOrder, owned_shards, refuse_idle_ranks
+from csrec_dist.distributed.layout import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
+from csrec_dist.files import flatten
 from csrec_dist.labels import label_bytes
-from csrec_dist.labels.index import FORMS
+from csrec_dist.labels.format import FORMS
 from csrec_dist.models import ModelConfig, config_class, model_class
 from csrec_dist.models.pretrained import read_description
-from csrec_dist.pipeline import stages_of
-from csrec_dist.stagebook import StageBook, flatten
+from csrec_dist.runs.pipeline import stages_of
+from csrec_dist.runs.records import StageRecords
 
 BYTES_PER_NUMBER = 4
 MODEL_COPIES = 8  # weights, gradients, two moments, the best weights, and a checkpoint's copies of weights and moments
@@ -38,7 +39,7 @@ def plan(config: Config, world_size: int) -> list[PlanRow]:
     """The plan of a run on `world_size` processes; sizes are there once the dataset is prepared.
 
     Raises:
-        UserError: `world_size` is not positive, or there are more processes than lanes.
+        UserError: `world_size` is not positive, or there are more processes than shards.
     """
     if world_size < 1:
         raise UserError(f"A plan for {world_size} processes was asked for; give at least 1.")
@@ -70,7 +71,7 @@ class _Planner:
         if not (folder / "dataset.json").exists():
             return None
         dataset = Dataset(folder)
-        refuse_idle_ranks(dataset.num_lanes, dataset.splits["train"].num_rows, self.world_size)
+        refuse_idle_ranks(dataset.num_shards, dataset.splits["train"].num_rows, self.world_size)
         return dataset
 
     @cached_property
@@ -83,11 +84,11 @@ class _Planner:
 
     def stages(self) -> list[PlanRow]:
         """Which stages are done, and what has changed since in the config."""
-        book = StageBook(self.config.folder)
+        records = StageRecords(self.config.folder)
         return [
             PlanRow("run", "folder", str(self.config.folder)),
             *(
-                PlanRow("run", stage.name, "to do" if book.record(stage.name) is None else "done")
+                PlanRow("run", stage.name, "to do" if records.record(stage.name) is None else "done")
                 for stage in stages_of(self.config)
             ),
             *(PlanRow("run", "changed since it began", change) for change in self._changes()),
@@ -111,8 +112,8 @@ class _Planner:
             PlanRow("dataset", "users, items", f"{dataset.num_users:,}, {dataset.num_items:,}"),
             PlanRow("dataset", "training windows, examples", f"{train.num_rows:,}, {train.num_examples:,}"),
         ]
-        lanes = [len(owned_lanes(dataset.num_lanes, rank, self.world_size)) for rank in range(self.world_size)]
-        return [*rows, PlanRow("dataset", "lanes of a rank", f"{_range(lanes)} of {dataset.num_lanes}")]
+        shards = [len(owned_shards(dataset.num_shards, rank, self.world_size)) for rank in range(self.world_size)]
+        return [*rows, PlanRow("dataset", "shards of a rank", f"{_range(shards)} of {dataset.num_shards}")]
 
     def layout(self) -> list[PlanRow]:
         """Members on ranks, for teaching round by round and for labelling column by column."""
@@ -124,7 +125,7 @@ class _Planner:
     def _teaching(self) -> list[PlanRow]:
         if self.config.teachers.pretrained:
             return [PlanRow("ranks", "teach", "members are taken from folders")]
-        texts = [text for members in self.config.strategy.rounds for text in self._rounds([m.name for m in members])]
+        texts = [text for members in self.config.module.rounds for text in self._rounds([m.name for m in members])]
         return [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
 
     def _rounds(self, names: list[str]) -> list[str]:
@@ -153,7 +154,7 @@ class _Planner:
         rows = [PlanRow("steps", "global batch", f"{training.batch_size} windows")]
         if self._dataset is None:
             return rows
-        order = EpochOrder(self._dataset.splits["train"].lane_rows, training.batch_size, self.config.seed, 0)
+        order = EpochOrder(self._dataset.splits["train"].shard_rows, training.batch_size, self.config.seed, 0)
         most = min(order.num_steps * training.max_epochs, training.max_steps or sys.maxsize)
         rows.append(PlanRow("steps", "steps of an epoch", f"{order.num_steps:,}"))
         return [*rows, PlanRow("steps", "steps at most", f"{most:,} for each model")]
@@ -197,10 +198,10 @@ class _Planner:
         )
 
     def _windows_of_a_rank(self) -> int:
-        """Windows of a batch on the rank with the most lanes, for a model that all ranks train."""
+        """Windows of a batch on the rank with the most shards, for a model that all ranks train."""
         assert self._dataset is not None
-        num_lanes = self._dataset.num_lanes
-        return -(-self.config.training.batch_size * len(owned_lanes(num_lanes, 0, self.world_size)) // num_lanes)
+        num_shards = self._dataset.num_shards
+        return -(-self.config.training.batch_size * len(owned_shards(num_shards, 0, self.world_size)) // num_shards)
 
     def _size(self, config: ModelConfig) -> "_ModelSize":
         assert self._dataset is not None

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from csrec_dist import models
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
 from csrec_dist.files import atomic_path, require_replaceable
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
-from csrec_dist.runfolder import RunFolder
-from csrec_dist.stagebook import StageBook
+from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.records import StageRecords
 
 History = tuple[Any, list[int]]  # a user's raw id, and item numbers, oldest first
 
@@ -58,7 +58,7 @@ def recommend(
     output = output or run.folder / "recommendations.parquet"
     require_replaceable(output)
     _refuse_foreign(output)
-    StageBook(run.folder).require("distill")
+    StageRecords(run.folder).require("distill")
     dataset = Dataset(run.dataset_folder)
     model = _load_student(run.folder / "student", dataset)
     source = _FileHistories(histories, dataset) if histories else _DatasetHistories(dataset)

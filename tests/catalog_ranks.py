@@ -2,9 +2,9 @@
 
 import torch.distributed as dist
 
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import catalog_groups, data_groups
+from csrec_dist.distributed.layout import catalog_groups, data_groups
 
 LAYOUTS = [(1, 1), (2, 2), (4, 2), (3, 3)]
 """(ranks, catalog_parallel)."""
@@ -25,6 +25,6 @@ def mesh(rank: int, world_size: int, catalog_parallel: int) -> tuple[Group, Grou
     )
 
 
-def shard_of(rank: int, world_size: int, catalog_parallel: int, num_items: int) -> CatalogShard:
+def shard_of(rank: int, world_size: int, catalog_parallel: int, num_items: int) -> CatalogSlice:
     """This rank's slice of a catalog."""
-    return CatalogShard.of(num_items, mesh(rank, world_size, catalog_parallel)[1])
+    return CatalogSlice.of(num_items, mesh(rank, world_size, catalog_parallel)[1])

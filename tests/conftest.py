@@ -77,9 +77,9 @@ def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_dataset(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small log, prepared: windows of 8, five lanes."""
+    """The small log, prepared: windows of 8, five shards."""
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
-    prepare(DatasetOptions(source=str(small_log), min_interactions=3, window=8, num_lanes=5), folder)
+    prepare(DatasetOptions(source=str(small_log), min_interactions=3, window=8, num_shards=5), folder)
     return folder
 
 

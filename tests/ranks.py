@@ -9,7 +9,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed", "torch._dynamo", "datasets", "accelerate", "csrec_dist.pipeline"]
+    ["torch", "torch.distributed", "torch._dynamo", "datasets", "accelerate", "csrec_dist.runs.pipeline"]
 )
 
 

@@ -8,13 +8,13 @@ import torch
 
 from csrec_dist import models
 from csrec_dist.config import Config, parse_config
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.prepare import prepare
-from csrec_dist.data.stored import Dataset
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import label_columns
+from csrec_dist.distributed.layout import label_columns
 from csrec_dist.files import write_json, write_text
 from csrec_dist.labels import LabelMember, write_labels
-from csrec_dist.stagebook import Record, StageBook
+from csrec_dist.runs.records import Record, StageRecords
 
 ALONE = Group((0,), 0)
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
     values: dict[str, Any] = {
         "name": "small",
         "output": str(folder / "runs"),
-        "dataset": {"source": str(log), "window": 8, "num_lanes": 3, "min_interactions": 2},
+        "dataset": {"source": str(log), "window": 8, "num_shards": 3, "min_interactions": 2},
         "model": {"name": "sasrec", "width": 8, "inner_width": 8},
         "baseline": changes.get("method", "model_level") != "base",
     }
@@ -66,7 +66,7 @@ def make_run(folder: Path, shift: float = 0.0, **changes: Any) -> Path:
     write_json(run / "metrics.json", {**found["student"], "models": found})
     for number, stage in enumerate(stage_names(config), 1):
         usage = [{"seconds": number + rank / 2, "peak_memory_mib": 100.0 * number + rank} for rank in range(2)]
-        StageBook(run).finish(stage, Record({}, {}, usage))
+        StageRecords(run).finish(stage, Record({}, {}, usage))
     return run
 
 

@@ -15,7 +15,7 @@ HEADER = "user,item,rating,timestamp\n"
 
 def config_of(folder: Path, source: Path | str, *lines: str) -> str:
     path = folder / "config.yaml"
-    dataset = f"{{source: '{source}', window: 8, min_interactions: 3, num_lanes: 4}}"
+    dataset = f"{{source: '{source}', window: 8, min_interactions: 3, num_shards: 4}}"
     text = [
         "name: r",
         f"output: {folder / 'runs'}",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from csrec_dist.config import load_config, parse_config
-from csrec_dist.config_reference import page
+from csrec_dist.config.reading import page
 from csrec_dist.errors import UserError
-from csrec_dist.study.spec import load_study
+from csrec_dist.experiments.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "configs/experiments").glob("*.yaml"))
@@ -141,7 +141,7 @@ def test_files_that_hold_no_config_are_refused(tmp_path: Path, text: str) -> Non
 
 
 def test_the_page_of_all_keys_is_up_to_date() -> None:
-    assert (ROOT / "docs/configuration.md").read_text() == page(), "run python -m csrec_dist.config_reference"
+    assert (ROOT / "docs/configuration.md").read_text() == page(), "run python -m csrec_dist.config.reading"
 
 
 @pytest.mark.parametrize(

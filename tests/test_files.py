@@ -11,17 +11,10 @@ from permissions import as_a_colleague
 from safetensors.torch import load_file, save_file
 
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation.per_example import RANKS_SCHEMA, write_part
-from csrec_dist.files import (
-    StreamedTensor,
-    atomic_path,
-    open_tensors,
-    save_tensors,
-    stream_tensors,
-    write_json,
-    write_text,
-)
+from csrec_dist.evaluation.per_row import RANKS_SCHEMA, write_part
+from csrec_dist.files import atomic_path, write_json, write_text
 from csrec_dist.labels.shards import write_tensors
+from csrec_dist.tensor_files import StreamedTensor, open_tensors, save_tensors, stream_tensors
 
 
 def tensors() -> dict[str, torch.Tensor]:

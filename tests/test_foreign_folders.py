@@ -9,7 +9,7 @@ from study.study_files import write_study
 
 from csrec_dist import models
 from csrec_dist.cli import main
-from csrec_dist.data.sources import fetch
+from csrec_dist.data.download import fetch
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_json
 from csrec_dist.models import config_class

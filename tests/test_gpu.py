@@ -1,4 +1,4 @@
-"""On a GPU the same as on a CPU: objectives, models, ranks, whole runs, NCCL and two ranks that share the device.
+"""On a GPU the same as on a CPU: losses, models, ranks, whole runs, NCCL and two ranks that share the device.
 
 What the CPU's results are worth is shown elsewhere, against float64 oracles; here both devices compute in float64.
 """
@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from csrec_dist.config import parse_config
-from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import lane_batches
+from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.engines import DataParallel, Updates
 from csrec_dist.evaluation.ranking import target_ranks, top_items
 from csrec_dist.files import read_json
-from csrec_dist.models import MODELS, TrainingInputs, build, config_class, load
-from csrec_dist.objectives import (
+from csrec_dist.losses import (
     DenseLabels,
     FactoredLabels,
     Loss,
@@ -37,9 +36,11 @@ from csrec_dist.objectives import (
     robust,
     tiles,
 )
-from csrec_dist.objectives.contrastive import info_nce
-from csrec_dist.pipeline import execute
-from csrec_dist.training import TrainStep, loop
+from csrec_dist.losses.contrastive import info_nce
+from csrec_dist.models import MODELS, TrainingInputs, build, config_class, load
+from csrec_dist.runs.pipeline import execute
+from csrec_dist.training import TrainStep
+from csrec_dist.training import trainer as loop
 from csrec_dist.training.step import seed_draws, training_inputs
 
 pytestmark = pytest.mark.gpu
@@ -102,7 +103,7 @@ def labels_of(problem: Problem, form: str) -> Any:
 
 
 def solve(case: dict[str, Any], device: torch.device) -> list[Tensor]:
-    """The sums and gradients of one objective."""
+    """The sums and gradients of one loss."""
     problem = Problem(device)
     states, weight, bias = problem.normal(NUM_EXAMPLES, 6), problem.normal(NUM_ITEMS, 6), problem.normal(NUM_ITEMS)
     labels = labels_of(problem, case["form"]) if case else None
@@ -159,7 +160,7 @@ def test_contrastive_loss() -> None:
 def make_step(name: str, device: torch.device, dropout: float = 0.0) -> TrainStep:
     """A model in training mode with weights far from zero, and cross-entropy."""
 
-    def objective(states: Tensor, table: Any, targets: Tensor, labels: Any) -> Any:
+    def loss_function(states: Tensor, table: Any, targets: Tensor, labels: Any) -> Any:
         total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
         return Loss(total, count, total.detach(), torch.zeros_like(count))
 
@@ -171,7 +172,7 @@ def make_step(name: str, device: torch.device, dropout: float = 0.0) -> TrainSte
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * problem.normal(*parameter.shape))
-    return TrainStep(model, objective).to(device).train()
+    return TrainStep(model, loss_function).to(device).train()
 
 
 def windows(device: torch.device) -> Tensor:
@@ -384,11 +385,11 @@ def test_the_host_waits_twice_in_a_step(small_dataset: Path) -> None:
     """Of GRU4Rec: to learn how many examples there are, and whether their logits need a shift."""
     dataset = Dataset(small_dataset)
     config = config_class("gru4rec").model_validate({"width": 16})
-    step = TrainStep(build(config, dataset.num_items, dataset.window - 1, 1), make_step("gru4rec", GPU).objective)
+    step = TrainStep(build(config, dataset.num_items, dataset.window - 1, 1), make_step("gru4rec", GPU).loss_function)
     runtime = Runtime.start()
     layout = runtime.layout([(0,)], 1)
     engine = DataParallel(step.to(GPU), layout, GPU, Updates())
-    batch = next(iter(lane_batches(dataset, "train", [0], 8))).to(GPU)
+    batch = next(iter(shard_batches(dataset, "train", [0], 8))).to(GPU)
 
     def train(seed: int) -> None:
         loss = engine.forward(training_inputs(batch, seed), None)

@@ -27,7 +27,7 @@ def launch(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]
 def config_file(folder: Path, log: Path) -> str:
     path = folder / "config.yaml"
     path.write_text(
-        f"name: r\ndataset: {{source: {log}, window: 8, min_interactions: 3, num_lanes: 5}}\n"
+        f"name: r\ndataset: {{source: {log}, window: 8, min_interactions: 3, num_shards: 5}}\n"
         "model: {name: sasrec, width: 16, dropout: 0}\nmethod: model_level\n"
         "training: {batch_size: 7, max_epochs: 2, learning_rate: 0.01, log_steps: 1}\n"
     )

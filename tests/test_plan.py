@@ -10,7 +10,7 @@ from run_folders import make_config, make_run, model_names, stage_names
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import info
 from csrec_dist.plan import mebibytes, plan, print_plan
@@ -82,9 +82,9 @@ def test_members_are_laid_out_on_ranks(run: Path, world_size: int, teach: list[l
     assert found["ranks: student"] == [f"on all {world_size}"]
 
 
-def test_steps_follow_the_longest_lane(run: Path) -> None:
-    lane_rows = json.loads((run / "dataset" / "dataset.json").read_text())["splits"]["train"]["lane_rows"]
-    steps = next(n for n in range(10**6) if n * 5 >= max(lane_rows) * len(lane_rows))
+def test_steps_follow_the_longest_shard(run: Path) -> None:
+    shard_rows = json.loads((run / "dataset" / "dataset.json").read_text())["splits"]["train"]["shard_rows"]
+    steps = next(n for n in range(10**6) if n * 5 >= max(shard_rows) * len(shard_rows))
     found = values(config_of(run))
     assert found["steps: steps of an epoch"] == [str(steps)]
     assert found["steps: steps at most"] == [f"{4 * steps} for each model"]
@@ -123,7 +123,7 @@ def test_method_base_has_no_teachers(tmp_path: Path) -> None:
 
 
 def test_impossible_numbers_of_processes_are_refused(run: Path) -> None:
-    with pytest.raises(UserError, match="4 processes share 3 lanes"):
+    with pytest.raises(UserError, match="4 processes share 3 shards"):
         plan(config_of(run), 4)
     with pytest.raises(UserError, match="give at least 1"):
         plan(config_of(run), 0)

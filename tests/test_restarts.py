@@ -12,11 +12,11 @@ from finished_runs import content
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
-from csrec_dist.restarts import Restarts
-from csrec_dist.runfolder import RunFolder
-from csrec_dist.stagebook import Record, StageBook
-from csrec_dist.stages import evaluate
-from csrec_dist.training import loop
+from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.records import Record, StageRecords
+from csrec_dist.runs.restarts import Restarts
+from csrec_dist.runs.stages import evaluate
+from csrec_dist.training import trainer as loop
 
 Run = tuple[list[str], Path]
 
@@ -177,7 +177,7 @@ def old_and_new(folder: Path) -> Restarts:
     (folder / "gone").mkdir()
     (folder / "b").mkdir()
     for stage in LEAVES:
-        StageBook(folder).finish(stage, Record({"x": "old"}, {}, []))
+        StageRecords(folder).finish(stage, Record({"x": "old"}, {}, []))
     (folder / "restart/first.begun.json").write_text('{"inputs": {"x": "new"}}')
     return Restarts(folder)
 
@@ -213,7 +213,7 @@ def test_a_replacement_that_is_killed_at_any_point_is_carried_out_by_the_next_st
     expected = content(whole)
     assert (whole / "a/inner/file").read_text() == "new"
     assert not (whole / "gone").exists()
-    assert StageBook(whole).record("second") is None
+    assert StageRecords(whole).record("second") is None
     assert Restarts(whole).begun_with("second") == {}
     for call in range(100):
         folder = tmp_path / str(call)
@@ -223,7 +223,7 @@ def test_a_replacement_that_is_killed_at_any_point_is_carried_out_by_the_next_st
                 replace(found)
         except KilledError:
             if not list((folder / "restart").glob("*.replaces.json")):
-                assert StageBook(folder).require("first").inputs == {"x": "old"}, "nothing was touched yet"
+                assert StageRecords(folder).require("first").inputs == {"x": "old"}, "nothing was touched yet"
                 replace(found)
             Restarts(folder).recover()
             found_there = {name: value for name, value in content(folder).items() if not name.endswith(".tmp")}

@@ -1,4 +1,4 @@
-"""The schema of a run's configuration: its sections, their keys, defaults and limits."""
+"""The schema of a run's configuration: its sections, their keys, defaults and limits, and what must fit together."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.files import fingerprint
-from csrec_dist.labels.combining import Combine
+from csrec_dist.labels.combine import Combine, combining_problem
+from csrec_dist.losses import DIVERGENCES
 from csrec_dist.models import ModelConfig
-from csrec_dist.objectives import DIVERGENCES
-from csrec_dist.teachers import STRATEGIES, Plan, Strategy
+from csrec_dist.teachers import METHODS, Plan, TeacherModule
 
 
 class Section(BaseModel):
@@ -89,11 +89,14 @@ class LoopOptions(Section):
     """How long and how fast to train; shared by teachers and students."""
 
     batch_size: int = Field(256, ge=1, strict=True, description="windows in a global batch, over all processes")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's step size, at its largest")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's learning rate, at its largest")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the step size falls from there to 0 at the last step of max_epochs (or max_steps)"
+        "constant",
+        description="how the learning rate falls from there to 0 at the last step of max_epochs (or max_steps)",
     )
-    warmup_steps: int = Field(0, ge=0, strict=True, description="steps over which the step size rises to it at first")
+    warmup_steps: int = Field(
+        0, ge=0, strict=True, description="steps over which the learning rate rises to it at first"
+    )
     max_epochs: int = Field(100, ge=1, strict=True, description="passes over the training rows at most")
     patience: int = Field(
         10, ge=1, strict=True, description="epochs without a better validation NDCG@10 before stopping"
@@ -201,7 +204,7 @@ class Config(Section):
     @field_validator("method")
     @classmethod
     def _method_is_known(cls, name: str) -> str:
-        return _one_of(name, ["base", *STRATEGIES])
+        return _one_of(name, ["base", *METHODS])
 
     @property
     def folder(self) -> Path:
@@ -224,26 +227,26 @@ class Config(Section):
         """Members of the teacher module that are trained."""
         if self.method == "base":
             return 0
-        fixed = STRATEGIES[self.method].num_members
+        fixed = METHODS[self.method].num_members
         return self.teachers.num if fixed is None else fixed
 
     @property
-    def strategy(self) -> Strategy:
+    def module(self) -> TeacherModule:
         """The members of the teacher module, as they would be trained; none for method base."""
         if self.method == "base":
-            return Strategy((), ())
+            return TeacherModule((), ())
         seed = self.seed if self.teachers.seed is None else self.teachers.seed
-        return STRATEGIES[self.method].make(Plan(self.teacher_models, seed, self.teachers.sample))
+        return METHODS[self.method].make(Plan(self.teacher_models, seed, self.teachers.sample))
 
     @property
     def member_names(self) -> list[str]:
         """The members' folders under teachers/, in order."""
-        return self._pretrained_names or [member.name for member in self.strategy.members]
+        return self._pretrained_names or [member.name for member in self.module.members]
 
     @property
     def labelling_names(self) -> list[str]:
         """The members whose logits make the soft labels, in order."""
-        return self._pretrained_names or list(self.strategy.labelling)
+        return self._pretrained_names or list(self.module.labelling)
 
     @property
     def label_settings(self) -> dict[str, Any]:
@@ -276,3 +279,92 @@ def _one_of(name: str, names: Iterable[str]) -> str:
     if name not in names:
         raise ValueError(f"choose one of {', '.join(names)}")
     return name
+
+
+def impossible(config: Config) -> list[str]:
+    """What in a configuration excludes something else in it."""
+    problems = []
+    teachers, labels = config.teachers, config.labels
+    has_members = config.num_members > 0
+    if teachers.pretrained and not has_members:
+        problems.append(f"teachers.pretrained: method {config.method} has no members; leave it out.")
+    if teachers.pretrained and len(teachers.pretrained) != teachers.num:
+        problems.append(
+            f"teachers.num: is {teachers.num}, but {len(teachers.pretrained)} pretrained members are given."
+        )
+    if teachers.pretrained and teachers.model is not None:
+        problems.append("teachers.model: pretrained members bring their own model; leave it out.")
+    if teachers.trust_item_order and not teachers.pretrained:
+        problems.append("teachers.trust_item_order: there are no pretrained members to trust; leave it out.")
+    if isinstance(teachers.model, list) and len(teachers.model) != config.num_members:
+        problems.append(f"teachers.model: lists {len(teachers.model)} models for {config.num_members} members.")
+    if has_members and not teachers.pretrained and teachers.num != config.num_members:
+        problems.append(f"teachers.num: method {config.method} has {config.num_members} members; leave it out.")
+    if config.baseline and config.method == "base":
+        problems.append("baseline: method base already is the baseline; leave it out.")
+    if labels.form != "factored" and not has_members:
+        problems.append(f"labels.form: method {config.method} keeps no labels; leave it out.")
+    if labels.form == "topk" and config.training.kl != "forward":
+        problems.append(
+            f"labels.form: topk keeps some items of a row, and training.kl {config.training.kl} is infinite on the "
+            "others; choose training.kl forward, or labels.form factored."
+        )
+    if config.distributed.catalog_parallel > 1:
+        problems += _impossible_in_slices(config)
+    contrasted = [model.name for model in (config.model, *config.teacher_models) if hasattr(model, "contrast_weight")]
+    if contrasted and config.training.accumulate > 1:
+        problems.append(
+            f"training.accumulate: {contrasted[0]} contrasts the windows of a whole batch, which micro-batches would "
+            "cut apart; set it to 1."
+        )
+    problems += impossible_engine(config.distributed)
+    if not problems and has_members:
+        problems += _impossible_combination(config)
+    return problems
+
+
+def _impossible_in_slices(config: Config) -> list[str]:
+    problems = []
+    if config.labels.form == "dense":
+        problems.append(
+            "labels.form: dense needs whole rows of logits, which ranks that share a catalog do not have; choose "
+            "factored or topk, or distributed.catalog_parallel 1."
+        )
+    if config.labels.weights == "fitted":
+        problems.append(
+            "labels.weights: fitted needs whole item tables, which ranks that share a catalog do not have; give the "
+            "weights, or choose distributed.catalog_parallel 1."
+        )
+    return problems
+
+
+def impossible_engine(options: DistributedOptions) -> list[str]:
+    """What does not go with the engine."""
+    problems = []
+    engine, catalog_parallel = options.engine, int(options.catalog_parallel)
+    if engine == "deepspeed" and options.deepspeed is None:
+        problems.append(
+            "distributed.deepspeed: engine deepspeed needs it, for example configs/deepspeed/zero2.json, or the "
+            "launcher's --deepspeed_config_file."
+        )
+    if engine != "deepspeed" and options.deepspeed is not None:
+        problems.append(
+            f"distributed.deepspeed: engine {engine} does not read it; leave it out, or set distributed.engine to "
+            "deepspeed."
+        )
+    if engine != "ddp" and catalog_parallel > 1:
+        problems.append(
+            f"distributed.catalog_parallel: engine {engine} shards whole tables itself and cannot train slices of "
+            f"them; set engine ddp with {catalog_parallel}, or catalog_parallel 1 with engine {engine}."
+        )
+    return problems
+
+
+def _impossible_combination(config: Config) -> list[str]:
+    labels = config.labels
+    if labels.weights == "fitted":
+        fits = labels.combine == "weighted"
+        return [] if fits else [f"labels.weights: fitted goes with combine weighted, not {labels.combine}."]
+    form = "factored" if labels.form == "auto" else labels.form
+    problem = combining_problem(labels.combine, labels.weights, len(config.labelling_names), form)
+    return [f"labels: {problem}"] if problem else []

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from csrec_dist.data.lane_files import Flat, covered
 from csrec_dist.data.log import Log
+from csrec_dist.data.shards import Flat, covered
 from csrec_dist.data.windows import EVALUATED_WINDOW, Periods, Spans
-from csrec_dist.data.wording import listed
+from csrec_dist.errors import listed
 
 Say = Callable[[str], None]
 

@@ -9,8 +9,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from csrec_dist.data.wording import did_you_mean, listed, quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, did_you_mean, listed, quoted
 
 NONE = "none"  # switches a role off
 ORDER_IS_MEANT = (

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from csrec_dist.data.columns import NONE, Columns, Layout
 from csrec_dist.data.noise import NoiseKind
 from csrec_dist.data.readers import READERS
-from csrec_dist.data.wording import did_you_mean, listed
+from csrec_dist.errors import did_you_mean, listed
 
 
 class NoiseOptions(BaseModel):
@@ -79,10 +79,10 @@ class DatasetOptions(BaseModel):
         default=(0.8, 0.1, 0.1),
         description="Shares of interactions before, between and after the two cuts of the temporal split.",
     )
-    num_lanes: int = Field(
+    num_shards: int = Field(
         default=64, ge=1, strict=True, description="Number of files each split is dealt to: the most ranks."
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the dealing of rows to lanes.")
+    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the dealing of rows to shards.")
     noise: NoiseOptions = Field(
         default=NoiseOptions(),
         exclude_if=lambda noise: noise.is_none,  # so that a dataset without noise keeps its fingerprint

@@ -10,20 +10,18 @@ import numpy as np
 import polars as pl
 
 from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
-from csrec_dist.data.core import drop_duplicates, k_core, renumber
-from csrec_dist.data.folders import new_folder, remove_leftovers
-from csrec_dist.data.lane_files import Flat, covered, write_sequences, write_split
-from csrec_dist.data.log import Log, log_files, read_log
+from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES
+from csrec_dist.data.download import downloads_folder, resolve
+from csrec_dist.data.log import Log, drop_duplicates, k_core, log_files, read_log, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
 from csrec_dist.data.readers import detect
-from csrec_dist.data.sources import downloads_folder, resolve
+from csrec_dist.data.shards import Flat, covered, write_sequences, write_split
 from csrec_dist.data.statistics import describe, training_counts
-from csrec_dist.data.stored import FORMAT_VERSION, SEQUENCES
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, sha256_file, write_json
+from csrec_dist.files import fingerprint, new_folder, remove_leftovers, sha256_file, write_json
 
 NOT_IN_FINGERPRINT = {"source", "path", "format"}
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
@@ -63,7 +61,7 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
         source = _provenance(options, files, format)
         info |= {"options": options.model_dump(mode="json"), "fingerprint": source.pop("fingerprint"), "source": source}
         write_json(new / "dataset.json", info)
-    say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_lanes']} lanes")
+    say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_shards']} shards")
     return info
 
 
@@ -181,13 +179,13 @@ def _why_empty(periods: Periods, times: Times, cuts: tuple[float, float]) -> str
 
 
 def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
-    num_lanes = min(options.num_lanes, len(splits["train"]))
+    num_shards = min(options.num_shards, len(splits["train"]))
     return {
         "format_version": FORMAT_VERSION,
         "window": options.window,
-        "num_lanes": num_lanes,
+        "num_shards": num_shards,
         "splits": {
-            name: write_split(folder, name, spans, flat, num_lanes, options.seed) for name, spans in splits.items()
+            name: write_split(folder, name, spans, flat, num_shards, options.seed) for name, spans in splits.items()
         },
     }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from csrec_dist.data.lane_files import Flat, covered, indices
+from csrec_dist.data.shards import Flat, covered, indices
 from csrec_dist.data.windows import Spans
 
 

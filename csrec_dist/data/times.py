@@ -9,8 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.wording import quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 FIRST, LAST = 1e8, 1e11

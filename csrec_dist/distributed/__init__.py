@@ -2,7 +2,7 @@
 
 from csrec_dist.distributed.failure import RankFailure
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.runtime import Runtime, repeat_bits
-from csrec_dist.distributed.watch import Waits, Watch
+from csrec_dist.distributed.runtime import Runtime, set_deterministic
+from csrec_dist.distributed.watchdog import Waits, Watch
 
-__all__ = ["Group", "RankFailure", "Runtime", "Waits", "Watch", "repeat_bits"]
+__all__ = ["Group", "RankFailure", "Runtime", "Waits", "Watch", "set_deterministic"]

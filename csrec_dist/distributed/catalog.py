@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import catalog_rows
 
 EXCHANGED_ROWS = 1 << 16
 """Rows of each rank that one exchange of vectors or one broadcast takes: what bounds their memory."""
@@ -24,8 +23,17 @@ EXCHANGED_ROWS = 1 << 16
 Batch = TypeVar("Batch")
 
 
+def catalog_rows(num_items: int, num_parts: int) -> list[range]:
+    """Deal the rows of item tables to parts in contiguous slices, as torch's DTensor and `torch.chunk` do.
+
+    Each slice has ⌈V / parts⌉ rows; the last ones have what is left, which may be none.
+    """
+    size = -(-num_items // num_parts)
+    return [range(min(part * size, num_items), min((part + 1) * size, num_items)) for part in range(num_parts)]
+
+
 @dataclass(frozen=True)
-class CatalogShard:
+class CatalogSlice:
     """The item rows first … stop − 1 of V, which this rank of `group` holds; the group's ranks hold them all.
 
     Every rank of the group enters each collective here, and each backward pass of one, in the same order.
@@ -37,7 +45,7 @@ class CatalogShard:
     group: Group
 
     @classmethod
-    def of(cls, num_items: int, group: Group) -> "CatalogShard":
+    def of(cls, num_items: int, group: Group) -> "CatalogSlice":
         """This rank's slice."""
         rows = catalog_rows(num_items, group.size)[group.rank]
         return cls(num_items, rows.start, rows.stop, group)
@@ -141,38 +149,38 @@ class CatalogShard:
 class SharedRows:
     """Rows that the ranks of a catalog group bring together, one rank's below the other's: `counts` of each rank."""
 
-    shard: CatalogShard
+    part: CatalogSlice
     counts: tuple[int, ...]
 
     @property
     def own(self) -> slice:
         """Where this rank's rows stand among all."""
-        start = sum(self.counts[: self.shard.group.rank])
-        return slice(start, start + self.counts[self.shard.group.rank])
+        start = sum(self.counts[: self.part.group.rank])
+        return slice(start, start + self.counts[self.part.group.rank])
 
     def gather(self, rows: Tensor) -> Tensor:
         """All rows [N, ...], of each rank's [n, ...]; gradients go back to where a row came from, summed over ranks."""
-        if self.shard.group.handle is None:
+        if self.part.group.handle is None:
             return rows
         return _GatherRows.apply(rows, self)
 
     def gather_ids(self, ids: Tensor) -> Tensor:
         """The same of lists of ids [n, L] whose L may differ from rank to rank, filled up with 0."""
-        most = self.shard.most_calls(ids.shape[1], ids.device)
+        most = self.part.most_calls(ids.shape[1], ids.device)
         return self.gather(nn.functional.pad(ids, (0, most - ids.shape[1])))
 
     def exchange_columns(self, rows: Tensor) -> Tensor:
         """The columns of this rank's slice of all rows [N, V / k], of each rank's whole rows [n, V]."""
-        group, most = self.shard.group, self.shard.most_rows
+        group, most = self.part.group, self.part.most_rows
         if group.handle is None:
             return rows
         sent = rows.new_zeros(group.size, max(self.counts), most)
-        for place, held in enumerate(catalog_rows(self.shard.num_items, group.size)):
+        for place, held in enumerate(catalog_rows(self.part.num_items, group.size)):
             sent[place, : len(rows), : len(held)] = rows[:, held.start : held.stop]
         received = torch.empty_like(sent)
         with _collective(group, "all_to_all", sent):
             dist.all_to_all_single(received, sent, group=group.handle)
-        own = [part[:count, : self.shard.num_rows] for part, count in zip(received, self.counts, strict=True)]
+        own = [part[:count, : self.part.num_rows] for part, count in zip(received, self.counts, strict=True)]
         return torch.cat(own)
 
     def padded(self, rows: Tensor) -> Tensor:
@@ -188,7 +196,7 @@ class SharedRows:
 
 
 def in_step(
-    batches: Iterable[Batch], shard: CatalogShard, device: torch.device, blank: Callable[[], Batch]
+    batches: Iterable[Batch], part: CatalogSlice, device: torch.device, blank: Callable[[], Batch]
 ) -> Iterator[Batch]:
     """This rank's batches, then `blank` ones until every rank of the group has none left.
 
@@ -197,7 +205,7 @@ def in_step(
     iterator = iter(batches)
     while True:
         batch = next(iterator, None)
-        if not shard.most_calls(int(batch is not None), device):
+        if not part.most_calls(int(batch is not None), device):
             return
         yield blank() if batch is None else batch
 
@@ -239,15 +247,15 @@ class _GatherRows(torch.autograd.Function):
         ctx.shared, ctx.dtype = shared, rows.dtype
         padded = rows.new_zeros(max(shared.counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        return shared.unpadded(shared.shard.group.all_gather(padded))
+        return shared.unpadded(shared.part.group.all_gather(padded))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         shared = ctx.shared
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        own = shared.shard.group.reduce_scatter_sum(shared.padded(wide))
-        return own[: shared.counts[shared.shard.group.rank]].to(ctx.dtype), None
+        own = shared.part.group.reduce_scatter_sum(shared.padded(wide))
+        return own[: shared.counts[shared.part.group.rank]].to(ctx.dtype), None
 
 
 class _LookUp(torch.autograd.Function):
@@ -258,15 +266,15 @@ class _LookUp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, items: Tensor, shard: CatalogShard) -> Tensor:
-        shared = shard.share(len(items), items.device)
-        ctx.shard, ctx.dtype, ctx.steps, vectors = shard, table.dtype, _steps(max(shared.counts)), []
+    def forward(ctx: Any, table: Tensor, items: Tensor, part: CatalogSlice) -> Tensor:
+        shared = part.share(len(items), items.device)
+        ctx.part, ctx.dtype, ctx.steps, vectors = part, table.dtype, _steps(max(shared.counts)), []
         asked = []
         for step in ctx.steps:
-            places, held = shard.places(shard.group.all_gather(_padded(items, step)))
+            places, held = part.places(part.group.all_gather(_padded(items, step)))
             found = table.new_zeros(*places.shape, table.shape[1])
             found[held] = table[places[held]]
-            vectors.append(shard.group.reduce_scatter_sum(found))
+            vectors.append(part.group.reduce_scatter_sum(found))
             asked += [places, held]
         ctx.num_items = len(items)
         ctx.save_for_backward(*asked)
@@ -275,11 +283,11 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        shard, saved = ctx.shard, ctx.saved_tensors
+        part, saved = ctx.part, ctx.saved_tensors
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        total = wide.new_zeros(shard.num_rows, wide.shape[1])
+        total = wide.new_zeros(part.num_rows, wide.shape[1])
         for step, places, held in zip(ctx.steps, saved[::2], saved[1::2], strict=True):
-            gathered = shard.group.all_gather(_padded(wide, step))
+            gathered = part.group.all_gather(_padded(wide, step))
             total.index_add_(0, places[held], gathered[held])
         return total.to(ctx.dtype), None, None
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from csrec_dist.distributed.watch import Watch
+from csrec_dist.distributed.watchdog import Watch
 
 
 @dataclass(frozen=True)

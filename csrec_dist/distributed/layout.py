@@ -1,9 +1,101 @@
-"""The ranks that train one model together, and this rank's place in the mesh data × catalog over them."""
+"""Which ranks do what: members (teaching), shards × members (labelling), data × catalog (training).
 
+All but `Layout` are pure functions. With catalog parallelism k, what is dealt are groups of k consecutive ranks.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
+from csrec_dist.errors import UserError
+
+
+def split_ranks(num_ranks: int, num_parts: int) -> list[tuple[int, ...]]:
+    """Deal `num_ranks` consecutive ranks to parts whose sizes differ by at most one."""
+    bounds = [num_ranks * part // num_parts for part in range(num_parts + 1)]
+    return [tuple(range(low, high)) for low, high in pairwise(bounds)]
+
+
+@dataclass(frozen=True)
+class TeachingSlot:
+    """One member and the ranks that train it together."""
+
+    member: int
+    ranks: tuple[int, ...]
+
+
+def teaching_rounds(members: list[int], world_size: int, catalog_parallel: int = 1) -> list[list[TeachingSlot]]:
+    """Rounds of members trained side by side.
+
+    Each round takes as many members as there are ranks left for, and deals all ranks to them, so that
+    no rank is idle: 3 ranks and 2 members give groups of 1 and 2; 2 ranks and 3 members give a
+    round of two members on one rank each, then one member on both. Catalog groups are not divided: raises UserError
+    when their size does not divide the number of ranks.
+    """
+    groups = catalog_groups(range(world_size), catalog_parallel)
+    rounds = []
+    while members:
+        now, members = members[: len(groups)], members[len(groups) :]
+        parts = [tuple(chain(*(groups[place] for place in part))) for part in split_ranks(len(groups), len(now))]
+        rounds.append([TeachingSlot(member, ranks) for member, ranks in zip(now, parts, strict=True)])
+    return rounds
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """Ranks that label the same shards together, each with some of the members."""
+
+    ranks: tuple[int, ...]
+    world_size: int
+
+    def members_of(self, rank: int, num_members: int) -> tuple[int, ...]:
+        """The members whose states the column's rank at position `rank` computes."""
+        return tuple(range(rank, num_members, len(self.ranks)))
+
+    def shards(self, num_shards: int) -> tuple[int, ...]:
+        """The shards the column labels: those its ranks own."""
+        return tuple(shard for shard in range(num_shards) if shard % self.world_size in self.ranks)
+
+
+def label_columns(num_members: int, world_size: int, catalog_parallel: int = 1) -> list[LabelColumn]:
+    """The mesh teacher × data for labelling: columns of up to `num_members` ranks that cover all ranks.
+
+    The last column is smaller when the ranks do not divide; its ranks then take several members each. With catalog
+    groups of k ranks, each of which holds a slice of the same members, there are k such columns side by side: the
+    first ranks of several groups, their second ranks, and so on. They label different shards, and read their items'
+    vectors together. Raises UserError when k does not divide the number of ranks.
+    """
+    groups = catalog_groups(range(world_size), catalog_parallel)
+    size = min(num_members, len(groups))
+    held = [groups[start : start + size] for start in range(0, len(groups), size)]
+    return [LabelColumn(ranks, world_size) for part in held for ranks in zip(*part, strict=True)]
+
+
+def catalog_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, ...]]:
+    """The mesh data × catalog over `ranks`, by its rows: consecutive ranks that hold a slice of the catalog each.
+
+    Raises UserError when the ranks cannot be dealt to groups of this size.
+    """
+    check_catalog_parallel(len(ranks), catalog_parallel)
+    return [tuple(ranks[start : start + catalog_parallel]) for start in range(0, len(ranks), catalog_parallel)]
+
+
+def data_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, ...]]:
+    """The same mesh by its columns: the ranks that hold the same slice, and average its gradients."""
+    check_catalog_parallel(len(ranks), catalog_parallel)
+    return [tuple(ranks[place::catalog_parallel]) for place in range(catalog_parallel)]
+
+
+def check_catalog_parallel(num_ranks: int, catalog_parallel: int) -> None:
+    """Refuse a size of catalog groups that does not divide the number of ranks."""
+    if not 1 <= catalog_parallel <= num_ranks or num_ranks % catalog_parallel:
+        fitting = [str(size) for size in range(1, num_ranks + 1) if num_ranks % size == 0]
+        raise UserError(
+            f"distributed.catalog_parallel: {catalog_parallel} slices of the catalog do not fit {num_ranks} ranks; "
+            f"start a multiple of {catalog_parallel} ranks, or choose {' or '.join(fitting)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -18,6 +110,6 @@ class Layout:
     catalog: Group
     data: Group
 
-    def shard(self, num_items: int) -> CatalogShard | None:
+    def catalog_slice(self, num_items: int) -> CatalogSlice | None:
         """This rank's slice of the items, or None where it holds them all."""
-        return CatalogShard.of(num_items, self.catalog) if self.catalog.size > 1 else None
+        return CatalogSlice.of(num_items, self.catalog) if self.catalog.size > 1 else None

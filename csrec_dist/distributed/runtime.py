@@ -10,11 +10,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from csrec_dist.distributed.board import Board
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.layout import Layout
-from csrec_dist.distributed.mesh import catalog_groups, data_groups
-from csrec_dist.distributed.watch import Watch
+from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
+from csrec_dist.distributed.scheduler import Scheduler
+from csrec_dist.distributed.watchdog import Watch
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.memory import keep_freed_memory
 
@@ -71,7 +70,7 @@ class Runtime:
         self.watch = Watch(store, self.rank, self.world_size, timeout.total_seconds())
         self.world = Group(tuple(range(self.world_size)), self.rank, handle, self.watch)
         self._timeout = _group_timeout(timeout)
-        self._num_boards = 0
+        self._num_schedulers = 0
         # What all ranks know must decide whether they make a group together. So groups that a few ranks make for
         # themselves are kept apart.
         self._groups: dict[tuple[int, ...], Any] = {self.world.ranks: handle}
@@ -143,11 +142,11 @@ class Runtime:
             return Layout(group, catalog, group)
         return Layout(group, catalog, self._join_team(self._own(data_groups(ranks, catalog_parallel))))
 
-    def board(self, catalog_parallel: int, num_members: int, num_dealt: int) -> Board:
-        """A new board for members that are trained side by side; every rank calls this with the same numbers."""
-        self._num_boards += 1
+    def scheduler(self, catalog_parallel: int, num_members: int, num_dealt: int) -> Scheduler:
+        """A new scheduler for members that are trained side by side; every rank calls this with the same numbers."""
+        self._num_schedulers += 1
         blocks = catalog_groups(self.world.ranks, catalog_parallel)
-        return Board(self.watch.store(f"board-{self._num_boards}"), blocks, num_members, num_dealt)
+        return Scheduler(self.watch.store(f"scheduler-{self._num_schedulers}"), blocks, num_members, num_dealt)
 
     def _own(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         return next(ranks for ranks in parts if self.rank in ranks)
@@ -217,7 +216,7 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def repeat_bits(wanted: bool) -> None:
+def set_deterministic(wanted: bool) -> None:
     """Whether sums are taken in the same order every time, instead of as threads come; before a GPU's first use.
 
     torch would also fill every new tensor in this mode; nothing here reads what was not written, so that is left out.

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from csrec_dist.data.stream import Batch
-from csrec_dist.evaluation.per_example import Columns
+from csrec_dist.data.batches import Batch
+from csrec_dist.evaluation.per_row import Columns
 from csrec_dist.evaluation.ranking import best_in, hide_seen
 from csrec_dist.evaluation.scoring import log_sum_exp, logits_by_block, question
 from csrec_dist.models import SequentialModel
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard
+    from csrec_dist.distributed.catalog import CatalogSlice
 
 
 def differences(
     logits: Sequence[Tensor],
     top_n: Sequence[int],
     seen: Tensor | None = None,
-    catalog: "CatalogShard | None" = None,
+    catalog: "CatalogSlice | None" = None,
 ) -> Tensor:
     """disagreement@n for each n, then the Jensen–Shannon divergence, of each pair of members: [N, P, values] float64.
 
@@ -41,7 +41,7 @@ def differences(
     return torch.cat([torch.stack(disagreements, dim=1), divergences.unsqueeze(2)], dim=2)
 
 
-def recommended(logits: Tensor, n: int, seen: Tensor | None, catalog: "CatalogShard | None" = None) -> Tensor:
+def recommended(logits: Tensor, n: int, seen: Tensor | None, catalog: "CatalogSlice | None" = None) -> Tensor:
     """The best items [N, min(n, V)] that are not among the seen ones [N, L]; 0 where there are no more."""
     shown = logits if seen is None else hide_seen(logits.clone(), seen, catalog)
     items, scores = best_in(shown, min(n, logits.shape[1] if catalog is None else catalog.num_items), catalog)
@@ -59,7 +59,7 @@ def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
     return torch.where(held > 0, 1 - overlap / held.clamp(min=1), 0.0)
 
 
-def jensen_shannon(one: Tensor, other: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+def jensen_shannon(one: Tensor, other: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
     """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2, in nats, between 0 and ln 2: [N] from log p and log q [N, V]."""
     middle = torch.logaddexp(one, other) - math.log(2)
     halves = one.exp() * (one - middle) + other.exp() * (other - middle)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.metrics import metric_names, values_to_sum
 
 NUM_DECILES = 10

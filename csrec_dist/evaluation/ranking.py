@@ -15,7 +15,7 @@ from torch import Tensor
 from csrec_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard, SharedRows
+    from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 """Of the logits that are there at once. More is faster on a GPU, where each block costs the host's time."""
@@ -28,7 +28,7 @@ def target_ranks(
     *,
     item_bias: Tensor | None = None,
     seen: Tensor | None = None,
-    catalog: "CatalogShard | None" = None,
+    catalog: "CatalogSlice | None" = None,
 ) -> Tensor:
     """Rank of each target among all items, 1 being best: 1 + the number of other items not below it.
 
@@ -60,7 +60,7 @@ def top_items(
     *,
     item_bias: Tensor | None = None,
     seen: Tensor | None = None,
-    catalog: "CatalogShard | None" = None,
+    catalog: "CatalogSlice | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """The n best items of each example, best first; among equal scores the lower id comes first.
 
@@ -85,7 +85,7 @@ def top_items(
     return (items, scores) if shared is None else (items[shared.own], scores[shared.own])
 
 
-def ranks_in(logits: Tensor, targets: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+def ranks_in(logits: Tensor, targets: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
     """Rank [N] of each target among the logits [N, V] of its row, as `target_ranks` counts it.
 
     Of a slice, all ranks of its group have the logits and targets of the same examples, and get the same ranks.
@@ -100,7 +100,7 @@ def ranks_in(logits: Tensor, targets: Tensor, catalog: "CatalogShard | None" = N
     return catalog.num_items - catalog.all_sum(below)
 
 
-def best_in(logits: Tensor, n: int, catalog: "CatalogShard | None" = None) -> tuple[Tensor, Tensor]:
+def best_in(logits: Tensor, n: int, catalog: "CatalogSlice | None" = None) -> tuple[Tensor, Tensor]:
     """The n ≤ V best items [N, n] of logits [N, V] and their scores, as `top_items` orders them.
 
     Of a slice, all ranks of its group have the logits of the same examples, and get the same items.
@@ -110,7 +110,7 @@ def best_in(logits: Tensor, n: int, catalog: "CatalogShard | None" = None) -> tu
     return (columns + 1, scores) if catalog is None else _merged(columns + 1 + catalog.first, scores, n, catalog)
 
 
-def _merged(items: Tensor, scores: Tensor, n: int, catalog: "CatalogShard") -> tuple[Tensor, Tensor]:
+def _merged(items: Tensor, scores: Tensor, n: int, catalog: "CatalogSlice") -> tuple[Tensor, Tensor]:
     """The n best [N, n] of what each slice found best [N, n or less]; nothing stands behind every item."""
     missing = n - items.shape[1]
     items = F.pad(items, (0, missing), value=catalog.num_items + 1)
@@ -121,7 +121,7 @@ def _merged(items: Tensor, scores: Tensor, n: int, catalog: "CatalogShard") -> t
     return items.gather(1, order[:, :n]), scores[:, :n]
 
 
-def hide_seen(logits: Tensor, seen: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+def hide_seen(logits: Tensor, seen: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
     """Set the logits [N, V] of each row's seen items [N, L] (0 for none) to −inf, in place; the logits."""
     places, held = (seen - 1, seen != 0) if catalog is None else catalog.places(seen)
     row, position = held.nonzero(as_tuple=True)
@@ -147,7 +147,7 @@ def _logits_by_block(
     """
     catalog, num_items = None, item_weight.shape[0]
     if shared is not None:
-        catalog, num_items = shared.shard, shared.shard.most_rows
+        catalog, num_items = shared.part, shared.part.most_rows
         states, seen = shared.gather(states), None if seen is None else shared.gather_ids(seen)
     dtype = torch.promote_types(states.dtype, torch.float32)
     weight = item_weight.to(dtype)

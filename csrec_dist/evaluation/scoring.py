@@ -1,22 +1,24 @@
-"""What ranks the catalog: a model or several together, read one block of logits at a time.
+"""What ranks the catalog: a model or several together, read one block of logits at a time; metrics on validation.
 
 Shapes: B examples of a batch, R of a block, L positions, V items. With `catalog`, the models hold slices of it, and
 logits [R, V] are those of this rank's slice for the examples of all ranks of the group.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csrec_dist.evaluation.ranking import rows_in_block
+from csrec_dist.evaluation.metrics import MetricSums
+from csrec_dist.evaluation.ranking import rows_in_block, target_ranks
 from csrec_dist.models import SequentialModel
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard, SharedRows
+    from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 
 
 class EvaluationBatch(Protocol):
@@ -62,7 +64,7 @@ def logits_by_block(
     states = [model.encode_last(histories) for model in models]
     num_items = models[0].num_items
     if shared is not None:
-        states, num_items = [shared.gather(part) for part in states], shared.shard.most_rows
+        states, num_items = [shared.gather(part) for part in states], shared.part.most_rows
     num_rows = rows_in_block(num_items * len(models), torch.float32.itemsize, histories.device)
     for start in range(0, len(states[0]), num_rows):
         rows = slice(start, min(start + num_rows, len(states[0])))
@@ -75,13 +77,13 @@ def alone(logits: Sequence[Tensor]) -> Tensor:
     return own
 
 
-def mean_of_logits(logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogShard | None" = None) -> Tensor:
+def mean_of_logits(logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogSlice | None" = None) -> Tensor:
     """The logits [R, V] of members whose logits are averaged with these weights (Alg. 1, line 7)."""
     return sum((part * weight for part, weight in zip(logits, weights, strict=True)), torch.zeros_like(logits[0]))
 
 
 def mean_of_probabilities(
-    logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogShard | None" = None
+    logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogSlice | None" = None
 ) -> Tensor:
     """Logits [R, V] of members whose probabilities are averaged with these weights: the logarithm of the mean."""
     logs = [
@@ -90,12 +92,12 @@ def mean_of_probabilities(
     return torch.stack(logs).logsumexp(0)
 
 
-def log_sum_exp(logits: Tensor, catalog: "CatalogShard | None" = None) -> Tensor:
+def log_sum_exp(logits: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
     """log Σ exp [R] over the whole catalog of logits [R, V]."""
     return logits.logsumexp(dim=1) if catalog is None else catalog.log_sum_exp(logits.logsumexp(dim=1))
 
 
-def _log_softmax(logits: Tensor, catalog: "CatalogShard | None") -> Tensor:
+def _log_softmax(logits: Tensor, catalog: "CatalogSlice | None") -> Tensor:
     return logits.log_softmax(dim=1) if catalog is None else logits - log_sum_exp(logits, catalog).unsqueeze(1)
 
 
@@ -106,3 +108,54 @@ def _logits(model: SequentialModel, states: Tensor) -> Tensor:
     table, dtype = model.item_table, torch.promote_types(states.dtype, torch.float32)
     bias = None if table.bias is None else table.bias.to(dtype)
     return F.linear(states.to(dtype), table.weight.to(dtype), bias)
+
+
+def evaluate(
+    model: SequentialModel,
+    batches: Iterable[EvaluationBatch],
+    *,
+    top_n: Sequence[int],
+    exclude_seen: bool,
+    reduce: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """Metrics of `model` by name: recall@n, ndcg@n, mrr@n for each n of `top_n`, and mrr.
+
+    The model sees histories only, in evaluation mode, and is left in the mode it came in.
+
+    Args:
+        exclude_seen: whether the items of the history are kept out of the ranking.
+        reduce: sums a tensor over the ranks that share the examples. It is called once, after the
+            last batch, also on a rank without batches.
+
+    Raises:
+        ValueError: no rank has an example of positive weight.
+    """
+    sums = MetricSums(top_n, device=model.item_table.weight.device)
+    with _evaluation_mode(model), torch.no_grad():
+        for batch in batches:
+            sums.update(_ranks(model, batch, exclude_seen), batch.weights)
+    sums.tensor = reduce(sums.tensor)
+    return sums.compute()
+
+
+def _ranks(model: SequentialModel, batch: EvaluationBatch, exclude_seen: bool) -> Tensor:
+    """Ranks [B] of the targets; rows that only fill the batch get some rank too."""
+    histories, targets = question(batch)
+    return target_ranks(
+        model.encode_last(histories),
+        model.item_table.weight,
+        targets,
+        item_bias=model.item_table.bias,
+        seen=histories if exclude_seen else None,
+        catalog=model.item_table.catalog,
+    )
+
+
+@contextmanager
+def _evaluation_mode(model: SequentialModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

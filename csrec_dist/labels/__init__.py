@@ -1,15 +1,14 @@
 """Soft labels of the teachers: written by all ranks into sharded safetensors files, read back by example id."""
 
-from csrec_dist.labels.cache import LabelCache, LabelReader
-from csrec_dist.labels.checking import info, verify
-from csrec_dist.labels.combining import COMBINES, Combine, combining_problem
-from csrec_dist.labels.index import LabelIndex, LabelMember, label_bytes, read_index
+from csrec_dist.labels.cache import LabelCache, LabelReader, info, verify
+from csrec_dist.labels.choose import Wanted
+from csrec_dist.labels.combine import COMBINES, Combine, combining_problem
+from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
 from csrec_dist.labels.labeller import live_labels
-from csrec_dist.labels.measuring import Wanted
 from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
-from csrec_dist.labels.writing import write_labels
-from csrec_dist.objectives.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
-from csrec_dist.objectives.top_k_labels import TopKLabels
+from csrec_dist.labels.writer import write_labels
+from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
+from csrec_dist.losses.top_k_labels import TopKLabels
 
 __all__ = [
     "COMBINES",

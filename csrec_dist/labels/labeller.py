@@ -1,7 +1,7 @@
 """The numbers of the soft labels: members' states and logits, put together by a column's collectives.
 
 Letters: n examples at hand, D the sum of the members' widths, V items, m members. Every row is computed in
-batches whose shapes depend on the lane only, so that its bytes do not depend on who computes it.
+batches whose shapes depend on the shard only, so that its bytes do not depend on who computes it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,15 +11,15 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import Batch, blank_batch, lane_batches
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.data.batches import Batch, blank_batch, shard_batches
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import LabelColumn
+from csrec_dist.distributed.layout import LabelColumn
 from csrec_dist.errors import UserError
-from csrec_dist.labels.combining import Combine, combined_bias, combined_labels, combined_states
+from csrec_dist.labels.combine import Combine, combined_bias, combined_labels, combined_states
+from csrec_dist.losses.soft_labels import FactoredLabels, MixtureLabels
 from csrec_dist.models import ItemTable, SequentialModel, picked
-from csrec_dist.objectives.soft_labels import FactoredLabels, MixtureLabels
 
 BATCH_ROWS = 256
 CHUNK_BYTES = 64 * 2**20
@@ -30,7 +30,7 @@ class Labeller:
     """One rank's part of a column: its members' models (by member index), and its place in the group.
 
     With `catalog`, the models hold this rank's slice of their item tables, and the ranks of its group encode in step:
-    `lane_states` waits for them before each batch, and `keep_step` encodes nothing until all have no batch left.
+    `shard_states` waits for them before each batch, and `keep_step` encodes nothing until all have no batch left.
     """
 
     dataset: Dataset
@@ -42,7 +42,7 @@ class Labeller:
     combine: Combine = "logit_mean"
     weights: tuple[float, ...] | None = None
     advance: Callable[[int], None] = field(default=lambda num_examples: None)
-    catalog: CatalogShard | None = None
+    catalog: CatalogSlice | None = None
 
     def __post_init__(self) -> None:
         own = self.column.members_of(self.group.rank, len(self.widths))
@@ -56,14 +56,14 @@ class Labeller:
         """The rows of the item tables that the models hold."""
         return slice(0, self.dataset.num_items) if self.catalog is None else self.catalog.rows
 
-    def lane_states(self, lane: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """States [n, d] of this rank's members for the lane's examples, in the order of their ids, and targets [n]."""
-        next_example = self.dataset.splits["train"].first_examples[lane]
-        for batch in self.group.watch.reading(lane_batches(self.dataset, "train", [lane], BATCH_ROWS)):
+    def shard_states(self, shard: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """States [n, d] of this rank's members for the shard's examples, in the order of their ids, and targets [n]."""
+        next_example = self.dataset.splits["train"].first_examples[shard]
+        for batch in self.group.watch.reading(shard_batches(self.dataset, "train", [shard], BATCH_ROWS)):
             ids = batch.example_ids
             if not torch.equal(ids, torch.arange(next_example, next_example + len(ids))):
                 raise UserError(
-                    f"{self.dataset.lane_file('train', lane)}: its example offsets do not run on from "
+                    f"{self.dataset.shard_file('train', shard)}: its example offsets do not run on from "
                     f"{next_example}. Prepare the dataset again."
                 )
             if len(ids):
@@ -83,12 +83,12 @@ class Labeller:
             member_states(self.own_models, blank_batch(self.dataset.window).to(self.device))
             also()
 
-    def gathered_rows(self, lane: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def gathered_rows(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
         """States [n, D] of all members side by side, times their share of the labels, and targets [n].
 
         Every rank of the column gets them.
         """
-        for states, targets in self.lane_states(lane):
+        for states, targets in self.shard_states(shard):
             yield self.gather_states(states), targets
 
     def gather_states(self, own: Sequence[Tensor]) -> Tensor:
@@ -96,18 +96,18 @@ class Labeller:
         gathered = self.gather_members(torch.cat(list(own), dim=1), self.widths)
         return combined_states(gathered, self.widths, self.combine, self.weights)
 
-    def dense_rows(self, lanes: Sequence[int | None]) -> Iterator[Tensor]:
-        """Mean or weighted logits [n, V] of the lane at this rank's place in `lanes`; None is a rank without a lane.
+    def dense_rows(self, shards: Sequence[int | None]) -> Iterator[Tensor]:
+        """Mean or weighted logits [n, V] of the shard at this rank's place in `shards`; None is a rank without a shard.
 
-        All ranks go through the same chunks of all these lanes, and each ends with the sum over the
-        ranks of its own lane's rows. A chunk's rows depend on V only. Sums run in float64, where those of a
+        All ranks go through the same chunks of all these shards, and each ends with the sum over the
+        ranks of its own shard's rows. A chunk's rows depend on V only. Sums run in float64, where those of a
         few float32 numbers are exact unless their exponents differ by more than 28: their order, and so
         the number of ranks, does not show in the float32 result.
         """
-        chunks = [self._logit_chunks(lane) if lane is not None else iter(()) for lane in lanes]
+        chunks = [self._logit_chunks(shard) if shard is not None else iter(()) for shard in shards]
         for step in zip_longest(*chunks):
             num_rows = max(len(logits) for logits in step if logits is not None)
-            sums = torch.zeros(len(lanes), num_rows, self.dataset.num_items, dtype=torch.float64, device=self.device)
+            sums = torch.zeros(len(shards), num_rows, self.dataset.num_items, dtype=torch.float64, device=self.device)
             for place, logits in enumerate(step):
                 if logits is not None:
                     sums[place, : len(logits)] = logits
@@ -160,9 +160,9 @@ class Labeller:
             columns.update(zip(part, pieces, strict=False))
         return torch.cat([columns[member] for member in range(len(widths))], dim=1)
 
-    def _logit_chunks(self, lane: int) -> Iterator[Tensor]:
+    def _logit_chunks(self, shard: int) -> Iterator[Tensor]:
         num_rows = chunk_rows(self.dataset.num_items)
-        for states, _ in self.lane_states(lane):
+        for states, _ in self.shard_states(shard):
             for first in range(0, len(states[0]), num_rows):
                 yield self._summed_logits([part[first : first + num_rows] for part in states])
 
@@ -178,7 +178,7 @@ class Labeller:
 
 
 def chunk_rows(num_items: int) -> int:
-    """Rows of float64 logits that stay under the byte budget of one lane."""
+    """Rows of float64 logits that stay under the byte budget of one shard."""
     return max(1, CHUNK_BYTES // (8 * num_items))
 
 

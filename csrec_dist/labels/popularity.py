@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrec_dist.data.stored import Dataset
-from csrec_dist.objectives.soft_labels import FactoredLabels, SoftLabels
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
 
 CPU = torch.device("cpu")
 
@@ -21,8 +21,8 @@ def target_counts(dataset: Dataset) -> np.ndarray:
     Items of validation and test, and the first item of a row, which no example predicts, are not counted.
     """
     counts = np.zeros(dataset.num_items + 1, np.int64)
-    for lane in range(dataset.num_lanes):
-        for block in dataset.open_lane("train", lane).blocks():
+    for shard in range(dataset.num_shards):
+        for block in dataset.open_shard("train", shard).blocks():
             is_target = np.zeros(len(block.values), bool)
             is_target[block.starts[0] : block.starts[-1]] = True
             is_target[block.starts[:-1][block.starts[:-1] < block.starts[1:]]] = False

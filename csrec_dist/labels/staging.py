@@ -10,8 +10,8 @@ from pathlib import Path
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path
-from csrec_dist.labels.checking import file_problem
-from csrec_dist.labels.index import INDEX_NAME, ItemShard, LabelShard, read_index
+from csrec_dist.labels.cache import file_problem
+from csrec_dist.labels.format import INDEX_NAME, ItemShard, LabelShard, read_index
 
 BLOCK_BYTES = 1 << 24
 GIB = 1 << 30
@@ -25,8 +25,8 @@ def staged_folder(folder: Path, disk: Path | str, run: str) -> Path:
     return Path(disk) / f"csrec-{os.getuid()}" / run / f"labels-{read_index(folder).fingerprint}"
 
 
-def stage_labels(folder: Path, staged: Path, lanes: Iterable[int], tell: Callable[[int, int], None]) -> list[str]:
-    """Copy the shards of `lanes` and the item tables from `folder`; for the rest `staged` has links to it.
+def stage_labels(folder: Path, staged: Path, shards: Iterable[int], tell: Callable[[int, int], None]) -> list[str]:
+    """Copy the shards of `shards` and the item tables from `folder`; for the rest `staged` has links to it.
 
     All copies are held to the index's checksums, also those that are there already, which are kept if they are whole.
     `tell` is called after each block with the bytes copied so far and in all. What is damaged in `folder` is
@@ -35,8 +35,8 @@ def stage_labels(folder: Path, staged: Path, lanes: Iterable[int], tell: Callabl
     Raises:
         UserError: the disk is too small, cannot be written to, or the user's folder there is somebody else's.
     """
-    index, wanted = read_index(folder), set(lanes)
-    chosen = [shard for lane, shard in enumerate(index.shards) if lane in wanted] + list(index.item_shards)
+    index, wanted = read_index(folder), set(shards)
+    chosen = [index.shards[shard] for shard in sorted(wanted)] + list(index.item_shards)
     try:
         make_private(staged.parents[1])
         staged.mkdir(parents=True, exist_ok=True)

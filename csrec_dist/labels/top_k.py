@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csrec_dist.distributed.catalog import CatalogShard
-from csrec_dist.distributed.mesh import split_ranks
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.layout import split_ranks
 from csrec_dist.evaluation.ranking import best_in
 from csrec_dist.labels.labeller import Labeller
 
@@ -69,7 +69,7 @@ class TopKRows:
     num_items: int
     keep: int
     temperature: float
-    catalog: CatalogShard | None = None
+    catalog: CatalogSlice | None = None
 
     @torch.no_grad()
     def __call__(self, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -109,8 +109,8 @@ class TopKRows:
     def _kept(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What `__call__` gives, of logits."""
         largest = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
-        largest = self._all(CatalogShard.all_max, largest).double()
-        total = self._all(CatalogShard.all_sum, self._whole(logits, largest).sum(1))
+        largest = self._all(CatalogSlice.all_max, largest).double()
+        total = self._all(CatalogSlice.all_sum, self._whole(logits, largest).sum(1))
         items, values = best_in(logits, self.keep, self.catalog)
         of_targets = self._of_targets(logits, targets)
         is_kept = (items == targets.unsqueeze(1)).any(1)
@@ -132,7 +132,7 @@ class TopKRows:
         found[held] = logits[held, places[held]]
         return self.catalog.all_sum(found)
 
-    def _all(self, reduce: Callable[[CatalogShard, Tensor], Tensor], tensor: Tensor) -> Tensor:
+    def _all(self, reduce: Callable[[CatalogSlice, Tensor], Tensor], tensor: Tensor) -> Tensor:
         return tensor if self.catalog is None else reduce(self.catalog, tensor)
 
 
@@ -142,12 +142,12 @@ def row_chunks(num_rows: int, num_items: int) -> list[slice]:
     return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
 
 
-def top_k_rows(labeller: Labeller, find: TopKRows, lane: int) -> Iterator[dict[str, Tensor]]:
-    """What `find` gives of the lane's examples, in the order of their ids, on every rank of the column.
+def top_k_rows(labeller: Labeller, find: TopKRows, shard: int) -> Iterator[dict[str, Tensor]]:
+    """What `find` gives of the shard's examples, in the order of their ids, on every rank of the column.
 
     Each rank of the column finds a part of the rows.
     """
-    for states, targets in labeller.gathered_rows(lane):
+    for states, targets in labeller.gathered_rows(shard):
         chunks = row_chunks(len(states), find.num_items)
         own = split_ranks(len(chunks), labeller.group.size)[labeller.group.rank]
         rows = slice(chunks[own[0]].start, chunks[own[-1]].stop) if own else slice(0, 0)

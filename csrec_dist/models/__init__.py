@@ -20,7 +20,7 @@ from csrec_dist.models.slices import sliced
 from csrec_dist.models.srgnn import SRGNN
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard
+    from csrec_dist.distributed.catalog import CatalogSlice
 
 __all__ = [
     "MODELS",
@@ -60,7 +60,7 @@ def config_class(name: str) -> type[ModelConfig]:
 
 
 def build(
-    config: ModelConfig, num_items: int, max_length: int, seed: int, catalog: "CatalogShard | None" = None
+    config: ModelConfig, num_items: int, max_length: int, seed: int, catalog: "CatalogSlice | None" = None
 ) -> SequentialModel:
     """A new model on the CPU whose weights depend on the arguments only; with `catalog`, with its slice of the items.
 
@@ -72,7 +72,7 @@ def build(
         return make() if catalog is None else sliced(make, catalog)
 
 
-def load(folder: Path | str, catalog: "CatalogShard | None" = None) -> SequentialModel:
+def load(folder: Path | str, catalog: "CatalogSlice | None" = None) -> SequentialModel:
     """The model that `save_pretrained` wrote into `folder`, whatever its class; with `catalog`, its slice of the items.
 
     Raises:

@@ -19,7 +19,7 @@ from csrec_dist.models.histories import pad_histories
 from csrec_dist.models.weight_files import StoredWeights
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard
+    from csrec_dist.distributed.catalog import CatalogSlice
 
 _TABLE_DEVICE: ContextVar[torch.device | None] = ContextVar("table_device", default=None)
 
@@ -56,7 +56,7 @@ class ItemTable(nn.Module):
 
     SLICED: ClassVar[tuple[str, ...]] = ("weight", "bias")
     bias: nn.Parameter | None
-    catalog: "CatalogShard | None"
+    catalog: "CatalogSlice | None"
 
     def __init__(self, num_items: int, width: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class ItemTable(nn.Module):
         """Logits [.., V] of states [.., d]; column i is item i+1's. Of a slice, those of its items."""
         return F.linear(states, self.weight, self.bias)
 
-    def take(self, catalog: "CatalogShard") -> None:
+    def take(self, catalog: "CatalogSlice") -> None:
         """Hold this slice of the rows from now on, without values yet."""
         device, self.catalog = self.weight.device, catalog
         self.weight = nn.Parameter(torch.empty(catalog.num_rows, self.weight.shape[1], device=device))
@@ -111,7 +111,7 @@ class TrainingInputs:
 
 
 class TrainingStates(NamedTuple):
-    """What a model gives the objective: n states [n, d], and the targets [n] in 1…V that they are to predict.
+    """What a model gives the loss: n states [n, d], and the targets [n] in 1…V that they are to predict.
 
     `places` [n] int64 says which of the batch's examples (counted over `inputs.targets > 0`, row by row) each state
     belongs to, −1 being none: a state without soft labels. None stands for all examples in their order. `views` are
@@ -210,7 +210,7 @@ class SequentialModel(nn.Module, ABC):
         return [name for name in self.state_dict() if name in ("item_table.weight", "item_table.bias")]
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, catalog: "CatalogShard | None" = None) -> Self:
+    def from_pretrained(cls, folder: Path | str, catalog: "CatalogSlice | None" = None) -> Self:
         """The model that `save_pretrained` wrote, on the CPU, in evaluation mode; with `catalog`, with its slice alone.
 
         Raises:
@@ -219,7 +219,7 @@ class SequentialModel(nn.Module, ABC):
         """
         description = pretrained.read_description(folder)
         description.require_architecture(cls.__name__, folder)
-        model = description.without_memory(cls, folder)
+        model = description.without_memory(cls, description.parse_config(cls.Config, folder), folder)
         weights = StoredWeights(folder)
         weights.require({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         if catalog is not None:

@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from csrec_dist.models.base import ItemTable, SequentialModel, TrainingInputs, TrainingStates
-from csrec_dist.models.draws import uniform
-from csrec_dist.models.dropout import Dropout
 from csrec_dist.models.prefixes import encode_every_prefix, encode_prefixes
+from csrec_dist.models.rng import Dropout, uniform
 from csrec_dist.models.sasrec import LAYER_NORM_EPS, TransformerConfig, TransformerLayer, initialise
 
 PREFIX_STREAM, MASK_STREAM = 1, 2

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
-from csrec_dist.models.draws import uniform
+from csrec_dist.models.rng import uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec, SASRecConfig
 
 CHOICES, MASKS, ORDERS, PREFIXES = range(4)  # streams of draws

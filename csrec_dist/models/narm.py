@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from csrec_dist.models.base import ModelConfig, SequentialModel
-from csrec_dist.models.dropout import Dropout
+from csrec_dist.models.rng import Dropout
 
 
 class NARMConfig(ModelConfig):

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from csrec_dist.models.base import ModelConfig, SequentialModel
-from csrec_dist.models.dropout import Dropout
+from csrec_dist.models.rng import Dropout
 
 LAYER_NORM_EPS = 1e-8
 

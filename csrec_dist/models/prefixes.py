@@ -9,6 +9,8 @@ from csrec_dist.models.base import ItemTable
 
 PREFIXES_AT_ONCE = 128
 """On a CPU, where pieces of about one length save more than large ones."""
+
+
 POSITIONS_AT_ONCE = 80_000
 """Of all prefixes of a piece on a GPU, where the number of pieces is what costs."""
 

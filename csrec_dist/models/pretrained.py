@@ -1,6 +1,6 @@
 """A model's folder in Hugging Face style: model.safetensors and config.json."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,17 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import StreamedTensor, read_json, save_tensors, stream_tensors, write_json
+from csrec_dist.files import read_json, write_json
 from csrec_dist.models.weight_files import INDEX_FILE, SHARD_FILE, WEIGHTS_FILE, row_name
+from csrec_dist.tensor_files import StreamedTensor, save_tensors, stream_tensors
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard
-    from csrec_dist.models.base import SequentialModel
+    from csrec_dist.distributed.catalog import CatalogSlice
 
 CONFIG_FILE = "config.json"
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-ModelT = TypeVar("ModelT", bound="SequentialModel")
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class Description(BaseModel):
@@ -54,12 +54,11 @@ class Description(BaseModel):
                 f"{folder} knows {self.num_items} items, not {num_items}; give a model that was trained on these items."
             )
 
-    def without_memory(self, model_class: "type[ModelT]", folder: Path | str) -> "ModelT":
+    def without_memory(self, make: Callable[[Any, int, int], ModelT], config: BaseModel, folder: Path | str) -> ModelT:
         """The model with its shapes, but without values or memory for them; UserError where there is no such model."""
-        config = self.parse_config(model_class.Config, folder)
         try:
             with torch.device("meta"):
-                return model_class(config, self.num_items, self.max_length)
+                return make(config, self.num_items, self.max_length)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{Path(folder) / CONFIG_FILE} asks for sizes that no tensor has: {reason}.") from None
@@ -82,7 +81,7 @@ def write(
     weights: Mapping[str, Tensor],
     description: Description,
     sliced: Collection[str] = (),
-    catalog: "CatalogShard | None" = None,
+    catalog: "CatalogSlice | None" = None,
 ) -> None:
     """Write a model's folder, its config last: a folder with a config is whole.
 
@@ -108,7 +107,7 @@ def write_sharded(
     weights: Mapping[str, Tensor],
     description: Description,
     sliced: Collection[str],
-    catalog: "CatalogShard",
+    catalog: "CatalogSlice",
 ) -> None:
     """Write a file for each rank of the catalog group: its rows, called as in `row_name`; in the first all else too.
 
@@ -141,7 +140,7 @@ def _refuse_foreign(folder: Path | str) -> None:
             raise UserError(f"No model is saved over {folder}: {error} Give another folder.") from None
 
 
-def _row_blocks(catalog: "CatalogShard", rows: Tensor) -> Iterator[Tensor]:
+def _row_blocks(catalog: "CatalogSlice", rows: Tensor) -> Iterator[Tensor]:
     return (block for _, block in catalog.row_blocks(rows.detach()))
 
 

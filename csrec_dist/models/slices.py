@@ -10,13 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from csrec_dist.models.base import SequentialModel, tables_on
 
 if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogShard
+    from csrec_dist.distributed.catalog import CatalogSlice
 
 DRAWS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 ModelT = TypeVar("ModelT", bound=SequentialModel)
 
 
-def sliced(make: Callable[[], ModelT], catalog: "CatalogShard") -> ModelT:
+def sliced(make: Callable[[], ModelT], catalog: "CatalogSlice") -> ModelT:
     """The model that `make` makes, with this rank's slice of the item table alone: equal to the rows of the whole one.
 
     While `make` runs, the table has its shape but no memory; what is drawn into it is drawn part by part, and the slice
@@ -36,7 +36,7 @@ def sliced(make: Callable[[], ModelT], catalog: "CatalogShard") -> ModelT:
 class _TableSlices(TorchDispatchMode):
     """Meets what fills tables [V, d] without memory, and keeps the slice of what they would hold."""
 
-    def __init__(self, catalog: "CatalogShard") -> None:
+    def __init__(self, catalog: "CatalogSlice") -> None:
         super().__init__()
         self._catalog = catalog
         self._kept: dict[int, Tensor] = {}

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from csrec_dist.models.base import ModelConfig, SequentialModel
-from csrec_dist.models.dropout import Dropout
 from csrec_dist.models.prefixes import encode_every_prefix
+from csrec_dist.models.rng import Dropout
 
 
 class SRGNNConfig(ModelConfig):

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import check_cover, open_tensors, read_json
+from csrec_dist.files import check_cover, read_json
+from csrec_dist.tensor_files import open_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

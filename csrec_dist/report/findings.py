@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.evaluation.calibration import NUM_BINS
-from csrec_dist.report.diagrams import DECILES, RELIABILITY
-from csrec_dist.report.markup import images, metric_title, table
-from csrec_dist.report.tables import NONE, figure
-from csrec_dist.runfolder import ResultRow, RunFolder
+from csrec_dist.evaluation.report_card import NUM_BINS
+from csrec_dist.report.figures import DECILES, RELIABILITY
+from csrec_dist.report.tables import NONE, figure, images, metric_title, table
+from csrec_dist.runs.folder import ResultRow, RunFolder
 
 GROUP_METRIC = "ndcg@10"
 GROUPINGS = {

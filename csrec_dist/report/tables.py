@@ -1,19 +1,52 @@
-"""The tables at the end of a run, for the terminal."""
+"""Tables of a report, on the terminal and in Markdown: numbers and names for readers, and where the time went."""
 
-from collections.abc import Mapping
+import html
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from csrec_dist.runfolder import ResultRow, RunFolder
+from csrec_dist.runs.folder import ResultRow, RunFolder
+from csrec_dist.runs.records import StageRecords
+
+TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
+HEADER = ("busy", *TIMES)
+MOST_RANKS = 4
+
+
+def time_shares(run: RunFolder, stage: str) -> list[str]:
+    """A finished stage's cells under `HEADER`: shares of each rank's seconds, or their range where ranks are many.
+
+    Waits in the gradients' all-reduce, which overlaps with the backward pass, count as busy, and so do rows that
+    evaluation and labelling read.
+    """
+    record = StageRecords(run.folder).record(stage)
+    usages = record.usage if record else []
+    if not usages or any(name not in usage for usage in usages for name in TIMES.values()):
+        return [NONE] * len(HEADER)
+    waited = [[_share(usage, usage[name]) for usage in usages] for name in TIMES.values()]
+    busy = [1 - sum(shares) for shares in zip(*waited, strict=True)]
+    return [_spread(shares) for shares in (busy, *waited)]
+
+
+def _share(usage: Mapping[str, float], seconds: float) -> float:
+    return seconds / usage["seconds"] if usage["seconds"] else 0.0
+
+
+def _spread(shares: Sequence[float]) -> str:
+    if len(shares) <= MOST_RANKS:
+        return ", ".join(f"{share:.0%}" for share in shares)
+    return f"{min(shares):.0%} to {max(shares):.0%}"
+
 
 NONE = "–"
 
 
 def results_table(folder: Path | str) -> list[ResultRow]:
     """The run's models with their metrics: Base if it was trained, the student, each teacher, and the
-    teachers together where several make the soft labels.
+    teacher ensemble where several make the soft labels.
 
     Raises:
         UserError: the folder is not a run's.
@@ -63,3 +96,37 @@ def _stages(run: RunFolder) -> Table:
     for row in run.stages:
         table.add_row(row.stage, f"{row.seconds:,.1f}", str(row.num_ranks), row.memory)
     return table
+
+
+SIGNS = str.maketrans("+-", "⁺⁻")
+
+
+def metric_title(name: str) -> str:
+    """A metric's name for readers: Recall@10, NDCG@10, MRR; filtered Recall⁺@10, adverse Recall⁻@10."""
+    return (name.capitalize() if name.startswith("recall") else name.upper()).translate(SIGNS)
+
+
+def number(value: Any) -> str:
+    """A statistic for readers: thousands separated, six significant digits, a dash for none."""
+    if value is None:
+        return NONE
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; what its cells hold is text, never markup."""
+    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def images(paths: Mapping[str, Path]) -> Iterable[str]:
+    """The figures that lie beside the page, by title."""
+    for title, path in paths.items():
+        yield f"![{title}]({path.name})"
+
+
+def _plain(text: str) -> str:
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    for sign in "\\`*_[]|":
+        escaped = escaped.replace(sign, f"\\{sign}")
+    return escaped

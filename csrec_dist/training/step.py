@@ -1,4 +1,4 @@
-"""One step's forward: model and objective as one module, for a wrapper of gradients to take."""
+"""One step's forward: model and loss as one module, for a wrapper of gradients to take."""
 
 from collections.abc import Callable
 from typing import Literal, cast
@@ -6,24 +6,24 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.data.stream import Batch
+from csrec_dist.data.batches import Batch
 from csrec_dist.distributed import Group
+from csrec_dist.losses import Loss, SoftLabels, cross_entropy
+from csrec_dist.losses.contrastive import ContrastOptions, info_nce
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
-from csrec_dist.objectives import Loss, SoftLabels, cross_entropy
-from csrec_dist.objectives.contrastive import ContrastOptions, info_nce
 
 ALONE = Group((0,), 0)
 
 Precision = Literal["fp32", "bf16"]
-Objective = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
+LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
 
 
 class TrainStep(nn.Module):
-    """Model and objective as one module, so that a wrapper gathers the item table for both uses in one forward.
+    """Model and loss as one module, so that a wrapper gathers the item table for both uses in one forward.
 
-    The objective may be a module with parameters of its own; they are trained and kept with the model's. `group` are
+    The loss may be a module with parameters of its own; they are trained and kept with the model's. `group` are
     the ranks that train the model: a contrastive loss looks at the windows of all of them. `one_hot_weight` is the
-    weight that the objective gives to the one-hot targets (1 − β of Eq. 20): the contrastive loss, which is the model's
+    weight that the loss gives to the one-hot targets (1 − β of Eq. 20): the contrastive loss, which is the model's
     own too, gets it as well. With `precision` bf16 the model computes under autocast; what comes after its states is
     fp32, and so are all weights.
     """
@@ -31,7 +31,7 @@ class TrainStep(nn.Module):
     def __init__(
         self,
         model: SequentialModel,
-        objective: Objective,
+        loss_function: LossFunction,
         group: Group = ALONE,
         precision: Precision = "fp32",
         one_hot_weight: float = 1.0,
@@ -40,14 +40,14 @@ class TrainStep(nn.Module):
         self.precision = precision
         self.one_hot_weight = one_hot_weight
         self.model = model
-        self.objective = objective
+        self.loss_function = loss_function
         self.group = group
 
     def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
         """The summed loss of what the model trains with, and the number of its states."""
         given = self._states(inputs)
         if given.places is None:
-            loss = self.objective(given.states, self.model.item_table, given.targets, labels)
+            loss = self.loss_function(given.states, self.model.item_table, given.targets, labels)
         else:
             loss = self._by_places(given, labels)
         if given.views is None:
@@ -78,12 +78,12 @@ class TrainStep(nn.Module):
         return total * (weight * counts[0] / counts[1].clamp(min=1))
 
     def _by_places(self, given: TrainingStates, labels: SoftLabels | None) -> Loss:
-        """The objective where states have labels, and cross-entropy where they have none."""
+        """The loss where states have labels, and cross-entropy where they have none."""
         assert given.places is not None
         if labels is None:
-            return self.objective(given.states, self.model.item_table, given.targets, None)
+            return self.loss_function(given.states, self.model.item_table, given.targets, None)
         labelled = given.places >= 0
-        found = self.objective(
+        found = self.loss_function(
             given.states[labelled], self.model.item_table, given.targets[labelled], labels[given.places[labelled]]
         )
         states, targets, table = given.states[~labelled], given.targets[~labelled], self.model.item_table

@@ -19,7 +19,7 @@ def write_config(folder: Path, log: Path) -> Path:
     """The config of a CSRec-M run that ends after EPOCHS epochs of the student, without randomness of dropout."""
     path = folder / "config.yaml"
     path.write_text(
-        f"name: r\ndataset: {{source: {log}, window: 8, min_interactions: 3, num_lanes: 5}}\n"
+        f"name: r\ndataset: {{source: {log}, window: 8, min_interactions: 3, num_shards: 5}}\n"
         "model: {name: sasrec, width: 16, dropout: 0}\nmethod: model_level\n"
         f"training: {{batch_size: 16, max_epochs: {EPOCHS}, patience: {EPOCHS}, learning_rate: 0.003, log_steps: 5}}\n"
     )

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from scipy import stats
 
 from csrec_dist.config import parse_config
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.noise import LIST_LENGTH, NOISE_KINDS, NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import identify, prepare
-from csrec_dist.data.stored import Dataset
 from csrec_dist.errors import UserError
 
 
@@ -84,13 +84,13 @@ def log(tmp_path_factory) -> Path:
 
 
 def prepared(log: Path, folder: Path, noise: dict | None, **options) -> Dataset:
-    prepare(DatasetOptions(source=str(log), noise=noise, **{"window": 10, "num_lanes": 4, **options}), folder)
+    prepare(DatasetOptions(source=str(log), noise=noise, **{"window": 10, "num_shards": 4, **options}), folder)
     return Dataset(folder)
 
 
 def rows(dataset: Dataset, split: str) -> pl.DataFrame:
-    """A split's rows by number, whatever the lanes."""
-    files = [pl.read_parquet(dataset.lane_file(split, lane)) for lane in range(dataset.num_lanes)]
+    """A split's rows by number, whatever the shards."""
+    files = [pl.read_parquet(dataset.shard_file(split, shard)) for shard in range(dataset.num_shards)]
     return pl.concat(files).sort("row")
 
 
@@ -113,8 +113,8 @@ def test_a_share_of_the_training_interactions_and_nothing_else(log, tmp_path, ki
     clean = prepared(log, tmp_path / "clean", None, **options)
     noisy = prepared(log, tmp_path / "noisy", {"rate": 0.3, "kind": kind}, **options)
     for split in ("valid", "test"):
-        for lane in range(4):
-            assert clean.lane_file(split, lane).read_bytes() == noisy.lane_file(split, lane).read_bytes()
+        for shard in range(4):
+            assert clean.shard_file(split, shard).read_bytes() == noisy.shard_file(split, shard).read_bytes()
     assert rows(clean, "train").drop("items").equals(rows(noisy, "train").drop("items"))
     shown = replacements(clean, noisy)
     replaced = sum(was != now for (_, was), now in shown.items())
@@ -145,15 +145,15 @@ def test_what_comes_in_follows_the_law(log, tmp_path, kind):
     assert chi_square(observed, expected) > 1e-4
 
 
-def test_seeds_decide_and_lanes_do_not(log, tmp_path):
+def test_seeds_decide_and_shards_do_not(log, tmp_path):
     noise = {"rate": 0.3, "kind": "popularity"}
     one, same = (prepared(log, tmp_path / name, noise) for name in ("one", "same"))
     files = sorted(file.name for file in one.folder.iterdir())
     assert all((one.folder / f).read_bytes() == (same.folder / f).read_bytes() for f in files)
-    lanes = prepared(log, tmp_path / "lanes", noise, num_lanes=7)
+    shards = prepared(log, tmp_path / "shards", noise, num_shards=7)
     dealt = prepared(log, tmp_path / "dealt", noise, seed=5)
     other = prepared(log, tmp_path / "other", noise | {"seed": 1})
-    shown = [rows(dataset, "train")["items"].to_list() for dataset in (one, lanes, dealt, other)]
+    shown = [rows(dataset, "train")["items"].to_list() for dataset in (one, shards, dealt, other)]
     assert shown[0] == shown[1] == shown[2] != shown[3]
 
 
@@ -241,7 +241,7 @@ def true_log(tmp_path) -> Path:
 
 
 def test_true_targets_are_those_of_the_last_items(true_log, tmp_path):
-    options = {"columns": {"timestamp": "none"}, "min_interactions": 2, "k_core": "once", "num_lanes": 2}
+    options = {"columns": {"timestamp": "none"}, "min_interactions": 2, "k_core": "once", "num_shards": 2}
     prepare(DatasetOptions(source=str(true_log), **options), tmp_path / "out")
     dataset = Dataset(tmp_path / "out")
     numbers = {raw: item for item, raw in pl.read_parquet(tmp_path / "out" / "items.parquet")["item", "raw"].rows()}
@@ -249,8 +249,8 @@ def test_true_targets_are_those_of_the_last_items(true_log, tmp_path):
     assert dataset.true_targets("test").tolist() == [numbers["b"], 0]
     assert dataset.true_targets("valid").tolist() == [numbers["a"], numbers["b"]]
     assert rows(dataset, "test")["true_target"].to_list() == [numbers["b"], 0]
-    lane = next(lane for lane in range(2) if 1 in rows_of_lane(dataset, lane))
-    assert dataset.true_targets("valid", [lane]).tolist() == [0, numbers["b"]]
+    shard = next(shard for shard in range(2) if 1 in rows_of_shard(dataset, shard))
+    assert dataset.true_targets("valid", [shard]).tolist() == [0, numbers["b"]]
     found = {k: v for k, v in dataset.statistics.items() if "true" in k}
     assert found == {
         "valid_true_targets_unknown": 0,
@@ -260,8 +260,8 @@ def test_true_targets_are_those_of_the_last_items(true_log, tmp_path):
     }
 
 
-def rows_of_lane(dataset: Dataset, lane: int) -> list[int]:
-    return dataset.open_lane("valid", lane).true_targets()[0].tolist()
+def rows_of_shard(dataset: Dataset, shard: int) -> list[int]:
+    return dataset.open_shard("valid", shard).true_targets()[0].tolist()
 
 
 def test_true_targets_where_the_log_has_none(small_dataset):

@@ -32,9 +32,9 @@ DTYPES = {"strings": pl.String, "zeros": pl.String, "int64": pl.Int64, "uint64":
 
 
 def rows_of(folder: Path, info: dict, split: str) -> list[dict]:
-    """All rows of a split, lane by lane."""
-    num = info["num_lanes"]
-    files = [folder / f"{split}-{lane:05d}-of-{num:05d}.parquet" for lane in range(num)]
+    """All rows of a split, shard by shard."""
+    num = info["num_shards"]
+    files = [folder / f"{split}-{shard:05d}-of-{num:05d}.parquet" for shard in range(num)]
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
@@ -97,7 +97,7 @@ choices = st.fixed_dictionaries(
         "min_interactions": st.integers(1, 4),
         "k_core": st.sampled_from(["iterated", "once"]),
         "duplicates": st.sampled_from(["keep", "exact", "first", "last"]),
-        "num_lanes": st.integers(1, 4),
+        "num_shards": st.integers(1, 4),
         "seed": st.integers(0, 3),
     }
 )
@@ -134,18 +134,18 @@ def test_prepare_does_what_plain_python_does(tmp_path_factory, log, choice, user
         assert [row["row"] for row in by_number] == list(range(len(wanted)))
         found = [(user_of[r["user"]], [item_of[i] for i in r["items"]], r["rating"]) for r in by_number]
         assert found == wanted
-        check_lanes(info, split, rows)
+        check_shards(info, split, rows)
     check_counts(folder / "out", info, expected, named)
 
 
-def check_lanes(info: dict, split: str, rows: list[dict]) -> None:
+def check_shards(info: dict, split: str, rows: list[dict]) -> None:
     part = info["splits"][split]
     sizes = [len(r["items"]) - 1 if split == "train" else 1 for r in rows]
     assert [r["example_offset"] for r in rows] == [sum(sizes[:k]) for k in range(len(rows))]
     assert (part["num_rows"], part["num_examples"]) == (len(rows), sum(sizes))
-    assert max(part["lane_rows"]) - min(part["lane_rows"]) <= 1
-    starts = [sum(part["lane_rows"][:k]) for k in range(info["num_lanes"] + 1)]
-    assert part["lane_examples"] == [sum(sizes[a:b]) for a, b in itertools.pairwise(starts)]
+    assert max(part["shard_rows"]) - min(part["shard_rows"]) <= 1
+    starts = [sum(part["shard_rows"][:k]) for k in range(info["num_shards"] + 1)]
+    assert part["shard_examples"] == [sum(sizes[a:b]) for a, b in itertools.pairwise(starts)]
 
 
 def check_counts(folder: Path, info: dict, expected: dict, log: list[tuple]) -> None:
@@ -340,17 +340,17 @@ def test_prepare_says_that_the_order_of_rows_is_taken(tmp_path):
 
 
 def test_hugging_face_datasets_reads_the_files(tmp_path):
-    prepare(DatasetOptions(source=str(small_log(tmp_path)), num_lanes=3), tmp_path / "out")
+    prepare(DatasetOptions(source=str(small_log(tmp_path)), num_shards=3), tmp_path / "out")
     loaded = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 6, "validation": 6, "test": 6}
     assert loaded["test"].column_names == ["row", "user", "items", "example_offset", "rating"]
 
 
-def test_lanes_never_outnumber_rows_and_row_groups_are_small(tmp_path):
-    info = prepare(DatasetOptions(source=str(small_log(tmp_path)), num_lanes=50), tmp_path / "few")
-    assert info["num_lanes"] == 6
+def test_shards_never_outnumber_rows_and_row_groups_are_small(tmp_path):
+    info = prepare(DatasetOptions(source=str(small_log(tmp_path)), num_shards=50), tmp_path / "few")
+    assert info["num_shards"] == 6
     log = small_log(tmp_path, num_users=200, name="many.csv")
-    info = prepare(DatasetOptions(source=str(log), num_lanes=2), tmp_path / "many")
+    info = prepare(DatasetOptions(source=str(log), num_shards=2), tmp_path / "many")
     metadata = pq.ParquetFile(tmp_path / "many" / "train-00001-of-00002.parquet").metadata
     assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [64, 36]
 
@@ -371,7 +371,7 @@ def test_the_fingerprint_follows_content_and_options_not_names(tmp_path):
 
 
 def test_same_log_same_bytes(tmp_path):
-    options = DatasetOptions(source=str(small_log(tmp_path)), num_lanes=2)
+    options = DatasetOptions(source=str(small_log(tmp_path)), num_shards=2)
     for name in ("one", "two"):
         prepare(options, tmp_path / name)
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
@@ -463,7 +463,7 @@ def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
         ({"source": "a", "temporal_shares": (float("nan"),) * 3}, "finite number"),
         ({"source": "a", "window": 20.0}, "window"),
         ({"source": "a", "min_interactions": True}, "min_interactions"),
-        ({"source": "a", "num_lanes": 4.0}, "num_lanes"),
+        ({"source": "a", "num_shards": 4.0}, "num_shards"),
         ({"source": "a", "seed": False}, "seed"),
         ({"source": "a", "windwo": 3}, "windwo"),
         ({"source": ""}, "is empty"),

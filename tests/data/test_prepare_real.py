@@ -13,7 +13,7 @@ def prepared(test_data, tmp_path):
 
     def run(folder: str, file: str = "interactions.parquet", **options) -> dict:
         source = str(test_data(folder) / file)
-        return prepare(DatasetOptions(source=source, num_lanes=4, **options), tmp_path / "out")
+        return prepare(DatasetOptions(source=source, num_shards=4, **options), tmp_path / "out")
 
     return run
 
@@ -56,7 +56,7 @@ def test_movielens_in_recboles_form_and_as_parquet_agree(prepared, test_data, tm
     statistics = info["statistics"]
     assert [statistics[name] for name in ("users", "items", "interactions")] == [943, 1349, 99287]
     source = str(test_data("ml100k") / "interactions.parquet")
-    prepare(DatasetOptions(source=source, num_lanes=4), tmp_path / "parquet")
+    prepare(DatasetOptions(source=source, num_shards=4), tmp_path / "parquet")
     read = [pl.read_parquet(tmp_path / folder / "items.parquet") for folder in ("out", "parquet")]
     assert read[0]["raw"].dtype == pl.Int64
     assert read[0].drop("item").sort("raw").equals(read[1].drop("item").sort("raw"))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csrec_dist.data.core import k_core, renumber
-from csrec_dist.data.lane_files import covered, deal, indices
+from csrec_dist.data.log import k_core, renumber
+from csrec_dist.data.shards import covered, deal, indices
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 
 RULES = ("disjoint", "paper", "last")
@@ -102,12 +102,12 @@ def test_renumber_keeps_the_order_and_closes_gaps():
 
 @settings(max_examples=30)
 @given(st.integers(0, 50), st.integers(1, 9), st.integers(0, 3))
-def test_lanes_share_the_rows_evenly(num_rows, num_lanes, seed):
-    lanes = deal(num_rows, num_lanes, seed)
-    assert sorted(np.concatenate(lanes).tolist()) == list(range(num_rows))
-    sizes = [len(rows) for rows in lanes]
+def test_shards_share_the_rows_evenly(num_rows, num_shards, seed):
+    shards = deal(num_rows, num_shards, seed)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(num_rows))
+    sizes = [len(rows) for rows in shards]
     assert max(sizes) - min(sizes) <= 1
-    assert all((a == b).all() for a, b in zip(lanes, deal(num_rows, num_lanes, seed), strict=True))
+    assert all((a == b).all() for a, b in zip(shards, deal(num_rows, num_shards, seed), strict=True))
 
 
 def test_the_dealing_is_frozen():

@@ -10,7 +10,7 @@ from ranks import run_ranks
 from torch import nn
 
 from csrec_dist.distributed import catalog as module
-from csrec_dist.distributed.catalog import CatalogShard, average_slices, in_step, slices_of
+from csrec_dist.distributed.catalog import CatalogSlice, average_slices, in_step, slices_of
 from csrec_dist.distributed.groups import Group
 
 NUM_ITEMS, WIDTH = 10, 3
@@ -74,7 +74,7 @@ def test_lookups_equal_those_of_the_whole_table(world_size: int, catalog_paralle
 def share(rank: int, world_size: int) -> dict[str, Any]:
     """Rows of different numbers side by side, columns exchanged, reductions, DTensors, steps, averaged gradients."""
     data, group = mesh(rank, world_size, world_size)
-    shard = CatalogShard.of(NUM_ITEMS, group)
+    shard = CatalogSlice.of(NUM_ITEMS, group)
     num_rows = [2, 0, 3][rank]
     shared = shard.share(num_rows, torch.device("cpu"))
     assert shared.own == [slice(0, 2), slice(2, 2), slice(2, 5)][rank]
@@ -116,7 +116,7 @@ def test_what_ranks_share() -> None:
 
 
 def test_a_whole_catalog_is_a_group_of_one() -> None:
-    shard = CatalogShard.of(7, Group((0,), 0))
+    shard = CatalogSlice.of(7, Group((0,), 0))
     assert (shard.first, shard.stop, shard.num_rows, shard.most_rows) == (0, 7, 7, 7)
     shared = shard.share(4, torch.device("cpu"))
     rows = torch.ones(4, 7)
@@ -140,7 +140,7 @@ def test_slices_are_drawn_as_rows_of_the_whole(
     for size in (1, 2, 3, 7):
         for rank in range(size):
             again = torch.Generator().manual_seed(1)
-            shard = CatalogShard.of(num_items, Group(tuple(range(size)), rank))
+            shard = CatalogSlice.of(num_items, Group(tuple(range(size)), rank))
             slices = shard.drawn(num_tables, width, lambda rows, again=again: getattr(rows, draw)(generator=again))
             for table, rows in zip(whole, slices, strict=True):
                 assert torch.equal(table[shard.rows], rows)
@@ -157,11 +157,11 @@ class Sliced(nn.Module):
         self.table, self.other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
         self.register_buffer("places", torch.zeros(2))
         self.register_parameter("absent", None)
-        self.catalog: CatalogShard | None = None
+        self.catalog: CatalogSlice | None = None
 
 
 def test_slices_are_found_by_name() -> None:
     holder = nn.ModuleDict({"inner": Sliced()})
     assert slices_of(holder) == {}
-    holder["inner"].catalog = CatalogShard.of(4, Group((0,), 0))
+    holder["inner"].catalog = CatalogSlice.of(4, Group((0,), 0))
     assert list(slices_of(holder)) == ["inner.table", "inner.places"]

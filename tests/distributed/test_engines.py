@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 
 from csrec_dist import models
 from csrec_dist.config import Config, DistributedOptions, parse_config
-from csrec_dist.config.checks import impossible_engine
-from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import lane_batches
+from csrec_dist.config.schema import impossible_engine
+from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Runtime
-from csrec_dist.distributed.engines import check, zero_settings
+from csrec_dist.distributed.engines import check
+from csrec_dist.distributed.engines import deepspeed as zero_settings
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
-from csrec_dist.pipeline import execute
-from csrec_dist.training import loop
+from csrec_dist.runs.pipeline import execute
+from csrec_dist.training import trainer as loop
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs/deepspeed"
 ZERO = [f"zero{stage}" for stage in (1, 2, 3)]
@@ -202,7 +203,7 @@ def test_a_run_says_which_engine_trained_on_which_ranks(engine: str, alone: Path
 @pytest.mark.parametrize("engine", MARKED)
 def test_what_is_exported_gives_the_same_lists(engine: str, alone: Path, together: Path, small_dataset: Path) -> None:
     dataset = Dataset(small_dataset)
-    batches = list(lane_batches(dataset, "test", range(dataset.num_lanes), 64))
+    batches = list(shard_batches(dataset, "test", range(dataset.num_shards), 64))
     expected, found = (models.load(folder / "student") for folder in (alone / "base", together / engine))
     with torch.no_grad():
         for batch in batches:

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from csrec_dist import models
-from csrec_dist.data.lanes import EpochOrder
-from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import to_batch, train_stream
+from csrec_dist.data.batches import to_batch, train_stream
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.order import EpochOrder
 from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.engines import DataParallel, Updates
-from csrec_dist.stages.fitting import one_hot
+from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 
 NUM_ROWS = (2, 0, 3)
@@ -63,7 +63,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, batch_size: int, 
         model.item_table.weight.mul_(20)
     layout = runtime.layout([runtime.world.ranks], 1)
     engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device, Updates())
-    order = EpochOrder(dataset.splits["train"].lane_rows, batch_size, seed=1, epoch=0)
+    order = EpochOrder(dataset.splits["train"].shard_rows, batch_size, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
     loss = engine.forward(training_inputs(batch, seed=3), None)
     engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))

@@ -10,9 +10,8 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from csrec_dist.distributed import Runtime
-from csrec_dist.distributed.layout import Layout
-from csrec_dist.distributed.mesh import label_columns, teaching_rounds
-from csrec_dist.stages.teamwork import train_together
+from csrec_dist.distributed.layout import Layout, label_columns, teaching_rounds
+from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.training import StopSignals
 
 LAYOUTS = [(3, 2, 1), (5, 3, 1), (8, 4, 1), (6, 3, 2)]

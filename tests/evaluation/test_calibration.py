@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from csrec_dist.evaluation.calibration import CalibrationSums, confidences
+from csrec_dist.evaluation.report_card import CalibrationSums, confidences
 
 
 def by_hand(logits: torch.Tensor, targets: torch.Tensor) -> float:

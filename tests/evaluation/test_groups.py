@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.groups import (
     GroupSums,
     ItemPopularity,
@@ -99,8 +99,8 @@ def test_two_deciles_are_the_popular_fifth_of_any_catalog(num_items: int) -> Non
 def test_popularity_is_read_from_the_training_rows(small_dataset: str) -> None:
     dataset = Dataset(small_dataset)
     counts = np.zeros(dataset.num_items, np.int64)
-    for lane in range(dataset.num_lanes):
-        for block in dataset.open_lane("train", lane).blocks():
+    for shard in range(dataset.num_shards):
+        for block in dataset.open_shard("train", shard).blocks():
             np.add.at(counts, block.values - 1, 1)
     assert ItemPopularity.read(dataset).counts.tolist() == counts.tolist()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.evaluation.lists import ListCounts, average_popularity, coverage, gini
+from csrec_dist.evaluation.report_card import ListCounts, average_popularity, coverage, gini
 
 
 def gini_by_definition(counts: list[int]) -> float:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from csrec_dist.evaluation import MetricSums, target_ranks, top_items
-from csrec_dist.evaluation.lists import ListCounts
+from csrec_dist.evaluation.report_card import ListCounts
 
 NUM_ROWS, NUM_ITEMS, TOP_N = 50, 60, [1, 5, 10, 20]
 # What the collector and evaluator of RecBole 1.2.1 return (metric_decimal_place 15) for `golden_scores` behind a column

@@ -10,7 +10,7 @@ import torch
 from catalog_ranks import LAYOUTS, shard_of
 from ranks import run_ranks
 
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import ranking, target_ranks, top_items
@@ -40,7 +40,7 @@ def make(name: str, num_examples: int) -> dict[str, Any]:
     return given
 
 
-def rank_all(given: dict[str, Any], catalog: CatalogShard | None, hidden: bool, rank: int = 0) -> dict[str, Any]:
+def rank_all(given: dict[str, Any], catalog: CatalogSlice | None, hidden: bool, rank: int = 0) -> dict[str, Any]:
     """What is asked of some examples, on a slice of the items or on all."""
     weight, bias = given["item_weight"], given["item_bias"]
     num_items = len(weight)
@@ -111,6 +111,6 @@ def test_members_are_combined_over_the_whole_catalog(world_size: int, catalog_pa
 
 
 def test_hidden_items_of_other_slices_are_left_alone() -> None:
-    catalog = CatalogShard.of(10, Group((0, 1), 1))
+    catalog = CatalogSlice.of(10, Group((0, 1), 1))
     hidden = ranking.hide_seen(torch.zeros(1, 5), torch.tensor([[0, 1, 5, 6, 10]]), catalog)
     assert hidden[0].tolist() == [-math.inf, 0, 0, 0, -math.inf]

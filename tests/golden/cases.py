@@ -20,7 +20,7 @@ TRAININGS = [
 ]
 """(method, model)."""
 
-SPELLINGS = {"dataset.num_lanes": ("dataset.num_shards", "dataset.num_lanes")}
+SPELLINGS = {"dataset.num_shards": ("dataset.num_shards", "dataset.num_shards")}
 """Keys of `Case.config` that have had other names, with all their names, the newest first; see `fitting_spelling`."""
 
 
@@ -53,7 +53,7 @@ class Case:
             "dataset.source": str(log),
             "dataset.window": 8,
             "dataset.min_interactions": 3,
-            "dataset.num_lanes": 5,
+            "dataset.num_shards": 5,
             "model.name": self.model,
             "model.width": 16,
             "model.dropout": 0.2,

@@ -5,12 +5,12 @@ from pathlib import Path
 import label_fixtures as fixtures
 import pytest
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """43 rows in 5 lanes."""
+    """43 rows in 5 shards."""
     return fixtures.write_dataset(tmp_path / "dataset", fixtures.make_rows())
 
 

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import label_columns
+from csrec_dist.distributed.layout import label_columns
 from csrec_dist.labels import LabelIndex, LabelMember, write_labels
-from csrec_dist.labels.measuring import Wanted
+from csrec_dist.labels.choose import Wanted
 from csrec_dist.models import ItemTable
 
 NUM_ITEMS, WINDOW, CPU = 23, 8, torch.device("cpu")
@@ -26,19 +26,19 @@ BIASED = (False, True, True, False, True, False, False, True)
 WEIGHTS = (0.3, 0.05, 0.1, 0.1, 0.05, 0.15, 0.05, 0.2)
 
 
-def make_rows(num_lanes: int = 5, num_rows: int = 43, seed: int = 0) -> list[list[list[int]]]:
-    """Random rows by lane; lanes differ in rows and examples, and a row may be too short for an example."""
+def make_rows(num_shards: int = 5, num_rows: int = 43, seed: int = 0) -> list[list[list[int]]]:
+    """Random rows by shard; shards differ in rows and examples, and a row may be too short for an example."""
     random = np.random.default_rng(seed)
     rows = [random.integers(1, NUM_ITEMS + 1, random.integers(1, WINDOW + 1)).tolist() for _ in range(num_rows)]
-    return [rows[lane::num_lanes] for lane in range(num_lanes)]
+    return [rows[shard::num_shards] for shard in range(num_shards)]
 
 
-def write_dataset(folder: Path, lanes: list[list[list[int]]], fingerprint: str = "d0") -> Dataset:
+def write_dataset(folder: Path, shards: list[list[list[int]]], fingerprint: str = "d0") -> Dataset:
     """Write the train split in the documented layout, in row groups of 4."""
     folder.mkdir(parents=True)
-    lane_examples = [sum(len(row) - 1 for row in rows) for rows in lanes]
+    shard_examples = [sum(len(row) - 1 for row in rows) for rows in shards]
     row_id = 0
-    for lane, (rows, first) in enumerate(zip(lanes, accumulate(lane_examples, initial=0), strict=False)):
+    for shard, (rows, first) in enumerate(zip(shards, accumulate(shard_examples, initial=0), strict=False)):
         offsets = list(accumulate((len(row) - 1 for row in rows), initial=first))[: len(rows)]
         table = pa.table(
             {
@@ -48,20 +48,20 @@ def write_dataset(folder: Path, lanes: list[list[list[int]]], fingerprint: str =
                 "example_offset": pa.array(offsets, pa.int64()),
             }
         )
-        pq.write_table(table, folder / f"train-{lane:05d}-of-{len(lanes):05d}.parquet", row_group_size=4)
+        pq.write_table(table, folder / f"train-{shard:05d}-of-{len(shards):05d}.parquet", row_group_size=4)
         row_id += len(rows)
     pq.write_table(pa.table({"item": pa.array(range(1, NUM_ITEMS + 1), pa.int32())}), folder / "items.parquet")
     split = {
         "num_rows": row_id,
-        "num_examples": sum(lane_examples),
-        "lane_rows": [len(rows) for rows in lanes],
-        "lane_examples": lane_examples,
+        "num_examples": sum(shard_examples),
+        "shard_rows": [len(rows) for rows in shards],
+        "shard_examples": shard_examples,
     }
     info = {
         "format_version": 1,
         "num_items": NUM_ITEMS,
         "num_users": 1,
-        "num_lanes": len(lanes),
+        "num_shards": len(shards),
         "window": WINDOW,
         "splits": {"train": split},
         "statistics": {},
@@ -168,10 +168,10 @@ def file_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def oracle_member_logits(lanes: list[list[list[int]]], num_members: int) -> np.ndarray:
+def oracle_member_logits(shards: list[list[list[int]]], num_members: int) -> np.ndarray:
     """Each member's logits [m, N, V] of all examples in the order of their ids, by loops in float64."""
     logits: list[list[np.ndarray]] = [[] for _ in range(num_members)]
-    for row in (row for lane in lanes for row in lane):
+    for row in (row for shard in shards for row in shard):
         for end in range(1, len(row)):
             for kept, teacher in zip(logits, make_teachers(num_members), strict=True):
                 weight = teacher.item_table.weight.detach().numpy().astype(np.float64)
@@ -182,6 +182,6 @@ def oracle_member_logits(lanes: list[list[list[int]]], num_members: int) -> np.n
     return np.array(logits)
 
 
-def oracle_logits(lanes: list[list[list[int]]], num_members: int) -> np.ndarray:
+def oracle_logits(shards: list[list[list[int]]], num_members: int) -> np.ndarray:
     """Their mean [N, V]."""
-    return oracle_member_logits(lanes, num_members).mean(0)
+    return oracle_member_logits(shards, num_members).mean(0)

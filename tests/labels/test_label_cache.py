@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.data.stored import Dataset
-from csrec_dist.data.stream import lane_batches
+from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import label_columns
+from csrec_dist.distributed.layout import label_columns
 from csrec_dist.errors import UserError
 from csrec_dist.labels import (
     DenseLabels,
@@ -47,7 +47,7 @@ def test_read_in_any_order_equals_the_oracle(dataset: Dataset, tmp_path: Path, f
 def test_cached_equals_live(dataset: Dataset, tmp_path: Path, num_members: int) -> None:
     fixtures.label_alone(dataset, tmp_path / "labels", num_members)
     cache, teachers = LabelCache(tmp_path / "labels", dataset), fixtures.make_teachers(num_members)
-    for batch in lane_batches(dataset, "train", [3, 0, 4, 1, 2], 7):
+    for batch in shard_batches(dataset, "train", [3, 0, 4, 1, 2], 7):
         cached, live = cache.read(batch.example_ids), live_labels(teachers, batch)
         assert isinstance(cached, FactoredLabels)
         torch.testing.assert_close(cached.states, live.states, rtol=1e-6, atol=1e-6)
@@ -68,7 +68,7 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
     (column,) = label_columns(2, 1)
     models = dict(enumerate(teachers))
     write_labels(tmp_path, dataset, models, members, column, alone, alone, device=torch.device("cpu"))
-    batch = next(lane_batches(dataset, "train", [2, 1], 6))
+    batch = next(shard_batches(dataset, "train", [2, 1], 6))
     cached, live = LabelCache(tmp_path).read(batch.example_ids), live_labels(teachers, batch)
     torch.testing.assert_close(cached.states, live.states, rtol=1e-5, atol=1e-6)
     assert torch.equal(cached.item_weight, live.item_weight)
@@ -76,7 +76,7 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
 
 def test_live_labels_ask_for_no_gradient_and_drop_nothing_out(dataset: Dataset) -> None:
     teachers = [teacher.train() for teacher in fixtures.make_teachers(2)]
-    batch = next(lane_batches(dataset, "train", [0], 7))
+    batch = next(shard_batches(dataset, "train", [0], 7))
     first, second = live_labels(teachers, batch), live_labels(teachers, batch)
     assert torch.equal(first.states, second.states)
     assert not any(t.requires_grad for t in (first.states, first.item_weight, first.item_bias))

@@ -10,13 +10,14 @@ from catalog_ranks import own_group
 from ranks import run_ranks
 
 from csrec_dist import models
-from csrec_dist.data.stored import Dataset
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.mesh import catalog_groups, label_columns
+from csrec_dist.distributed.layout import catalog_groups, label_columns
 from csrec_dist.errors import UserError
-from csrec_dist.labels import LabelMember, labeller, plans, read_index, top_k, write_labels
-from csrec_dist.labels.measuring import Wanted
+from csrec_dist.labels import LabelMember, labeller, read_index, top_k, write_labels
+from csrec_dist.labels import shards as plans
+from csrec_dist.labels.choose import Wanted
 from csrec_dist.models import SequentialModel
 
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1), (3, 3)]
@@ -34,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 KINDS_OF = {1: ("factored", "topk"), 2: tuple(KINDS)}
 
 
-def build(member: int, catalog: CatalogShard | None) -> SequentialModel:
+def build(member: int, catalog: CatalogSlice | None) -> SequentialModel:
     config = models.config_class(NAMES[member]).model_validate({"width": WIDTHS[member]})
     model = models.build(config, fixtures.NUM_ITEMS, fixtures.WINDOW - 1, 3, catalog)
     with torch.no_grad():
@@ -53,7 +54,7 @@ def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root:
     catalog = None
     if catalog_parallel > 1:
         group = own_group(rank, catalog_groups(range(world_size), catalog_parallel))
-        catalog = CatalogShard.of(fixtures.NUM_ITEMS, group)
+        catalog = CatalogSlice.of(fixtures.NUM_ITEMS, group)
     for num_members in (1, 2):
         columns = label_columns(num_members, world_size, catalog_parallel)
         column_group = own_group(rank, [column.ranks for column in columns])
@@ -69,7 +70,7 @@ def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root:
 
 @pytest.mark.long
 def test_label_files_do_not_depend_on_the_layout(tmp_path: Path) -> None:
-    dataset = fixtures.write_dataset(tmp_path / "dataset", fixtures.make_rows(num_lanes=4, num_rows=19))
+    dataset = fixtures.write_dataset(tmp_path / "dataset", fixtures.make_rows(num_shards=4, num_rows=19))
     for world_size, catalog_parallel in LAYOUTS:
         if world_size == 1:
             label(0, 1, 1, str(dataset.folder), str(tmp_path))
@@ -96,7 +97,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dense_labels_in_slices_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     alone = Group((0,), 0)
-    catalog = CatalogShard.of(fixtures.NUM_ITEMS, alone)
+    catalog = CatalogSlice.of(fixtures.NUM_ITEMS, alone)
     members = [LabelMember(name="m", width=WIDTHS[0], fingerprint="f")]
     with pytest.raises(UserError, match=r"dense needs whole rows.*factored or topk"):
         write_labels(

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.data.stored import Dataset
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
-from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache, plans
-from csrec_dist.labels.index import TensorSpec
+from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache
+from csrec_dist.labels import shards as plans
+from csrec_dist.labels.format import TensorSpec
 
 
-def slice_of(rank: int, size: int) -> CatalogShard:
-    return CatalogShard.of(fixtures.NUM_ITEMS, Group(tuple(range(size)), rank))
+def slice_of(rank: int, size: int) -> CatalogSlice:
+    return CatalogSlice.of(fixtures.NUM_ITEMS, Group(tuple(range(size)), rank))
 
 
 @pytest.fixture
@@ -70,6 +71,6 @@ def test_only_the_files_of_the_slice_are_held_to_their_checksums(
     content = bytearray(last.read_bytes())
     content[-1] ^= 1
     last.write_bytes(content)
-    found = [LabelCache(tmp_path, dataset, slice_of(rank, 2)).check_lanes([]) for rank in range(2)]
+    found = [LabelCache(tmp_path, dataset, slice_of(rank, 2)).check_shards([]) for rank in range(2)]
     assert [len(problems) for problems in found] == [0, 1]
-    assert len(LabelCache(tmp_path, dataset).check_lanes([])) == 1
+    assert len(LabelCache(tmp_path, dataset).check_shards([])) == 1

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.labels import DenseLabels, LabelCache, TopKLabels, read_index
 from csrec_dist.labels.top_k import ItemBlock, TopKRows
-from csrec_dist.objectives import distillation
+from csrec_dist.losses import distillation
 
 KEEP, T = 4, 2.0
 
 
-def targets_of(lanes: list[list[list[int]]]) -> np.ndarray:
-    return np.array([item for lane in lanes for row in lane for item in row[1:]])
+def targets_of(shards: list[list[list[int]]]) -> np.ndarray:
+    return np.array([item for shard in shards for row in shard for item in row[1:]])
 
 
 def oracle_kept(logits: np.ndarray, target: int, keep: int) -> list[int]:
@@ -36,8 +36,8 @@ def read_all(folder: Path) -> TopKLabels:
 @pytest.mark.parametrize("keep", [1, KEEP, fixtures.NUM_ITEMS + 9])
 def test_written_labels_are_the_best_items_and_the_targets(dataset: Dataset, tmp_path: Path, keep: int) -> None:
     fixtures.label_alone(dataset, tmp_path, 3, "topk", keep=keep, temperature=T)
-    labels, lanes = read_all(tmp_path), fixtures.make_rows()
-    logits, targets = fixtures.oracle_logits(lanes, 3), targets_of(lanes)
+    labels, shards = read_all(tmp_path), fixtures.make_rows()
+    logits, targets = fixtures.oracle_logits(shards, 3), targets_of(shards)
     keep = min(keep, fixtures.NUM_ITEMS)
     assert labels.values.shape == (len(targets), keep)
     for place, (row, target) in enumerate(zip(logits, targets, strict=True)):
@@ -73,7 +73,7 @@ def test_half_precision_rows_still_sum_to_one(dataset: Dataset, tmp_path: Path, 
 
 def test_files_hold_what_the_pages_say(dataset: Dataset, tmp_path: Path) -> None:
     fixtures.label_alone(dataset, tmp_path, 2, "topk", keep=KEEP, temperature=T, dtype="bfloat16")
-    index, examples = read_index(tmp_path), dataset.splits["train"].lane_examples
+    index, examples = read_index(tmp_path), dataset.splits["train"].shard_examples
     assert (index.keep, index.temperature, index.item_shards) == (KEEP, T, ())
     for path, num_examples in zip(sorted(tmp_path.glob("labels-*.safetensors")), examples, strict=True):
         tensors = load_file(path)

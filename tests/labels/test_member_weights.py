@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from csrec_dist.data.stored import Dataset
-from csrec_dist.labels.member_weights import fit_weights, validation_states
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import ItemTable
 from csrec_dist.models.sasrec import SASRec
 
@@ -91,15 +91,15 @@ def test_the_fit_is_repeatable():
 @pytest.fixture
 def validated(tmp_path):
     """A dataset whose validation rows are those of its train split, all of at least two items."""
-    lanes = [[row for row in rows if len(row) > 1] for rows in fixtures.make_rows()]
-    folder = fixtures.write_dataset(tmp_path / "d", lanes).folder
+    shards = [[row for row in rows if len(row) > 1] for rows in fixtures.make_rows()]
+    folder = fixtures.write_dataset(tmp_path / "d", shards).folder
     for path in folder.glob("train-*"):
         shutil.copy(path, Path(str(path).replace("train-", "valid-")))
     info = json.loads((folder / "dataset.json").read_text())
-    lane_rows = info["splits"]["train"]["lane_rows"]
-    info["splits"]["valid"] = info["splits"]["train"] | {"lane_examples": lane_rows, "num_examples": sum(lane_rows)}
+    shard_rows = info["splits"]["train"]["shard_rows"]
+    info["splits"]["valid"] = info["splits"]["train"] | {"shard_examples": shard_rows, "num_examples": sum(shard_rows)}
     (folder / "dataset.json").write_text(json.dumps(info))
-    return Dataset(folder), [row for rows in lanes for row in rows], lanes
+    return Dataset(folder), [row for rows in shards for row in rows], shards
 
 
 def test_validation_states_are_those_of_the_histories_without_their_targets(validated):
@@ -113,10 +113,10 @@ def test_validation_states_are_those_of_the_histories_without_their_targets(vali
         torch.testing.assert_close(found, expected)
 
 
-def test_few_validation_examples_come_from_all_lanes(validated):
-    dataset, _, lanes = validated
+def test_few_validation_examples_come_from_all_shards(validated):
+    dataset, _, shards = validated
     models = [SASRec(SASRec.Config(name="sasrec", width=4, num_heads=2), fixtures.NUM_ITEMS, fixtures.WINDOW - 1)]
     (states,), targets = validation_states(models, dataset, torch.device("cpu"), most=10)
-    assert targets.tolist() == [row[-1] for rows in lanes for row in rows[:2]]
+    assert targets.tolist() == [row[-1] for rows in shards for row in rows[:2]]
     assert states.shape == (10, 4)
     assert fit_weights([states], [models[0].item_table], targets).weights == (1.0,)

@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.data.stored import Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.labels import PopularityLabels, popularity_labels, target_counts
-from csrec_dist.objectives import distillation
+from csrec_dist.losses import distillation
 
 
-def counts_by_hand(lanes: list[list[list[int]]]) -> np.ndarray:
+def counts_by_hand(shards: list[list[list[int]]]) -> np.ndarray:
     counts = np.zeros(fixtures.NUM_ITEMS, np.int64)
-    for row in (row for lane in lanes for row in lane):
+    for row in (row for shard in shards for row in shard):
         for item in row[1:]:
             counts[item - 1] += 1
     return counts
 
 
-@pytest.mark.parametrize("lanes", [fixtures.make_rows(), [[[1, 2, 3], [2, 3]], [[4]], []]])
-def test_only_targets_of_training_are_counted(tmp_path: Path, lanes: list[list[list[int]]]) -> None:
-    dataset = fixtures.write_dataset(tmp_path / "d", lanes)
-    assert target_counts(dataset).tolist() == counts_by_hand(lanes).tolist()
+@pytest.mark.parametrize("shards", [fixtures.make_rows(), [[[1, 2, 3], [2, 3]], [[4]], []]])
+def test_only_targets_of_training_are_counted(tmp_path: Path, shards: list[list[list[int]]]) -> None:
+    dataset = fixtures.write_dataset(tmp_path / "d", shards)
+    assert target_counts(dataset).tolist() == counts_by_hand(shards).tolist()
     assert target_counts(dataset).sum() == dataset.splits["train"].num_examples
 
 

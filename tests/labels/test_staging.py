@@ -17,21 +17,21 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
-from csrec_dist.pipeline import execute
-from csrec_dist.stages import distill
+from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.stages import distill
 
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A label cache of three lanes."""
+    """A label cache of three shards."""
     return make_run(tmp_path_factory.mktemp("run")) / "labels"
 
 
-def stage(labels: Path, disk: Path, lanes: Iterable[int]) -> tuple[Path, list[str], list[tuple[int, int]]]:
+def stage(labels: Path, disk: Path, shards: Iterable[int]) -> tuple[Path, list[str], list[tuple[int, int]]]:
     """The copy, what is wrong, and what was told."""
     told: list[tuple[int, int]] = []
     staged = staged_folder(labels, disk, "small")
-    problems = stage_labels(labels, staged, lanes, lambda copied, total: told.append((copied, total)))
+    problems = stage_labels(labels, staged, shards, lambda copied, total: told.append((copied, total)))
     return staged, problems, told
 
 
@@ -42,7 +42,7 @@ def copies(staged: Path) -> list[str]:
     return [name[:12] for name in names if name.startswith("labels-")]
 
 
-def test_lanes_are_copied_and_the_rest_linked(labels: Path, tmp_path: Path) -> None:
+def test_shards_are_copied_and_the_rest_linked(labels: Path, tmp_path: Path) -> None:
     staged, problems, told = stage(labels, tmp_path, [0, 2])
     sizes = [path.stat().st_size for path in staged.glob("*.safetensors") if not path.is_symlink()]
     assert not problems
@@ -56,7 +56,7 @@ def test_lanes_are_copied_and_the_rest_linked(labels: Path, tmp_path: Path) -> N
 
 def test_what_is_whole_is_kept_and_what_is_damaged_or_a_link_is_copied(labels: Path, tmp_path: Path) -> None:
     staged, _, _ = stage(labels, tmp_path, [0, 1])
-    first, second, third = (next(staged.glob(f"labels-0000{lane}-*")) for lane in range(3))
+    first, second, third = (next(staged.glob(f"labels-0000{shard}-*")) for shard in range(3))
     before = first.stat().st_mtime_ns
     second.write_bytes(second.read_bytes()[:-1] + b"x")
     assert third.is_symlink()
@@ -180,7 +180,7 @@ def test_each_node_copies_what_its_ranks_read_and_removes_it_at_the_end(small_da
     assert second == ["labels-00001", "labels-00003"]
     assert all(list(Path(disk).rglob("label_cache.index.json")) for disk in disks), "kept for the next start"
     both = run_ranks(distilled, 2, str(tmp_path), str(small_dataset), disks[:1] * 2, True)
-    assert both == [[f"labels-0000{lane}" for lane in range(5)]] * 2
+    assert both == [[f"labels-0000{shard}" for shard in range(5)]] * 2
     assert not list(Path(disks[0]).iterdir())
     found = curve(tmp_path)
     (tmp_path / "small/distill.done.json").unlink()

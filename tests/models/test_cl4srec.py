@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from csrec_dist.losses.contrastive import info_nce
 from csrec_dist.models import TrainingInputs, build, config_class
 from csrec_dist.models.cl4srec import (
     CL4SRec,
@@ -16,8 +17,7 @@ from csrec_dist.models.cl4srec import (
     masked,
     reordered,
 )
-from csrec_dist.objectives.contrastive import info_nce
-from csrec_dist.stages.fitting import one_hot
+from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
 
 NUM_ITEMS, MAX_LENGTH, MASK = 500, 12, 501

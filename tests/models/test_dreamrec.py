@@ -9,7 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from csrec_dist.models import TrainingInputs, build
-from csrec_dist.models.diffusion import (
+from csrec_dist.models.dreamrec import (
+    SAMPLING_SEED,
+    DreamRec,
+    DreamRecConfig,
     ancestral_step,
     ddim_step,
     guided,
@@ -18,8 +21,7 @@ from csrec_dist.models.diffusion import (
     sampled_steps,
     sinusoids,
 )
-from csrec_dist.models.draws import key_of, normal
-from csrec_dist.models.dreamrec import SAMPLING_SEED, DreamRec, DreamRecConfig
+from csrec_dist.models.rng import key_of, normal
 
 NUM_ITEMS, MAX_LENGTH, WIDTH = 37, 11, 16
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from csrec_dist.errors import UserError
 from csrec_dist.models import ItemTable, ModelConfig, build, config_class, load
-from csrec_dist.models.dropout import Dropout
+from csrec_dist.models.rng import Dropout
 
 
 def config(name: str, **keys: float) -> ModelConfig:

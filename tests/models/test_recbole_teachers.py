@@ -13,7 +13,7 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache
 from csrec_dist.models.interop import from_recbole
-from csrec_dist.pipeline import execute
+from csrec_dist.runs.pipeline import execute
 
 NUM_ITEMS = 100
 LONGEST = 10
@@ -44,7 +44,7 @@ def config_of(folder: Path, reference_data: Callable[[str], Any], names: Sequenc
             "name": "taught",
             "output": str(folder),
             "labels": {"dtype": "float32"},
-            "dataset": {"source": str(folder / "log.csv"), "window": 13, "min_interactions": 1, "num_lanes": 2},
+            "dataset": {"source": str(folder / "log.csv"), "window": 13, "min_interactions": 1, "num_shards": 2},
             "model": {"name": "gru4rec", "width": 8},
             "method": "model_level",
             "teachers": {"pretrained": [str(folder / name) for name in names], "trust_item_order": True},

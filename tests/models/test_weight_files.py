@@ -13,7 +13,7 @@ from permissions import as_a_colleague
 from safetensors.torch import load_file, save_file
 from test_model_laws import MAX_LENGTH, NUM_ITEMS, WIDTH, every_model, make, windows
 
-from csrec_dist.distributed.catalog import CatalogShard
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import UserError
 from csrec_dist.models import MODELS, SequentialModel, config_class, load
@@ -68,7 +68,7 @@ def test_a_loaded_slice_is_in_evaluation_mode_and_has_its_rows(name: str, in_par
     if in_parts:
         split(tmp_path)
     for size in (1, 2, 5):
-        slices = [load(tmp_path, CatalogShard.of(NUM_ITEMS, Group(tuple(range(size)), rank))) for rank in range(size)]
+        slices = [load(tmp_path, CatalogSlice.of(NUM_ITEMS, Group(tuple(range(size)), rank))) for rank in range(size)]
         assert torch.equal(torch.cat([model.item_table.weight for model in slices]), table)
         assert not any(module.training for model in slices for module in model.modules())
 
@@ -95,7 +95,7 @@ def test_rows_that_are_not_finite_are_refused_by_whoever_reads_them(item: int, t
     with pytest.raises(UserError, match=f"1 of 592 numbers of {TABLE} are NaN"):
         load(tmp_path)
     for rank in (0, 1):
-        catalog = CatalogShard.of(NUM_ITEMS, Group((0, 1), rank))
+        catalog = CatalogSlice.of(NUM_ITEMS, Group((0, 1), rank))
         if catalog.first <= item < catalog.stop:
             with pytest.raises(UserError, match=f"numbers of {TABLE} are NaN"):
                 load(tmp_path, catalog)
@@ -145,7 +145,7 @@ def test_the_message_names_tensor_and_shapes(tmp_path: Path) -> None:
         load(tmp_path)
     edit(tmp_path, num_layers=2)
     with pytest.raises(UserError, match="knows 37 items, not 36"):
-        load(tmp_path, CatalogShard.of(36, Group((0,), 0)))
+        load(tmp_path, CatalogSlice.of(36, Group((0,), 0)))
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_an_index_that_does_not_name_the_folder_s_files_and_all_rows_is_refused(
 ) -> None:
     load(parts)
     change_index(parts, change)
-    for catalog in (None, CatalogShard.of(NUM_ITEMS, Group((0, 1), 1))):
+    for catalog in (None, CatalogSlice.of(NUM_ITEMS, Group((0, 1), 1))):
         with pytest.raises(UserError, match=message):
             load(parts, catalog)
 

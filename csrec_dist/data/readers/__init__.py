@@ -24,8 +24,7 @@ from csrec_dist.data.readers import (
 )
 from csrec_dist.data.readers.delimited import BY_POSITION
 from csrec_dist.data.readers.refused import refuse_known_forms
-from csrec_dist.data.wording import listed
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, listed
 
 
 class Reader(Protocol):

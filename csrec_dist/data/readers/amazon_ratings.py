@@ -10,8 +10,7 @@ from pathlib import Path
 from csrec_dist.data.columns import Layout, Scan, pick
 from csrec_dist.data.readers.delimited import without_header
 from csrec_dist.data.readers.peek import fields, first_line, first_lines, is_number
-from csrec_dist.data.wording import quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 
 ASIN = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
 NUM_LINES = 1000

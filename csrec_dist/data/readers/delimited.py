@@ -10,8 +10,7 @@ import polars as pl
 
 from csrec_dist.data.columns import Layout, Scan, guesses, pick
 from csrec_dist.data.readers.peek import fields, first_line, in_utf8, is_date, is_number
-from csrec_dist.data.wording import listed, quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, listed, quoted
 
 SEPARATORS = ("\t", ",", ";", "|")
 LONG_SEPARATOR = "::"

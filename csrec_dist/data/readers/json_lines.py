@@ -9,8 +9,7 @@ import polars as pl
 
 from csrec_dist.data.columns import Layout, Scan, choose, scan_of
 from csrec_dist.data.readers.peek import first_record, opened
-from csrec_dist.data.wording import quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 
 
 def matches(path: Path) -> bool:

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from csrec_dist.data.wording import quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 
 LONGEST_LINE = 1 << 20
 

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 from csrec_dist.data.readers.peek import first_line
-from csrec_dist.data.wording import quoted
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 
 IMPRESSION = re.compile(r"\S+-[01]( \S+-[01])*")
 

@@ -5,9 +5,8 @@ from torch import nn
 
 from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Updates, copy_tensors
 from csrec_dist.distributed.engines.ddp import DataParallel
-from csrec_dist.distributed.engines.deepspeed import ZeRO
+from csrec_dist.distributed.engines.deepspeed import ZeRO, check_deepspeed, read_settings
 from csrec_dist.distributed.engines.fsdp import FullyShard
-from csrec_dist.distributed.engines.zero_settings import check_deepspeed, read_settings
 from csrec_dist.distributed.layout import Layout
 
 __all__ = [

@@ -1,14 +1,39 @@
-"""What an engine is: it owns a module's optimizer and decides where parameters, gradients and states live."""
+"""What every engine does for the training loop, and the clipping of gradients that they share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
+
+
+def clip_gradients(whole: Sequence[Tensor], slices: Sequence[Tensor], group: Group, limit: float) -> None:
+    """Scale gradients in place to the norm `limit` where that of all together is larger.
+
+    Every rank holds those in `whole`; those in `slices` are its parts of tensors that the ranks of `group` hold
+    together. Every rank of the group calls this.
+    """
+    gradients = [*whole, *slices]
+    if not gradients:
+        return
+    device = gradients[0].device
+    norm = (_squares(whole, device) + group.all_reduce_sum(_squares(slices, device))).sqrt()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)
+
+
+def _squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    total = torch.zeros((), device=device)
+    for tensor in tensors:
+        total += tensor.float().square().sum()
+    return total
+
 
 Tensors = dict[str, Tensor]
 
@@ -75,7 +100,7 @@ class Engine(ABC):
     def step(self, learning_rate: float) -> None:
         """Average over the ranks what is not averaged yet, clip, update the parameters, forget the gradients.
 
-        `learning_rate` is Adam's step size, the same on all ranks.
+        `learning_rate` is Adam's learning rate, the same on all ranks.
         """
 
     @abstractmethod
@@ -110,7 +135,7 @@ class Engine(ABC):
 
 
 def set_learning_rate(optimizer: Any, value: float) -> None:
-    """Give all parameters of an optimizer, torch's or DeepSpeed's, this step size."""
+    """Give all parameters of an optimizer, torch's or DeepSpeed's, this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = value
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csrec_dist.distributed.catalog import CatalogShard, average_slices, slices_of
+from csrec_dist.distributed.catalog import CatalogSlice, average_slices, slices_of
 from csrec_dist.distributed.engines.base import (
     Engine,
     Snapshot,
     StateReader,
     Tensors,
     Updates,
+    clip_gradients,
     copy_tensors,
     set_learning_rate,
 )
-from csrec_dist.distributed.engines.clipping import clip_gradients
 from csrec_dist.distributed.layout import Layout
 
 
@@ -111,5 +111,5 @@ class DataParallel(Engine):
     def _rows(self) -> slice:
         """The rows of the catalog that this rank holds."""
         owner = next(iter(self._slices)).rpartition(".")[0]
-        catalog: CatalogShard = self.module.get_submodule(owner).catalog  # type: ignore[assignment]
+        catalog: CatalogSlice = self.module.get_submodule(owner).catalog  # type: ignore[assignment]
         return catalog.rows

@@ -10,18 +10,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from csrec_dist.distributed.catalog import catalog_rows
 from csrec_dist.distributed.engines.base import (
     Engine,
     Snapshot,
     StateReader,
     Tensors,
     Updates,
+    clip_gradients,
     copy_tensors,
     set_learning_rate,
 )
-from csrec_dist.distributed.engines.clipping import clip_gradients
 from csrec_dist.distributed.layout import Layout
-from csrec_dist.distributed.mesh import catalog_rows
 
 
 class FullyShard(Engine):

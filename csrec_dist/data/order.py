@@ -1,0 +1,126 @@
+"""Elastic order: which rows make up a global batch, as a pure function of (seed, epoch, step).
+
+Every shard is read in an order of its own: its row groups in a random order, the rows of each group in
+a random order. A round takes one row from each shard; shards follow each other in an affine order that
+changes with the epoch, so that neighbouring shards belong to different ranks at any world size. A global batch is
+`batch_size` consecutive places of that sequence. Rank r owns the shards l with l mod world_size = r.
+The world size therefore decides who reads a row, never which rows are in a batch, and
+(epoch, step) is the whole position of a run. A shard that is out of rows leaves its place empty.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import floor, gcd
+
+import numpy as np
+
+from csrec_dist.errors import UserError
+
+
+def owned_shards(num_shards: int, rank: int, world_size: int) -> range:
+    """The shards that `rank` reads, at least one."""
+    assert world_size <= num_shards, "refuse_idle_ranks comes first"
+    return range(rank, num_shards, world_size)
+
+
+def refuse_idle_ranks(num_shards: int, num_rows: int, world_size: int) -> None:
+    """UserError when there are more ranks than shards of the `num_rows` training rows: some would read nothing."""
+    if world_size > num_shards:
+        more = "a larger dataset.num_shards"
+        if num_shards == num_rows:
+            more = "more training rows than those, one in each shard (a larger log, a lower dataset.min_interactions)"
+        raise UserError(
+            f"{world_size} processes share {num_shards} shards of {num_rows:,} training rows, some would read nothing: "
+            f"start at most {num_shards}, or prepare the dataset with {more}."
+        )
+
+
+ROUNDING = 1e-9
+"""So that 29 of 100 rows are a share of .29, whose product with 100 is a little less in binary."""
+
+
+@dataclass(frozen=True)
+class RowSample:
+    """⌊share · n⌋ of n rows, drawn without replacement: as many of each shard as its size asks for, within one."""
+
+    share: float
+    seed: int
+
+    def shard_counts(self, shard_rows: Sequence[int]) -> tuple[int, ...]:
+        """How many rows of each shard are drawn: the largest fractions are rounded up until the sum is right."""
+        exact = [self.share * rows for rows in shard_rows]
+        counts = [floor(value) for value in exact]
+        missing = floor(self.share * sum(shard_rows) + ROUNDING) - sum(counts)
+        by_fraction = sorted(range(len(counts)), key=lambda shard: counts[shard] - exact[shard])
+        for shard in by_fraction[:missing]:
+            counts[shard] += 1
+        return tuple(counts)
+
+    def rows(self, shard: int, num_rows: int, count: int) -> np.ndarray:
+        """The drawn rows of a shard, in file order."""
+        return np.sort(np.random.default_rng([self.seed, shard]).permutation(num_rows)[:count])
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of one epoch over shards of the given numbers of rows, or over a sample of them."""
+
+    all_shard_rows: tuple[int, ...]
+    batch_size: int
+    seed: int
+    epoch: int
+    sample: RowSample | None = None
+
+    @cached_property
+    def shard_rows(self) -> tuple[int, ...]:
+        """Rows of each shard that the epoch goes through."""
+        return self.all_shard_rows if self.sample is None else self.sample.shard_counts(self.all_shard_rows)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.all_shard_rows)
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches in the epoch; the last places may be empty."""
+        return -(-max(self.shard_rows) * self.num_shards // self.batch_size)
+
+    @cached_property
+    def shard_sequence(self) -> np.ndarray:
+        """The shards in the order in which a round visits them: slot s holds shard (a·s + b) mod num_shards."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        steps = [a for a in range(1, self.num_shards + 1) if gcd(a, self.num_shards) == 1]
+        factor, shift = random.choice(steps), random.integers(self.num_shards)
+        return (factor * np.arange(self.num_shards) + shift) % self.num_shards
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shard and index within the shard's order, of each place of a global batch that holds a row."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        shards = self.shard_sequence[places % self.num_shards]
+        indices = places // self.num_shards
+        held = indices < np.asarray(self.shard_rows)[shards]
+        return shards[held], indices[held]
+
+    def shard_order(self, shard: int, group_rows: tuple[int, ...], start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """The shard's row groups in this epoch's order, each with the order of its rows, from index `start` on."""
+        groups = np.random.default_rng([self.seed, self.epoch, shard, 0]).permutation(len(group_rows))
+        held = self._held_rows(shard, group_rows)
+        for group in groups.tolist():
+            rows = held[group]
+            if start >= len(rows):
+                start -= len(rows)
+                continue
+            order = np.random.default_rng([self.seed, self.epoch, shard, 1, group]).permutation(len(rows))
+            yield group, rows[order[start:]]
+            start = 0
+
+    def _held_rows(self, shard: int, group_rows: tuple[int, ...]) -> list[np.ndarray]:
+        """The rows of each row group that the epoch goes through, counted within the group."""
+        if self.sample is None:
+            return [np.arange(size) for size in group_rows]
+        rows = self.sample.rows(shard, sum(group_rows), self.shard_rows[shard])
+        ends = np.cumsum(group_rows)
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return [part - (end - size) for part, end, size in zip(parts, ends, group_rows, strict=True)]

@@ -1,0 +1,105 @@
+"""Writing rows: dealt to shards, one Parquet file a shard, examples numbered shard by shard."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csrec_dist.data.windows import Spans
+
+ROWS_A_GROUP = 64  # a reader holds one row group of each of its shards
+USERS_A_GROUP = 1024  # a reader of whole sequences holds one row group
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The kept interactions by user and time; all arrays [interactions]."""
+
+    users: np.ndarray  # int32, 1…num_users, ascending
+    items: np.ndarray  # int32, 1…num_items
+    ratings: pa.Array  # float32, null where the log has none
+    times: np.ndarray | None  # int64 or float64
+    training_items: np.ndarray  # int32: what training rows show, which is `items` unless noise was put in
+    num_replaced: int | None = None  # interactions at which the two differ; None: no noise was put in
+    true_items: np.ndarray | None = None  # int32: what the user preferred before any noise, 0 for none of the items
+
+
+def deal(num_rows: int, num_shards: int, seed: int) -> list[np.ndarray]:
+    """The rows 0…num_rows − 1 of each shard: a seeded permutation, dealt out in turn.
+
+    Shards differ by at most one row. RandomState's stream is frozen, so the same seed deals alike everywhere.
+    """
+    order = np.random.RandomState(seed).permutation(num_rows)
+    return [order[shard::num_shards] for shard in range(num_shards)]
+
+
+def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_shards: int, seed: int) -> dict[str, Any]:
+    """Write one split's files and return its entry in dataset.json.
+
+    Noise is in training rows only. A row's number is its place by user and time, whatever the shards. In train a row
+    of n items holds n − 1 examples, in valid and test one. `rating`, and `true_target` where true items are known,
+    are those of the row's last item, in all splits, so that they have the same columns.
+    """
+    examples = spans.lengths - 1 if split == "train" else np.ones(len(spans), np.int64)
+    items = flat.training_items if split == "train" else flat.items
+    shards = deal(len(spans), num_shards, seed)
+    shard_examples = [int(examples[rows].sum()) for rows in shards]
+    firsts = np.cumsum([0, *shard_examples])
+    for shard, rows in enumerate(shards):
+        offsets = firsts[shard] + np.cumsum(examples[rows]) - examples[rows]
+        table = _table(spans.where(rows), rows, offsets, items, flat)
+        file = folder / f"{split}-{shard:05d}-of-{num_shards:05d}.parquet"
+        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd")
+    return {
+        "num_rows": len(spans),
+        "num_examples": int(firsts[-1]),
+        "shard_rows": [len(rows) for rows in shards],
+        "shard_examples": shard_examples,
+    }
+
+
+def write_sequences(path: Path, flat: Flat) -> None:
+    """Write all that each user ever had, oldest first and before any noise: one row per user, in the order of users."""
+    lengths = np.bincount(flat.users)[1:]
+    ends = np.cumsum(lengths)
+    schema = pa.schema({"user": pa.int32(), "items": pa.list_(pa.int32())})
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for first in range(0, len(lengths), USERS_A_GROUP):
+            users = slice(first, first + USERS_A_GROUP)
+            start, stop = ends[first] - lengths[first], ends[users][-1]
+            offsets = np.concatenate([[start], ends[users]]) - start
+            items = pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(flat.items[start:stop], pa.int32()))
+            numbers = pa.array(np.arange(first, first + len(items)) + 1, pa.int32())
+            writer.write_table(pa.table([numbers, items], schema=schema))
+
+
+def covered(spans: Spans, num_interactions: int) -> np.ndarray:
+    """Which interactions lie in at least one of the rows: bool [num_interactions]."""
+    depth = np.bincount(spans.starts, minlength=num_interactions + 1)
+    depth -= np.bincount(spans.stops, minlength=num_interactions + 1)
+    return np.cumsum(depth)[:-1] > 0
+
+
+def indices(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """start, start + 1, …, stop − 1 of each span, one span after the other."""
+    lengths = stops - starts
+    ends = np.cumsum(lengths)
+    return np.repeat(stops - ends, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _table(spans: Spans, rows: np.ndarray, example_offsets: np.ndarray, items: np.ndarray, flat: Flat) -> pa.Table:
+    list_offsets = np.concatenate([[0], np.cumsum(spans.lengths)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(list_offsets, items[indices(spans.starts, spans.stops)])
+    columns = {
+        "row": pa.array(rows, pa.int64()),
+        "user": pa.array(spans.users, pa.int32()),
+        "items": lists,
+        "example_offset": pa.array(example_offsets, pa.int64()),
+        "rating": flat.ratings.take(pa.array(spans.stops - 1)),
+    }
+    if flat.true_items is not None:
+        columns["true_target"] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
+    return pa.table(columns)

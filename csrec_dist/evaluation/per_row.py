@@ -1,0 +1,105 @@
+"""One value for each test row, kept as Parquet: written shard by shard, then put into the order of the rows."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.files import atomic_path
+
+ROWS_AT_ONCE = 2**17
+PART_GROUP_ROWS = 2**12
+
+Columns = dict[str, np.ndarray]
+
+RANKS_SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "user": pa.int32(),
+        "target": pa.int32(),
+        "rank": pa.int32(),
+        "history_length": pa.int32(),
+        "rating": pa.float32(),
+        "popularity_decile": pa.int8(),
+        "true_target": pa.int32(),
+        "true_rank": pa.int32(),
+    }
+)
+
+
+def diversity_schema(names: Sequence[str]) -> pa.Schema:
+    """Columns of the members' differences: `row`, `user` and one for each name."""
+    return pa.schema({"row": pa.int64(), "user": pa.int32(), **{name: pa.float64() for name in names}})
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a log says of the targets of some rows besides their items, in file order.
+
+    `ratings` float32 [rows], NaN for none; `true_targets` int32 [rows], what the users truly preferred: 0 where that
+    is not in the catalog, or not known. `leaked` bool [rows]: whether training has the target of the same user.
+    """
+
+    ratings: np.ndarray
+    true_targets: np.ndarray
+    leaked: np.ndarray
+
+    @classmethod
+    def read(cls, dataset: Dataset, shard: int) -> Self:
+        """Those of a shard of test."""
+        table = pq.read_table(dataset.shard_file("test", shard), columns=["row", "rating"])
+        ratings = table["rating"].to_numpy(zero_copy_only=False).astype(np.float32)
+        true_targets = np.zeros(len(ratings), np.int32)
+        if dataset.has_true_targets:
+            true_targets = dataset.open_shard("test", shard).true_targets()[1]
+        return cls(ratings, true_targets, dataset.leaked_rows[table["row"].to_numpy()])
+
+    @classmethod
+    def none(cls) -> Self:
+        """Those of no rows."""
+        return cls(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Those of some of the rows."""
+        return replace(self, ratings=self.ratings[rows], true_targets=self.true_targets[rows], leaked=self.leaked[rows])
+
+
+def part_path(path: Path, shard: int) -> Path:
+    """Where the rows of one shard wait for those of the others."""
+    return path.with_name(f".{path.stem}.parts") / f"{shard:05d}.parquet"
+
+
+def write_part(path: Path, shard: int, schema: pa.Schema, blocks: Iterable[Columns]) -> None:
+    """Write one shard's rows, sorted, beside `path`. Its content depends on the shard only. Memory holds the shard."""
+    tables = [_table(block, schema) for block in blocks]
+    table = pa.concat_tables([schema.empty_table(), *tables]).sort_by("row")
+    with atomic_path(part_path(path, shard)) as temporary:
+        pq.write_table(table, temporary, row_group_size=PART_GROUP_ROWS)
+
+
+def join_parts(path: Path, num_rows: int, schema: pa.Schema) -> None:
+    """Put the shards' parts into one file in the order of the rows, `ROWS_AT_ONCE` in memory; then remove them.
+
+    The rows are numbered 0 … num_rows − 1.
+    """
+    folder = part_path(path, 0).parent
+    parts = sorted(folder.iterdir())
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for start in range(0, num_rows, ROWS_AT_ONCE):
+            wanted = [("row", ">=", start), ("row", "<", start + ROWS_AT_ONCE)]
+            table = pq.read_table(parts, schema=schema, filters=wanted).sort_by("row")
+            assert len(table) == min(ROWS_AT_ONCE, num_rows - start), "a shard's rows are missing"
+            writer.write_table(table)
+    shutil.rmtree(folder)
+
+
+def _table(block: Columns, schema: pa.Schema) -> pa.Table:
+    """Columns as a table; NaN in a float32 column is a missing value."""
+    columns = [pa.array(block[field.name], field.type, from_pandas=field.type == pa.float32()) for field in schema]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,313 @@
+"""All that is asked of a model on test, in one pass over the logits: metrics, groups, lists, calibration, ranks.
+
+Shapes: B examples of a batch, V items.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrec_dist.data.batches import Batch
+from csrec_dist.distributed.catalog import SharedRows
+from csrec_dist.evaluation.groups import (
+    NUM_DECILES,
+    POPULAR_DECILES,
+    GroupMetrics,
+    GroupSums,
+    ItemPopularity,
+    length_buckets,
+    length_group,
+    rating_group,
+)
+from csrec_dist.evaluation.metrics import MetricSums
+from csrec_dist.evaluation.per_row import Columns, TargetFacts
+from csrec_dist.evaluation.ranking import best_in, hide_seen, ranks_in
+from csrec_dist.evaluation.scoring import alone, log_sum_exp, logits_by_block, question
+from csrec_dist.models import SequentialModel
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogSlice
+
+
+NUM_BINS = 15
+
+
+class CalibrationSums:
+    """Sums over equal-width bins of confidence, which add up over batches and ranks.
+
+    Bin k of 1…15 holds the confidences in ((k − 1)/15, k/15] (Guo et al., 2017, Eq. 3).
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.tensor = torch.zeros(NUM_BINS, 3, dtype=torch.float64, device=device)
+        """[bins, 3]: of each bin the sum of weights, of confidences and of hits."""
+
+    def update(self, logits: Tensor, targets: Tensor, weights: Tensor, catalog: "CatalogSlice | None" = None) -> None:
+        """Add examples with logits [N, V] of the whole catalog or of a slice, targets [N] in 1…V and weights [N]."""
+        confidence, hit = confidences(logits, targets, catalog)
+        bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+        held = (bins.unsqueeze(1) == torch.arange(NUM_BINS, device=bins.device)) * weights.double().unsqueeze(1)
+        self.tensor += held.T @ torch.stack([torch.ones_like(confidence), confidence, hit], dim=1)
+
+    def compute(self) -> dict[str, Any]:
+        """The expected calibration error Σ share · |accuracy − confidence|, both means, and the filled bins."""
+        count = float(self.tensor[:, 0].sum())
+        bins = [
+            {"bin": place, "count": round(number), "confidence": confidence / number, "accuracy": hits / number}
+            for place, (number, confidence, hits) in enumerate(self.tensor.tolist(), 1)
+            if number > 0
+        ]
+        _, confidence, accuracy = (self.tensor.sum(0) / count).tolist()
+        error = float((self.tensor[:, 1] - self.tensor[:, 2]).abs().sum()) / count
+        return {"ece": error, "confidence": confidence, "accuracy": accuracy, "count": round(count), "bins": bins}
+
+
+def confidences(logits: Tensor, targets: Tensor, catalog: "CatalogSlice | None" = None) -> tuple[Tensor, Tensor]:
+    """The largest probability of softmax(logits) [N], and 1 where its item is the target, else 0 [N]; float64.
+
+    Of items with equal logits the first is the top one. A row with NaN has confidence 1 and no hit. Of a slice, all
+    ranks of its group have the logits of the same examples.
+    """
+    (items, best) = (part.squeeze(1) for part in best_in(logits, 1, catalog))
+    confidence = (best - log_sum_exp(logits, catalog)).double().exp()
+    broken = confidence.isnan()
+    return confidence.masked_fill(broken, 1.0), ((items == targets) & ~broken).double()
+
+
+class ListCounts:
+    """How often each of V items stands in the top-n lists, for each n; counts add up over batches and ranks.
+
+    Memory: one integer for each item and n.
+    """
+
+    def __init__(self, top_n: Sequence[int], num_items: int, device: torch.device | str = "cpu") -> None:
+        self.top_n = tuple(top_n)
+        self.tensor = torch.zeros(len(top_n), num_items, dtype=torch.int64, device=device)
+        """[number of cut-offs, V]"""
+
+    def update(self, items: Tensor) -> None:
+        """Add lists [N, n ≥ the longest cut-off, or V] of items, best first; 0 stands for no item."""
+        for place, n in enumerate(self.top_n):
+            held = items[:, :n]
+            self.tensor[place] += torch.bincount(held[held > 0] - 1, minlength=self.tensor.shape[1])
+
+    def compute(self, popularity: np.ndarray) -> dict[str, float]:
+        """coverage@n, gini@n and average_popularity@n by name, from the items' training counts [V]."""
+        values: dict[str, float] = {}
+        for n, row in zip(self.top_n, self.tensor.cpu().numpy(), strict=True):
+            values |= {
+                f"coverage@{n}": coverage(row),
+                f"gini@{n}": gini(row),
+                f"average_popularity@{n}": average_popularity(row, popularity),
+            }
+        return values
+
+
+def coverage(counts: np.ndarray) -> float:
+    """Share of the catalog that is recommended at all, from how often [V] each item is."""
+    return float((counts > 0).mean())
+
+
+def gini(counts: np.ndarray) -> float:
+    """Gini index of how often [V] the items are recommended: 0 if all alike, (V − 1)/V if it is one item only.
+
+    Σᵢ (2i − V − 1) xᵢ / (V Σᵢ xᵢ) over the counts in ascending order, i = 1…V; items never recommended count.
+    """
+    ordered = np.sort(counts).astype(np.float64)
+    num_items = len(ordered)
+    weights = 2.0 * np.arange(1, num_items + 1) - num_items - 1
+    return float((weights * ordered).sum() / (num_items * ordered.sum()))
+
+
+def average_popularity(counts: np.ndarray, popularity: np.ndarray) -> float:
+    """Mean training count of what the lists hold, from how often [V] each item stands in one."""
+    return float((counts.astype(np.float64) * popularity).sum() / counts.sum())
+
+
+RATED = "at_least_{:g}"
+BELOW = "below_{:g}"
+LEAK_GROUPS = ("clean", "leaked")
+REPEAT_GROUPS = ("new", "repeated")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: cut-offs, δ of the filtered metrics, the longest history, and whether the extras are wanted."""
+
+    top_n: tuple[int, ...]
+    min_rating: float
+    longest: int
+    exclude_seen: bool
+    lists: bool = True
+    calibration: bool = True
+
+
+class Examination:
+    """Sums over a model's examples; every rank has one, and adds its own shards to it."""
+
+    def __init__(self, asked: Asked, popularity: ItemPopularity, device: torch.device) -> None:
+        self._asked = asked
+        self._popularity = popularity
+        self._deciles = torch.from_numpy(popularity.deciles).long().to(device)
+        top_n, num_items = asked.top_n, len(popularity.counts)
+        self._all, self._true = MetricSums(top_n, device), MetricSums(top_n, device)
+        self._rating = GroupSums([RATED.format(asked.min_rating), BELOW.format(asked.min_rating)], top_n, device)
+        self._leak = GroupSums(LEAK_GROUPS, top_n, device)
+        self._repeat = GroupSums(REPEAT_GROUPS, top_n, device)
+        self._decile = GroupSums([str(decile) for decile in range(1, NUM_DECILES + 1)], top_n, device)
+        self._length = GroupSums(length_buckets(asked.longest), top_n, device)
+        self._grouped = (self._rating, self._leak, self._repeat, self._decile, self._length)
+        self._lists = ListCounts(top_n, num_items, device) if asked.lists else None
+        self._calibration = CalibrationSums(device) if asked.calibration else None
+
+    @torch.no_grad()
+    def shard(
+        self,
+        models: Sequence[SequentialModel],
+        batches: Iterable[Batch],
+        facts: TargetFacts,
+        combine: Callable[[Sequence[Tensor]], Tensor] = alone,
+    ) -> Iterator[Columns]:
+        """Add a shard's batches, about whose targets the facts are known; the columns of `RANKS_SCHEMA`, by batch.
+
+        Args:
+            models: one model, or the members that score together; on the batches' device and in evaluation mode. Where
+                they hold slices of the catalog, all ranks that share it bring equally many batches, some of them blank.
+            combine: makes one tensor of logits [R, V] of theirs.
+        """
+        start = 0
+        for batch in batches:
+            if not batch.weights.any():
+                self._add_scores(models, combine, batch, torch.zeros_like(batch.rows))
+                continue
+            known = facts[start : start + len(batch.rows)]
+            start += len(batch.rows)
+            true_targets = torch.from_numpy(known.true_targets).long().to(batch.items.device)
+            ranks, true_ranks, targets = self._add_scores(models, combine, batch, true_targets)
+            lengths, deciles = batch.lengths - 1, self._deciles[targets - 1]
+            self._all.update(ranks, batch.weights)
+            self._true.update(true_ranks, batch.weights * (true_targets > 0))
+            ratings = torch.from_numpy(known.ratings).to(ranks.device)
+            self._rating.update(rating_group(ratings, self._asked.min_rating), ranks, batch.weights)
+            self._leak.update(torch.from_numpy(known.leaked).long().to(ranks.device), ranks, batch.weights)
+            self._repeat.update(_is_repeated(batch).long(), ranks, batch.weights)
+            self._decile.update(deciles - 1, ranks, batch.weights)
+            self._length.update(length_group(lengths), ranks, batch.weights)
+            columns = {"row": batch.rows, "user": batch.users, "target": targets, "rank": ranks}
+            columns |= {"history_length": lengths, "popularity_decile": deciles}
+            columns |= {"true_target": true_targets, "true_rank": true_ranks * (true_targets > 0)}
+            yield {"rating": known.ratings, **{name: column.cpu().numpy() for name, column in columns.items()}}
+
+    def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """All of it by name; `reduce` sums a tensor over the ranks and is called as often on each of them.
+
+        Raises:
+            ValueError: no rank has an example.
+        """
+        for sums in (self._all, self._true, *self._grouped):
+            sums.tensor = reduce(sums.tensor)
+        for extra in (self._lists, self._calibration):
+            if extra is not None:
+                extra.tensor = reduce(extra.tensor)
+        groups = self._groups()
+        test = self._all.compute() | self._filtered(groups.get("rating")) | self._of_true_targets()
+        found: dict[str, Any] = {"test": test, "groups": groups}
+        if self._lists:
+            found["lists"] = self._lists.compute(self._popularity.counts)
+        if self._calibration:
+            found["calibration"] = self._calibration.compute()
+        return found
+
+    def _add_scores(
+        self,
+        models: Sequence[SequentialModel],
+        combine: Callable[[Sequence[Tensor]], Tensor],
+        batch: Batch,
+        true_targets: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
+        catalog = models[0].item_table.catalog
+        histories, targets = question(batch)
+        shared = None if catalog is None else catalog.share(len(histories), histories.device)
+        asked = _Scored(histories, targets, true_targets, batch.weights).of_group(shared)
+        ranks, true_ranks = torch.empty_like(asked.targets), torch.empty_like(asked.targets)
+        for rows, parts in logits_by_block(models, histories, shared):
+            logits = combine(parts)
+            if self._calibration:
+                self._calibration.update(logits, asked.targets[rows], asked.weights[rows], catalog)
+            if self._asked.exclude_seen:
+                hide_seen(logits, asked.histories[rows], catalog)
+            ranks[rows] = ranks_in(logits, asked.targets[rows], catalog)
+            true_ranks[rows] = ranks_in(logits, asked.true_targets[rows].clamp(min=1), catalog)
+            if self._lists:
+                items, scores = best_in(logits, min(max(self._asked.top_n), models[0].num_items), catalog)
+                self._lists.update(items.masked_fill(scores == -math.inf, 0)[asked.weights[rows] > 0])
+        own = slice(None) if shared is None else shared.own
+        return ranks[own], true_ranks[own], targets
+
+    def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
+        """Metrics and counts of each group; by rating, leak and repeat only where targets have, do or are one."""
+        popularity = {"popular_20%": slice(0, POPULAR_DECILES), "rest_80%": slice(POPULAR_DECILES, NUM_DECILES)}
+        groups = {
+            "popularity": self._decile.joined(popularity).compute(),
+            "popularity_decile": self._decile.compute(),
+            "history_length": self._length.compute(),
+        }
+        leak, repeat = self._leak.compute(), self._repeat.compute()
+        if leak["leaked"]["count"]:
+            groups["leak"] = leak
+        if repeat["repeated"]["count"]:
+            groups["repeat"] = repeat
+        rating = self._rating.compute()
+        return {"rating": rating, **groups} if any(group["count"] for group in rating.values()) else groups
+
+    def _filtered(self, rating: dict[str, GroupMetrics] | None) -> dict[str, float]:
+        """Recall⁺ and NDCG⁺ at each n, means over the targets rated at least δ (section 4.1.2); Recall⁻ and NDCG⁻, over
+        those below. An empty group has none.
+        """
+        if rating is None:
+            return {}
+        names = [f"{metric}@{n}" for n in self._asked.top_n for metric in ("recall", "ndcg")]
+        signs = zip("+-", rating.values(), strict=True)
+        values = {name.replace("@", f"{sign}@"): group[name] for sign, group in signs for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _of_true_targets(self) -> dict[str, float]:
+        """recall_true@n, ndcg_true@n, …: of what the users truly preferred, where the log knows it."""
+        if not self._true.tensor[0]:
+            return {}
+        return {_true_name(name): value for name, value in self._true.compute().items()}
+
+
+class _Scored(NamedTuple):
+    """What is asked of the examples whose logits are at hand: with slices, of those of all ranks of the group."""
+
+    histories: Tensor
+    targets: Tensor
+    true_targets: Tensor
+    weights: Tensor
+
+    def of_group(self, shared: SharedRows | None) -> "_Scored":
+        """The group's; the weights of other ranks' examples are 0, so that each counts its own."""
+        if shared is None:
+            return self
+        weights = self.weights.new_zeros(sum(shared.counts))
+        weights[shared.own] = self.weights
+        targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
+        return _Scored(shared.gather_ids(self.histories), targets, true_targets, weights)
+
+
+def _is_repeated(batch: Batch) -> Tensor:
+    """Whether the history of each row [B] has the row's target."""
+    _, targets = question(batch)
+    return (batch.items == targets.unsqueeze(1)).sum(1) > 1
+
+
+def _true_name(metric: str) -> str:
+    name, at, n = metric.partition("@")
+    return f"{name}_true{at}{n}"

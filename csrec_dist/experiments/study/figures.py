@@ -1,0 +1,187 @@
+"""Figures of a study: a metric over an axis or over the groups of the test rows, and the items' popularity."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.experiments.study.spec import Entry, matches
+from csrec_dist.experiments.study.tables import held, in_percent
+from csrec_dist.experiments.study.views import GROUPS, CurveOptions, FigureOptions
+from csrec_dist.files import atomic_path
+from csrec_dist.report.findings import GROUPINGS
+from csrec_dist.report.tables import metric_title
+
+BAR_SPACE = 0.8
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel: its name, and at each place of the x axis the values of all seeds."""
+
+    name: str
+    values: list[list[float]]
+
+
+def draw(options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFrame, path: Path) -> bool:
+    """Means over seeds with their range, as PNG; False, and no file, where there is nothing to show yet.
+
+    Args:
+        axes: the values of the study's axes in their order, for the x axis, lines and panels.
+        results: of all finished runs, as `collect` gives them.
+    """
+    if not len(results):
+        return False
+    shown = held(results, options.where)
+    columns = _columns(options, axes, shown)
+    drawn = shown.join(_level(options, shown), on="run", how="anti")
+    if not columns or not len(drawn):
+        return False
+    panels = _found(axes, options.panels, drawn)
+    figure = Figure(figsize=(2 + 4 * len(panels), 3.6), layout="constrained")
+    for place, panel in enumerate(panels):
+        plot = figure.add_subplot(1, len(panels), place + 1)
+        rows = _of(drawn, options.panels, panel)
+        names = _found(axes, options.lines, rows)
+        _draw_panel(plot, options, list(columns), [_series(options, columns, rows, name) for name in names])
+        _draw_level(plot, options, shown, panel)
+        plot.set_title(panel or "")
+    _add_legend(figure, options.lines)
+    _save(figure, path)
+    return True
+
+
+def _columns(
+    options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFrame
+) -> dict[str, tuple[str, str | None]]:
+    """What stands on the x axis: for each name the column of its values, and the value that the axis x has there."""
+    if options.x not in GROUPS:
+        names = axes[options.x] if options.metric in results.columns else []
+        return {name: (options.metric, name) for name in names}
+    start, end = f"{options.x}/", f"/{options.metric}"
+    found = [name for name in results.columns if name.startswith(start) and name.endswith(end)]
+    return {name.removeprefix(start).removesuffix(end): (name, None) for name in found}
+
+
+def _level(options: FigureOptions, rows: pl.DataFrame) -> pl.DataFrame:
+    """The runs of the cells of `level`."""
+    return held(rows, options.level) if options.level else rows.clear()
+
+
+def _found(axes: dict[str, list[str]], axis: str | None, rows: pl.DataFrame) -> list[str | None]:
+    """The values of an axis that rows have, in the study's order; one None without an axis."""
+    return [value for value in axes[axis] if value in rows[axis]] if axis else [None]
+
+
+def _of(rows: pl.DataFrame, axis: str | None, value: str | None) -> pl.DataFrame:
+    return rows if axis is None or value is None else rows.filter(pl.col(axis) == value)
+
+
+def _series(
+    options: FigureOptions, columns: dict[str, tuple[str, str | None]], rows: pl.DataFrame, name: str | None
+) -> Series:
+    rows = _of(rows, options.lines, name)
+    scale = _scale(options.metric)
+    values = [
+        [scale * value for value in _of(rows, options.x, at)[column].drop_nulls()] for column, at in columns.values()
+    ]
+    return Series(name or options.metric, values)
+
+
+def _ticks(options: FigureOptions, names: Sequence[str]) -> list[float]:
+    """Where names stand on the x axis: numbers that rise along a line at their values, all else side by side."""
+    places = [float(place) for place in range(len(names))]
+    try:
+        values = [float(name) for name in names]
+    except ValueError:
+        return places
+    rises = all(one < other for one, other in pairwise(values)) and all(map(isfinite, values))
+    return values if rises and options.style != "bars" else places
+
+
+def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series]) -> None:
+    width, ticks = BAR_SPACE / len(lines), _ticks(options, names)
+    for number, line in enumerate(lines):
+        shift = (number - (len(lines) - 1) / 2) * width if options.style == "bars" else 0.0
+        places = [tick + shift for tick, values in zip(ticks, line.values, strict=True) if values]
+        found = [values for values in line.values if values]
+        means = [mean(values) for values in found]
+        lows = [middle - min(values) for middle, values in zip(means, found, strict=True)]
+        highs = [max(values) - middle for middle, values in zip(means, found, strict=True)]
+        if options.style == "bars":
+            plot.bar(places, means, width, yerr=[lows, highs], capsize=2, label=line.name)
+        else:
+            plot.errorbar(places, means, yerr=[lows, highs], marker="o", capsize=3, label=line.name)
+    plot.set_axisbelow(True)
+    plot.set_xticks(ticks, names)
+    plot.set_xlabel(GROUPINGS.get(options.x, options.x))
+    plot.set_ylabel(_axis_label(options.metric))
+    plot.grid(alpha=0.3)
+
+
+def _draw_level(plot: Axes, options: FigureOptions, shown: pl.DataFrame, panel: str | None) -> None:
+    """A dashed line at the mean of the cells of `level`: of the panel's own, unless they are cells of no panel."""
+    rows = _level(options, shown)
+    values = rows if options.panels in options.level else _of(rows, options.panels, panel)
+    found = [_scale(options.metric) * value for value in values[options.metric].drop_nulls()]
+    if found:
+        name = ", ".join(rows[next(iter(options.level))].unique(maintain_order=True))
+        plot.axhline(mean(found), color="gray", linestyle="--", label=name)
+
+
+def _add_legend(figure: Figure, title: str | None) -> None:
+    """One for all panels, beside them."""
+    found: dict[str, Any] = {}
+    for plot in figure.axes:
+        for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), title=title, loc="outside right upper", fontsize="small")
+
+
+def _scale(metric: str) -> int:
+    return 100 if in_percent(metric) else 1
+
+
+def _axis_label(metric: str) -> str:
+    title = metric if {"/", "_"} & set(metric) else metric_title(metric)
+    return f"{title} (%)" if in_percent(metric) else title
+
+
+def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> bool:
+    """The number of training interactions of each item, the most popular first; False where no dataset is there."""
+    datasets: dict[str, Path] = {}
+    for entry in entries:
+        folder = entry.config.dataset_folder
+        if matches(options.where, entry.cell) and (folder / "dataset.json").exists():
+            datasets.setdefault(entry.cell[options.panels] if options.panels else "", folder)
+    if datasets:
+        _draw_datasets(datasets.items(), path)
+    return bool(datasets)
+
+
+def _draw_datasets(datasets: Iterable[tuple[str, Path]], path: Path) -> None:
+    shown = list(datasets)
+    figure = Figure(figsize=(1 + 4 * len(shown), 3.6), layout="constrained")
+    for place, (name, folder) in enumerate(shown):
+        counts = sorted(ItemPopularity.read(Dataset(folder)).counts.tolist(), reverse=True)
+        plot = figure.add_subplot(1, len(shown), place + 1)
+        plot.fill_between(range(1, len(counts) + 1), counts, alpha=0.6)
+        plot.set_xlabel("item, by number of interactions")
+        plot.set_ylabel("training interactions")
+        plot.set_title(name)
+        plot.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -1,0 +1,155 @@
+"""What the runs of a study share: datasets, teachers with their labels, and single members of the teacher module."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from csrec_dist.config import Config
+from csrec_dist.experiments.study.spec import Entry
+from csrec_dist.files import fingerprint, link
+from csrec_dist.runs.pipeline import stages_of
+from csrec_dist.runs.records import StageRecords
+from csrec_dist.runs.run import limits, loop_settings
+from csrec_dist.runs.starting import claim
+from csrec_dist.teachers import Member
+
+SHARED_STAGES = ("prepare", "teach", "label")
+
+
+@dataclass(eq=False)
+class Task:
+    """A run to do, after the run whose finished stages `shared` it takes, and those that lend it single members."""
+
+    entry: Entry
+    donor: "Task | None" = None
+    shared: tuple[str, ...] = ()
+    lenders: dict[str, tuple["Task", str]] = field(default_factory=dict)
+    """By member: the run that trains it, and what it is called there."""
+
+    @property
+    def config(self) -> Config:
+        """The run's config."""
+        return self.entry.config
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.config.folder
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has been evaluated."""
+        return self.has_done("evaluate")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all is there that it takes from others."""
+        donated = self.donor is None or all(self.donor.has_done(stage) for stage in self.shared)
+        return donated and all(lender.has_done("teach") for lender, _ in self.lenders.values())
+
+    def has_done(self, stage: str) -> bool:
+        """Whether a stage of the run is finished."""
+        return StageRecords(self.folder).record(stage) is not None
+
+    def forget(self, failed: "Task") -> None:
+        """Take nothing from a run that failed."""
+        self.donor = None if self.donor is failed else self.donor
+        self.lenders = {name: found for name, found in self.lenders.items() if found[0] is not failed}
+
+    @cached_property
+    def members(self) -> dict[str, str]:
+        """The members that the run would train, by what decides them."""
+        module = () if self.config.teachers.pretrained else self.config.module.members
+        return {member_key(self.config, member): member.name for member in module}
+
+    @cached_property
+    def makes(self) -> dict[str, str]:
+        """What others can take from the run, and the last stage that it needs."""
+        made = {dataset_key(self.config): "prepare", **dict.fromkeys(self.members, "teach")}
+        return made | ({teacher_key(self.config): "label"} if self.config.num_members else {})
+
+
+def plan_tasks(entries: Sequence[Entry], is_chosen: Callable[[Entry], bool] = lambda entry: True) -> list[Task]:
+    """The chosen runs in order; each takes what it can from runs that have it, else from chosen ones before it."""
+    tasks = [Task(entry) for entry in entries]
+    makers: dict[str, Task] = {}
+    for task in tasks:
+        for key, stage in task.makes.items():
+            if task.has_done(stage):
+                makers.setdefault(key, task)
+    todo = [task for task in tasks if is_chosen(task.entry)]
+    for task in todo:
+        _share(task, makers)
+        for key in task.makes:
+            makers.setdefault(key, task)
+    return todo
+
+
+def _share(task: Task, makers: dict[str, Task]) -> None:
+    others = {key: maker for key, maker in makers.items() if maker is not task}
+    teachers, dataset = (others.get(key(task.config)) for key in (teacher_key, dataset_key))
+    if teachers is not None and task.config.num_members:
+        task.donor, task.shared = teachers, SHARED_STAGES
+        return
+    if dataset is not None:
+        task.donor, task.shared = dataset, SHARED_STAGES[:1]
+    for key, name in task.members.items():
+        if key in others:
+            task.lenders[name] = others[key], others[key].members[key]
+
+
+def dataset_key(config: Config) -> str:
+    """Names all that decides the dataset of a run."""
+    return fingerprint(config.dump()["dataset"])
+
+
+def teacher_key(config: Config) -> str:
+    """Names all that decides the labels of a run."""
+    values = config.dump()
+    teachers = {key: value for key, value in values["teachers"].items() if key not in ("seed", "model")}
+    return fingerprint(
+        {
+            "dataset": values["dataset"],
+            "method": config.method,
+            "teachers": teachers,
+            "models": [model.model_dump(mode="json") for model in config.teacher_models],
+            "seed": config.seed if config.teachers.seed is None else config.teachers.seed,
+            "training": loop_settings(config) | limits(config),
+            "labels": config.label_settings,
+            "exclude_seen": config.evaluation.exclude_seen,
+        }
+    )
+
+
+def member_key(config: Config, member: Member) -> str:
+    """Names all that decides a member: its regularising member and all teacher options too where it has one."""
+    values = config.dump()
+    side = [member_key(config, other) for other in config.module.members if other.name == member.regularised_by]
+    return fingerprint(
+        {
+            "dataset": values["dataset"],
+            "seed": member.seed,
+            "model": member.model.model_dump(mode="json"),
+            "sample": member.sample,
+            "regularised_by": [*side, values["teachers"]] if side else [],
+            "training": loop_settings(config) | limits(config),
+            "exclude_seen": config.evaluation.exclude_seen,
+        }
+    )
+
+
+def adopt(task: Task) -> None:
+    """Take what others have finished, and the task has not done itself; UserError for a folder that is not a run's."""
+    if not task.is_ready:
+        return
+    claim(task.config)
+    own = StageRecords(task.folder)
+    leaves = {stage.name: stage.leaves for stage in stages_of(task.config)}
+    if task.donor is not None:
+        for stage in task.shared:
+            if own.record(stage) is None:
+                own.adopt(stage, StageRecords(task.donor.folder), leaves[stage])
+    if own.record("teach") is None:
+        for name, (lender, its_name) in task.lenders.items():
+            link(task.folder / "teachers" / name, lender.folder / "teachers" / its_name)

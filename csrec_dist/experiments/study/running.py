@@ -1,0 +1,167 @@
+"""The runs of a study, several at once, and its command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+from csrec_dist.config import parse_overrides
+from csrec_dist.distributed import Runtime
+from csrec_dist.environment import environment
+from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.experiments.study.collecting import check_settings
+from csrec_dist.experiments.study.planning import Task, adopt, plan_tasks
+from csrec_dist.experiments.study.results import key_of, keys_of, read_elsewhere, refuse_foreign, write_results
+from csrec_dist.experiments.study.spec import Entry, Study, load_study
+from csrec_dist.files import write_text
+from csrec_dist.processes import Children
+from csrec_dist.runs.pipeline import execute
+
+POLL_SECONDS = 5.0
+"""A run that waits for another's labels may begin before that one ends."""
+
+Say = Callable[[str], None]
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say, keep_threads: bool = False) -> None:
+    """Do all that are not done: `jobs` at once in processes of one thread each, or with all ranks one by one.
+
+    `keep_threads` as `execute` takes it.
+    """
+    say(f"{len(tasks)} runs, {sum(not task.is_done for task in tasks)} to do")
+    if jobs > 1:
+        if runtime.world_size > 1:
+            raise UserError("--jobs starts processes of its own; do not start it under a launcher with several.")
+        _run_side_by_side(tasks, jobs, say)
+        return
+    for task in tasks:
+        if runtime.on_main(partial(begin, task)):
+            say(task.config.name)
+            execute(task.config, runtime, keep_threads=keep_threads)
+
+
+def begin(task: Task) -> bool:
+    """Whether the run is to be done; if so, with what it shares taken."""
+    if not task.is_done:
+        adopt(task)
+    return not task.is_done
+
+
+def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
+    """Runs wait for what they share; the others go on when one fails, and the failures are said at the end.
+
+    A signal stops all that run, each with a checkpoint, and then this process.
+    """
+    waiting = [task for task in tasks if not task.is_done]
+    running: dict[Future[None], Task] = {}
+    failures: list[str] = []
+    children = Children()
+    with children.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            if children.stopped_by:
+                waiting.clear()
+            ready = [task for task in waiting if task.is_ready]
+            for task in ready[: jobs - len(running)]:
+                waiting.remove(task)
+                running[pool.submit(run_alone, task, children)] = task
+            assert running or not waiting, f"{waiting[0].config.name} waits for a run that is not among those to do"
+            for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
+                task, error = running.pop(future), future.exception()
+                if error is None:
+                    say(f"{task.config.name} is done; {len(waiting) + len(running)} to do")
+                    continue
+                failures.append(str(error))
+                for other in waiting:
+                    other.forget(task)
+        if children.stopped_by:
+            say(f"stopped by {children.stopped_by.name}; the same command goes on from there")
+    if failures:
+        raise UserError(" ".join(failures))
+
+
+def run_alone(task: Task, children: Children) -> None:
+    """One run in a process of its own on one thread; what it prints goes into <run>/study.log."""
+    adopt(task)
+    config = task.folder / "study.yaml"
+    write_text(config, task.config.to_yaml())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(config)]
+    with open(task.folder / "study.log", "a", encoding="utf-8") as log:
+        status = children.run(command, environment, stdout=log, stderr=subprocess.STDOUT)
+    if status:
+        raise UserError(f"The run {task.folder} failed; {task.folder / 'study.log'} says why.")
+
+
+STUDIES = Path("configs/studies")
+
+
+def study_command(
+    name: str,
+    *,
+    output: Path,
+    jobs: int,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    results_only: bool,
+    elsewhere: Sequence[Path] = (),
+    keep_threads: bool = False,
+) -> int:
+    """Do the runs of a study that are not done, then write its results; the exit status.
+
+    Runs that have a row in the files `elsewhere`, results.parquet of the same study, are done. `keep_threads` as
+    `execute` takes it.
+
+    Raises:
+        UserError: there is no such study, its file or a run's config is wrong, a finished run has other settings than
+            the study has now, or runs failed.
+    """
+    with shared_errors():
+        study = load_study(find(name))
+        folder = output / study.name
+        entries = list(study.entries(output / study.home / "runs", parse_overrides(overrides)))
+        refuse_foreign(folder)
+        check_settings(entries)
+        rows = read_elsewhere(study, entries, elsewhere, print, environment_here(jobs))
+        done = keys_of(study, rows)
+        if not any(is_chosen(study, entry, only) for entry in entries):
+            raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run.")
+        tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
+        runtime = Runtime.start()
+    try:
+        if not results_only:
+            run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None, keep_threads)
+    finally:
+        if runtime.is_main:
+            print(f"results: {write_results(study, entries, folder, rows)}")
+        runtime.close()
+    return 0
+
+
+def environment_here(jobs: int) -> dict[str, object]:
+    """What the runs of the study would be trained in here: side by side, each has one thread."""
+    here = environment(int(os.environ.get("WORLD_SIZE", "1")))
+    return here | ({"threads": 1} if jobs > 1 else {})
+
+
+def find(name: str) -> Path:
+    """The file of a study, by its path or its name."""
+    for path in (Path(name), STUDIES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
+    raise UserError(f"There is no study {name}{f'; {STUDIES} has {known}' if known else ''}.")
+
+
+def is_chosen(study: Study, entry: Entry, only: Sequence[str]) -> bool:
+    """Whether an entry has, of each axis (or seed) that is named, one of the values named."""
+    wanted: dict[str, set[str]] = {}
+    for each in only:
+        axis, equals, value = each.partition("=")
+        if not equals or axis not in (*study.axes, "seed"):
+            raise UserError(f"--only takes AXIS=VALUE with an axis of {', '.join(study.axes)} or seed, not {each!r}.")
+        wanted.setdefault(axis, set()).add(value)
+    values = {**entry.cell, "seed": str(entry.seed)}
+    return all(values[axis] in named for axis, named in wanted.items())

@@ -1,0 +1,184 @@
+"""What a study is: a base config, axes whose values override it, seeds, and what is to be shown of the results."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from csrec_dist.config import Config, parse_config, read_yaml, set_key
+from csrec_dist.errors import UserError
+from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, Part, TableOptions, When
+
+Setting = dict[str, Any]
+Cell = dict[str, str]
+
+RUNS_KEYS = ("config", "seeds", "axes", "adjust", "skip", "published")
+"""What a study that is part of another takes from it, unless it says so itself."""
+
+
+def matches(when: When, cell: Cell) -> bool:
+    """Whether a cell has, of each axis in `when`, the value or one of the values named."""
+    return all(cell.get(axis) in ([value] if isinstance(value, str) else value) for axis, value in when.items())
+
+
+class Adjustment(Part):
+    """Settings for the cells that have these values: {axis: value or list of values}."""
+
+    when: When
+    set: Setting
+
+
+class Published(Part):
+    """Figures of the paper for the cells with these values, in percent, and where they stand."""
+
+    when: When
+    values: dict[str, float]
+
+
+class Study(Part):
+    """A study as its file describes it; `path` is that file."""
+
+    path: Path
+    title: str
+    source: str = Field("", description="the table or figure of the paper, and what is not as there")
+    part_of: str | None = Field(None, description="the study beside it whose runs these are")
+    only: When = Field({}, description="the combinations that are taken of them")
+    config: str = Field(description="the base config, relative to the study's file")
+    seeds: list[int] = Field([0], min_length=1)
+    axes: dict[str, dict[str, Setting]] = Field(min_length=1)
+    adjust: list[Adjustment] = Field([])
+    skip: list[When] = Field([], description="combinations that are left out")
+    tables: list[TableOptions] = Field([])
+    figures: list[FigureOptions] = Field([])
+    curves: list[CurveOptions] = Field([])
+    published: list[Published] = Field([])
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _name_values(cls, axes: Any) -> Any:
+        """Values are named by text; one without settings changes nothing."""
+        if not isinstance(axes, dict):
+            return axes
+        return {
+            axis: {str(name): settings or {} for name, settings in values.items()}
+            if isinstance(values, dict)
+            else values
+            for axis, values in axes.items()
+        }
+
+    @model_validator(mode="after")
+    def _axes_and_values_are_known(self) -> Self:
+        named = {axis for view in self._views for axis in view.axes} | {axis for axis, _ in self._named}
+        if unknown := sorted(named - self.axes.keys()):
+            raise ValueError(f"no axis is called {', '.join(unknown)}; there are {', '.join(self.axes)}")
+        for axis, values in self._named:
+            missing = ({values} if isinstance(values, str) else set(values)) - self.axes[axis].keys()
+            if missing:
+                raise ValueError(f"{axis} has no value {', '.join(missing)}; there are {', '.join(self.axes[axis])}")
+        return self
+
+    @property
+    def _named(self) -> list[tuple[str, str | list[str]]]:
+        """Each place where a value of an axis is named, or several."""
+        whens = [*self.skip, self.only, *(each.when for each in self.adjust), *(each.when for each in self.published)]
+        whens += [view.where for view in self._views] + [figure.level for figure in self.figures]
+        whens += [{each.columns: each.better_than} for each in self.tables]
+        return [pair for when in whens for pair in when.items()]
+
+    @model_validator(mode="after")
+    def _views_tell_cells_apart(self) -> Self:
+        """Different cells are never averaged: a view names all axes that have several values in it."""
+        views: list[TableOptions | FigureOptions] = [*self.tables, *self.figures]
+        for view in views:
+            mixed = [axis for axis in self.axes if axis not in {*view.axes, *self.constants(view.where)}]
+            if mixed:
+                raise ValueError(
+                    f"{view.label} would average over {', '.join(mixed)}: show it, or say where it is fixed"
+                )
+        return self
+
+    @property
+    def _views(self) -> list[TableOptions | FigureOptions | CurveOptions]:
+        return [*self.tables, *self.figures, *self.curves]
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.stem
+
+    @property
+    def home(self) -> str:
+        """The study that keeps the runs."""
+        return self.part_of or self.name
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All combinations of the axes' values but those left out."""
+        combinations = product(*self.axes.values())
+        cells = [dict(zip(self.axes, values, strict=True)) for values in combinations]
+        return [
+            cell for cell in cells if matches(self.only, cell) and not any(matches(each, cell) for each in self.skip)
+        ]
+
+    def constants(self, where: When) -> Cell:
+        """The axes that have one value in all cells that match, and that value."""
+        return {axis: values[0] for axis, values in self.values(where).items() if len(values) == 1}
+
+    def values(self, where: When) -> dict[str, list[str]]:
+        """The values of each axis in the cells that match, in the axis's order."""
+        cells = [cell for cell in self.cells if matches(where, cell)]
+        return {
+            axis: [value for value in self.axes[axis] if any(cell[axis] == value for cell in cells)]
+            for axis in self.axes
+        }
+
+    def entries(self, output: Path, overrides: dict[str, Any]) -> Iterator["Entry"]:
+        """The runs, the first seed of all cells first; UserError that names a cell whose config is wrong."""
+        raw = read_yaml(self.path.parent / self.config)
+        for seed in self.seeds:
+            for cell in self.cells:
+                yield self._entry(deepcopy(raw), cell, seed, output, overrides)
+
+    def _entry(self, raw: Setting, cell: Cell, seed: int, output: Path, overrides: dict[str, Any]) -> "Entry":
+        name = "-".join([*cell.values(), f"s{seed}"])
+        settings: Setting = {}
+        for axis, value in cell.items():
+            settings |= self.axes[axis][value]
+        for adjustment in self.adjust:
+            settings |= adjustment.set if matches(adjustment.when, cell) else {}
+        for key, value in {**settings, **overrides, "name": name, "seed": seed, "output": str(output)}.items():
+            set_key(raw, key, value)
+        try:
+            return Entry(cell, seed, parse_config(raw))
+        except UserError as error:
+            raise UserError(f"Study {self.name}, {name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a study."""
+
+    cell: Cell
+    seed: int
+    config: Config
+
+
+def load_study(path: Path | str) -> Study:
+    """Read a study's YAML file; UserError that lists what is wrong with it."""
+    path = Path(path)
+    raw = read_yaml(path)
+    if isinstance(raw.get("part_of"), str):
+        whole = read_yaml(path.with_name(f"{raw['part_of']}.yaml"))
+        raw = {key: whole[key] for key in RUNS_KEYS if key in whole} | raw
+    try:
+        return Study.model_validate({**raw, "path": path})
+    except ValidationError as error:
+        listed = "\n".join(
+            f"  - {'.'.join(map(str, each['loc'])) or 'study'}: {each['msg']}" for each in error.errors()
+        )
+        raise UserError(f"The study {path} has mistakes:\n{listed}") from None

@@ -1,0 +1,202 @@
+"""Tables of a study, with marks of significance."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import product
+from statistics import mean, stdev
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from csrec_dist.errors import UserError
+from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER
+from csrec_dist.experiments.study.spec import Cell, Published, Study, matches
+from csrec_dist.experiments.study.views import TableOptions, When
+from csrec_dist.report.paired import compare_ranks
+
+LETTERS = "ᵃᵇᶜᵈᵉ"
+TESTED = re.compile(r"(?:recall|ndcg|mrr)[+-]?@(\d+)")
+FEWEST_RESAMPLES = 2
+"""The bootstrap interval is not shown."""
+
+Marks = dict[tuple[str, str], str]
+
+
+def find_marks(options: TableOptions, columns: list[str], group: pl.DataFrame) -> tuple[Marks, str]:
+    """Superscripts by (column, metric) of one line of a table, and why a pair of columns could not be tested, if so.
+
+    Two columns are compared over the seeds that both have. Of `better_than` itself each is tested against those
+    before it.
+    """
+    marks: defaultdict[tuple[str, str], str] = defaultdict(str)
+    problem = ""
+    for (letter, other), column in product(zip(LETTERS, options.better_than, strict=False), columns):
+        if column in options.better_than[: options.better_than.index(other) + 1]:
+            continue
+        pair = [group.filter(pl.col(options.columns) == name) for name in (other, column)]
+        try:
+            for metric in _differing(pair, options.metrics):
+                marks[column, metric] += letter
+        except UserError as error:
+            problem = problem or str(error)
+    return dict(marks), problem
+
+
+def _differing(pair: list[pl.DataFrame], metrics: Iterable[str]) -> list[str]:
+    """The metrics, students' and teachers', in which two columns differ."""
+    return [
+        f"{prefix}{name}"
+        for prefix in ("", TEACHER)
+        for name in _test(
+            pair, [metric.removeprefix(prefix) for metric in metrics if metric.startswith(prefix)], prefix
+        )
+    ]
+
+
+def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]:
+    """Those of the metrics in which the students (or with the prefix their teachers) differ, p < 0.05."""
+    top_n = sorted({int(found[1]) for metric in metrics if (found := TESTED.fullmatch(metric))})
+    sides = [_tested(side, prefix) for side in pair]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    if not top_n or not seeds:
+        return set()
+    rows = [[side[seed] for seed in seeds] for side in sides]
+    if len({row[PROTOCOL] for side in rows for row in side}) > 1:
+        raise UserError("runs of one line were evaluated on different data or with different options.")
+    first, second = (torch.stack([_numbers(row[f"{prefix}{RANKS}"]) for row in side]) for side in rows)
+    groups = rows[0][0].get(RATING_GROUPS)
+    ratings = torch.full(first.shape[1:], -1) if groups is None else _numbers(groups)
+    lines = compare_ranks(first, second, ratings, top_n=top_n, num_resamples=FEWEST_RESAMPLES)
+    return {line.metric for line in lines if line.paired.is_significant} & set(metrics)
+
+
+def _tested(side: pl.DataFrame, prefix: str) -> dict[int, dict[str, Any]]:
+    """By seed, the runs of a column that have ranks of the student, or with the prefix of their teachers."""
+    name = f"{prefix}{RANKS}"
+    return {row["seed"]: row for row in side.to_dicts() if row.get(name) is not None}
+
+
+def _numbers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+PERCENTAGES = ("recall", "ndcg", "mrr")
+NONE = "–"
+
+Group = tuple[Cell, pl.DataFrame]
+
+
+def in_percent(metric: str) -> bool:
+    """Whether a metric is shown in percent: recall, NDCG and MRR of all kinds are."""
+    return metric.rpartition("/")[2].startswith(PERCENTAGES)
+
+
+def held(results: pl.DataFrame, where: When) -> pl.DataFrame:
+    """The rows whose cells have these values."""
+    for axis, value in where.items():
+        results = results.filter(pl.col(axis).is_in([value] if isinstance(value, str) else value))
+    return results
+
+
+def table(study: Study, options: TableOptions, results: pl.DataFrame) -> str:
+    """A Markdown table; below it the tests, the number of lines won and the cost against each of `better_than`."""
+    values = study.values(options.where)
+    columns = values[options.columns]
+    groups = _groups(options, values, held(results, options.where))
+    head = [*options.rows, *(f"{column} {metric}" for column in columns for metric in options.metrics)]
+    tests = [find_marks(options, columns, group) for _, group in groups]
+    lines = [
+        _line([*fixed.values(), *_cells(study, options, fixed, columns, group, marks)])
+        for (fixed, group), (marks, _) in zip(groups, tests, strict=True)
+    ]
+    parts = ["\n".join([_line(head), _line(["---"] * len(head)), *lines])]
+    if options.better_than:
+        problems = [problem for _, problem in tests]
+        parts += [_legend(options, problems), _wins(options, columns, groups)]
+    if options.costs:
+        parts.append(_costs(options, columns, groups))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _groups(options: TableOptions, values: dict[str, list[str]], results: pl.DataFrame) -> list[Group]:
+    """The values of the rows' axes and the runs of each line of the table, in the order of the axes."""
+    found = results.partition_by(options.rows, as_dict=True)
+    order = product(*(values[axis] for axis in options.rows))
+    return [(dict(zip(options.rows, line, strict=True)), found[line]) for line in order if line in found]
+
+
+def _cells(
+    study: Study, options: TableOptions, fixed: Cell, columns: list[str], group: pl.DataFrame, marks: Marks
+) -> list[str]:
+    """The figures of one line."""
+    fixed = study.constants(options.where) | fixed
+    return [
+        _figure(study, fixed | {options.columns: column}, group, metric, marks.get((column, metric), ""))
+        for column, metric in product(columns, options.metrics)
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _values(group: pl.DataFrame, cell: Cell, metric: str) -> list[float]:
+    return held(group, {**cell})[metric].drop_nulls().to_list() if metric in group.columns else []
+
+
+def _figure(study: Study, cell: Cell, group: pl.DataFrame, metric: str, mark: str) -> str:
+    scale, digits = (100, 2) if in_percent(metric) else (1, 4)
+    values = [scale * value for value in _values(group, cell, metric)]
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    found = f"{mean(values):.{digits}f}{mark}{spread} ({len(values)})" if values else NONE
+    paper = published(study.published, cell, metric)
+    return found if paper is None else f"{found}<br>{paper:.2f}"
+
+
+def published(figures: Sequence[Published], cell: Cell, metric: str) -> float | None:
+    """The paper's figure for a cell, in percent, or None."""
+    for each in figures:
+        if metric in each.values and matches(each.when, cell):
+            return each.values[metric]
+    return None
+
+
+def _legend(options: TableOptions, problems: list[str]) -> str:
+    marks = [f"{letter} differs from {other}" for letter, other in zip(LETTERS, options.better_than, strict=False)]
+    text = f"{'; '.join(marks)}: p < 0.05, paired t-test over test rows, a row's value being its mean over the seeds."
+    problem = next(filter(None, problems), None)
+    return f"{text} Not every line could be tested: {problem}" if problem else text
+
+
+def _wins(options: TableOptions, columns: list[str], groups: list[Group]) -> str:
+    """In how many lines a column's mean is above another's, of those where both are there."""
+    sentences = []
+    for column, other in product(columns, options.better_than):
+        if column not in options.better_than:
+            counts = [_count_wins(options, column, other, groups, metric) for metric in options.metrics]
+            pairs = zip(options.metrics, counts, strict=True)
+            listed = ", ".join(f"{metric} {won} of {of}" for metric, (won, of) in pairs)
+            sentences.append(f"- {column} is above {other}: {listed}")
+    return "\n".join(sentences)
+
+
+def _count_wins(options: TableOptions, column: str, other: str, groups: list[Group], metric: str) -> tuple[int, int]:
+    pairs = [[_values(group, {options.columns: each}, metric) for each in (column, other)] for _, group in groups]
+    both = [(mean(ours), mean(theirs)) for ours, theirs in pairs if ours and theirs]
+    return sum(ours > theirs for ours, theirs in both), len(both)
+
+
+def _costs(options: TableOptions, columns: list[str], groups: list[Group]) -> str:
+    """What each column takes as a multiple of the first one of `better_than`, in CPU seconds of training."""
+    base = options.better_than[0]
+    head = _line([f"CPU seconds of training, multiples of {base}", *columns])
+    cells = []
+    for column in columns:
+        pairs = [[_values(g, {options.columns: each}, "cpu_seconds") for each in (column, base)] for _, g in groups]
+        ratios = [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and theirs and mean(theirs)]
+        cells.append(f"{mean(ratios):.1f} ({len(ratios)})" if ratios else NONE)
+    note = "Teachers, labels and student, shared teachers in full; the number of lines in brackets, uninterrupted ones."
+    return "\n".join([head, _line(["---"] * (len(columns) + 1)), _line(["mean over the lines", *cells]), "", note])

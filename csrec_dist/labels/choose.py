@@ -1,0 +1,266 @@
+"""What forms and number types of labels cost and lose, measured on a sample; and the choice among them.
+
+Letters: S sampled examples, D the sum of the members' widths, n items of this rank's slice, m members. Sums over
+items are over the whole catalog.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise, product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csrec_dist.data.batches import Batch
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.errors import UserError
+from csrec_dist.labels.format import FORMS, TORCH_TYPES, DType, Form, LabelError, Measured, label_bytes
+from csrec_dist.labels.labeller import Labeller, member_states
+from csrec_dist.labels.top_k import ONE, TopKRows, item_blocks, log_sums
+
+SAMPLE_SEED = 0
+MOST_EXAMPLES = 256
+FEWEST_EXAMPLES = 8
+SAMPLE_GROUPS = 64
+"""Groups of rows that are read for it, or one of each shard."""
+SAMPLE_NUMBERS = 1 << 23
+"""S · V: what bounds S in large catalogs."""
+ROWS_BYTES = 16 * 2**20
+"""Of the float64 logits of the examples that are looked at together, unless those of one take more."""
+DIGITS = 3
+NOISE = 1e-10
+"""What is less is that of the order of sums, and not written down: figures are the same on any number of ranks."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How labels are to be kept; `auto` is to be chosen.
+
+    `temperature` and `kl` are those the labels will be read with; they decide which errors matter. `tolerance` is the
+    largest divergence (see `LabelError`) that a choice may have.
+    """
+
+    form: Form | str = "factored"
+    dtype: DType | str = "float32"
+    keep: int = 256
+    temperature: float = 1.0
+    kl: str = "reverse"
+    tolerance: float = 1e-3
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether there is something to choose."""
+        return "auto" in (self.form, self.dtype)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is nothing to measure: all that the members say is kept in fp32."""
+        return self.form in ("factored", "dense") and self.dtype == "float32"
+
+    def candidates(self, combine: str) -> list[tuple[Form, DType]]:
+        """Forms and number types to choose from: those that fit how members are combined and the direction."""
+        forms = [form for form in FORMS if self.form in ("auto", form)]
+        if self.form == "auto":
+            unfit = {"topk"} if self.kl != "forward" else set()
+            unfit |= {"dense", "topk"} if combine == "prob_mean" else set()
+            forms = [form for form in forms if form not in unfit]
+        return list(product(forms, [dtype for dtype in TORCH_TYPES if self.dtype in ("auto", dtype)]))
+
+
+def decided(labeller: Labeller, wanted: Wanted, has_bias: bool) -> tuple[Form, DType, Measured | None]:
+    """The form and number type to keep, and what was measured; the same on all ranks, which all call this.
+
+    Of the candidates whose divergence is within the tolerance, the one of fewest bytes; of equal ones the one of least
+    divergence. In slices of the catalog dense labels are measured, but not chosen.
+
+    Raises:
+        UserError: no candidate is within the tolerance, or the sample has numbers that the given type cannot hold.
+    """
+    candidates = wanted.candidates(labeller.combine)
+    if wanted.is_exact or not labeller.dataset.splits["train"].num_examples:
+        return *candidates[0], None
+    sample = _Sample.of(labeller, wanted, has_bias)
+    if not len(sample.targets):
+        return *candidates[0], None
+    found = sample.errors(candidates)
+    measured = Measured(
+        temperature=wanted.temperature,
+        kl=wanted.kl,
+        tolerance=wanted.tolerance if wanted.is_auto else None,
+        num_examples=len(sample.targets),
+        errors=tuple(found),
+    )
+    if not wanted.is_auto:
+        return *candidates[0], measured if found else None
+    possible = [error for error in found if error.form != "dense" or labeller.catalog is None]
+    fitting = [error for error in possible if error.divergence <= wanted.tolerance]
+    if not fitting:
+        listed = ", ".join(f"{error.form} {error.dtype} {error.divergence:g}" for error in found) or "none can be held"
+        raise UserError(
+            f"labels.tolerance: no form is within {wanted.tolerance:g} nats ({listed}); choose dtype auto or float32, "
+            "or a larger tolerance."
+        )
+    best = min(fitting, key=lambda error: (error.bytes, error.divergence))
+    return best.form, best.dtype, measured
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Sampled examples: what is kept of their states [S, D], their targets [S], and the way to their logits."""
+
+    labeller: Labeller
+    wanted: Wanted
+    has_bias: bool
+    top_k: TopKRows
+    states: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, labeller: Labeller, wanted: Wanted, has_bias: bool) -> "_Sample":
+        """Encode them, all ranks together: each its own members, all of them the same examples."""
+        num_items = labeller.dataset.num_items
+        size = max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, SAMPLE_NUMBERS // num_items))
+        batch = sampled_rows(labeller.dataset, size).to(labeller.device)
+        states, targets = member_states(labeller.own_models, batch), batch.targets[batch.targets > 0]
+        chosen = torch.from_numpy(np.random.default_rng(SAMPLE_SEED).permutation(len(targets))[:size])
+        chosen = chosen.to(labeller.device)
+        kept = labeller.gather_states([part[chosen] for part in states])
+        keep, blocks = min(wanted.keep, num_items), item_blocks(labeller, has_bias)
+        top_k = TopKRows(blocks, labeller.rows, num_items, keep, wanted.temperature, labeller.catalog)
+        return cls(labeller, wanted, has_bias, top_k, kept, targets[chosen])
+
+    @cached_property
+    def exact(self) -> list[Tensor]:
+        """The labels' logits [S, n] in float64; for prob_mean each member's."""
+        return self._logits(self.states)
+
+    def errors(self, candidates: list[tuple[Form, DType]]) -> list[LabelError]:
+        """What ways of keeping the labels do to them; those whose numbers do not fit their type are left out."""
+        found: dict[tuple[Form, DType], tuple[float, float, float]] = {}
+        size = max(1, ROWS_BYTES // (8 * self.top_k.num_items))
+        for first in range(0, len(self.targets), size):
+            rows = slice(first, first + size)
+            part = replace(self, states=self.states[rows], targets=self.targets[rows])
+            for candidate in candidates:
+                largest, *sums = part._figures(*candidate)
+                before = found.get(candidate, (0.0, 0.0, 0.0))
+                found[candidate] = max(before[0], largest), before[1] + sums[0], before[2] + sums[1]
+        return [
+            self._error(*candidate, *figures) for candidate, figures in found.items() if math.isfinite(sum(figures))
+        ]
+
+    def _error(self, form: Form, dtype: DType, largest: float, differences: float, divergences: float) -> LabelError:
+        num_examples, keep = len(self.targets), self.top_k.keep if form == "topk" else None
+        figures = {
+            "largest": largest,
+            "mean": differences / num_examples,
+            "divergence": divergences / num_examples,
+        }
+        rounded = {name: float(f"{value:.{DIGITS}g}") if value > NOISE else 0.0 for name, value in figures.items()}
+        return LabelError(form=form, dtype=dtype, keep=keep, bytes=self._bytes(form, dtype, keep), **rounded)
+
+    def _figures(self, form: Form, dtype: DType) -> tuple[float, float, float]:
+        """The largest difference of logits, and the sums over the examples of the mean ones and of the divergences."""
+        if form == "topk":
+            largest, mean, log_q = self._of_kept(dtype)
+        else:
+            if form == "factored":
+                logits = self._logits(self.states.to(TORCH_TYPES[dtype]))
+            else:
+                logits = [part.float().to(TORCH_TYPES[dtype]).double() for part in self.exact]
+            largest, mean = self._differences(logits)
+            log_q = self._log_q(logits)
+        exact, found = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
+        of, to = (exact, found) if self.wanted.kl == "forward" else (found, exact)
+        return largest, mean * len(self.targets), self._sum((of.exp() * (of - to)).sum())
+
+    def _logits(self, states: Tensor) -> list[Tensor]:
+        combine, widths = self.labeller.combine, self.labeller.widths
+        pieces = [slice(0, sum(widths))]
+        if combine == "prob_mean":
+            ends = list(accumulate(widths, initial=0))
+            pieces = [slice(first, stop) for first, stop in pairwise(ends)]
+        rows = self.top_k.rows
+        found = [torch.zeros(len(states), rows.stop - rows.start, dtype=torch.float64) for _ in pieces]
+        found = [part.to(states.device) for part in found]
+        for block in self.top_k.blocks:
+            held, columns = block.within(rows)
+            for number, (part, piece) in enumerate(zip(found, pieces, strict=True)):
+                part[:, columns] = states[:, piece].double() @ block.weight[held, piece].double().T
+                if block.bias is not None:
+                    part[:, columns] += (block.bias if block.bias.ndim == 1 else block.bias[:, number])[held].double()
+        return found
+
+    def _log_q(self, logits: list[Tensor]) -> Tensor:
+        """log q [S, n] at the temperature."""
+        logs = []
+        for part in logits:
+            t = part / self.wanted.temperature
+            sums = t.logsumexp(1)
+            sums = sums if self.top_k.catalog is None else self.top_k.catalog.log_sum_exp(sums)
+            logs.append(t - sums.unsqueeze(1))
+        shares = self.labeller.weights if len(logs) > 1 and self.labeller.weights else [1 / len(logs)] * len(logs)
+        parts = [log + math.log(share) for log, share in zip(logs, shares, strict=True) if share > 0]
+        return torch.stack(parts).logsumexp(0)
+
+    def _of_kept(self, dtype: DType) -> tuple[float, float, Tensor]:
+        """Largest and mean difference of the kept logits, and log q with the others' mass spread evenly over them."""
+        found, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
+        values = found["values"].to(TORCH_TYPES[dtype]).float()
+        sums = log_sums(values, found["sums"], self.wanted.temperature).double()
+        kept = values.double() / self.wanted.temperature - sums.unsqueeze(1)
+        others = (1 - kept.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)
+        rows = self.top_k.rows
+        log_q = others.log().unsqueeze(1).repeat(1, rows.stop - rows.start)
+        columns = found["items"].long() - 1 - rows.start
+        row, place = ((columns >= 0) & (columns < log_q.shape[1])).nonzero(as_tuple=True)
+        log_q[row, columns[row, place]] = kept[row, place]
+        gaps = (values - found["values"]).abs()
+        return float(gaps.max()), float(gaps.double().mean()), log_q
+
+    def _differences(self, logits: list[Tensor]) -> tuple[float, float]:
+        """Largest and mean difference of logits from the exact ones."""
+        gaps = torch.stack([(a - b).abs() for a, b in zip(logits, self.exact, strict=True)])
+        largest = gaps.max() if gaps.numel() else gaps.new_zeros(())
+        if self.top_k.catalog is not None:
+            largest = self.top_k.catalog.all_max(largest)
+        return float(largest), self._sum(gaps.sum()) / (len(gaps) * len(self.targets) * self.top_k.num_items)
+
+    def _mixed(self, log_q: Tensor) -> Tensor:
+        """log r [S, n] of Eq. 19."""
+        columns = self.targets - 1 - self.top_k.rows.start
+        (row,) = ((columns >= 0) & (columns < log_q.shape[1])).nonzero(as_tuple=True)
+        log_r = log_q - math.log(2)
+        log_r[row, columns[row]] = log_q[row, columns[row]].exp().log1p() - math.log(2)
+        return log_r
+
+    def _sum(self, number: Tensor) -> float:
+        return float(number if self.top_k.catalog is None else self.top_k.catalog.all_sum(number))
+
+    def _bytes(self, form: Form, dtype: DType, keep: int | None) -> int:
+        dataset, labeller = self.labeller.dataset, self.labeller
+        num_examples = dataset.splits["train"].num_examples
+        sizes = form, num_examples, dataset.num_items, labeller.widths, self.has_bias, labeller.combine
+        return label_bytes(*sizes, dtype=dtype, keep=keep)
+
+
+def sampled_rows(dataset: Dataset, most: int) -> Batch:
+    """About `most` training rows, or fewer, drawn from all shards: some groups of each, and rows of these."""
+    random = np.random.default_rng(SAMPLE_SEED)
+    rows: list[np.ndarray] = []
+    num_groups = max(1, SAMPLE_GROUPS // dataset.num_shards)
+    share = -(-most // (dataset.num_shards * num_groups))
+    for number in random.permutation(dataset.num_shards)[:most].tolist():
+        shard = dataset.open_shard("train", number)
+        for group in random.permutation(len(shard.group_rows))[:num_groups].tolist():
+            block = shard.read_group(group)
+            chosen = random.permutation(len(block))[:share].tolist()
+            rows += [block.values[block.starts[row] : block.starts[row + 1]] for row in chosen]
+    items = np.zeros((len(rows), dataset.window), np.int64)
+    for place, row in enumerate(rows):
+        items[place, : len(row)] = row
+    blank = torch.zeros(len(rows), dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    return Batch(torch.from_numpy(items), lengths, torch.ones(len(rows)), blank, blank, blank)

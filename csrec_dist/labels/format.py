@@ -1,0 +1,250 @@
+"""The index of a soft-label cache: what it holds, of which dataset and members, in which files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Self, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from csrec_dist.errors import UserError
+from csrec_dist.files import check_cover, fingerprint, read_json, write_json
+from csrec_dist.labels.combine import Combine, combining_problem
+
+FORMAT_VERSION = 1
+INDEX_NAME = "label_cache.index.json"
+
+Form = Literal["factored", "dense", "topk"]
+FORMS: tuple[Form, ...] = get_args(Form)
+DType = Literal["float32", "float16", "bfloat16"]
+TORCH_TYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class TensorSpec(NamedTuple):
+    """The type and shape of a tensor in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LabelMember(_Value):
+    """One teacher whose logits are in the labels; `fingerprint` is that of its weights."""
+
+    name: str
+    width: PositiveInt
+    fingerprint: str
+
+
+class _StoredFile(_Value):
+    bytes: PositiveInt
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class LabelShard(_StoredFile):
+    """A file with the labels of examples first_example … first_example + num_examples − 1 of train."""
+
+    file: str = Field(pattern=r"^labels-\d{5,}-of-\d{5,}\.safetensors$")
+    first_example: NonNegativeInt
+    num_examples: NonNegativeInt
+
+
+class ItemShard(_StoredFile):
+    """A file with the members' item tables for items first_item … first_item + num_items − 1."""
+
+    file: str = Field(pattern=r"^items-\d{5,}-of-\d{5,}\.safetensors$")
+    first_item: PositiveInt
+    num_items: PositiveInt
+
+
+class LabelError(_Value):
+    """What keeping labels in one form and number type does to them, on a sample of examples.
+
+    `largest` and `mean` are absolute differences of logits (of the kept ones, for topk). `divergence` is the mean, in
+    nats, of KL between the r of Eq. 19 that exact labels give and the r that kept ones give, the items that topk does
+    not keep sharing their mass evenly: KL(r ‖ kept) for the forward direction and KL(kept ‖ r) for the reverse.
+    """
+
+    form: Form
+    dtype: DType
+    keep: PositiveInt | None = None
+    bytes: PositiveInt
+    largest: float
+    mean: float
+    divergence: float
+
+
+class Measured(_Value):
+    """The errors that were measured on `num_examples` examples, at one temperature and direction.
+
+    Where form or number type were chosen by them, `tolerance` is the largest divergence allowed.
+    """
+
+    temperature: float
+    kl: str
+    tolerance: float | None = None
+    num_examples: PositiveInt
+    errors: tuple[LabelError, ...]
+
+
+class LabelSource(_Value):
+    """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine.
+
+    `dtype` is the number type of what is kept for each example (states, logits or values). `keep` and `temperature`
+    are those of top-k labels: items kept of each row, and the T of its log-sum-exp. Raises ValueError when the members
+    cannot be combined like this.
+    """
+
+    form: Form
+    combine: Combine = "logit_mean"
+    weights: tuple[float, ...] | None = None
+    dtype: DType = "float32"
+    keep: PositiveInt | None = None
+    temperature: float | None = Field(None, gt=0)
+    num_examples: NonNegativeInt
+    num_items: PositiveInt
+    members: tuple[LabelMember, ...] = Field(min_length=1)
+    dataset_fingerprint: str
+    id_map_fingerprint: str
+
+    @model_validator(mode="after")
+    def _check_combining(self) -> Self:
+        if problem := combining_problem(self.combine, self.weights, len(self.members), self.form):
+            raise ValueError(problem)
+        if (self.form == "topk") != (self.keep is not None and self.temperature is not None):
+            raise ValueError("keep and temperature belong to topk labels, and to no others")
+        if self.keep is not None and self.keep > self.num_items:
+            raise ValueError(f"{self.keep} items cannot be kept of {self.num_items}")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The members' widths, in member order."""
+        return tuple(member.width for member in self.members)
+
+    def label_tensors(self, num_examples: int) -> dict[str, TensorSpec]:
+        """What a file keeps of `num_examples` examples, by name."""
+        dtype = TORCH_TYPES[self.dtype]
+        if self.form == "factored":
+            return {"states": TensorSpec(dtype, (num_examples, sum(self.widths)))}
+        if self.form == "dense":
+            return {"logits": TensorSpec(dtype, (num_examples, self.num_items))}
+        assert self.keep is not None
+        return {
+            "items": TensorSpec(torch.int32, (num_examples, self.keep)),
+            "logsumexp": TensorSpec(torch.float32, (num_examples,)),
+            "values": TensorSpec(dtype, (num_examples, self.keep)),
+        }
+
+    def item_tensors(self, num_items: int, has_bias: bool) -> dict[str, TensorSpec]:
+        """What a file keeps of `num_items` items, by name."""
+        tensors = {"item_weight": TensorSpec(torch.float32, (num_items, sum(self.widths)))}
+        if has_bias:
+            tensors["item_bias"] = TensorSpec(torch.float32, self.bias_shape(num_items))
+        return tensors
+
+    def bias_shape(self, num_items: int) -> tuple[int, ...]:
+        """The shape of the item bias of `num_items` items: one for all members, or one each for prob_mean."""
+        return (num_items, len(self.members)) if self.combine == "prob_mean" else (num_items,)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on what is set only."""
+        return fingerprint(self.model_dump(mode="json", include=set(LabelSource.model_fields), exclude_none=True))
+
+    def differences(self, other: "LabelSource") -> list[str]:
+        """What differs from `other`, one phrase for each field."""
+        fields = [name for name in LabelSource.model_fields if getattr(self, name) != getattr(other, name)]
+        return [f"{name} ({_short(self, name)} here, {_short(other, name)} wanted)" for name in fields]
+
+
+class LabelIndex(LabelSource):
+    """The whole index. Raises ValueError when the files do not cover the examples and items without gap or overlap."""
+
+    format_version: Literal[1] = 1
+    has_bias: bool
+    measured: Measured | None = None
+    shards: tuple[LabelShard, ...]
+    item_shards: tuple[ItemShard, ...]
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        check_cover("examples", [(s.first_example, s.num_examples) for s in self.shards], 0, self.num_examples)
+        num_items = self.num_items if self.form == "factored" else 0
+        check_cover("items", [(s.first_item, s.num_items) for s in self.item_shards], 1, num_items)
+        return self
+
+    @property
+    def files(self) -> tuple[LabelShard | ItemShard, ...]:
+        """All files of the cache but the index."""
+        return self.shards + self.item_shards
+
+    def write(self, folder: Path | str) -> None:
+        """Write the index into `folder`, atomically."""
+        write_json(Path(folder) / INDEX_NAME, self.model_dump(exclude_none=True))
+
+
+def index_path(folder: Path | str) -> Path:
+    """The file of the index in `folder`; UserError when there is none."""
+    path = Path(folder) / INDEX_NAME
+    if not path.exists():
+        raise UserError(f"{folder} holds no soft-label cache: it has no {INDEX_NAME}. Run `label` first.")
+    return path
+
+
+def read_index(folder: Path | str) -> LabelIndex:
+    """The index in `folder`; UserError when it is missing, of another version, or not a valid index."""
+    path = index_path(folder)
+    value = read_json(path)
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has label format {version}; this version reads {FORMAT_VERSION}. Label again into another folder."
+        )
+    try:
+        return LabelIndex.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "files"
+        raise UserError(f"{path} is damaged: {place}: {first['msg']}. Remove the folder and label again.") from None
+
+
+def label_bytes(
+    form: Form,
+    num_examples: int,
+    num_items: int,
+    widths: Sequence[int],
+    has_bias: bool = False,
+    combine: Combine = "logit_mean",
+    dtype: DType = "float32",
+    keep: int | None = None,
+) -> int:
+    """Bytes of the numbers in a cache of s bytes a number, D being Σ widths.
+
+    Factored s·N·D + 4·V·(D + 1), dense s·N·V, topk N·(K·(s + 4) + 4). Without a bias the factored form takes 4·V less,
+    for prob_mean of m members 4·V·(m − 1) more.
+    """
+    size = TORCH_TYPES[dtype].itemsize
+    if form == "dense":
+        return size * num_examples * num_items
+    if form == "topk":
+        assert keep is not None
+        return num_examples * (min(keep, num_items) * (size + 4) + 4)
+    width, num_biases = sum(widths), len(widths) if combine == "prob_mean" else 1
+    return size * num_examples * width + 4 * num_items * (width + has_bias * num_biases)
+
+
+def _short(source: LabelSource, name: str) -> str:
+    value = getattr(source, name)
+    if name == "weights" and value is not None:
+        return ", ".join(f"{weight:g}" for weight in value)
+    if name == "members":
+        return ", ".join(f"{member.name}:{member.width}:{member.fingerprint[:16]}" for member in value)
+    return str(value)[:16]

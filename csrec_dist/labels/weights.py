@@ -1,0 +1,111 @@
+"""Weights of the members, fitted on validation examples: a convex problem with one number for each member."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.evaluation.scoring import question
+from csrec_dist.labels.labeller import BATCH_ROWS, item_biases
+from csrec_dist.losses import cross_entropy
+from csrec_dist.models import ItemTable, SequentialModel
+
+MOST_EXAMPLES = 20_000
+"""Validation examples that are enough for a handful of weights."""
+
+
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class FittedWeights:
+    """Weights on the simplex, and the mean −log softmax(Σ w_k e_k)_y with equal weights before and with them after."""
+
+    weights: tuple[float, ...]
+    before: float
+    after: float
+
+
+def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: Tensor) -> FittedWeights:
+    """The weights that minimise the mean −log softmax(Σ w_k e_k)_y over the simplex, T being 1.
+
+    It is a convex function of w, being a log-sum-exp of linear functions less a linear one. Value and gradient are
+    computed tile by tile in float64. The weights have 6 decimals and sum to 1 (to rounding); they are the equal
+    ones where those are the best found.
+
+    Args:
+        states: [N, d_k] of each member, for the same N ≥ 1 examples; `tables`: the members'.
+        targets: [N] in 1…V.
+    """
+    loss = _MixedLoss(states, tables, targets)
+    equal = np.full(len(tables), 1 / len(tables))
+    before = loss(equal)[0]
+    found = minimize(
+        loss,
+        equal,
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * len(tables),
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+        options={"ftol": 1e-12, "maxiter": 200},
+    )
+    weights = _on_simplex(found.x)
+    after = loss(weights)[0]
+    if not after < before:
+        weights, after = equal, before
+    return FittedWeights(tuple(weights.tolist()), before, after)
+
+
+@torch.no_grad()
+def validation_states(
+    models: Sequence[SequentialModel], dataset: Dataset, device: torch.device, most: int = MOST_EXAMPLES
+) -> tuple[list[Tensor], Tensor]:
+    """States [N, d_k] of each member, and targets [N], of at most `most` validation examples from all shards.
+
+    Puts the models into eval mode on `device`. What it gives does not depend on the number of ranks.
+    """
+    models = [model.to(device).eval() for model in models]
+    states: list[list[Tensor]] = [[] for _ in models]
+    targets = []
+    share = -(-most // dataset.num_shards)
+    for shard in range(dataset.num_shards):
+        left = share
+        for batch in shard_batches(dataset, "valid", [shard], BATCH_ROWS):
+            histories, found = question(batch.to(device))
+            for kept, model in zip(states, models, strict=True):
+                kept.append(model.encode_last(histories)[:left])
+            targets.append(found[:left])
+            left -= len(targets[-1])
+            if left == 0:
+                break
+    return [torch.cat(kept) for kept in states], torch.cat(targets)
+
+
+class _MixedLoss:
+    """w ↦ (mean NLL, its gradient), for w [m]."""
+
+    def __init__(self, states: Sequence[Tensor], tables: Sequence[ItemTable], targets: Tensor) -> None:
+        self._states = torch.cat([part.detach().double() for part in states], dim=1)
+        self._item_weight = torch.cat([table.weight.detach().double() for table in tables], dim=1)
+        self._biases = item_biases(tables)
+        self._widths = torch.tensor([part.shape[1] for part in states], device=self._states.device)
+        self._targets = targets
+
+    def __call__(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = torch.tensor(w, dtype=torch.float64, device=self._states.device, requires_grad=True)
+        states = self._states * weights.repeat_interleave(self._widths)
+        total, count = cross_entropy(states, self._item_weight, self._targets, item_bias=self._biases @ weights)
+        (gradient,) = torch.autograd.grad(total / count, weights)
+        return (total / count).item(), gradient.cpu().numpy()
+
+
+def _on_simplex(weights: np.ndarray) -> np.ndarray:
+    """The weights with few decimals, none below 0, the largest taking up what rounding leaves."""
+    rounded = np.round(np.clip(weights, 0, None) / np.clip(weights, 0, None).sum(), DECIMALS)
+    rounded[rounded.argmax()] += 1 - rounded.sum()
+    return np.round(rounded, DECIMALS)

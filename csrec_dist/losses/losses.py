@@ -1,0 +1,300 @@
+"""The losses: cross-entropy, the student's and the robust teacher's, as pure functions of tensors.
+
+With `catalog`, item tables (and what is [V] or [V, r] of the noise) are this rank's slice, and the examples are this
+rank's own; what is returned is their loss over the whole catalog. All ranks of the catalog group call the same
+loss, each with any number of examples, and go backward from it with the same factor. The gradient of a slice is
+then that of the summed losses of the whole group.
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from csrec_dist.losses.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
+from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
+from csrec_dist.losses.tiled import CatalogPart, NoiseCosts, Problem, TiledLoss
+from csrec_dist.losses.top_k_labels import TopKLabels
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogSlice
+
+
+class Examples(NamedTuple):
+    """N examples: states [N, d], item rows of the targets [N], weights [N], labels, and M's rows at the targets [N, r].
+
+    `part` says what makes the examples those of a catalog group, and which are this rank's own.
+    """
+
+    states: Tensor
+    places: Tensor
+    weights: Tensor
+    labels: SoftLabels | None
+    observed: Tensor | None
+    part: CatalogPart | None = None
+
+    def of_group(self, catalog: "CatalogSlice") -> "Examples":
+        """These examples among those of all ranks of the group, their labels on this rank's slice.
+
+        States and M's rows are gathered in the type of the weights, in which their gradients are summed over the
+        slices on the way back.
+        """
+        shared, dtype = catalog.share(len(self.states), self.states.device), self.weights.dtype
+        weights = shared.gather(self.weights)
+        own = torch.zeros_like(weights)
+        own[shared.own] = self.weights
+        places, held = catalog.places(shared.gather(self.places + 1))
+        return Examples(
+            shared.gather(self.states.to(dtype)),
+            places,
+            weights,
+            None if self.labels is None else self.labels.shared(shared),
+            None if self.observed is None else shared.gather(self.observed.to(dtype)),
+            CatalogPart(catalog, held, own),
+        )
+
+
+NEGLIGIBLE_BETA = 1e-12
+"""A smaller β does not change the loss in either precision, and the labels are not read."""
+
+
+INFINITE = "is infinite where labels are truncated: use the forward direction, or factored or dense labels"
+
+
+class Loss(NamedTuple):
+    """A loss as scalars: `sum` over the examples (differentiable) and `count` of them, both weighted.
+
+    `cross_entropy` and `divergence` are the detached weighted sums of CE and KL, before (1−β) and β; of the robust
+    loss, those of ℓ_ce and ℓ_r. The divergence is 0 where the labels were not read (β = 0, or no labels).
+    """
+
+    sum: Tensor
+    count: Tensor  # type: ignore[assignment]
+    cross_entropy: Tensor
+    divergence: Tensor
+
+
+class Noise(NamedTuple):
+    """The noise matrix h̃ = M · Nᵀ of Eq. 11: h̃_ij is the logit of observing item i where j is preferred.
+
+    `observed` is M [V, r], `preferred` is N [V, r], row i being item i+1's; `maxima` [V] is max_k h̃_kj for each
+    preferred item j, or what stands in for it. Gradients go to all three.
+    """
+
+    observed: Tensor
+    preferred: Tensor
+    maxima: Tensor
+
+
+def cross_entropy(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    catalog: "CatalogSlice | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy over the full catalog, as (Σ w_i CE_i, Σ w_i).
+
+    `states` [N, d], `item_weight` [V, d] with item i+1 in row i, `targets` [N] in 1…V, `item_bias` [V], `weights`
+    [N]. fp16 and bf16 inputs are computed and summed in fp32, also under autocast; float64 in float64.
+    Raises ValueError when shapes disagree, or targets lie outside 1…V (looked at on the CPU only: on CUDA it
+    would wait for the device, whose own index check answers instead).
+    """
+    loss = _loss(states, item_weight, targets, None, item_bias, weights, catalog)
+    return loss.sum, loss.count
+
+
+def distillation(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    labels: SoftLabels,
+    *,
+    temperature: float,
+    beta: float,
+    kl: str = "reverse",
+    item_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    catalog: "CatalogSlice | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """The student's loss, as (Σ w_i [(1−β) CE_i + β KL_i], Σ w_i): the first two of `distillation_parts`."""
+    return distillation_parts(
+        states, item_weight, targets, labels,
+        temperature=temperature, beta=beta, kl=kl, item_bias=item_bias, weights=weights, catalog=catalog,
+    )[:2]  # fmt: skip
+
+
+def distillation_parts(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    labels: SoftLabels,
+    *,
+    temperature: float,
+    beta: float,
+    kl: str = "reverse",
+    item_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    catalog: "CatalogSlice | None" = None,
+) -> Loss:
+    """The student's loss (paper, Eq. 19 and 20) with its parts.
+
+    Soft labels r = ½(softmax(e/T) + onehot(target)), where e are the logits of `labels` and T the `temperature`,
+    on the labels only. `kl` is "reverse" for KL(p ‖ r) as in Eq. 20, or "forward" for KL(r ‖ p). No gradient
+    goes to `labels`. Shapes, types and errors are those of `cross_entropy`; ValueError also for T ≤ 0, β outside
+    0…1, an unknown `kl`, and labels of another N or V.
+
+    Of top-k labels, KL is that of the kept items and of all others together (`ForwardOfKept`); ValueError for the
+    reverse direction, for another temperature than theirs, and (looked at on the CPU; on CUDA the loss is NaN) for a
+    target that is not kept.
+    """
+    if not temperature > 0 or not 0 <= beta <= 1:
+        raise ValueError(f"need temperature > 0 and 0 <= beta <= 1, got {temperature} and {beta}")
+    if kl not in DIVERGENCES:
+        raise ValueError(f"kl must be one of {', '.join(DIVERGENCES)}, got {kl!r}")
+    _check_labels(labels, states, item_weight, catalog)
+    if beta < NEGLIGIBLE_BETA:
+        return _loss(states, item_weight, targets, None, item_bias, weights, catalog)
+    divergence: Divergence = DIVERGENCES[kl](beta)
+    if isinstance(labels, TopKLabels):
+        _check_kept(labels, targets, temperature, kl)
+        divergence = ForwardOfKept(beta, bool(labels.is_whole))
+    return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, 1 / temperature)
+
+
+def robust(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    labels: SoftLabels,
+    *,
+    alpha: float,
+    noise: Noise | None = None,
+    item_bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    catalog: "CatalogSlice | None" = None,
+) -> Loss:
+    """The main teacher's loss ℓ_t = ℓ_ce + ℓ_r (paper, Eq. 17 and 18), ℓ_r being the `divergence` of the result.
+
+    ℓ_r = α KL(q ‖ p) + (1−α) KL(p ‖ q) + Σ_j [log(1 + exp(−h̃_yj)) + log V + max_k h̃_kj] p_j, where q is the
+    softmax of `labels`, the side teacher's untempered logits, and y the target. Without `noise` the last term, the
+    expectation, is left out. Gradients go to states, item weight, bias and noise. Shapes, types and errors are those
+    of `cross_entropy`; ValueError also for α outside 0…1, labels of another N or V, and noise of another V.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"need 0 <= alpha <= 1, got {alpha}")
+    if isinstance(labels, TopKLabels):
+        raise ValueError(f"the robust loss has both directions of KL, of which the reverse {INFINITE}")
+    _check_labels(labels, states, item_weight, catalog)
+    divergence = Robust(alpha, noise is not None)
+    if noise is None:
+        return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence)
+    _check_noise(noise, item_weight)
+    _check(states, item_weight, targets, item_bias, weights, catalog)
+    return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, noise=noise)
+
+
+def _loss(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    labels: SoftLabels | None,
+    item_bias: Tensor | None,
+    weights: Tensor | None,
+    catalog: "CatalogSlice | None",
+    divergence: Divergence | None = None,
+    scale: float = 1.0,
+    noise: Noise | None = None,
+) -> Loss:
+    """The loss of a divergence, with the costs of the noise if it has any."""
+    _check(states, item_weight, targets, item_bias, weights, catalog)
+    dtype = torch.promote_types(torch.float32, torch.promote_types(states.dtype, item_weight.dtype))
+    weights = states.new_ones(states.shape[0], dtype=dtype) if weights is None else weights.detach().to(dtype)
+    observed = None if noise is None else _rows(noise.observed, targets.long(), catalog)
+    examples = Examples(states, targets.long() - 1, weights, labels, observed)
+    if catalog is not None:
+        examples = examples.of_group(catalog)
+    costs = () if noise is None else (examples.observed, noise.preferred, noise.maxima)
+    factors = (examples.states, item_weight, item_bias, *costs)
+    computed = [None if f is None else f.detach().to(dtype) for f in factors]
+    problem = Problem(
+        FactoredLabels(*computed[:3]),  # type: ignore[arg-type]
+        examples.places,
+        examples.weights,
+        None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
+        divergence or OneHot(),
+        NoiseCosts(*computed[3:], num_items=_num_items(item_weight, catalog)) if costs else None,  # type: ignore
+        examples.part,
+    )
+    parts = TiledLoss.apply(problem, torch.is_grad_enabled(), *factors)
+    return Loss(parts[0], weights.sum(), *parts[1:])
+
+
+def _rows(table: Tensor, items: Tensor, catalog: "CatalogSlice | None") -> Tensor:
+    """The rows of items [N] in 1…V."""
+    return table[items - 1] if catalog is None else catalog.look_up(table, items)
+
+
+def _num_items(item_weight: Tensor, catalog: "CatalogSlice | None") -> int:
+    """V of the whole catalog."""
+    return len(item_weight) if catalog is None else catalog.num_items
+
+
+def _check_labels(labels: SoftLabels, states: Tensor, item_weight: Tensor, catalog: "CatalogSlice | None") -> None:
+    num_items = {len(item_weight)} if catalog is None else {catalog.num_rows, catalog.num_items}
+    if labels.num_examples != len(states) or labels.num_items not in num_items:
+        raise ValueError(
+            f"labels of {labels.num_examples} examples x {labels.num_items} items do not fit states "
+            f"{list(states.shape)} and item_weight {list(item_weight.shape)}"
+        )
+
+
+def _check_kept(labels: TopKLabels, targets: Tensor, temperature: float, kl: str) -> None:
+    if kl != "forward":
+        raise ValueError(f"the {kl} direction {INFINITE}")
+    if not math.isclose(temperature, labels.temperature):
+        raise ValueError(
+            f"top-k labels of temperature {labels.temperature} were read at {temperature}: the sum over the items that "
+            "are not kept is known at their own alone"
+        )
+    if targets.device.type == "cpu" and targets.shape == labels.items.shape[:1] and not labels.keep(targets).all():
+        raise ValueError("a target is not among the kept items of its example: these labels belong to other targets")
+
+
+def _check_noise(noise: Noise, item_weight: Tensor) -> None:
+    num_items = item_weight.shape[0]
+    fits = noise.observed.ndim == 2 and noise.observed.shape == noise.preferred.shape
+    if not fits or len(noise.observed) != num_items or noise.maxima.shape != (num_items,):
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in noise._asdict().items())
+        raise ValueError(f"need noise observed [V, r], preferred [V, r] and maxima [V] with V = {num_items}: {shapes}")
+
+
+def _check(
+    states: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    item_bias: Tensor | None,
+    weights: Tensor | None,
+    catalog: "CatalogSlice | None",
+) -> None:
+    num_items = _num_items(item_weight, catalog)
+    fits = states.ndim == 2 and item_weight.ndim == 2 and states.shape[1] == item_weight.shape[1]
+    fits = fits and targets.shape == states.shape[:1] and num_items > 0
+    fits = fits and (catalog is None or item_weight.shape[0] == catalog.num_rows)
+    fits = fits and (weights is None or weights.shape == states.shape[:1])
+    fits = fits and (item_bias is None or item_bias.shape == item_weight.shape[:1])
+    if not fits:
+        given = ("states", states), ("item_weight", item_weight), ("targets", targets)
+        given += ("item_bias", item_bias), ("weights", weights)  # type: ignore[assignment]
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in given if x is not None)
+        raise ValueError(f"need states [N, d], item_weight [V, d], targets [N], bias [V], weights [N]: {shapes}")
+    if targets.device.type == "cpu" and targets.numel() > 0:
+        least, largest = torch.aminmax(targets)
+        if least < 1 or largest > num_items:
+            raise ValueError(
+                f"targets [{len(targets)}] must lie in 1…{num_items}, with item_weight {list(item_weight.shape)}; "
+                f"got {int(least)}…{int(largest)}"
+            )

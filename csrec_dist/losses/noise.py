@@ -1,0 +1,159 @@
+"""The noise matrix of CSRec-T (Eq. 11), and the main teacher's loss with it (Eq. 18)."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from csrec_dist.losses.losses import Loss, Noise, robust
+from csrec_dist.losses.soft_labels import SoftLabels
+from csrec_dist.losses.tiles import TILE_BYTES
+
+if TYPE_CHECKING:
+    from csrec_dist.distributed.catalog import CatalogSlice
+
+
+Maximum = Literal["exact", "norm"]
+
+
+class NoiseMatrix(nn.Module):
+    """h̃ = M · Nᵀ over V × V pairs of items, of rank r, as parameters.
+
+    `maximum` says what stands for max_k h̃_kj in Eq. 17:
+
+    - "exact": h̃ at the row that was the largest when it was last looked for, every `refresh` steps, in V² · r
+      operations and without a V × V tensor. With `refresh` 1 it is the maximum and Eq. 15 is an upper bound; in the
+      steps between, the value can fall below it, by as much as the parameters have moved, and the bound with it.
+    - "norm": ‖N_j‖ · max_k ‖M_k‖, in V · r operations. By Cauchy–Schwarz it is at least the maximum, so Eq. 15 is
+      always an upper bound, a looser one. For catalogs where V² · r is too much.
+
+    Either depends on the parameters and the number of steps only, so ranks that hold equal parameters agree.
+
+    With `catalog` the parameters and the maximisers are those of this rank's slice of the items. M's slices then go
+    round the catalog group for each search, and its rows at the maximisers at each step.
+    """
+
+    SLICED: ClassVar[tuple[str, ...]] = ("observed", "preferred", "maximisers")
+
+    def __init__(
+        self,
+        num_items: int,
+        rank: int,
+        *,
+        seed: int,
+        maximum: Maximum = "exact",
+        refresh: int = 1,
+        catalog: "CatalogSlice | None" = None,
+    ) -> None:
+        """Normal parameters of standard deviation r^-½ from `seed`, so that h̃ has r^-½ too; a slice is drawn alike."""
+        super().__init__()
+        assert refresh >= 1, f"refresh every {refresh} steps"
+        generator = torch.Generator().manual_seed(seed)
+        if catalog is None:
+            draws = list(torch.randn(2, num_items, rank, generator=generator))
+        else:
+            draws = catalog.drawn(2, rank, lambda rows: rows.normal_(generator=generator))
+        self.observed, self.preferred = (nn.Parameter(draw / rank**0.5) for draw in draws)
+        self.maximum, self.refresh, self.catalog = maximum, refresh, catalog
+        if maximum == "exact":
+            self.register_buffer("maximisers", torch.zeros(len(self.observed), dtype=torch.int64))
+            self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Noise:
+        """M, N and the column maxima, differentiable; in training mode this counts a step."""
+        maxima = self._exact() if self.maximum == "exact" else self._norm()
+        return Noise(self.observed, self.preferred, maxima)
+
+    def _exact(self) -> Tensor:
+        """h̃ at the kept maximisers; the gradient of max_k goes to the maximiser's row."""
+        maximisers, num_steps = self.get_buffer("maximisers"), self.get_buffer("num_steps")
+        if int(num_steps) % self.refresh == 0:
+            maximisers.copy_(self._search())
+        if self.training:
+            num_steps += 1
+        rows = maximisers.clone()  # kept for the backward pass, while the next search writes over the buffer
+        at_rows = self.observed[rows] if self.catalog is None else self.catalog.look_up(self.observed, rows + 1)
+        return (at_rows * self.preferred).sum(1)
+
+    def _search(self) -> Tensor:
+        """argmax_k h̃_kj of each j, among all rows of M."""
+        observed, preferred = self.observed.detach(), self.preferred.detach()
+        if self.catalog is None:
+            return column_maxima(observed, preferred)[1]
+        values = preferred.new_full((len(preferred),), -torch.inf)
+        places = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
+        for first, block in self.catalog.row_blocks(observed):
+            found, place = column_maxima(block, preferred)
+            better = found > values
+            values, places = torch.where(better, found, values), torch.where(better, place + first, places)
+        return places
+
+    def _norm(self) -> Tensor:
+        return torch.linalg.vector_norm(self.preferred, dim=1) * torch.linalg.vector_norm(self._longest())
+
+    def _longest(self) -> Tensor:
+        """The longest row [r] of M, the first of several."""
+        norms = torch.linalg.vector_norm(self.observed.detach(), dim=1)
+        if self.catalog is None:
+            return self.observed[norms.argmax()]
+        place = int(norms.argmax()) if len(norms) else 0
+        own = norms[place] if len(norms) else norms.new_tensor(-torch.inf)
+        places = self.catalog.group.all_gather(torch.tensor(self.catalog.first + place, device=norms.device))
+        item = places[self.catalog.group.all_gather(own).argmax()] + 1
+        return self.catalog.look_up(self.observed, item)
+
+
+def column_maxima(observed: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
+    """max_k and argmax_k (the first, where several are equal) of h̃_kj = M_k · N_j for each j, both [V].
+
+    `observed` is M and `preferred` N, [V, r], or some rows of either. Exact, tile by tile: no V × V tensor.
+    """
+    most = TILE_BYTES.get(observed.device.type, TILE_BYTES["cpu"]) // observed.element_size()
+    size = max(1, int(most**0.5))
+    values = preferred.new_full((len(preferred),), -torch.inf)
+    places = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
+    with torch.autocast(observed.device.type, enabled=False):
+        for first in range(0, len(preferred), size):
+            columns = slice(first, first + size)
+            for start in range(0, len(observed), size):
+                found, place = (preferred[columns] @ observed[start : start + size].T).max(1)
+                better = found > values[columns]
+                values[columns] = torch.where(better, found, values[columns])
+                places[columns] = torch.where(better, place + start, places[columns])
+    return values, places
+
+
+class ItemTable(Protocol):
+    """What an loss reads of a model's item table."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, d], item i+1's in row i."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[V], or None."""
+
+    @property
+    def catalog(self) -> "CatalogSlice | None":
+        """The slice of the catalog that the table is, or None for a whole one."""
+
+
+class RobustLoss(nn.Module):
+    """The main teacher's loss ℓ_t (Eq. 18) as a training loss, with the noise matrix trained in it.
+
+    Without `noise` the expectation term is left out.
+    """
+
+    def __init__(self, alpha: float, noise: NoiseMatrix | None = None) -> None:
+        super().__init__()
+        self.alpha, self.noise = alpha, noise
+
+    def forward(self, states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
+        """The loss of states [N, d] with targets [N], whose `labels` are the side teacher's."""
+        assert labels is not None
+        noise = self.noise() if self.noise is not None else None
+        return robust(
+            states, table.weight, targets, labels,
+            alpha=self.alpha, noise=noise, item_bias=table.bias, catalog=table.catalog,
+        )  # fmt: skip

@@ -1,0 +1,137 @@
+"""Figures of a report: curves of trainings, and diagrams of metrics."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from csrec_dist.files import atomic_path
+from csrec_dist.runs.folder import RunFolder
+
+LOSS_PARTS = {"loss": "-", "cross_entropy": "--", "divergence": ":"}
+SIZE = (8, 3.8)  # inches
+DOTS_PER_INCH = 120
+
+
+def draw_curves(run: RunFolder, folder: Path) -> dict[str, Path]:
+    """Write loss.png and validation.png into `folder`; their paths by title, empty when nothing was trained here."""
+    epochs = {run.title(name): training["epochs"] for name, training in run.trainings.items() if "epochs" in training}
+    if not epochs:
+        return {}
+    return {
+        "Training loss and its parts": _draw(folder / "loss.png", "loss per example", _losses(epochs)),
+        "Validation NDCG@10": _draw(folder / "validation.png", "NDCG@10", _validation(epochs)),
+    }
+
+
+Meter = tuple[str, str, str, list[int], list[float]]  # label, colour, line style, epochs from 1, values
+
+
+def _losses(epochs: dict[str, list[dict]]) -> list[Meter]:
+    """The parts of each model's loss; parts that are the loss itself, or zero throughout, are left out."""
+    curves = []
+    for number, (title, points) in enumerate(epochs.items()):
+        for part, style in LOSS_PARTS.items():
+            values = [point[part] for point in points]
+            if part == "loss" or (any(values) and values != [point["loss"] for point in points]):
+                curves.append((f"{title}: {part.replace('_', '-')}", f"C{number}", style, _numbers(points), values))
+    return curves
+
+
+def _validation(epochs: dict[str, list[dict]]) -> list[Meter]:
+    return [
+        (title, f"C{number}", "-", _numbers(points), [point["valid"]["ndcg@10"] for point in points])
+        for number, (title, points) in enumerate(epochs.items())
+    ]
+
+
+def _numbers(points: list[dict]) -> list[int]:
+    return [point["epoch"] + 1 for point in points]
+
+
+def _draw(path: Path, ylabel: str, curves: list[Meter]) -> Path:
+    figure, axes = new_figure()
+    for label, colour, style, numbers, values in curves:
+        axes.plot(numbers, values, style, color=colour, label=label, marker="." if len(values) == 1 else None)
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return save_figure(figure, path)
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """A figure of the report's size with one plot, which needs no display."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure, its legend beside the plot, as PNG; the path."""
+    figure.legend(fontsize="small", loc="outside right upper")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+    return path
+
+
+DECILES = "NDCG@10 by decile of the target's popularity"
+RELIABILITY = "Reliability: accuracy by confidence"
+LARGEST_MARK, SMALLEST_MARK = 150.0, 6.0  # square points
+FEWEST_ROWS = 10
+"""Bins with fewer are not drawn: their accuracy says nothing."""
+
+Bins = Sequence[Mapping[str, Any]]
+
+
+def draw_diagrams(run: RunFolder, folder: Path) -> dict[str, Path]:
+    """Write deciles.png and reliability.png into `folder`; the paths of those that have something to show, by title."""
+    deciles = {row.title: row.groups["popularity_decile"] for row in run.results if "popularity_decile" in row.groups}
+    filled = {row.title: _filled(row.calibration["bins"]) for row in run.results if row.calibration}
+    bins = {title: kept for title, kept in filled.items() if kept}
+    drawn = {}
+    if deciles:
+        drawn[DECILES] = _draw_deciles(deciles, folder / "deciles.png")
+    if bins:
+        drawn[RELIABILITY] = _draw_reliability(bins, folder / "reliability.png")
+    return drawn
+
+
+def _draw_deciles(deciles: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> Path:
+    """A line for each model; a gap where no target is of the decile."""
+    figure, axes = new_figure()
+    for title, groups in deciles.items():
+        values = [math.nan if group["ndcg@10"] is None else group["ndcg@10"] for group in groups.values()]
+        axes.plot(list(groups), values, marker="o", markersize=4, label=title)
+    axes.set(xlabel="decile of the items, 1 the most popular", ylabel="NDCG@10")
+    axes.set_ylim(bottom=0)
+    return save_figure(figure, path)
+
+
+def _filled(bins: Bins) -> Bins:
+    return [each for each in bins if each["count"] >= FEWEST_ROWS]
+
+
+def _draw_reliability(models: Mapping[str, Bins], path: Path) -> Path:
+    """Accuracy over mean confidence of each bin, marks as large as the share of rows in it."""
+    figure, axes = new_figure()
+    for number, (title, bins) in enumerate(models.items()):
+        _draw_bins(axes, f"C{number}", title, bins)
+    limit = 1.05 * max(each[name] for bins in models.values() for each in bins for name in ("confidence", "accuracy"))
+    axes.plot([0, limit], [0, limit], "--", color="gray", linewidth=1, label="calibrated")
+    xlabel = f"mean confidence of a bin of at least {FEWEST_ROWS} rows; a larger mark holds more rows"
+    axes.set(xlabel=xlabel, ylabel="accuracy")
+    return save_figure(figure, path)
+
+
+def _draw_bins(axes: Axes, colour: str, title: str, bins: Bins) -> None:
+    places = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
+    total = sum(each["count"] for each in bins)
+    sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * each["count"] / total for each in bins]
+    axes.plot(*places, color=colour, linewidth=1, alpha=0.6, label=title)
+    axes.scatter(*places, sizes, color=colour)

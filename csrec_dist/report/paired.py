@@ -1,0 +1,210 @@
+"""Whether two models differ on the same test rows, each perhaps trained with several seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import polars as pl
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from csrec_dist.errors import UserError
+from csrec_dist.evaluation.groups import rating_group
+from csrec_dist.evaluation.metrics import ndcg, recall, reciprocal_rank
+from csrec_dist.evaluation.significance import Paired, paired
+from csrec_dist.report.tables import metric_title
+from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.records import StageRecords
+
+METRICS = {"recall": recall, "ndcg": ndcg, "mrr": reciprocal_rank}
+SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their place in `rating_group`
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model of one run, and what its evaluation was made of."""
+
+    run: RunFolder
+    model: str
+
+    @property
+    def name(self) -> str:
+        """The run's name, and the model's unless it is the student."""
+        return self.run.config.name + ("" if self.model == "student" else f":{self.model}")
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        """What has to be the same for two models to be compared; UserError when the run is not evaluated."""
+        inputs = StageRecords(self.run.folder).require("evaluate").inputs
+        options = self.run.config.evaluation
+        return {
+            "dataset": inputs.get("dataset"),
+            "evaluation.exclude_seen": options.exclude_seen,
+            "evaluation.min_rating": options.min_rating,
+        }
+
+    @property
+    def path(self) -> Path:
+        """Where its ranks are, if it has some."""
+        return self.run.folder / "ranks" / f"{self.model}-test.parquet"
+
+    @property
+    def ranks(self) -> pl.DataFrame:
+        """The ranks of its test targets, by row."""
+        if not self.path.exists():
+            raise UserError(
+                f"{self.path} is missing: the run has no model {self.model}, or an earlier version evaluated it; then "
+                "evaluate again with --restart evaluate."
+            )
+        return pl.read_parquet(self.path)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric: two models paired on the same rows, and with several seeds the difference of each."""
+
+    metric: str  # as in metrics.json
+    paired: Paired
+    differences: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The names of both sides, the seeds of each pair of runs, and a line for each metric."""
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+def parse_side(text: str) -> list[Evaluated]:
+    """The models that RUN[:MODEL][,RUN[:MODEL]…] names; the model is the student unless said.
+
+    Raises:
+        UserError: a folder is not a run's.
+    """
+    return [_parse_one(part) for part in text.split(",")]
+
+
+def _parse_one(text: str) -> Evaluated:
+    folder, colon, model = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Evaluated(RunFolder(text), "student")
+    return Evaluated(RunFolder(folder), model)
+
+
+def compare_models(
+    first: str, second: str, *, top_n: Sequence[int] = (10,), num_resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Recall, NDCG and MRR at each n of two models, paired by row; with ratings the filtered and adverse ones too.
+
+    Each side is RUN[:MODEL], or several of these with commas between: the same model trained with several seeds.
+    Seeds are paired; a row's value is its mean over the seeds, so that rows, not seeds, are the sample.
+
+    Raises:
+        UserError: a side is not a run or not evaluated, the sides have different seeds, they were evaluated on
+            different datasets, rows or options, or a cut-off is less than 1.
+    """
+    if min(top_n) < 1:
+        raise UserError(f"Metrics at {min(top_n)} items were asked for; a cut-off is at least 1, e.g. -n 5 10.")
+    sides = _paired_by_seed(parse_side(first), parse_side(second))
+    _check_protocol([model for side in sides for model in side])
+    tables = [[model.ranks for model in side] for side in sides]
+    _check_rows(sides, tables)
+    ranks = [torch.stack([_column(table, "rank") for table in side]) for side in tables]
+    ratings = rating_group(_column(tables[0][0], "rating").float(), sides[0][0].run.config.evaluation.min_rating)
+    lines = compare_ranks(ranks[0], ranks[1], ratings, top_n=top_n, num_resamples=num_resamples, seed=seed)
+    first_names, second_names = (tuple(model.name for model in side) for side in sides)
+    return Comparison(first_names, second_names, tuple(lines))
+
+
+def compare_ranks(
+    first: Tensor, second: Tensor, ratings: Tensor, *, top_n: Sequence[int], num_resamples: int = 2000, seed: int = 0
+) -> list[Line]:
+    """Recall, NDCG and MRR at each n of two sides, whose targets have these ranks [S, N]: S seeds, N rows in one order.
+
+    `ratings` [N] are the rows' places among `rating_group`'s groups, for the filtered and the adverse metrics. Metrics
+    of fewer than two rows are left out.
+    """
+    lines = []
+    for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
+        rows = ratings == SIGNS[sign] if sign else torch.ones_like(ratings, dtype=torch.bool)
+        if int(rows.sum()) > 1 and not (sign and metric == "mrr"):
+            values = [METRICS[metric](side[:, rows], n).numpy() for side in (first, second)]
+            found = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
+            lines.append(Line(f"{metric}{sign}@{n}", found, tuple((values[1] - values[0]).mean(1).tolist())))
+    return lines
+
+
+def _column(table: pl.DataFrame, name: str) -> Tensor:
+    """A column as a tensor, NaN where a value is missing."""
+    column = table[name]
+    return torch.from_numpy((column if column.dtype.is_integer() else column.fill_null(float("nan"))).to_numpy().copy())
+
+
+def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[list[Evaluated], list[Evaluated]]:
+    """Both sides in the order of their seeds, which are the same; one model each is a pair whatever its seed."""
+    if len(first) == len(second) == 1:
+        return first, second
+    sides = [sorted(side, key=lambda model: model.run.config.seed) for side in (first, second)]
+    seeds = [[model.run.config.seed for model in side] for side in sides]
+    if seeds[0] != seeds[1] or len(set(seeds[0])) < len(seeds[0]):
+        raise UserError(
+            f"Runs are paired by their seeds, but one side has seeds {seeds[0]}, the other {seeds[1]}: give each "
+            "seed once on both sides."
+        )
+    return sides[0], sides[1]
+
+
+def _check_protocol(models: list[Evaluated]) -> None:
+    one = models[0]
+    for other in models[1:]:
+        differing = [key for key, value in one.protocol.items() if other.protocol[key] != value]
+        if differing:
+            raise UserError(
+                f"{one.name} and {other.name} cannot be compared: they were evaluated with different "
+                f"{' and '.join(differing)}. Compare runs of one dataset and one evaluation."
+            )
+
+
+def _check_rows(sides: Sequence[list[Evaluated]], tables: list[list[pl.DataFrame]]) -> None:
+    columns = ["row", "user", "target"]
+    one, name = tables[0][0].select(columns), sides[0][0].name
+    if len(one) < 2:
+        raise UserError(f"{name} has {len(one)} test rows; at least two are needed to compare models.")
+    for side, models in zip(tables, sides, strict=True):
+        for table, model in zip(side, models, strict=True):
+            if not table.select(columns).equals(one):
+                raise UserError(f"{name} and {model.name} cannot be compared: their test rows or targets differ.")
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The comparison for the terminal; * marks p < 0.05."""
+    first, second = (", ".join(names) for names in (comparison.first, comparison.second))
+    table = Table(title=f"A  {first}\nB  {second}", title_justify="left", caption="* p < 0.05, paired t-test")
+    table.add_column("metric", no_wrap=True)
+    for name in ("rows", "A", "B", "B − A", "%", "95 % interval", "p", *["seeds B > A"] * (len(comparison.first) > 1)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in comparison.lines:
+        table.add_row(metric_title(line.metric), *_cells(line), style="bold" if line.paired.is_significant else None)
+    return table
+
+
+def _cells(line: Line) -> list[str]:
+    found = line.paired
+    change = f"{found.difference / found.first:+.1%}" if found.first else "–"
+    mark = "*" if found.is_significant else " "
+    num_seeds = len(line.differences)
+    better = [f"{sum(value > 0 for value in line.differences)} of {num_seeds}"] if num_seeds > 1 else []
+    return [
+        f"{found.count:,}",
+        f"{found.first:.4f}",
+        f"{found.second:.4f}",
+        f"{found.difference:+.4f}",
+        change,
+        f"{found.low:+.4f} … {found.high:+.4f}",
+        f"{found.p_value:.2g}{mark}",
+        *better,
+    ]

@@ -1,0 +1,85 @@
+"""Several runs in one table; runs that differ in their seeds only are taken together, mean ± standard deviation."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from csrec_dist.files import fingerprint, flatten
+from csrec_dist.report.tables import NONE
+from csrec_dist.runs.folder import RunFolder
+
+METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
+NOT_SETTINGS = {"name", "seed", "output"}
+
+
+def compare(folders: Sequence[Path | str]) -> Table:
+    """The test metrics of several runs side by side, for the terminal.
+
+    Runs whose configs differ in name, output and seed only are taken together: mean ± sample standard
+    deviation over them. Below the runs' names stand the settings in which the groups differ.
+
+    Raises:
+        UserError: one of the folders is not a run's.
+    """
+    groups = _groups([RunFolder(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)])
+    table = Table(title="full catalog, test", title_justify="left")
+    table.add_column("runs", overflow="fold")
+    for name in ("model", "seeds", *METRICS.values()):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    for runs, differing in zip(groups, _differing(groups), strict=True):
+        head = [", ".join(run.config.name for run in runs), *differing]
+        models = _by_model(runs)
+        table.add_row(
+            Text("\n".join(head)),
+            "\n".join(models),
+            "\n".join(str(sum(map(bool, rows))) for rows in models.values()),
+            *("\n".join(_spread(rows, name) for rows in models.values()) for name in METRICS),
+            end_section=True,
+        )
+    return table
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation of several values, one value as it is, a dash for none."""
+    if not values:
+        return NONE
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def _spread(rows: list[dict[str, float]], name: str) -> str:
+    return spread([row[name] for row in rows if name in row])
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    values = flatten(run.config.dump())
+    return {key: value for key, value in values.items() if key not in NOT_SETTINGS}
+
+
+def _groups(runs: list[RunFolder]) -> list[list[RunFolder]]:
+    groups: defaultdict[str, list[RunFolder]] = defaultdict(list)
+    for run in runs:
+        groups[fingerprint(_settings(run))].append(run)
+    return list(groups.values())
+
+
+def _differing(groups: list[list[RunFolder]]) -> list[list[str]]:
+    """For each group its settings that are not the same in all groups."""
+    settings = [_settings(runs[0]) for runs in groups]
+    keys = sorted({key for each in settings for key in each})
+    varied = [key for key in keys if len({fingerprint(each.get(key)) for each in settings}) > 1]
+    return [[f"{key}={each[key]}" for key in varied if key in each] for each in settings]
+
+
+def _by_model(runs: list[RunFolder]) -> dict[str, list[dict[str, float]]]:
+    """Test metrics of each model in each run of a group, by the model's title."""
+    found: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    for run in runs:
+        for row in run.results:
+            found[row.title].append(row.test)
+    return dict(found)

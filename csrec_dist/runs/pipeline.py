@@ -1,0 +1,199 @@
+"""The way from a raw log to a distilled student: stages in their order, each done once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from csrec_dist.config import Config
+from csrec_dist.distributed import Runtime, engines, set_deterministic
+from csrec_dist.distributed.layout import check_catalog_parallel
+from csrec_dist.environment import environment
+from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.files import write_text
+from csrec_dist.memory import explained
+from csrec_dist.runs.lock import RunLock
+from csrec_dist.runs.threads import threads_of_run
+from csrec_dist.runs.records import Record
+from csrec_dist.files import flatten
+from csrec_dist.runs.stages import distill
+from csrec_dist.runs.stages import evaluate
+from csrec_dist.runs.stages import label
+from csrec_dist.runs.stages import prepare
+from csrec_dist.runs.stages import teach
+from csrec_dist.runs.run import Run
+from csrec_dist.runs.stages.stage import Stage
+from csrec_dist.runs.starting import Way, refuse_foreign, ways
+from csrec_dist.training.telemetry import measured
+
+PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, ("dataset",))
+TEACH = Stage("teach", ("prepare",), teach.inputs, teach.work, ("teachers",), teach.check, teach.trainings)
+LABEL = Stage("label", ("teach",), label.inputs, label.work, ("labels",), label.check)
+DISTILL = Stage(
+    "distill", ("prepare", "label"), distill.inputs, distill.work, ("student",), distill.check, distill.trainings
+)
+BASELINE = Stage(
+    "baseline",
+    ("prepare",),
+    distill.baseline_inputs,
+    distill.baseline_work,
+    ("base",),
+    distill.check_baseline,
+    distill.baseline_trainings,
+)
+EVALUATE = Stage(
+    "evaluate",
+    ("teach", "distill", "baseline"),
+    evaluate.inputs,
+    evaluate.work,
+    ("metrics.json", "ranks"),
+    evaluate.check,
+    free="evaluation",
+)
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages that the method needs, in order."""
+    teaching = [TEACH, LABEL] if config.num_members else []
+    return [PREPARE, *teaching, DISTILL, *([BASELINE] if config.baseline else []), EVALUATE]
+
+
+def execute(
+    config: Config,
+    runtime: Runtime,
+    names: Sequence[str] | None = None,
+    restart: str | None = None,
+    *,
+    keep_threads: bool = False,
+) -> Run:
+    """Do the stages called `names` (all of the method's when None), those that are done already excepted.
+
+    `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first stage
+    that is to be done has found what it reads. `keep_threads`: a run that goes on computes with as many threads as it
+    began with, whatever this process has. Every rank calls this.
+
+    Raises:
+        UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
+            engine cannot start, or another process uses the run's folder.
+    """
+    run = Run(config, runtime)
+    plan = stages_of(config)
+    set_deterministic(config.distributed.deterministic)
+    with shared_errors():
+        chosen = choose(config, plan, names, restart)
+        check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
+        engines.check(config.distributed.engine, config.distributed.deepspeed)
+    with _in_use(run):
+        decided = runtime.on_main(lambda: _open(run, plan, chosen, restart))
+        with run.log("run") as log, threads_of_run(run.folder, runtime, log.say, keep_threads):
+            for stage in chosen:
+                _execute(run, stage, plan, decided[stage.name], restart)
+        runtime.on_main(lambda: _close(run))
+    return run
+
+
+@contextmanager
+def _in_use(run: Run) -> Iterator[None]:
+    """Within the block the run's folder is taken: rank 0 has its lock."""
+    lock = RunLock(run.folder)
+
+    def take() -> None:
+        refuse_foreign(run.folder)
+        lock.acquire()
+
+    run.runtime.on_main(take)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, restart: str | None) -> list[Stage]:
+    """The stages to do; UserError for a stage that the run does not have."""
+    chosen = [stage for stage in plan if names is None or stage.name in names]
+    if not chosen:
+        hint = " Set baseline: true." if names == ["baseline"] and config.method != "base" else ""
+        raise UserError(f"A run of method {config.method} has no stage {', '.join(names or [])}.{hint}")
+    if restart is not None and restart not in [stage.name for stage in chosen]:
+        raise UserError(f"--restart {restart}: this command does {', '.join(stage.name for stage in chosen)}.")
+    return chosen
+
+
+def _open(run: Run, plan: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
+    """Carry out what a killed process left half done, and decide; what does not fit is refused, nothing written."""
+    run.restarts.recover()
+    return ways(run, plan, chosen, restart)
+
+
+def _close(run: Run) -> None:
+    _write_config(run)
+    run.restarts.conclude()
+
+
+def _write_config(run: Run) -> None:
+    """Write the config down, unless it stands there already."""
+    path, text = run.folder / "config.yaml", run.config.to_yaml()
+    try:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    except OSError as error:
+        raise UserError(f"The run's folder {run.folder} cannot be written: {error.strerror}.") from None
+
+
+def dependents(plan: list[Stage], name: str) -> list[Stage]:
+    """The stages that depend on the one called `name`."""
+    names = {name}
+    for stage in plan:
+        if names.intersection(stage.needs):
+            names.add(stage.name)
+    return [stage for stage in plan if stage.name in names - {name}]
+
+
+def _execute(run: Run, stage: Stage, plan: list[Stage], way: Way, restart: str | None) -> None:
+    runtime = run.runtime
+    if way == "leave":
+        with run.log(stage.name) as log:
+            log.say("done already")
+        return
+    inputs = runtime.on_main(lambda: stage.inputs(run))
+    stage.check(run, inputs)
+    is_beside = runtime.on_main(lambda: _begin(run, stage, inputs, way, restart))
+    run.beside = stage.all_leaves if is_beside else ()
+    runtime.watch.at(stage.name)
+    with measured(runtime.watch.waits) as usage, _memory_explained(run, stage):
+        outputs = stage.work(run, inputs)
+    usages = runtime.world.gather_objects(asdict(usage))
+    runtime.on_main(
+        lambda: _finish(run, stage, plan, Record(flatten(inputs), outputs, usages, environment(runtime.world_size)))
+    )
+    run.beside = ()
+
+
+def _begin(run: Run, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:
+    """Write down that a stage begins; whether it is done beside its old result."""
+    _write_config(run)
+    begun = run.restarts.begun_with(stage.name)
+    if way == "do" and begun is None:
+        return False
+    if way != "resume":
+        copied = [leaf for leaf in stage.all_leaves if way == "continue" and (run.folder / leaf).exists()]
+        run.restarts.begin(stage.name, inputs, stage.all_leaves, copied)
+    if stage.name == restart:
+        run.restarts.set_request(restart)
+    return True
+
+
+def _finish(run: Run, stage: Stage, plan: list[Stage], record: Record) -> None:
+    if run.beside:
+        stale = {each.name: each.all_leaves for each in dependents(plan, stage.name)}
+        run.restarts.replace(stage.name, record, stage.all_leaves, stale)
+    else:
+        run.records.finish(stage.name, record)
+
+
+def _memory_explained(run: Run, stage: Stage) -> AbstractContextManager[None]:
+    """For the stages that hold item tables."""
+    if stage is PREPARE:
+        return nullcontext()
+    widest = max(model.width for model in [run.config.model, *run.config.teacher_models])
+    return explained(stage.name, run.dataset.num_items, widest, run.config.distributed.catalog_parallel)

@@ -1,0 +1,132 @@
+"""Stages done again: a new result is made in `restart/` and takes the old one's place when it is whole."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.files import read_json, write_json
+from csrec_dist.runs.records import Record, StageRecords
+from csrec_dist.files import flatten
+
+FOLDER = "restart"
+
+
+class Restarts:
+    """The folder `restart/` of a run: a mirror of the run's, with what is being made beside an old result.
+
+    `<stage>.begun.json` says with which inputs a stage was begun there. It names none where the stage has to be done
+    again because an earlier one was: its old result stands until then, without a record. `<stage>.replaces.json` is
+    there from the moment that a new result is whole until it has taken the old one's place; a start that finds it
+    carries the replacement out. `request.json` names the stage of a `--restart` that did not come to its end.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.folder = run_folder / FOLDER
+        self._run_folder, self._book = run_folder, StageRecords(run_folder)
+
+    def begun_with(self, stage: str) -> dict[str, Any] | None:
+        """The flat inputs with which a stage was begun beside its old result, {} when it has yet to be; else None."""
+        path = self._begun(stage)
+        return read_json(path)["inputs"] if path.exists() else None
+
+    def begin(self, stage: str, inputs: dict[str, Any], leaves: Sequence[str], copied: Sequence[str] = ()) -> None:
+        """Make room for a new result, and remove what an earlier attempt has left there.
+
+        `copied` are those of the leaves that the new result begins as copies of: hard links where the file system
+        has them, since the files of a run are replaced and never changed.
+        """
+        self._begun(stage).unlink(missing_ok=True)
+        for leaf in leaves:
+            remove(self.folder / leaf)
+        for leaf in copied:
+            shutil.copytree(self._run_folder / leaf, self.folder / leaf, copy_function=_link_or_copy)
+        write_json(self._begun(stage), {"inputs": flatten(inputs)})
+
+    def replace(
+        self, stage: str, record: Record, leaves: Sequence[str], dependents: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Put a new result, which is whole, into the old one's place.
+
+        The stages that depend on it (and what they leave) lose their records first; their results stand until theirs
+        are made again.
+        """
+        stale = [name for name, theirs in dependents.items() if self._has_result(name, theirs)]
+        present = [leaf for leaf in leaves if (self.folder / leaf).exists()]
+        plan = {"record": asdict(record), "leaves": list(leaves), "present": present, "dependents": stale}
+        write_json(self._replaces(stage), plan)
+        self._carry_out(stage)
+
+    def recover(self) -> None:
+        """Carry out the replacements that were cut off."""
+        for path in self.folder.glob("*.replaces.json"):
+            self._carry_out(path.name.removesuffix(".replaces.json"))
+
+    @property
+    def request(self) -> str | None:
+        """The stage that a `--restart` named which did not come to its end."""
+        path = self.folder / "request.json"
+        return read_json(path)["stage"] if path.exists() else None
+
+    def set_request(self, stage: str) -> None:
+        """Note that `--restart` names this stage."""
+        write_json(self.folder / "request.json", {"stage": stage})
+
+    def conclude(self) -> None:
+        """A command has come to its end: the request is met unless its stage is still begun. An empty folder goes."""
+        if self.request and self.begun_with(self.request) is None:
+            (self.folder / "request.json").unlink()
+        if self.folder.exists() and not any(path.is_file() for path in self.folder.rglob("*")):
+            shutil.rmtree(self.folder)
+
+    def _begun(self, stage: str) -> Path:
+        return self.folder / f"{stage}.begun.json"
+
+    def _replaces(self, stage: str) -> Path:
+        return self.folder / f"{stage}.replaces.json"
+
+    def _has_result(self, stage: str, leaves: Sequence[str]) -> bool:
+        return self._book.path(stage).exists() or any((self._run_folder / leaf).exists() for leaf in leaves)
+
+    def _carry_out(self, stage: str) -> None:
+        """Each step may have been done before, in a process that was killed."""
+        plan = read_json(self._replaces(stage))
+        for dependent in plan["dependents"]:
+            write_json(self._begun(dependent), {"inputs": {}})
+            self._book.path(dependent).unlink(missing_ok=True)
+        self._book.path(stage).unlink(missing_ok=True)
+        for leaf in plan["leaves"]:
+            if leaf not in plan["present"]:
+                remove(self._run_folder / leaf)
+            elif (self.folder / leaf).exists():
+                self._move(leaf)
+        remove(self.folder / ".old")
+        self._book.finish(stage, Record(**plan["record"]))
+        self._begun(stage).unlink(missing_ok=True)
+        self._replaces(stage).unlink()
+
+    def _move(self, leaf: str) -> None:
+        """Put one file or folder in the place of the old one, which is out of the way at once."""
+        old, aside = self._run_folder / leaf, self.folder / ".old"
+        remove(aside)
+        if old.exists() or old.is_symlink():
+            os.replace(old, aside)
+        old.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.folder / leaf, old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,179 @@
+"""Stage evaluate: every trained model of the run on validation and test, and the members against each other."""
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from csrec_dist import models
+from csrec_dist.config import Config
+from csrec_dist.data.order import owned_shards
+from csrec_dist.data.batches import Batch
+from csrec_dist.evaluation.diversity import DiversitySums, compare_members
+from csrec_dist.evaluation.report_card import Asked, Examination
+from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
+from csrec_dist.evaluation.per_row import (
+    RANKS_SCHEMA,
+    Columns,
+    TargetFacts,
+    diversity_schema,
+    join_parts,
+    write_part,
+)
+from csrec_dist.evaluation.scoring import COMBINE, alone
+from csrec_dist.files import write_json
+from csrec_dist.labels import read_index
+from csrec_dist.models import SequentialModel
+from csrec_dist.runs.run import Run, check_dataset, check_weights_of, cut_offs, evaluate_model, evaluation_batches
+
+
+def trained_models(run: Run) -> dict[str, Path]:
+    """Folder of each trained model of the run: the student first."""
+    folders = {"student": run.folder / "student"}
+    if run.config.baseline:
+        folders["base"] = run.folder / "base"
+    return folders | {name: run.member_folder(name) for name in run.config.member_names}
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """Dataset, all weights and the options of the evaluation."""
+    inputs = {
+        "dataset": run.records.require("prepare").outputs["fingerprint"],
+        "student": run.records.require("distill").outputs["weights"],
+        "evaluation": run.config.evaluation.model_dump(mode="json"),
+    }
+    if run.config.num_members:
+        inputs["members"] = run.records.require("teach").outputs["members"]
+    if run.config.baseline:
+        inputs["base"] = run.records.require("baseline").outputs["weights"]
+    return inputs
+
+
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset or a model is not what an earlier stage left."""
+    check_dataset(run)
+    base = {"base": inputs["base"]} if "base" in inputs else {}
+    members = {f"teachers/{name}": weights for name, weights in inputs.get("members", {}).items()}
+    check_weights_of(run, {"student": inputs["student"], **base, **members})
+
+
+def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
+    found: dict[str, dict[str, Any]] = {}
+    run.runtime.on_main(lambda: shutil.rmtree(run.path("ranks"), ignore_errors=True))
+    with run.log("evaluate") as log:
+        folders = trained_models(run)
+        log.expect(len(folders))
+        for name, folder in folders.items():
+            model = load(run, folder)
+            found[name] = {
+                "valid": evaluate_model(run, model, "valid", run.layout),
+                **examine(run, [model], name),
+            }
+            log.advance(note=name)
+            shown = ", ".join(f"{metric} {found[name]['test'][metric]:.4f}" for metric in ("recall@10", "ndcg@10"))
+            log.say(f"{name}: test {shown}")
+        if hidden := hidden_targets(found["student"]["groups"], run.config.evaluation.exclude_seen):
+            log.say(hidden)
+        log.hparams(hparams(run.config), found["student"]["test"])
+        log.scalars({f"test/{name}": value for name, value in found["student"]["test"].items()}, 0)
+    result = {**found["student"], "models": found | teacher_module(run)}
+    if run.config.evaluation.diversity and len(run.config.member_names) > 1:
+        result["diversity"] = diversity(run)
+    if run.runtime.is_main:
+        write_json(run.path("metrics.json"), result)
+    return {"test": found["student"]["test"]}
+
+
+def load(run: Run, folder: Path) -> SequentialModel:
+    """A trained model on this rank's device; with its slice of the catalog where that is split."""
+    return models.load(folder, run.layout.catalog_slice(run.dataset.num_items)).to(run.runtime.device)
+
+
+def teacher_module(run: Run) -> dict[str, Any]:
+    """What the members whose logits make the soft labels rank together (Table 5), where that is more than one."""
+    if len(run.config.member_names) < 2 or len(run.config.labelling_names) < 2:
+        return {}
+    index = read_index(run.folder / "labels")
+    weights = index.weights or [1 / len(index.members)] * len(index.members)
+    members = [load(run, run.member_folder(name)) for name in run.config.labelling_names]
+    catalog = run.layout.catalog_slice(run.dataset.num_items)
+    together = partial(COMBINE[index.combine], weights=weights, catalog=catalog)
+    return {"teachers": examine(run, members, "teachers", together)}
+
+
+def examine(
+    run: Run,
+    members: Sequence[SequentialModel],
+    name: str,
+    combine: Callable[[Sequence[Tensor]], Tensor] = alone,
+) -> dict[str, Any]:
+    """All that is asked of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
+    options, dataset = run.config.evaluation, run.dataset
+    asked = Asked(
+        top_n=tuple(cut_offs(run)),
+        min_rating=options.min_rating,
+        longest=dataset.window - 1,
+        exclude_seen=options.exclude_seen,
+        lists=options.lists,
+        calibration=options.calibration,
+    )
+    examination = Examination(asked, ItemPopularity.read(dataset), run.runtime.device)
+
+    def shard_ranks(shard: int | None) -> Iterator[Columns]:
+        facts = TargetFacts.none() if shard is None else TargetFacts.read(dataset, shard)
+        return examination.shard(members, shard_rows(run, shard), facts, combine)
+
+    keep(run, f"{name}-test.parquet", RANKS_SCHEMA, shard_ranks)
+    return examination.compute(run.runtime.world.all_reduce_sum)
+
+
+def diversity(run: Run) -> dict[str, Any]:
+    """How much the members differ on test; the values of each row go into ranks/diversity-test.parquet."""
+    members = [load(run, run.member_folder(name)) for name in run.config.member_names]
+    sums = DiversitySums(run.config.member_names, cut_offs(run), run.runtime.device)
+
+    def shard_differences(shard: int | None) -> Iterator[Columns]:
+        exclude_seen = run.config.evaluation.exclude_seen
+        return compare_members(members, shard_rows(run, shard), sums, exclude_seen=exclude_seen)
+
+    keep(run, "diversity-test.parquet", diversity_schema(sums.names), shard_differences)
+    sums.tensor = run.runtime.world.all_reduce_sum(sums.tensor)
+    return sums.compute()
+
+
+def shard_rows(run: Run, shard: int | None) -> Iterator[Batch]:
+    """A shard's test rows on the device, in batches that do not depend on the number of ranks; none of no shard."""
+    return evaluation_batches(run, "test", [] if shard is None else [shard], run.layout)
+
+
+def keep(run: Run, name: str, schema: pa.Schema, shard_columns: Callable[[int | None], Iterable[Columns]]) -> None:
+    """Write one file of test rows into ranks/, all ranks together, each its own shards.
+
+    Ranks that share the catalog go through equally many shards: some through none at the end.
+    """
+    path, world = run.path(f"ranks/{name}"), run.runtime.world_size
+    shards: list[int | None] = list(owned_shards(run.dataset.num_shards, run.runtime.rank, world))
+    if run.layout.catalog.size > 1:
+        shards += [None] * (-(-run.dataset.num_shards // world) - len(shards))
+    for shard in shards:
+        columns = shard_columns(shard)
+        if shard is None:
+            deque(columns, maxlen=0)
+        else:
+            write_part(path, shard, schema, columns)
+    run.runtime.world.barrier()
+    run.runtime.on_main(lambda: join_parts(path, run.dataset.splits["test"].num_rows, schema))
+
+
+def hparams(config: Config) -> dict[str, Any]:
+    """The settings that TensorBoard's HParams page shows."""
+    shown: dict[str, Any] = {"method": config.method, "seed": config.seed}
+    for section in ("model", "training"):
+        shown |= {f"{section}.{key}": value for key, value in config.dump()[section].items() if value is not None}
+    return shown

@@ -1,0 +1,200 @@
+"""Training one model into a folder: what the stages teach, distill and baseline share."""
+
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csrec_dist import models
+from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
+from csrec_dist.config import LoopOptions
+from csrec_dist.data.order import RowSample
+from csrec_dist.distributed.catalog import slices_of
+from csrec_dist.distributed.engines import Engine, Updates, build
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json, write_json
+from csrec_dist.labels import LabelReader, SoftLabels
+from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
+from csrec_dist.losses import Loss, cross_entropy
+from csrec_dist.files import differences, flatten
+from csrec_dist.runs.run import Run, changes_between, evaluate_model
+from csrec_dist.training.telemetry import StageLog
+from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
+from csrec_dist.training.limits import exceeded, num_epochs
+
+REDO = "Restart the stage with --restart, or give the run another name."
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model to train: what it is, what it learns from, and where it goes.
+
+    `inputs` names all that decides the result; a checkpoint of other inputs is refused. `one_hot_weight` is the weight
+    that the loss gives to the one-hot targets.
+    """
+
+    stage: str
+    model: ModelConfig
+    seed: int
+    loss_function: LossFunction
+    folder: Path
+    inputs: dict[str, Any]
+    labels: LabelReader | None = None
+    sample: RowSample | None = None
+    one_hot_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as its files tell of it: the model's folder, that of its checkpoints, and all that decides it."""
+
+    folder: Path
+    checkpoints: Path
+    inputs: dict[str, Any]
+
+    def is_ended(self, options: LoopOptions) -> bool:
+        """Whether the model is trained to the end that these limits set; metrics.json is written last.
+
+        Raises:
+            UserError: the model, or a checkpoint, is of other inputs (the message names them), or trained further.
+        """
+        saved = self._saved
+        if saved is None:
+            if checkpoint_folders(self.checkpoints):
+                raise UserError(f"All checkpoints in {self.checkpoints} are damaged. {REDO}")
+            return False
+        where = self.folder if self._is_trained else self.checkpoints
+        if changes := changes_between(saved.get("inputs", {}), flatten(self.inputs)):
+            raise UserError(f"{where} is of a training with other inputs: {changes}. {REDO}")
+        is_within = not self._is_trained and saved["step"] > 0
+        if problem := exceeded(saved["epochs"], is_within, options):
+            raise UserError(f"{where}: {problem}. Give at least as much as was trained. {REDO}")
+        return self._is_trained and num_epochs(saved["epochs"], options) is not None
+
+    def is_of_others(self) -> bool:
+        """Whether there is a model or a checkpoint of other inputs."""
+        saved = self._saved
+        return saved is not None and bool(differences(saved.get("inputs", {}), flatten(self.inputs)))
+
+    def require_checkpoint(self) -> None:
+        """UserError unless the checkpoint is there from which an ended training goes on."""
+        last, epochs = last_state(self.checkpoints), len(read_json(self.folder / "metrics.json")["epochs"])
+        if last is None or last["inputs"] != flatten(self.inputs) or len(last["epochs"]) != epochs:
+            raise UserError(
+                f"training.max_epochs or training.patience was raised after {self.folder} was trained, but the "
+                f"checkpoint that it would go on from is not in {self.checkpoints}. {REDO}"
+            )
+
+    @property
+    def _is_trained(self) -> bool:
+        return (self.folder / "metrics.json").exists()
+
+    @property
+    def _saved(self) -> dict[str, Any] | None:
+        """What the model says of its training, or before it is saved its newest checkpoint."""
+        return read_json(self.folder / "metrics.json") if self._is_trained else last_state(self.checkpoints)
+
+
+def fit(
+    run: Run,
+    task: Fit,
+    layout: Layout,
+    log: StageLog,
+    signals: StopSignals | None = None,
+    hands_over: Callable[[], bool] | None = None,
+) -> bool:
+    """Build, train and save one model on the ranks of a layout, going on from its newest checkpoint.
+
+    False when `hands_over`, asked after an epoch, ended it before: nothing but a checkpoint is written then. `signals`
+    are noted by the caller, or else here.
+
+    Raises:
+        Stopped: a signal asked for it, and a checkpoint is written.
+    """
+    run.runtime.watch.at(task.stage)
+    engine = make_engine(run, task, layout)
+    trainer = Trainer(
+        engine,
+        run.dataset,
+        run.config.training,
+        task.seed,
+        lambda model: evaluate_model(run, model, "valid", layout),
+        log,
+        task.labels,
+        task.sample,
+    )
+    folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
+    catalog = layout.catalog_slice(run.dataset.num_items)
+    checkpoints = Checkpoints(folder, task.inputs, layout, keep, catalog)
+    with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
+        state = trainer.run(checkpoints, noted, hands_over)
+        if state is None:
+            return False
+        save(run, task, trainer.best(), state, engine)
+        if layout.group.is_leader:
+            checkpoints.conclude()
+    return True
+
+
+def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
+    """The model and its loss in the hands of the run's engine."""
+    dataset, training, options = run.dataset, run.config.training, run.config.distributed
+    catalog = layout.catalog_slice(dataset.num_items)
+    model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
+    step = TrainStep(model, task.loss_function, layout.group, training.precision, task.one_hot_weight)
+    inner = step.to(run.runtime.device)
+    updates = Updates(training.clip_norm, training.accumulate)
+    drawn = digest(inner)
+    engine = build(options.engine, inner, layout, run.runtime.device, updates, options.deepspeed)
+    check_weights(drawn, engine)
+    return engine
+
+
+def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
+    """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
+    layout = engine.layout
+    if layout.group.is_leader:
+        make_room(task.folder)
+    layout.group.barrier()
+    if layout.data.is_leader:
+        model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
+    if layout.group.is_leader:
+        origin = {"inputs": flatten(task.inputs), "id_map": run.dataset.id_map_fingerprint}
+        settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed, "trained_by": engine.record()}
+        write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
+
+
+def make_room(folder: Path) -> None:
+    """Before the weights of a training that went on are replaced: what says that they are whole goes first.
+
+    A model that was borrowed from another run is let go of, not written to.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    (folder / "metrics.json").unlink(missing_ok=True)
+
+
+def digest(model: nn.Module) -> float:
+    """A sum of all parameters but slices of item tables: the same on all ranks that drew them from one seed."""
+    own = slices_of(model)
+    whole = [tensor for name, tensor in model.named_parameters() if name not in own]
+    return float(sum(tensor.detach().double().abs().sum() for tensor in whole))
+
+
+def check_weights(drawn: float, engine: Engine) -> None:
+    """Assert that the ranks of a model hold the weights that each has drawn: an engine may have mixed models up."""
+    found = engine.layout.group.gather_objects([drawn, digest(engine.readable())])
+    flat = [value for pair in found for value in pair]
+    assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {found}"
+
+
+def one_hot(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
+    """Cross-entropy with the next item: the loss of Base and of the members (ℓ_ce)."""
+    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
+    return Loss(total, count, total.detach(), torch.zeros_like(total))

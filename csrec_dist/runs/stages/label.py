@@ -1,0 +1,105 @@
+"""Stage label: the soft-label cache, written by all ranks together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csrec_dist import models
+from csrec_dist.config import LabelOptions
+from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.layout import LabelColumn, label_columns
+from csrec_dist.files import sha256_file
+from csrec_dist.labels import LabelMember, write_labels
+from csrec_dist.labels.format import INDEX_NAME
+from csrec_dist.labels.choose import Wanted
+from csrec_dist.labels.weights import fit_weights, validation_states
+from csrec_dist.models import SequentialModel
+from csrec_dist.models.pretrained import read_description
+from csrec_dist.runs.run import Run, check_dataset, check_weights_of, weights_fingerprint
+from csrec_dist.training.telemetry import StageLog
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """Dataset, the labelling members' weights, and the form of the labels."""
+    weights = run.records.require("teach").outputs["members"]
+    return {
+        "dataset": run.records.require("prepare").outputs["fingerprint"],
+        "members": {name: weights[name] for name in run.config.labelling_names},
+        "labels": run.config.label_settings,
+    }
+
+
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset or a member is not what an earlier stage left."""
+    check_dataset(run)
+    check_weights_of(run, {f"teachers/{name}": weights for name, weights in inputs["members"].items()})
+
+
+def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Write the soft-label cache, all ranks together."""
+    folder = run.path("labels")
+    label_into(run, folder, run.config.labelling_names, "label", run.config.labels)
+    return run.runtime.on_main(lambda: {"index": sha256_file(folder / INDEX_NAME)[:16]})
+
+
+def label_into(run: Run, folder: Path, names: list[str], stage: str, options: LabelOptions) -> None:
+    """Write the labels that the members called `names` give all training examples, all ranks together."""
+    runtime, training = run.runtime, run.config.training
+    columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
+    group, catalog = runtime.join_group([column.ranks for column in columns]), run.layout.catalog_slice(run.dataset.num_items)
+    column = next(column for column in columns if runtime.rank in column.ranks)
+    with run.log(stage) as log:
+        write_labels(
+            folder,
+            run.dataset,
+            load_members(run, names, column, group, catalog),
+            [label_member(run, name) for name in names],
+            column,
+            group,
+            runtime.world,
+            wanted=Wanted(
+                form=options.form,
+                dtype=options.dtype,
+                keep=options.keep,
+                temperature=training.temperature,
+                kl=training.kl,
+                tolerance=options.tolerance,
+            ),
+            combine=options.combine,
+            weights=member_weights(run, names, options, log),
+            device=runtime.device,
+            progress=log.progress,
+            catalog=catalog,
+        )
+
+
+def member_weights(run: Run, names: list[str], options: LabelOptions, log: StageLog) -> Sequence[float] | None:
+    """The members' weights as given, or fitted on validation by rank 0."""
+    if options.weights != "fitted":
+        return options.weights
+
+    def fitted() -> list[float]:
+        members = [models.load(run.member_folder(name)) for name in names]
+        states, targets = validation_states(members, run.dataset, run.runtime.device)
+        found = fit_weights(states, [member.item_table for member in members], targets)
+        log.say(f"weights {list(found.weights)}: validation loss {found.before:.4f} -> {found.after:.4f}")
+        return list(found.weights)
+
+    return run.runtime.on_main(fitted)
+
+
+def label_member(run: Run, name: str) -> LabelMember:
+    """Name, width and weights of a member."""
+    folder = run.member_folder(name)
+    description = read_description(folder)
+    width = description.parse_config(models.config_class(description.model_type), folder).width
+    return LabelMember(name=name, width=width, fingerprint=weights_fingerprint(folder))
+
+
+def load_members(
+    run: Run, names: list[str], column: LabelColumn, group: Group, catalog: CatalogSlice | None
+) -> dict[int, SequentialModel]:
+    """The members this rank labels with, by their position among `names`; with `catalog`, their slices of the items."""
+    held = column.members_of(group.rank, len(names))
+    return {k: models.load(run.member_folder(names[k]), catalog).to(run.runtime.device) for k in held}

@@ -1,0 +1,66 @@
+"""Stage prepare: from the raw log to the dataset folder, on rank 0."""
+
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.data.log import log_files
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
+from csrec_dist.data.download import downloads_folder, resolve
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.errors import UserError
+from csrec_dist.runs.run import Run
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """Dataset options and the identity of the log, which is read again only if its files seem to have changed."""
+    options = run.config.dataset
+    if options.path:
+        return {"dataset": {"path": Dataset(options.path).fingerprint}}
+    settings = options.model_dump(mode="json", exclude={"source", "path"})
+    record = run.records.record("prepare")
+    if record is not None and is_unchanged(options, record.outputs.get("log", {})):
+        prefix = "source."
+        known = {key.removeprefix(prefix): value for key, value in record.inputs.items() if key.startswith(prefix)}
+        return {"dataset": settings, "source": known}
+    return {"dataset": settings, "source": run.log_identity}
+
+
+def is_unchanged(options: DatasetOptions, log: dict[str, Any]) -> bool:
+    """Whether the log that was prepared is named again, and its files are as they were or gone since."""
+    if log.get("source") != options.source:
+        return False
+    try:
+        return stat_of(options) == log["files"]
+    except UserError:
+        return True
+
+
+def stat_of(options: DatasetOptions) -> list[list[Any]]:
+    """Path, size and time of change of the log's files; UserError when they are not there."""
+    assert options.source is not None
+    files = log_files(resolve(options.source, downloads_folder()))
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def require_same(folder: Path, inputs: dict[str, Any]) -> None:
+    """UserError for a dataset, left by a process that was killed, of another log or other options."""
+    if Dataset(folder).fingerprint != inputs["source"]["fingerprint"]:
+        raise UserError(f"{folder} was prepared from another log or with other options; use --restart prepare.")
+
+
+def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """From the raw log to the dataset folder, on rank 0."""
+
+    def on_main() -> dict[str, Any]:
+        options, folder = run.config.dataset, run.path("dataset")
+        if options.path:
+            return {"fingerprint": Dataset(options.path).fingerprint}
+        if not (folder / "dataset.json").exists():
+            with run.log("prepare") as log:
+                prepare(options, folder, log.say)
+        require_same(folder, inputs)
+        log_files = {"source": options.source, "files": stat_of(options)}
+        return {"fingerprint": inputs["source"]["fingerprint"], "log": log_files}
+
+    return run.runtime.on_main(on_main)

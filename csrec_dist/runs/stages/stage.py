@@ -1,0 +1,43 @@
+"""What a stage of a run is: the stages it needs, what decides its result, its work, and what it leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.runs.stages.fitting import Training
+from csrec_dist.runs.run import Run
+
+Inputs = dict[str, Any]
+
+
+def _no_check(run: Run, inputs: Inputs) -> None:
+    return
+
+
+def _no_trainings(run: Run, inputs: Inputs, root: Path) -> list[Training]:
+    return []
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the stages it needs, what decides its result (JSON values), its work, and what it leaves in the run.
+
+    `check`, which every rank calls before anything is written, finds what the stage cannot read. `trainings` are those
+    that end in the stage, with their folders under a root. Where only inputs called `free` differ, the stage is simply
+    done again.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    inputs: Callable[[Run], Inputs]
+    work: Callable[[Run, Inputs], dict[str, Any]]
+    leaves: tuple[str, ...]
+    check: Callable[[Run, Inputs], None] = _no_check
+    trainings: Callable[[Run, Inputs, Path], list[Training]] = _no_trainings
+    free: str | None = None
+
+    @property
+    def all_leaves(self) -> tuple[str, ...]:
+        """All that the stage writes into the run's folder, but for its record."""
+        return (*self.leaves, f"checkpoints/{self.name}", f"tensorboard/{self.name}")

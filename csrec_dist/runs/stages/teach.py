@@ -1,0 +1,254 @@
+"""Stage teach: the members of the teacher module, several at once where there are ranks for it, or trained ones."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from csrec_dist import models
+from csrec_dist.config import LabelOptions
+from csrec_dist.data.order import RowSample
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.distributed.layout import teaching_rounds
+from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.files import read_json, write_json
+from csrec_dist.labels import LabelCache
+from csrec_dist.models import SequentialModel
+from csrec_dist.models.weight_files import weight_files
+from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
+from csrec_dist.runs.restarts import remove
+from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.runs.stages.label import label_into
+from csrec_dist.runs.run import Run, check_dataset, loop_settings, selection, weights_fingerprint
+from csrec_dist.runs.stages.elastic import train_together
+from csrec_dist.teachers import Member
+from csrec_dist.training import StopSignals
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """Dataset, members and loop settings."""
+    dataset = run.records.require("prepare").outputs["fingerprint"]
+    if run.config.teachers.pretrained:
+        found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
+        return {"dataset": dataset, "pretrained": found}
+    members = {member.name: member_settings(run, member) for member in run.config.module.members}
+    return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "evaluation": selection(run)}
+
+
+def member_settings(run: Run, member: Member) -> dict[str, Any]:
+    """What tells a member from others: the robust loss's settings only where it is trained with it."""
+    settings: dict[str, Any] = {"seed": member.seed, "model": member.model.model_dump(mode="json")}
+    if member.sample < 1:
+        settings["sample"] = member.sample
+    if member.regularised_by is not None:
+        robust = {"alpha", "expectation", "noise_rank", "noise_maximum", "noise_refresh"}
+        settings |= {"regularised_by": member.regularised_by, **run.config.teachers.model_dump(mode="json", include=robust)}
+    return settings
+
+
+def check(run: Run, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset is damaged, or a trained model cannot be a member."""
+    check_dataset(run)
+
+    def on_main() -> None:
+        for folder in run.config.teachers.pretrained:
+            load_pretrained(run, folder)
+
+    run.runtime.on_main(on_main)
+
+
+def trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+    """Those of the members that are trained here, under `root`; of one that is regularised by another once that is trained."""
+    if run.config.teachers.pretrained:
+        return []
+    members = run.config.module.members
+    can_begin = [each for each in members if not each.regularised_by or weight_files(root / "teachers" / each.regularised_by)]
+    return [member_training(inputs, member, root) for member in can_begin]
+
+
+def member_training(inputs: dict[str, Any], member: Member, root: Path) -> Training:
+    """A member's, under `root`."""
+    folder, checkpoints = (root / part / member.name for part in ("teachers", "checkpoints/teach"))
+    return Training(folder, checkpoints, member_inputs(inputs, member, root))
+
+
+def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Train the members that are not trained yet, or take trained ones."""
+    if run.config.teachers.pretrained:
+        run.runtime.on_main(lambda: take_pretrained(run))
+    else:
+        for members in run.config.module.rounds:
+            teach_members(run, members, inputs)
+    names = run.config.member_names
+    return {"members": run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})}
+
+
+def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
+    """Train those of these members that are not trained yet, side by side where there are ranks for it."""
+    todo = run.runtime.on_main(lambda: [k for k, member in enumerate(members) if not is_taught(run, member, inputs)])
+    for name in sorted({name for k in todo if (name := members[k].regularised_by)}):
+        label_into(run, regulariser_folder(run, name), [name], f"teach/{name}/labels", LabelOptions(dtype="float32"))
+    if run.config.distributed.reassign:
+        teach_elastically(run, [members[k] for k in todo], inputs)
+    else:
+        teach_in_place(run, members, todo, inputs)
+
+
+def is_taught(run: Run, member: Member, inputs: dict[str, Any]) -> bool:
+    """Whether a member is trained to its end. What one learned from another teacher than there is now is removed."""
+    training = member_training(inputs, member, run.path("teachers").parent)
+    if member.regularised_by and training.is_of_others():
+        remove(training.folder)
+        remove(training.checkpoints)
+    return training.is_ended(run.config.training)
+
+
+def teach_elastically(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
+    """Train these members; ranks that are done with one take the next, or help with another."""
+    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
+    rounds = teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel)
+    if rounds:
+        train = partial(teach_member, run, members, inputs)
+        train_together(runtime, rounds[0], len(members), catalog_parallel, train)
+
+
+def teach_in_place(run: Run, members: tuple[Member, ...], todo: list[int], inputs: dict[str, Any]) -> None:
+    """Train those members that are to do, in rounds, each on the ranks that it has by its place among all."""
+    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
+    for slots in teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel):
+        layout = runtime.layout([slot.ranks for slot in slots], catalog_parallel)
+        own = next(slot.member for slot in slots if runtime.rank in slot.ranks)
+        if own in todo:
+            teach_member(run, members, inputs, own, layout)
+        runtime.world.barrier()
+
+
+def regulariser_folder(run: Run, name: str) -> Path:
+    """Where the predictions of a trained member for all training examples are kept: beside it."""
+    return run.member_folder(name) / "labels"
+
+
+def take_pretrained(run: Run) -> None:
+    """Copy trained models into the run, checked against its catalog."""
+    id_map = run.dataset.id_map_fingerprint
+    for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
+        load_pretrained(run, folder).save_pretrained(run.member_folder(name))
+        write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
+
+
+def load_pretrained(run: Run, folder: str) -> SequentialModel:
+    """A trained model that can be a member of the run; UserError when it knows other items or too short histories."""
+    model = models.load(folder)
+    require_fit(model, folder, run.dataset)
+    if not run.config.teachers.trust_item_order:
+        require_id_map(Path(folder), run.dataset)
+    return model
+
+
+def require_fit(model: SequentialModel, folder: str, dataset: Dataset) -> None:
+    """UserError unless the model has the dataset's number of items and takes its longest histories."""
+    if model.num_items != dataset.num_items:
+        raise UserError(
+            f"The pretrained member {folder} knows {model.num_items} items, but the dataset has {dataset.num_items}; "
+            "give a model that was trained on the items of this dataset."
+        )
+    if model.max_length < dataset.window - 1:
+        raise UserError(
+            f"The pretrained member {folder} takes histories up to {model.max_length} items, but those of this dataset "
+            f"have up to {dataset.window - 1}; set dataset.window={model.max_length + 1} or less, or give a model for "
+            "longer histories."
+        )
+
+
+def require_id_map(folder: Path, dataset: Dataset) -> None:
+    """UserError unless the model's folder says that it was trained with the item ids of this dataset.
+
+    Without that, row i + 1 of its item table would be taken for item i + 1 by its place alone.
+    """
+    path = folder / "metrics.json"
+    id_map = read_json(path).get("id_map") if path.exists() else None
+    if id_map == dataset.id_map_fingerprint:
+        return
+    known = "does not say which item each row of its table is" if id_map is None else "was trained on other items"
+    raise UserError(
+        f"The pretrained member {folder} {known}: rows and items would be joined by their place. If row i + 1 is item "
+        f"i + 1 of {dataset.folder / 'items.parquet'}, set teachers.trust_item_order: true; if the order is another, "
+        "convert the model again in the order of that file (`items` of models.interop.from_recbole)."
+    )
+
+
+def member_inputs(inputs: dict[str, Any], member: Member, root: Path) -> dict[str, Any]:
+    """What decides one member: the weights of the one that it is regularised by too, which may have gone on since."""
+    regularised_by = {"regularised_by": weights_fingerprint(root / "teachers" / member.regularised_by)} if member.regularised_by else {}
+    return inputs | {"members": inputs["members"][member.name], **regularised_by}
+
+
+def teach_member(
+    run: Run,
+    members: Sequence[Member],
+    inputs: dict[str, Any],
+    place: int,
+    layout: Layout,
+    signals: StopSignals | None = None,
+    hands_over: Callable[[], bool] | None = None,
+) -> bool:
+    """Train one of the members on the ranks of a layout; see `fit`."""
+    member = members[place]
+    task = member_task(run, member, member_inputs(inputs, member, run.path("teachers").parent), layout)
+    with run.log(task.stage, layout.group) as log:
+        if run.runtime.world_size > 1:
+            log.say(f"on {rank_names(layout.group.ranks)}")
+        if layout.group.is_leader and not task.folder.is_symlink():
+            remove(regulariser_folder(run, member.name))  # what it predicted before it went on
+        return fit(run, task, layout, log, signals, hands_over)
+
+
+def member_task(run: Run, member: Member, inputs: dict[str, Any], layout: Layout) -> Fit:
+    """A member's training, its labels and loss being those of this rank's slice of the catalog."""
+    catalog = layout.catalog_slice(run.dataset.num_items)
+    return Fit(
+        stage=f"teach/{member.name}",
+        model=member.model,
+        seed=member.seed,
+        loss_function=one_hot if member.regularised_by is None else main_teacher_loss(run, member, catalog),
+        folder=run.member_folder(member.name),
+        inputs=inputs,
+        labels=LabelCache(regulariser_folder(run, member.regularised_by), run.dataset, catalog) if member.regularised_by else None,
+        sample=row_sample(run, member),
+    )
+
+
+def row_sample(run: Run, member: Member) -> RowSample | None:
+    """The rows a member sees, or None for all; UserError when there are none."""
+    if member.sample == 1:
+        return None
+    sample = RowSample(member.sample, member.seed)
+    rows = run.dataset.splits["train"].shard_rows
+    if not sum(sample.shard_counts(rows)):
+        raise SharedUserError(
+            f"teachers.sample: a share of {member.sample:g} of {sum(rows)} windows is none; choose a larger one."
+        )
+    return sample
+
+
+def main_teacher_loss(run: Run, member: Member, catalog: CatalogSlice | None) -> RobustLoss:
+    """The loss of Eq. 18, with a noise matrix of its own unless the expectation term is left out."""
+    options = run.config.teachers
+    noise = None
+    if options.expectation:
+        noise = NoiseMatrix(
+            run.dataset.num_items,
+            options.noise_rank,
+            seed=member.seed,
+            maximum=options.noise_maximum,
+            refresh=options.noise_refresh * run.config.training.accumulate,  # it is asked for each micro-batch
+            catalog=catalog,
+        )
+    return RobustLoss(options.alpha, noise)
+
+
+def rank_names(ranks: tuple[int, ...]) -> str:
+    """ "rank 0", or "ranks 1, 2"."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

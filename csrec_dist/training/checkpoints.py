@@ -1,0 +1,304 @@
+"""Checkpoints of a training: everything that resuming needs, as safetensors and JSON; the last few are kept."""
+
+import math
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.engines import Snapshot
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.files import differences, flatten, read_json, write_json
+from csrec_dist.tensor_files import open_tensors, save_tensors
+
+PARTS = ("best", "model", "optimizer")
+POLL_SECONDS = 0.02
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class EpochSums:
+    """What an epoch that is not at its end has summed so far.
+
+    `total` and `window` are (examples, loss, cross-entropy, divergence), summed over the ranks up to the last point of
+    the loss curve and in the `window_steps` since. Seconds and waits are the writing rank's.
+    """
+
+    total: list[float] = field(default_factory=lambda: [0.0] * 4)
+    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+    window_steps: int = 0
+    seconds: float = 0.0
+    data_wait: float = 0.0
+    collective_wait: float = 0.0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no step had a loss that is NaN or infinite."""
+        return all(map(math.isfinite, [*self.total, *self.window]))
+
+
+@dataclass
+class TrainState:
+    """Where a training stands. `epoch` and `step` name the next global batch; `total_steps` counts all so far.
+
+    `environments` are those that it was trained in, in their order: one, unless a later start had another.
+    After the last batch of an epoch, and before its evaluation, `step` is the number of its batches.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    seconds: float = 0.0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    so_far: EpochSums = field(default_factory=EpochSums)
+
+    def summary(self) -> dict[str, Any]:
+        """What is worth keeping of a finished training."""
+        return {name: value for name, value in asdict(self).items() if name != "so_far"}
+
+
+class StoredState:
+    """A checkpoint's folder, opened for reading: whole tensors, and those kept in slices of rows.
+
+    A part has one file of whole tensors, and one for each slice of the catalog, whose name says which rows it holds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {path.name: open_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+        self._names = {name: set(file.keys()) for name, file in self._files.items()}
+
+    def names(self, part: str) -> list[str]:
+        """What a part holds."""
+        return sorted(set().union(*(held for name, held in self._names.items() if _part_of(name) == part)))
+
+    def read(self, part: str, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor on the CPU, or some of its rows; KeyError when the part has none of this name."""
+        whole = f"{part}.safetensors"
+        if name in self._names.get(whole, ()):
+            file = self._files[whole]
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows.start : rows.stop]
+        pieces = []
+        for path, held in self._names.items():
+            if _part_of(path) == part and name in held:
+                pieces += _overlap(self._files[path], name, _rows_of(path), rows)
+        if not pieces:
+            raise KeyError(f"{part} holds no {name}")
+        return torch.cat(pieces)
+
+    def part(self, part: str, slices: Mapping[str, slice | None]) -> Tensors:
+        """All tensors of a part; of those in `slices`, their rows."""
+        return {name: self.read(part, name, slices.get(name)) for name in self.names(part)}
+
+
+def _slice_file(part: str, rows: slice) -> str:
+    return f"{part}-rows-{rows.start:012d}-{rows.stop:012d}.safetensors"
+
+
+def _part_of(file: str) -> str:
+    return file.removesuffix(".safetensors").partition("-rows-")[0]
+
+
+def _rows_of(file: str) -> slice:
+    first, stop = file.removesuffix(".safetensors").partition("-rows-")[2].split("-")
+    return slice(int(first), int(stop))
+
+
+def _overlap(file: Any, name: str, held: slice, wanted: slice | None) -> list[Tensor]:
+    """Those of the rows `held` in a file that are wanted, perhaps none of them, as one piece."""
+    low = held.start if wanted is None else max(held.start, wanted.start)
+    high = held.stop if wanted is None else min(held.stop, wanted.stop)
+    return [file.get_slice(name)[low - held.start : max(high, low) - held.start]] if low <= held.stop else []
+
+
+class Checkpoints:
+    """A folder of checkpoints of one training on the ranks of a layout; `inputs` are all that decides the training.
+
+    A thread of the group's first rank writes them while the training goes on, one at a time. Where the catalog is
+    split, so do the ranks that hold its slices first, each its own; the first rank's thread waits for their files.
+    """
+
+    def __init__(
+        self, folder: Path, inputs: dict[str, Any], layout: Layout, keep: int = 2, catalog: CatalogSlice | None = None
+    ) -> None:
+        """`catalog` is this rank's slice of the items, or None where it holds them all."""
+        self.folder, self._catalog = folder, catalog
+        self._inputs, self._group, self._keep = flatten(inputs), layout.group, keep
+        self.set_aside: list[str] = []
+        self._has_slices = catalog is not None and layout.data.is_leader
+        self._num_saved = 0
+        self._writing: Future[None] | None = None
+        self._abandoned = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave nothing in flight, however the training ended."""
+        if kind is not None:
+            self._abandoned.set()
+        if self._writing:
+            wait([self._writing])
+
+    def save(self, state: TrainState, snapshot: Snapshot) -> None:
+        """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this."""
+        self._num_saved += 1
+        if not (self._group.is_leader or self._has_slices):
+            return
+        self.wait()
+        final = self.folder / f"step-{state.total_steps:09d}"
+        temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
+        values = {"inputs": self._inputs, **asdict(state)}
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = thread.submit(self._write, final, temporary, values, snapshot)
+        thread.shutdown(wait=False)
+
+    def check(self) -> None:
+        """Raise what the writing thread met, if it is done.
+
+        Raises:
+            UserError: the checkpoint could not be written.
+        """
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint in flight is written; raises as `check` does."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing:
+                writing.result()
+        except OSError as error:
+            raise UserError(
+                f"No checkpoint can be written to {self.folder}: {error.strerror}. Mend that and start again; the "
+                "run goes on from its newest checkpoint."
+            ) from error
+
+    def restore(self) -> tuple[TrainState, StoredState] | None:
+        """The newest whole checkpoint: where it stands, and its tensors; None where there is none.
+
+        The group's first rank chooses it; every rank calls this. Damaged ones that are newer are renamed to
+        damaged-step-…, so that they are never taken for the newest again; `set_aside` names them.
+
+        Raises:
+            UserError: the checkpoint belongs to other inputs, or all checkpoints are damaged.
+        """
+        chosen: dict[str, Any] = {}
+        if self._group.is_leader:
+            try:
+                chosen["name"], chosen["damaged"] = self._choose()
+            except UserError as error:
+                chosen["error"] = str(error)
+        chosen = self._group.broadcast_object(chosen)
+        if problem := chosen.get("error"):
+            raise UserError(problem) if self._group.is_leader else SharedUserError(problem)
+        self.set_aside = chosen["damaged"]
+        if chosen["name"] is None:
+            return None
+        folder = self.folder / chosen["name"]
+        saved = read_json(folder / "state.json")
+        for name in ("inputs", "files"):
+            saved.pop(name)
+        so_far = EpochSums(**saved.pop("so_far", {}))
+        return TrainState(**saved, so_far=so_far), StoredState(folder)
+
+    def conclude(self) -> None:
+        """Keep the last checkpoint alone, from which a training goes on when its limits are raised."""
+        for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
+            shutil.rmtree(folder)
+
+    def _choose(self) -> tuple[str | None, list[str]]:
+        """Names of the newest whole checkpoint and of the damaged ones after it, which are set aside.
+
+        What a killed process left unfinished is removed. Nothing is changed when there is no whole one.
+        """
+        damaged: list[Path] = []
+        for folder in reversed(checkpoint_folders(self.folder)):
+            saved = read_state(folder)
+            if saved is None:
+                damaged.append(folder)
+                continue
+            if changes := differences(saved["inputs"], self._inputs):
+                raise UserError(
+                    f"{folder} is of a training with other inputs: {'; '.join(changes)}. "
+                    "Restart the stage with --restart, or give the run another name."
+                )
+            self._tidy(damaged)
+            return folder.name, [path.name for path in damaged]
+        if damaged:
+            raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
+        self._tidy([])
+        return None, []
+
+    def _tidy(self, damaged: list[Path]) -> None:
+        for path in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in damaged:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+
+    def _write(self, final: Path, temporary: Path, values: dict[str, Any], snapshot: Snapshot) -> None:
+        """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
+        catalog = self._catalog
+        if catalog is not None and self._has_slices:
+            for part in PARTS:
+                save_tensors(temporary / _slice_file(part, catalog.rows), snapshot.slices[part])
+        if not self._group.is_leader:
+            return
+        for part in PARTS:
+            save_tensors(temporary / f"{part}.safetensors", snapshot.whole[part])
+        files = [f"{part}.safetensors" for part in PARTS]
+        if catalog is not None:
+            files += [_slice_file(part, rows) for part in PARTS for rows in catalog.all_rows]
+            self._await(temporary, files)
+        sizes = {name: (temporary / name).stat().st_size for name in files}
+        write_json(temporary / "state.json", {**values, "files": sizes})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        for old in checkpoint_folders(self.folder)[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _await(self, folder: Path, files: list[str]) -> None:
+        """Wait for the files of other ranks, each of which appears whole, unless the training breaks off."""
+        while not all((folder / name).exists() for name in files):
+            if self._abandoned.wait(POLL_SECONDS):
+                raise FileNotFoundError(f"{folder} was left unfinished")
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or damaged, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself; None when it, or a file that it names, is damaged or missing."""
+    try:
+        saved: dict[str, Any] = read_json(folder / "state.json")
+        if not saved.keys() >= {"inputs", "files"}:
+            return None
+        for name, size in saved["files"].items():
+            if (folder / name).stat().st_size != size:
+                return None
+            open_tensors(folder / name)
+    except (UserError, SafetensorError, FileNotFoundError):
+        return None
+    return saved
+
+
+def last_state(folder: Path) -> dict[str, Any] | None:
+    """What the newest whole checkpoint in a folder says of itself; None where there is none."""
+    return next((saved for path in reversed(checkpoint_folders(folder)) if (saved := read_state(path))), None)

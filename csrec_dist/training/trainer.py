@@ -1,0 +1,301 @@
+"""The training loop, one for teachers and students: streamed batches, a loss, an evaluation, early stopping."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from csrec_dist.config import LoopOptions, TrainingOptions
+from csrec_dist.data.batches import Batch, Prefetcher, to_batch, train_stream
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.order import EpochOrder, RowSample
+from csrec_dist.distributed.catalog import slices_of
+from csrec_dist.distributed.engines import Engine, copy_tensors
+from csrec_dist.environment import environment
+from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.files import differences
+from csrec_dist.labels import LabelReader
+from csrec_dist.losses import Loss
+from csrec_dist.models import SequentialModel
+from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
+from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
+from csrec_dist.training.meter import LOSS_PARTS, Meter
+from csrec_dist.training.step import TrainStep, seed_draws, step_seed, training_inputs
+from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
+from csrec_dist.training.telemetry import StageLog, peak_memory_mib
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
+}
+"""Share of the learning rate by the share of the steps after warm-up that are done, 0 to 1."""
+
+
+def learning_rate(options: LoopOptions, step: int, num_steps: int) -> float:
+    """The learning rate of update `step` (0 … num_steps − 1) of a training of at most `num_steps`.
+
+    It rises in equal parts over the first `warmup_steps` updates, then follows the shape of `schedule` towards 0,
+    which it would reach one update after the last. Early stopping does not change it.
+    """
+    warmup = options.warmup_steps
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    return options.learning_rate * SHAPES[options.schedule]((step - warmup) / max(num_steps - warmup, 1))
+
+
+SHARED_PLACE = 65_536
+"""The place, above all ranks, of the draws that do not depend on the rank."""
+
+
+class Trainer:
+    """Trains an engine's `TrainStep` on the ranks of its layout; every rank of them calls the same methods."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        dataset: Dataset,
+        options: TrainingOptions,
+        seed: int,
+        evaluation: Callable[[SequentialModel], dict[str, float]],
+        log: StageLog,
+        labels: LabelReader | None = None,
+        sample: RowSample | None = None,
+    ) -> None:
+        self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
+        self._dataset, self._options, self._seed, self._evaluation = dataset, options, seed, evaluation
+        self._log, self._labels, self._sample, self._device = log, labels, sample, engine.device
+        self._catalog = engine.layout.catalog_slice(dataset.num_items)
+        self._state = TrainState()
+        self._best = copy_tensors(self.model().state_dict())
+
+    def model(self) -> SequentialModel:
+        """The model as it is now, fit for evaluation; every rank calls this."""
+        return cast(TrainStep, self._engine.readable()).model
+
+    def best(self) -> SequentialModel:
+        """The model as it was when it ranked best on validation; every rank calls this."""
+        model = self.model()
+        model.load_state_dict(self._best)
+        return model
+
+    def run(
+        self, checkpoints: Checkpoints, signals: StopSignals, hands_over: Callable[[], bool] | None = None
+    ) -> TrainState | None:
+        """Train until patience or the limits end it, from the newest checkpoint if there is one.
+
+        None when `hands_over`, which all ranks ask after each epoch but the last, said that the training goes on
+        elsewhere, from the checkpoint that is written then.
+
+        Raises:
+            Stopped: one of the ranks got a signal; a checkpoint is written.
+            UserError: the loss or a weight is no longer finite, on all ranks at the same step.
+        """
+        restored = checkpoints.restore()
+        if checkpoints.set_aside:
+            names = ", ".join(checkpoints.set_aside)
+            self._log.say(f"damaged checkpoints were set aside as damaged-…: {names}; the one before them is taken")
+        if restored:
+            self._state, saved = restored
+            self._engine.restore(saved)
+            rows = None if self._catalog is None else self._catalog.rows
+            self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), rows))
+            self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
+        self._note_environment()
+        self._log.expect(self._num_steps(), self._state.total_steps)
+        self._checkpoints = checkpoints
+        self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
+        with checkpoints:
+            while not self._finished():
+                self._run_epoch()
+                self._save()
+                if hands_over and not self._finished() and hands_over():
+                    checkpoints.wait()
+                    return None
+            checkpoints.wait()
+        return self._state
+
+    def _note_environment(self) -> None:
+        """Record what the bits depend on, and say where it is other than before; ranks may come and go at any epoch."""
+        known, now = self._state.environments, environment(self._group.size)
+        if known and (known[-1] == now or self._finished()):
+            return
+        changes = differences(known[-1] | {"ranks": self._group.size}, now) if known else []
+        if changes:
+            self._log.say(f"goes on in another environment: {'; '.join(changes)}. The last bits may differ")
+        known.append(now)
+
+    def _order(self) -> EpochOrder:
+        rows = self._dataset.splits["train"].shard_rows
+        return EpochOrder(rows, self._options.batch_size, self._seed, self._state.epoch, self._sample)
+
+    def _num_steps(self) -> int:
+        """Steps of a training that patience does not end."""
+        steps = self._order().num_steps * self._options.max_epochs
+        return min(steps, self._options.max_steps or steps)
+
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        return learning_rate(self._options, self._state.total_steps, self._num_steps())
+
+    def _finished(self) -> bool:
+        return self._state.step == 0 and num_epochs(self._state.epochs, self._options) is not None
+
+    def _run_epoch(self) -> None:
+        curve = self._train_epoch()
+        done, times = curve.so_far(), curve.times()
+        self._log.scalars(times, self._state.total_steps)
+        begin = time.perf_counter()
+        with self._group.watch.doing("evaluating"):
+            model = self.model()
+            metrics = self._evaluation(model)
+        self._state.seconds += done.seconds + time.perf_counter() - begin
+        self._conclude_epoch(done, metrics, model)
+
+    def _train_epoch(self) -> Meter:
+        """The steps of the epoch that are still to do; the epoch's whole curve."""
+        order, state = self._order(), self._state
+        curve = Meter(self._group, state.so_far, self._options.log_steps, self._device)
+        self._inner.train()
+        for parts in self._batches(order):
+            seed_draws(step_seed(self._seed, state.total_steps, self._group.rank), self._device)
+            agreed = self._train_step(parts, curve)
+            state.step += 1
+            state.total_steps += 1
+            if curve.is_full:
+                self._log_point(curve)
+            self._log.advance(f"epoch {order.epoch + 1}  {curve.note}")
+            self._act(agreed, order, curve)
+        self._log_point(curve)
+        return curve
+
+    def _log_point(self, curve: Meter) -> None:
+        """Write a point of the curve; a training whose loss is not finite ends here."""
+        self._log.scalars(curve.point(), self._state.total_steps)
+        if not curve.is_finite:
+            raise self._diverged("the loss is")
+
+    def _batches(self, order: EpochOrder) -> Iterator[Any]:
+        """The batches of the epoch from the state's step on, read ahead."""
+        state, watch = self._state, self._group.watch
+        last = state.step + self._num_steps() - state.total_steps
+        steps = range(state.step, min(order.num_steps, last))
+        if not steps:
+            return
+        stream = train_stream(
+            self._dataset, order, start_step=steps.start, rank=self._group.rank, world_size=self._group.size
+        )
+        reader = cast(Generator[Any, None, None], iter(Prefetcher(stream, self._attach_labels)))
+        with closing(reader) as ahead:
+            for _ in steps:
+                watch.at(self._log.stage, state.total_steps + 1)
+                with watch.data_wait():
+                    found = next(ahead)
+                yield found
+
+    def _attach_labels(self, columns: dict[str, Any]) -> list[tuple[Batch, Any]]:
+        """The step's micro-batches, with what is kept of their labels."""
+        parts = to_batch(columns).split(self._options.accumulate)
+        return [(batch, self._labels.fields(batch.example_ids) if self._labels else None) for batch in parts]
+
+    def _train_step(self, parts: list[tuple[Batch, Any]], curve: Meter) -> Agreed:
+        """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
+        watch, ranks = self._group.watch, self._group.ranks
+        seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
+        micro = [(training_inputs(batch.to(self._device), seed), fields) for batch, fields in parts]
+        count = self._requests.begin_count(sum_of([self._inner.model.num_states(inputs) for inputs, _ in micro]))
+        losses: list[Loss] = []
+        for place, (inputs, fields) in enumerate(micro):
+            labels = self._labels.labels(fields, self._device) if self._labels else None
+            with watch.computing("the forward pass", ranks):
+                loss: Loss = self._engine.forward(inputs, labels)
+            if not losses:
+                factor = self._group.size / count().clamp(min=1)
+            with watch.computing("the backward pass", ranks):
+                self._engine.backward(loss.sum * factor, is_last=place == len(micro) - 1)
+            losses.append(Loss(*(part.detach() for part in loss)))
+        self._engine.step(self._learning_rate())
+        curve.add(Loss(*map(sum_of, zip(*losses, strict=True))))
+        return self._requests.agreed()
+
+    def _act(self, agreed: Agreed, order: EpochOrder, curve: Meter) -> None:
+        """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
+        state, every = self._state, self._options.checkpoint_steps
+        self._checkpoints.check()
+        is_due = agreed.save or (every is not None and state.total_steps % every == 0)
+        if agreed.signal or (is_due and state.step < order.num_steps):
+            state.so_far = curve.so_far()
+            if not state.so_far.is_finite:
+                raise self._diverged("the loss is")
+            self._save()
+        if agreed.signal:
+            self._checkpoints.wait()
+            self._group.barrier()
+            self._log.say(
+                f"stopped by {agreed.signal.name} after step {state.step} of epoch {state.epoch + 1}; the checkpoint "
+                "is written. The same command goes on from there."
+            )
+            raise Stopped(agreed.signal)
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint, unless the weights are good for nothing: the one before it stays then."""
+        found = self._engine.snapshot()
+        whole = found.whole["model"] if self._group.is_leader else {}
+        num_wrong = sum(
+            int((~tensor.isfinite()).sum()) for tensor in (*whole.values(), *found.slices["model"].values())
+        )
+        if self._group.all_reduce_sum(torch.tensor(num_wrong, device=self._device)) > 0:
+            raise self._diverged("weights are")
+        found.add("best", self._best, slices_of(self._inner.model))
+        self._checkpoints.save(self._state, found)
+        self._requests.saved()
+
+    def _diverged(self, what: str) -> UserError:
+        """What all ranks of the group raise, and one of them says; the checkpoint in flight is written first."""
+        self._checkpoints.wait()
+        options, group, stage = self._options, self._group, self._log.stage
+        clip_norm = "null" if options.clip_norm is None else f"{options.clip_norm:g}"
+        text = (
+            f"{stage}: {what} NaN or infinite at step {self._state.total_steps} (looked at every {options.log_steps} "
+            f"steps): the training diverged. Lower training.learning_rate ({options.learning_rate:g} now) or set "
+            f"training.clip_norm ({clip_norm} now), and start again with --restart {stage.partition('/')[0]}. Earlier "
+            "checkpoints are kept."
+        )
+        return UserError(text) if group.is_leader and 0 not in group.ranks else SharedUserError(text)
+
+    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float], model: SequentialModel) -> None:
+        state, epoch = self._state, self._state.epoch
+        count = done.total[0]
+        averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
+        if metrics[SELECTION_METRIC] > state.best:
+            state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
+            self._best = copy_tensors(model.state_dict())
+        rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
+        where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
+        where["num_ranks"] = self._group.size
+        state.epochs.append({**where, **averages, **rates, "valid": metrics})
+        state.epoch, state.step, state.so_far = epoch + 1, 0, EpochSums()
+        self._log_epoch(averages | rates, metrics)
+
+    def _log_epoch(self, values: dict[str, float], metrics: dict[str, float]) -> None:
+        state = self._state
+        self._log.scalars(
+            {f"epoch/{name}": value for name, value in values.items()}
+            | {f"valid/{name}": value for name, value in metrics.items()}
+            | {"memory/peak_mib": peak_memory_mib(), "optimizer/learning_rate": self._learning_rate()},
+            state.total_steps,
+        )
+        self._log.say(
+            f"epoch {state.epoch}/{self._options.max_epochs}  loss {values['loss']:.4f}  valid {SELECTION_METRIC} "
+            f"{metrics[SELECTION_METRIC]:.4f} (best {state.best:.4f} at {state.best_epoch + 1})  "
+            f"{values['examples_per_second']:,.0f} examples/s  waited {values['data_wait_share']:.0%}"
+        )
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum()

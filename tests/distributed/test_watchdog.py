@@ -1,0 +1,236 @@
+"""Ranks that stall, die or take long: who is named, who is waited for, and how the waits are measured."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+
+from csrec_dist.distributed import Group, RankFailure, Runtime
+from csrec_dist.distributed.failure import has_died, this_process, who_is_behind
+
+TIMEOUT = 2.0  # seconds
+
+
+def start() -> tuple[Runtime, Group]:
+    """The runtime, and a group of all ranks whose collectives wait for that long."""
+    runtime = Runtime.start(TIMEOUT / 60)
+    ranks = runtime.world.ranks
+    handle = dist.new_group(list(ranks), timeout=timedelta(seconds=TIMEOUT))
+    return runtime, Group(ranks, runtime.rank, handle, runtime.watch)
+
+
+def stalled_in_a_step(rank: int, world_size: int) -> str:
+    runtime, group = start()
+    runtime.watch.at("distill", 11 + (rank == 0))
+    if rank == 1:
+        with runtime.watch.data_wait():
+            time.sleep(3 * TIMEOUT)
+        return ""
+    with pytest.raises(RankFailure) as caught:
+        group.all_reduce_sum(torch.ones(3))
+    assert caught.value.code == str(caught.value), "printed on stderr; the status is 1"
+    return str(caught.value)
+
+
+def test_a_stalled_rank_is_named_with_stage_step_and_collective() -> None:
+    said, _ = run_ranks(stalled_in_a_step, 2)
+    assert said.startswith("csrec-dist: rank 0: stage distill, step 12: waited 2 s in all_reduce of [3] of ranks 0, 1")
+    assert "Rank 1 is in stage distill, step 11, waiting for data for" in said
+
+
+def killed(rank: int, world_size: int, folder: str) -> None:
+    runtime, group = start()
+    runtime.watch.at("teach/teacher-0", 5)
+    group.all_reduce_sum(torch.ones(3))
+    time.sleep(TIMEOUT / 2)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RankFailure) as caught:
+        group.all_reduce_sum(torch.ones(3))
+    Path(folder, "said").write_text(str(caught.value))
+
+
+def test_a_dead_rank_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 1 died"):
+        run_ranks(killed, 2, str(tmp_path))
+    said = (tmp_path / "said").read_text()
+    assert "rank 0: stage teach/teacher-0, step 5: waited 0 s in all_reduce of [3] of ranks 0, 1" in said
+    assert "Rank 1 gives no sign of life; it was last seen in stage teach/teacher-0, step 5, computing" in said
+
+
+def long_work(rank: int, world_size: int) -> list[Any]:
+    """Rank 0 sleeps in its own work, then rank 1 computes before it comes to the barrier; then it sleeps."""
+    runtime, group = start()
+    found = [runtime.on_main(lambda: time.sleep(2 * TIMEOUT) or "slept")]
+    end = time.monotonic() + 2 * TIMEOUT
+    while rank == 1 and time.monotonic() < end:
+        sum(range(1000))
+    group.barrier()
+    found.append(runtime.watch.waits.ranks)
+    if rank == 1:
+        time.sleep(3 * TIMEOUT)
+        return found
+    with pytest.raises(RankFailure) as caught:
+        group.barrier()
+    return [*found, str(caught.value)]
+
+
+def test_ranks_that_work_are_waited_for_beyond_the_timeout_and_sleepers_are_not() -> None:
+    first, second = run_ranks(long_work, 2)
+    assert first[0] == second[0] == "slept"
+    assert 1.9 * TIMEOUT < first[1] < 3 * TIMEOUT
+    assert 1.9 * TIMEOUT < second[1] < 3 * TIMEOUT
+    assert f"rank 1 has not moved for {TIMEOUT:.0f} s" in first[2]
+    assert "in barrier of ranks 0, 1" in first[2]
+
+
+def killed_in_a_barrier(rank: int, world_size: int, folder: str) -> None:
+    """Rank 1 is killed where it waits for rank 0, whose own wait has half an hour."""
+    runtime = Runtime.start(timeout_minutes=30)
+    process = psutil.Process(runtime.world.gather_objects(os.getpid())[1])
+    if rank == 1:
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGKILL]).start()
+        runtime.world.barrier()
+    process.wait()
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.barrier()
+    Path(folder, "said").write_text(str(caught.value))
+
+
+def killed_on_its_way(rank: int, world_size: int, folder: str) -> None:
+    """Rank 1 is killed at work, while rank 0 waits for it."""
+    runtime = Runtime.start(timeout_minutes=30)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.barrier()
+    Path(folder, "said").write_text(str(caught.value))
+
+
+@pytest.mark.parametrize("function", [killed_in_a_barrier, killed_on_its_way])
+def test_a_killed_rank_of_the_same_machine_is_not_waited_for(function: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 1 died"):
+        run_ranks(function, 2, str(tmp_path))
+    said = (tmp_path / "said").read_text()
+    assert "in barrier of ranks 0, 1 and gave up" in said
+    assert "Rank 1 gives no sign of life" in said
+
+
+def test_processes_of_another_machine_are_not_taken_for_dead() -> None:
+    process = this_process()
+    assert not has_died(process)
+    assert has_died(process | {"started": process["started"] - 60})
+    assert not has_died(process | {"machine": "another", "started": 0.0})
+
+
+def out_of_order(rank: int, world_size: int) -> str:
+    """Rank 0 comes to a barrier of all ranks, rank 1 to an exchange of objects."""
+    runtime = Runtime.start(timeout_minutes=30)
+    runtime.watch.at("label" if rank else "teach")
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.barrier() if rank == 0 else runtime.world.gather_objects(rank)
+    return str(caught.value)
+
+
+def test_ranks_whose_collectives_are_out_of_order_are_told_both_names() -> None:
+    said = run_ranks(out_of_order, 2)
+    [sentence] = [text for text in said if "out of order" in text]
+    for words in ("is at barrier" if sentence == said[0] else "is at gather_objects", "stage label", "stage teach"):
+        assert words in sentence
+
+
+def frozen(rank: int, world_size: int, folder: str, work: str) -> None:
+    """Rank 0, which serves the store, is stopped; rank 1 then waits for it, and ends it once it has given up."""
+    runtime, group = start()
+    group.all_reduce_sum(torch.ones(1))
+    process = psutil.Process(runtime.world.gather_objects(os.getpid())[0])
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    waits = {
+        "meeting": runtime.world.barrier,
+        "sum": lambda: group.all_reduce_sum(torch.ones(1)),
+        "scheduler": lambda: runtime.scheduler(1, 1, 0).take(),
+    }
+    try:
+        with pytest.raises(RuntimeError if work == "scheduler" else RankFailure) as caught:
+            waits[work]()
+        Path(folder, "said").write_text(str(caught.value))
+        runtime.watch.close()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("work", ["meeting", "sum", "scheduler"])
+def test_a_frozen_rank_that_serves_the_store_is_given_up(work: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 0 died"):
+        run_ranks(frozen, 2, str(tmp_path), work, timeout=60)
+    said = (tmp_path / "said").read_text()
+    assert ("has not answered for 2 s" if work == "scheduler" else "The ranks' store is silent: rank 0, or") in said
+
+
+def left(rank: int, world_size: int) -> str:
+    runtime, _ = start()
+    if rank == 1:
+        runtime.watch.close()
+        time.sleep(TIMEOUT)
+        return ""
+    with pytest.raises(RankFailure) as caught:
+        runtime.world.gather_objects("here")
+    return str(caught.value)
+
+
+def test_a_rank_that_has_ended_is_not_waited_for() -> None:
+    assert "Rank 1 has ended in stage start, step 0; see what it said." in run_ranks(left, 2)[0]
+
+
+def waits(rank: int, world_size: int) -> float:
+    runtime, group = start()
+    group.barrier()
+    before = runtime.watch.waits.ranks
+    time.sleep(0.6 * rank)
+    group.all_reduce_sum(torch.ones(3))
+    return runtime.watch.waits.ranks - before
+
+
+def test_the_fast_rank_waits_for_the_slow_one() -> None:
+    fast, slow = run_ranks(waits, 2)
+    assert fast > 0.4
+    assert slow < 0.3
+
+
+def test_other_errors_are_left_alone() -> None:
+    watch = Group((0,), 0).watch
+    with pytest.raises(RuntimeError, match="shapes"), watch.collective("all_reduce", (0,)):
+        raise RuntimeError("shapes differ")
+
+
+def note(**changes: Any) -> dict[str, Any]:
+    place = {"place": "stage label, step 0", "doing": "computing", "seconds": 70.0, "waits": False}
+    return {"state": "here", "beats": 1, **place, **changes}
+
+
+def test_the_likeliest_culprits_are_named_first() -> None:
+    before = {1: note(waits=True), 2: note(state="gave up"), 3: note(), 4: note(beats=7)}
+    after = {1: note(waits=True, beats=2), 2: note(state="gave up"), 3: note(beats=2), 4: note(beats=7)}
+    assert who_is_behind(before, after).startswith("Rank 4 gives no sign of life; it was last seen in stage label")
+    after[4] = note(beats=8, state="ended")
+    assert who_is_behind(before, after) == "Rank 3 is in stage label, step 0, computing for 70 s."
+    after[3] = note(beats=2, state="gave up")
+    assert "Rank 4 has ended" in who_is_behind(before, after)
+    after[4] = note(beats=2, state="gave up")
+    assert "Rank 1 waits too" in who_is_behind(before, after)
+    many = {rank: {} for rank in range(1, 8)}
+    assert who_is_behind(many, many).endswith("rank 4 has never been heard of; and 3 more.")

@@ -1,0 +1,235 @@
+"""The one pass over a model's logits, against each model alone and plain Python."""
+
+import math
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from csrec_dist.data.batches import Batch
+from csrec_dist.evaluation import evaluate, ranking
+from csrec_dist.evaluation.diversity import DiversitySums, compare_members, differences
+from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
+from csrec_dist.evaluation.per_row import RANKS_SCHEMA, Columns, TargetFacts
+from csrec_dist.evaluation.report_card import Asked, Examination
+from csrec_dist.evaluation.scoring import COMBINE
+from csrec_dist.models import SequentialModel, build, config_class
+
+NUM_ITEMS = 23
+CPU = torch.device("cpu")
+ROWS = [[3, 4, 5], [1, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], [5, 5, 5, 6], [20, 23, 20], [7, 8, 9, 1, 2, 3, 11]]
+RATINGS = np.array([5, 4, 3.5, np.nan, 1, 4], np.float32)
+TRUE = np.array([5, 1, 0, 6, 22, 3], np.int32)
+POPULARITY = ItemPopularity(np.arange(NUM_ITEMS, 0, -1))
+
+
+def identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def batch(rows: list[list[int]], first: int = 0) -> Batch:
+    items = torch.tensor([row + [0] * (9 - len(row)) for row in rows])
+    numbers = torch.arange(first, first + len(rows))
+    return Batch(items, torch.tensor([len(row) for row in rows]), torch.ones(len(rows)), numbers, numbers + 1, numbers)
+
+
+def model(seed: int = 3) -> SequentialModel:
+    made = build(config_class("gru4rec").model_validate({"width": 8}), NUM_ITEMS, 8, seed)
+    with torch.no_grad():
+        made.item_table.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return made.eval()
+
+
+def asked(**changes: Any) -> Asked:
+    return replace(Asked(top_n=(2, 10), min_rating=4, longest=8, exclude_seen=False), **changes)
+
+
+def facts(ratings: np.ndarray = RATINGS, true: np.ndarray | None = None, leaked: tuple[int, ...] = ()) -> TargetFacts:
+    known = np.zeros(len(ratings), np.int32) if true is None else true
+    return TargetFacts(ratings, known, np.isin(np.arange(len(ratings)), leaked))
+
+
+def examine(
+    question: Asked, known: TargetFacts, models: list[SequentialModel], combine: str | None = None, cut: int = 2
+) -> tuple[dict[str, Any], dict[str, list]]:
+    """What is computed, and all columns, in two batches."""
+    examination = Examination(question, POPULARITY, CPU)
+    rule = {} if combine is None else {"combine": partial(COMBINE[combine], weights=[1 / len(models)] * len(models))}
+    blocks = list(examination.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], known, **rule))
+    return examination.compute(identity), joined(blocks)
+
+
+def joined(blocks: list[Columns]) -> dict[str, list]:
+    return {name: np.concatenate([block[name] for block in blocks]).tolist() for name in blocks[0]}
+
+
+def scores_by_hand(one: SequentialModel, exclude_seen: bool = False) -> list[list[float]]:
+    """Scores of items 1…V of each row's history, seen items at −inf if they are left out."""
+    found = []
+    for *history, _ in ROWS:
+        scores = one.score([history])[0, 1:].tolist()
+        found.append([-math.inf if exclude_seen and j + 1 in history else score for j, score in enumerate(scores)])
+    return found
+
+
+def rank_by_hand(scores: list[float], target: int) -> int:
+    return sum(score >= scores[target - 1] for score in scores)
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_plain_metrics_are_those_of_evaluate(exclude_seen: bool) -> None:
+    found, _ = examine(asked(exclude_seen=exclude_seen), facts(np.full(6, np.nan, np.float32)), [model()])
+    plain = evaluate(model(), [batch(ROWS)], top_n=[2, 10], exclude_seen=exclude_seen, reduce=identity)
+    assert found["test"] == pytest.approx(plain, rel=1e-14)
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_columns_hold_each_row(exclude_seen: bool) -> None:
+    _, columns = examine(asked(exclude_seen=exclude_seen), facts(true=TRUE), [model()])
+    scores = scores_by_hand(model(), exclude_seen)
+    assert columns.keys() == set(RANKS_SCHEMA.names)
+    assert columns["row"] == list(range(6))
+    assert columns["user"] == list(range(1, 7))
+    assert columns["target"] == [row[-1] for row in ROWS]
+    assert columns["rank"] == [rank_by_hand(row, items[-1]) for row, items in zip(scores, ROWS, strict=True)]
+    assert columns["history_length"] == [2, 1, 8, 3, 2, 6]
+    assert columns["rating"] == pytest.approx(RATINGS.tolist(), nan_ok=True)
+    assert columns["popularity_decile"] == [1 + (row[-1] - 1) * 10 // NUM_ITEMS for row in ROWS]
+    assert columns["true_target"] == TRUE.tolist()
+    assert columns["true_rank"] == [
+        rank_by_hand(row, target) if target else 0 for row, target in zip(scores, TRUE.tolist(), strict=True)
+    ]
+
+
+def test_groups_hold_the_right_rows() -> None:
+    found, columns = examine(asked(), facts(leaked=(1, 2, 5)), [model()])
+    ranks = columns["rank"]
+
+    def recall(rows: list[int]) -> float | None:
+        return sum(ranks[row] <= 10 for row in rows) / len(rows) if rows else None
+
+    expected: dict[str, dict[str, list[int]]] = {
+        "rating": {"at_least_4": [0, 1, 5], "below_4": [2, 4]},
+        "popularity": {"popular_20%": [0, 1, 2], "rest_80%": [3, 4, 5]},
+        "history_length": {"1-5": [0, 1, 3, 4], "6-10": [2, 5]},
+        "leak": {"clean": [0, 3, 4], "leaked": [1, 2, 5]},
+        "repeat": {"new": [0, 1, 2, 3, 5], "repeated": [4]},
+        "popularity_decile": {str(decile): [] for decile in range(1, 11)},
+    }
+    for row, items in enumerate(ROWS):
+        expected["popularity_decile"][str(1 + (items[-1] - 1) * 10 // NUM_ITEMS)].append(row)
+    assert found["groups"].keys() == expected.keys()
+    for name, groups in expected.items():
+        assert list(found["groups"][name]) == list(groups)
+        for group, rows in groups.items():
+            assert found["groups"][name][group]["count"] == len(rows)
+            assert found["groups"][name][group]["recall@10"] == pytest.approx(recall(rows)), (name, group)
+    assert found["test"]["recall+@10"] == pytest.approx(recall([0, 1, 5]))
+    assert found["test"]["recall-@10"] == pytest.approx(recall([2, 4]))
+    assert found["test"]["ndcg+@2"] == found["groups"]["rating"]["at_least_4"]["ndcg@2"]
+
+
+def test_repeated_targets_rank_last_where_seen_items_are_left_out_and_are_counted() -> None:
+    found, columns = examine(asked(exclude_seen=True), facts(), [model()])
+    assert columns["rank"][4] == NUM_ITEMS
+    repeat = found["groups"]["repeat"]
+    assert (repeat["repeated"]["count"], repeat["repeated"]["recall@10"]) == (1, 0)
+    assert repeat["new"]["recall@10"] == pytest.approx(found["test"]["recall@10"] * 6 / 5)
+    assert hidden_targets(found["groups"], exclude_seen=True).startswith("1 of 6 test targets are in their own history")
+    assert hidden_targets(found["groups"], exclude_seen=False) == ""
+
+
+def test_without_repeated_targets_there_is_no_such_group() -> None:
+    rows = [row for place, row in enumerate(ROWS) if place != 4]
+    examination = Examination(asked(), POPULARITY, CPU)
+    deque(examination.shard([model()], [batch(rows)], facts(RATINGS[:5])), maxlen=0)
+    groups = examination.compute(identity)["groups"]
+    assert "repeat" not in groups
+    assert hidden_targets(groups, exclude_seen=True) == ""
+
+
+def test_a_log_without_ratings_has_no_filtered_metrics() -> None:
+    found, _ = examine(asked(), facts(np.full(6, np.nan, np.float32)), [model()])
+    assert "rating" not in found["groups"]
+    assert not [name for name in found["test"] if "+" in name or "-" in name]
+
+
+def test_a_log_without_disliked_targets_says_so_by_a_count_of_zero() -> None:
+    found, _ = examine(asked(), facts(np.full(6, 5, np.float32)), [model()])
+    empty = found["groups"]["rating"]["below_4"]
+    assert empty["count"] == 0
+    assert {value for name, value in empty.items() if name != "count"} == {None}
+    assert found["test"]["recall+@10"] == found["test"]["recall@10"]
+    assert "recall-@10" not in found["test"]
+
+
+def test_true_targets_are_scored_where_they_are_known() -> None:
+    found, columns = examine(asked(), facts(true=TRUE), [model()])
+    ranks = [rank for rank, target in zip(columns["true_rank"], TRUE, strict=True) if target]
+    assert found["test"]["recall_true@2"] == pytest.approx(sum(rank <= 2 for rank in ranks) / 5)
+    assert found["test"]["mrr_true"] == pytest.approx(sum(1 / rank for rank in ranks) / 5)
+    assert not [name for name in examine(asked(), facts(), [model()])[0]["test"] if "true" in name]
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_lists_and_calibration_equal_lists_by_hand(exclude_seen: bool) -> None:
+    found, _ = examine(asked(top_n=(2, 50), exclude_seen=exclude_seen), facts(), [model()])
+    scores = scores_by_hand(model(), exclude_seen)
+    lists = [[j + 1 for j in np.argsort(-np.array(row)) if row[j] > -math.inf] for row in scores]
+    for n in (2, 50):
+        held = [item for row in lists for item in row[:n]]
+        assert found["lists"][f"coverage@{n}"] == pytest.approx(len(set(held)) / NUM_ITEMS)
+        mean = sum(NUM_ITEMS + 1 - item for item in held) / len(held)
+        assert found["lists"][f"average_popularity@{n}"] == pytest.approx(mean)
+    whole = torch.tensor(scores_by_hand(model())).softmax(1)
+    assert found["calibration"]["confidence"] == pytest.approx(float(whole.max(1).values.mean()), rel=1e-6)
+    hits = [int(row.argmax()) + 1 == items[-1] for row, items in zip(whole, ROWS, strict=True)]
+    assert found["calibration"]["accuracy"] == pytest.approx(sum(hits) / 6)
+
+
+def test_extras_can_be_left_out() -> None:
+    found, _ = examine(asked(lists=False, calibration=False), facts(), [model()])
+    assert found.keys() == {"test", "groups"}
+
+
+@pytest.mark.parametrize("rule", ["logit_mean", "weighted", "prob_mean"])
+def test_members_rank_together_by_their_rule(rule: str) -> None:
+    members = [model(1), model(2), model(3)]
+    _, columns = examine(asked(), facts(), members, combine=rule)
+    parts = torch.stack([torch.tensor(scores_by_hand(one)) for one in members])
+    together = parts.mean(0) if rule != "prob_mean" else parts.softmax(2).mean(0)
+    assert columns["rank"] == [rank_by_hand(row, items[-1]) for row, items in zip(together.tolist(), ROWS, strict=True)]
+
+
+def test_blocks_and_batches_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, columns = examine(asked(), facts(true=TRUE), [model()])
+    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 2 * NUM_ITEMS * 4)
+    parts, others = examine(asked(), facts(true=TRUE), [model()], cut=5)
+    assert others.keys() == columns.keys()
+    for name, values in columns.items():
+        assert others[name] == pytest.approx(values, nan_ok=True), name
+    assert parts["test"] == pytest.approx(whole["test"], rel=1e-12)
+    assert parts["lists"] == whole["lists"]
+    assert parts["calibration"]["ece"] == pytest.approx(whole["calibration"]["ece"], abs=1e-6)
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_members_are_compared_row_by_row(monkeypatch: pytest.MonkeyPatch, exclude_seen: bool) -> None:
+    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 1)
+    members = [model(1), model(2), model(3)]
+    sums = DiversitySums(["a", "b", "c"], [3])
+    columns = joined(
+        list(compare_members(members, [batch(ROWS[:4]), batch(ROWS[4:], 4)], sums, exclude_seen=exclude_seen))
+    )
+    logits = [torch.tensor(scores_by_hand(one)) for one in members]
+    histories = torch.tensor([row[:-1] + [0] * (9 - len(row)) for row in ROWS])
+    expected = differences(logits, [3], histories if exclude_seen else None).mean(1)
+    assert columns["row"] == list(range(6))
+    assert columns["disagreement@3"] == pytest.approx(expected[:, 0].tolist())
+    assert columns["jensen_shannon"] == pytest.approx(expected[:, 1].tolist(), abs=1e-6)
+    assert sums.compute()["disagreement@3"] == pytest.approx(float(expected[:, 0].mean()))

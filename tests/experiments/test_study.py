@@ -1,0 +1,178 @@
+"""Studies: which runs, what they share, and what is said of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from study_files import STUDY, entries_of, write_study
+
+from csrec_dist.cli import main
+from csrec_dist.errors import UserError
+from csrec_dist.experiments.study import running
+from csrec_dist.experiments.study.planning import Task
+from csrec_dist.files import read_json
+from csrec_dist.processes import Children
+from csrec_dist.runs.records import Record, StageRecords
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def study_file(small_log: Path, tmp_path: Path) -> Path:
+    return write_study(tmp_path, small_log)
+
+
+def test_the_runs_are_the_product_of_the_axes_first_seed_first(study_file: Path) -> None:
+    _, entries = entries_of(study_file)
+    names = [entry.config.name for entry in entries]
+    assert names == ["Base-3-s0", "CSRec-M-1-s0", "CSRec-M-3-s0", "Base-3-s1", "CSRec-M-1-s1", "CSRec-M-3-s1"]
+    settings = {entry.config.name: (entry.config.training.temperature, entry.config.training.beta) for entry in entries}
+    assert settings["CSRec-M-1-s1"] == (1, 0.5)
+    assert settings["CSRec-M-3-s0"] == (3, 0.25)
+
+
+def test_a_study_from_its_file_to_its_page(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = study_file.parent / "studies"
+    arguments = ["study", str(study_file), "--output", str(output)]
+    assert main([*arguments, "--only", "seed=0"]) == 0
+    runs = output / "small/runs"
+    assert (runs / "CSRec-M-3-s0/teachers").is_symlink()
+    assert not (runs / "CSRec-M-1-s0/teachers").is_symlink()
+    page = (output / "small/results.md").read_text()
+    assert "3 of 6 runs are done" in page
+    assert "## At one" in page
+    assert "<br>12.50" in page
+    assert (output / "small/curve.png").stat().st_size > 1000
+    rows = pl.read_parquet(output / "small/results.parquet")
+    assert rows["method"].to_list() == ["Base", "CSRec-M", "CSRec-M"]
+    done = [read_json(runs / f"CSRec-M-3-s0/{stage}.done.json") for stage in ("teach", "label", "distill")]
+    assert rows["cpu_seconds"][2] == pytest.approx(sum(each["usage"][0]["cpu_seconds"] for each in done))
+    before = (runs / "Base-3-s0/student/model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*arguments, "--only", "method=Base"]) == 0
+    assert "2 runs, 1 to do" in capsys.readouterr().out
+    assert (runs / "Base-3-s0/student/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_does_not_pass_for_one_of_other_settings(
+    study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = study_file.parent / "studies"
+    study = ["study", str(study_file), "--output", str(output), "--only", "method=Base", "--only", "seed=0"]
+    assert main(study) == 0
+    page = output / "small/results.md"
+    before = page.stat().st_mtime_ns
+    study_file.write_text(STUDY.replace("Base: {method: base}", "Base: {method: base, training.learning_rate: 0.5}"))
+    for more in ([], ["--results"]):
+        capsys.readouterr()
+        assert main([*study, *more]) == 2
+        assert "have other settings than the study has now: Base-3-s0" in " ".join(capsys.readouterr().err.split())
+    assert page.stat().st_mtime_ns == before
+    assert main(["study", str(study_file), "--output", str(output.with_name("new")), *study[4:]]) == 0
+
+
+def test_a_part_takes_the_runs_of_the_whole(study_file: Path) -> None:
+    output = study_file.parent / "studies"
+    part = str(study_file.with_name("part.yaml"))
+    assert main(["study", part, "--output", str(output), "--only", "seed=0"]) == 0
+    assert sorted(path.name for path in (output / "small/runs").iterdir()) == ["Base-3-s0", "CSRec-M-3-s0"]
+    page = (output / "part/results.md").read_text()
+    assert "2 of 4 runs are done" in page
+    assert "## Popularity\n\n![number of interactions by item](items.png)" in page
+    assert all((output / "part" / name).stat().st_size > 1000 for name in ("items.png", "groups.png"))
+    assert main(["study", str(study_file), "--output", str(output), "--results"]) == 0
+    page = (output / "small/results.md").read_text()
+    assert "2 of 6 runs are done" in page
+    assert "## At one" not in page, "there is nothing in that table"
+
+
+def test_a_borrower_that_restarts_leaves_its_donor_alone(study_file: Path) -> None:
+    output = study_file.parent / "studies"
+    assert (
+        main(["study", str(study_file), "--output", str(output), "--only", "seed=0", "--only", "method=CSRec-M"]) == 0
+    )
+    runs = output / "small/runs"
+    donor = runs / "CSRec-M-1-s0/teachers/teacher-0/model.safetensors"
+    before = donor.stat().st_mtime_ns
+    run = runs / "CSRec-M-3-s0"
+    assert main(["run", "--config", str(run / "config.yaml"), "--restart", "teach"]) == 0
+    assert donor.stat().st_mtime_ns == before
+    assert not (run / "teachers").is_symlink()
+
+
+def test_side_by_side_runs_give_the_same_results(study_file: Path) -> None:
+    one, two = (study_file.parent / name for name in ("one", "two"))
+    only = ["--only", "seed=0", "--only", "method=CSRec-M"]
+    assert main(["study", str(study_file), "--output", str(one), *only]) == 0
+    assert main(["study", str(study_file), "--output", str(two), "--jobs", "2", *only]) == 0
+    frames = [pl.read_parquet(folder / "small/results.parquet") for folder in (one, two)]
+    assert frames[0]["ndcg@10"].to_list() == pytest.approx(frames[1]["ndcg@10"].to_list(), abs=1e-6)
+
+
+def test_a_failed_run_is_named_and_the_others_are_done(
+    study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, run_alone = [], running.run_alone
+
+    def run(task: Task, _: Children) -> None:
+        if task.config.name == "CSRec-M-1-s0":
+            raise UserError("The run CSRec-M-1-s0 failed.")
+        done.append((task.config.name, task.donor and task.donor.config.name))
+        StageRecords(task.folder).finish("prepare", Record({}, {}, []))
+
+    monkeypatch.setattr(running, "run_alone", run)
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
+    arguments = ["study", str(study_file), "--output", str(study_file.parent / "studies"), "--jobs", "2"]
+    assert main([*arguments, "--only", "seed=0"]) == 2
+    assert "CSRec-M-1-s0 failed" in capsys.readouterr().err
+    assert done == [("Base-3-s0", None), ("CSRec-M-3-s0", None)]
+    broken = study_file.parent / "studies/small/runs/CSRec-M-1-s0"
+    StageRecords(broken).finish("evaluate", Record({}, {}, []))
+    _, entries = entries_of(study_file)
+    (broken / "config.yaml").write_text(entries[1].config.to_yaml())
+    with pytest.raises(UserError, match="says why"):
+        run_alone(
+            Task(replace(entries[1], config=entries[1].config.model_copy(update={"output": str(broken.parent)}))),
+            Children(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("columns: method", "columns: student", "no axis is called student"),
+        ("seeds: [0, 1]", "seeds: []", "seeds"),
+        ("training.temperature: 3", "training.heat: 3", "training.heat"),
+        ("config: base.yaml", "config: other.yaml", "other.yaml does not exist"),
+        ("title: A small study", "tilte: A small study", "tilte"),
+        ("Base, temperature: 1", "Base, temperature: 2", "temperature has no value 2; there are 1, 3"),
+        ("better_than: [Base]", "better_than: [base]", "method has no value base"),
+        ("better_than: [Base], ", "", "costs are multiples"),
+        ("x: temperature, lines: method", "x: temperature", "figure curve would average over method"),
+        ("rows: [temperature]", "rows: []", "would average over temperature"),
+        ("x: temperature,", "x: rating, level: {method: Base},", "over rating there is no level"),
+        ("title: A small study", "title: A part\npart_of: nowhere", "nowhere.yaml does not exist"),
+    ],
+)
+def test_mistakes_are_said(study_file: Path, old: str, new: str, words: str) -> None:
+    study_file.write_text(STUDY.replace(old, new))
+    with pytest.raises(UserError, match=words):
+        entries_of(study_file)
+
+
+def test_an_unknown_study_or_value_is_refused(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "nowhere"]) == 2
+    assert main(["study", str(study_file), "--only", "student=sasrec"]) == 2
+    assert main(["study", str(study_file), "--only", "method=SoftRec"]) == 2
+    text = capsys.readouterr().err
+    assert "There is no study nowhere" in text
+    assert "not 'student=sasrec'" in text
+    assert "has no such run" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_project_has_valid_runs(path: Path) -> None:
+    study, entries = entries_of(path)
+    assert len(entries) == len(study.cells) * len(study.seeds)
+    assert len({entry.config.name for entry in entries}) == len(entries)

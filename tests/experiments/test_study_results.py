@@ -1,0 +1,261 @@
+"""The rows, tables and figures of a study, from made-up results and from files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from scipy import stats
+from study_files import entries_of, write_study
+
+from csrec_dist.cli import main
+from csrec_dist.config import parse_config
+from csrec_dist.experiments.study.collecting import collect, teacher_model, training_cost
+from csrec_dist.experiments.study.figures import _ticks, draw, draw_curve
+from csrec_dist.experiments.study.tables import find_marks, in_percent, published, table
+from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
+from csrec_dist.files import read_json, write_json
+from csrec_dist.runs.records import Record, StageRecords
+
+NUM_ROWS = 200
+
+
+@pytest.fixture
+def study_file(small_log: Path, tmp_path: Path) -> Path:
+    return write_study(tmp_path, small_log)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    return figures
+
+
+def row(method: str, temperature: str, seed: int, value: float, cost: float | None = 1.0) -> dict:
+    name = f"{method}-{temperature}-s{seed}"
+    cell = {"method": method, "temperature": temperature, "seed": seed, "run": name, "teacher_model": None}
+    groups = {"popularity/popular_20%/ndcg@10": 2 * value, "popularity/rest_80%/ndcg@10": value / 2}
+    return {**cell, "ndcg@10": value, "cpu_seconds": cost, "lists/gini@10": 0.61234, **groups}
+
+
+ROWS = [
+    row("Base", "1", 0, 0.10, 10.0),
+    row("Base", "1", 1, 0.12, 10.0),
+    row("Base", "3", 0, 0.30, 10.0),
+    row("CSRec-M", "1", 0, 0.20, 30.0),
+    row("CSRec-M", "1", 1, 0.20, None),
+    row("CSRec-M", "3", 0, 0.10, 50.0),
+]
+
+
+def test_tables_say_means_spreads_wins_and_costs(study_file: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("skip: [{method: Base, temperature: 1}]", ""))
+    study, _ = entries_of(study_file)
+    text = table(study, study.tables[0], pl.DataFrame(ROWS))
+    assert "| 1 | 11.00 ± 1.41 (2)<br>12.50 | 20.00 ± 0.00 (2) |" in text
+    assert "10.00 (1)" in text
+    assert "CSRec-M is above Base: ndcg@10 1 of 2" in text
+    assert "| mean over the lines | 1.0 (2) | 4.0 (2) |" in text
+    assert "ᵃ differs from Base" in text
+    assert "Not every line could be tested" not in text
+
+
+def test_a_table_shows_what_it_is_asked_for(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    options = TableOptions(
+        rows=["temperature"], columns="method", metrics=["lists/gini@10"], where={"temperature": "3"}
+    )
+    lines = table(study, options, pl.DataFrame(ROWS)).splitlines()
+    assert lines[0] == "| temperature | Base lists/gini@10 | CSRec-M lists/gini@10 |"
+    assert lines[2:] == ["| 3 | 0.6123 (1) | 0.6123 (1) |"]
+    assert in_percent("teacher/ndcg+@10")
+    assert not in_percent("lists/gini@10")
+
+
+def test_the_papers_figure_is_found_by_its_cell(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    assert published(study.published, {"method": "Base", "temperature": "3"}, "ndcg@10") == 12.5
+    assert published(study.published, {"method": "Base"}, "recall@10") is None
+    assert published(study.published, {"method": "CSRec-M"}, "ndcg@10") is None
+
+
+def ndcg(ranks: np.ndarray) -> np.ndarray:
+    return (ranks <= 10) / np.log2(ranks + 1.0)
+
+
+def test_marks_are_those_of_the_paired_test_over_the_seeds_that_both_have() -> None:
+    random = np.random.default_rng(3)
+    base = random.integers(1, 30, NUM_ROWS)
+    ranks = {
+        "Base": [base, np.maximum(base + random.integers(-3, 4, NUM_ROWS), 1)],
+        "SoftRec": [np.maximum(base + random.integers(-3, 4, NUM_ROWS), 1), base],
+        "CSRec-M": [np.maximum(base - 2, 1), np.maximum(base - 1, 1), base + 50],
+    }
+    rows = [
+        {
+            "method": method,
+            "seed": seed,
+            "protocol": "one",
+            "ranks": found.tolist(),
+            "rating_groups": (np.arange(NUM_ROWS) % 5 + 1 < 4).astype(int).tolist(),
+            "teacher/ranks": np.maximum(found // 2, 1).tolist() if method != "SoftRec" else None,
+        }
+        for method, runs in ranks.items()
+        for seed, found in enumerate(runs)
+    ]
+    metrics = ["ndcg@10", "ndcg-@10", "teacher/ndcg@10", "lists/gini@10"]
+    options = TableOptions(rows=["x"], columns="method", metrics=metrics, better_than=["Base", "SoftRec"])
+    marks, problem = find_marks(options, list(ranks), pl.DataFrame(rows))
+    assert not problem
+    expected: dict[tuple[str, str], str] = {}
+    bad = np.arange(NUM_ROWS) % 5 + 1 < 4
+    for letter, other, column in [("ᵃ", "Base", "SoftRec"), ("ᵃ", "Base", "CSRec-M"), ("ᵇ", "SoftRec", "CSRec-M")]:
+        first, second = (np.mean([ndcg(found) for found in ranks[name][:2]], axis=0) for name in (other, column))
+        halved = [np.mean([ndcg(np.maximum(r // 2, 1)) for r in ranks[n][:2]], axis=0) for n in (other, column)]
+        tests = {"ndcg@10": (first, second), "ndcg-@10": (first[bad], second[bad])}
+        if "SoftRec" not in (other, column):
+            tests["teacher/ndcg@10"] = (halved[0], halved[1])
+        for metric, pair in tests.items():
+            if stats.ttest_rel(*pair).pvalue < 0.05:
+                expected[column, metric] = expected.get((column, metric), "") + letter
+    assert marks == expected
+    assert marks["CSRec-M", "ndcg@10"] == "ᵃᵇ"
+    rows[-1]["protocol"] = rows[0]["protocol"] = "another"
+    assert "different data" in find_marks(options, list(ranks), pl.DataFrame(rows))[1]
+    assert ("SoftRec", "ndcg@10") not in marks
+
+
+def test_a_row_holds_groups_lists_diversity_and_the_teacher_module(study_file: Path) -> None:
+    output = study_file.parent / "studies"
+    assert main(["study", str(study_file), "--output", str(output), "--only", "seed=0", "--only", "temperature=3"]) == 0
+    rows = {found["method"]: found for found in pl.read_parquet(output / "small/results.parquet").to_dicts()}
+    found = read_json(output / "small/runs/CSRec-M-3-s0/metrics.json")
+    ours, teachers = rows["CSRec-M"], found["models"]["teachers"]
+    assert ours["ndcg@10"] == found["test"]["ndcg@10"]
+    assert ours["valid/recall@10"] == found["valid"]["recall@10"]
+    assert ours["popularity/rest_80%/recall@10"] == found["groups"]["popularity"]["rest_80%"]["recall@10"]
+    assert ours["history_length/1-5/count"] == found["groups"]["history_length"]["1-5"]["count"]
+    assert ours["lists/coverage@10"] == found["lists"]["coverage@10"]
+    assert ours["diversity/jensen_shannon"] == found["diversity"]["jensen_shannon"]
+    assert ours["teacher/ndcg@10"] == teachers["test"]["ndcg@10"] != ours["ndcg@10"]
+    assert ours["teacher/rating/below_4/ndcg@10"] == teachers["groups"]["rating"]["below_4"]["ndcg@10"]
+    assert rows["Base"]["teacher/ndcg@10"] == rows["Base"]["ndcg@10"]
+    assert rows["Base"]["diversity/jensen_shannon"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "models", "name"),
+    [
+        ({"method": "base"}, ["student"], "student"),
+        ({"method": "softrec"}, ["student"], None),
+        ({"method": "model_level"}, ["student", "teacher-0", "teacher-1", "teachers"], "teachers"),
+        ({"method": "model_level", "teachers": {"num": 1}}, ["student", "teacher-0"], "teacher-0"),
+        ({"method": "training_level"}, ["student", "side", "main"], "main"),
+    ],
+)
+def test_the_model_that_teaches(settings: dict, models: list[str], name: str | None) -> None:
+    config = parse_config({"name": "x", "dataset": {"source": "x"}, "model": {"name": "sasrec"}} | settings)
+    assert teacher_model(config, dict.fromkeys(models)) == name
+
+
+def finish(folder: Path, stage: str, *usage: tuple[float, float]) -> None:
+    StageRecords(folder).finish(stage, Record({}, {}, [{"seconds": s, "cpu_seconds": c} for s, c in usage]))
+
+
+def test_the_cost_is_that_of_teachers_labels_and_student(tmp_path: Path) -> None:
+    for stage in ("prepare", "evaluate", "baseline"):
+        finish(tmp_path, stage, (1000.0, 1000.0))
+    finish(tmp_path, "distill", (8.0, 7.0))
+    write_json(tmp_path / "student/metrics.json", {"seconds": 7.9})
+    assert training_cost(tmp_path) == {"seconds": 8.0, "cpu_seconds": 7.0}
+    finish(tmp_path, "teach", (20.0, 11.0), (21.0, 12.0))
+    finish(tmp_path, "label", (2.0, 1.0), (3.0, 1.5))
+    for name in ("teacher-0", "teacher-1"):
+        write_json(tmp_path / f"teachers/{name}/metrics.json", {"seconds": 19.0})
+    assert training_cost(tmp_path) == {"seconds": 32.0, "cpu_seconds": 32.5}
+
+
+@pytest.mark.parametrize("name", ["student", "teachers/main"])
+def test_a_training_that_was_cut_off_has_no_known_cost(tmp_path: Path, name: str) -> None:
+    finish(tmp_path, "teach", (20.0, 10.0))
+    finish(tmp_path, "distill", (8.0, 7.0))
+    write_json(tmp_path / name / "metrics.json", {"seconds": 35.0})
+    assert training_cost(tmp_path) == {"seconds": None, "cpu_seconds": None}
+
+
+AXES = {"method": ["Base", "CSRec-M"], "temperature": ["1", "3", "9"]}
+
+
+def test_a_figure_over_an_axis_has_means_ranges_and_a_level(tmp_path: Path, drawn: list[Figure]) -> None:
+    options = FigureOptions(name="f", x="temperature", lines="method", level={"method": "Base", "temperature": "3"})
+    assert draw(options, AXES, pl.DataFrame(ROWS), tmp_path / "f.png")
+    (plot,) = drawn[0].axes
+    lines = {line.get_label(): line for line in plot.get_lines() if not str(line.get_label()).startswith("_")}
+    assert list(lines["Base"].get_ydata()) == [30.0, 30.0]
+    means = {box.get_label(): list(box[0].get_ydata()) for box in plot.containers}
+    assert means["CSRec-M"] == pytest.approx([20.0, 10.0])
+    assert means["Base"] == pytest.approx([11.0])
+    assert [label.get_text() for label in plot.get_xticklabels()] == ["1", "3", "9"]
+    assert list(plot.get_xticks()) == [1, 3, 9]
+    assert {box.get_label(): list(box[0].get_xdata()) for box in plot.containers} == {"Base": [1], "CSRec-M": [1, 3]}
+
+
+def test_a_figure_over_groups_has_bars_by_group(tmp_path: Path, drawn: list[Figure]) -> None:
+    options = FigureOptions(name="f", x="popularity", lines="method", panels="temperature", style="bars")
+    assert draw(options, AXES, pl.DataFrame(ROWS), tmp_path / "f.png")
+    assert [plot.get_title() for plot in drawn[0].axes] == ["1", "3"]
+    bars = [box for box in drawn[0].axes[1].containers if isinstance(box, BarContainer)]
+    heights = {box.get_label(): [bar.get_height() for bar in box.patches] for box in bars}
+    assert heights == {"Base": pytest.approx([60.0, 15.0]), "CSRec-M": pytest.approx([20.0, 5.0])}
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["popular_20%", "rest_80%"]
+
+
+@pytest.mark.parametrize(
+    ("names", "style", "ticks"),
+    [
+        (["0", "0.1", "0.4"], "lines", [0, 0.1, 0.4]),
+        (["0", "0.1", "0.4"], "bars", [0, 1, 2]),
+        (["3", "1", "2"], "lines", [0, 1, 2]),
+        (["1", "inf"], "lines", [0, 1]),
+        (["1", "two"], "lines", [0, 1]),
+    ],
+)
+def test_numbers_that_rise_along_a_line_stand_at_their_values(names: list[str], style: str, ticks: list[float]) -> None:
+    assert _ticks(FigureOptions(name="f", x="temperature", style=style), names) == ticks
+
+
+@pytest.mark.parametrize("rows", [[], [{key: value for key, value in ROWS[0].items() if key != "ndcg@10"}]])
+def test_there_is_no_figure_of_nothing(tmp_path: Path, rows: list[dict]) -> None:
+    options = FigureOptions(name="f", x="temperature", lines="method")
+    assert not draw(options, AXES, pl.DataFrame(rows), tmp_path / "f.png")
+    assert not (tmp_path / "f.png").exists()
+
+
+def test_the_popularity_curve_falls_over_the_items(study_file: Path, small_dataset: Path, drawn: list[Figure]) -> None:
+    _, entries = entries_of(study_file)
+    assert not draw_curve(CurveOptions(name="c"), entries, study_file.parent / "c.png")
+    folder = entries[1].config.folder
+    folder.mkdir(parents=True)
+    (folder / "dataset").symlink_to(small_dataset)
+    assert draw_curve(CurveOptions(name="c", panels="method"), entries, study_file.parent / "c.png")
+    (plot,) = drawn[0].axes
+    assert plot.get_title() == "CSRec-M"
+    heights = plot.collections[0].get_paths()[0].vertices[:, 1]
+    trained = pl.concat([pl.read_parquet(file, columns=["items"]) for file in small_dataset.glob("train-*.parquet")])
+    most = trained["items"].explode().value_counts()["count"].max()
+    assert heights.max() == most
+    assert json.loads((small_dataset / "dataset.json").read_text())["num_items"] == (len(heights) - 3) // 2
+
+
+def test_results_of_no_runs_are_a_page(study_file: Path) -> None:
+    assert collect(entries_of(study_file)[1]).is_empty()
+    output = study_file.parent / "studies"
+    assert main(["study", str(study_file), "--output", str(output), "--results"]) == 0
+    assert "0 of 6 runs are done" in (output / "small/results.md").read_text()

@@ -1,0 +1,197 @@
+"""The report says what the run's files say, finished or not, and shows text as text."""
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import markdown
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from run_folders import make_run
+
+from csrec_dist.errors import UserError
+from csrec_dist.report import compare, print_results, results_table, write_report
+from csrec_dist.report.page import trained_by
+from csrec_dist.report.several import spread
+from csrec_dist.report.tables import table
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def unfinished(run: Path, tmp_path: Path) -> Path:
+    """The run as it was before it was evaluated."""
+    copy = tmp_path / "unfinished"
+    shutil.copytree(run, copy)
+    for name in ("metrics.json", "evaluate.done.json", "baseline.done.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "base")
+    return copy
+
+
+def printed(write: Callable[[Console], None]) -> str:
+    console = Console(width=100, file=io.StringIO())
+    write(console)
+    return console.file.getvalue()
+
+
+def test_the_table_holds_every_model_with_its_metrics_base_first(run: Path) -> None:
+    saved = json.loads((run / "metrics.json").read_text())["models"]
+    rows = results_table(run)
+    assert [row.title for row in rows] == ["Base", "CSRec-M student", "teacher-0", "teacher-1"]
+    assert {row.name: {"valid": row.valid, "test": row.test} for row in rows} == saved
+
+
+def test_the_student_of_method_base_is_called_base(tmp_path: Path) -> None:
+    rows = results_table(make_run(tmp_path, method="base"))
+    assert [row.title for row in rows] == ["Base student"]
+
+
+def test_the_terminal_shows_metrics_stages_and_paths(run: Path) -> None:
+    write_report(run)
+    text = printed(lambda console: print_results(run, console))
+    saved = json.loads((run / "metrics.json").read_text())["models"]
+    for name, title in (("base", "Base"), ("student", "CSRec-M student"), ("teacher-1", "teacher-1")):
+        test = saved[name]["test"]
+        assert re.search(rf"{title} +│ +{test['recall@10']:.4f} │ +{test['ndcg@10']:.4f} │", text)
+    assert re.search(r"prepare +│ +1\.5 │ +2 │ +100, 101 │", text)
+    assert re.search(r"evaluate +│ +6\.5 │ +2 │ +600, 601 │", text)
+    assert str(run) in text
+    assert str(run / "report" / "report.html") in text
+
+
+def test_an_unfinished_run_is_reported_with_what_is_missing(unfinished: Path) -> None:
+    rows = {row.name: row for row in results_table(unfinished)}
+    assert set(rows) == {"student", "teacher-0", "teacher-1"}
+    assert rows["student"].test == {}
+    assert rows["student"].valid["ndcg@10"] == 0.1234, "the best epoch's, not the last one's"
+    assert "Not done yet: baseline, evaluate." in printed(lambda console: print_results(unfinished, console))
+    write_report(unfinished)
+    page = (unfinished / "report" / "report.md").read_text()
+    assert "Stages not done yet: baseline, evaluate." in page
+    assert "| evaluate | not done |" in page
+
+
+def test_a_run_with_nothing_but_a_config_is_reported(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "config.yaml", tmp_path)
+    page = (write_report(tmp_path).parent / "report.md").read_text()
+    assert "No model is trained yet." in page
+    assert "Not prepared yet." in page
+
+
+def test_the_page_holds_metrics_statistics_labels_and_config(run: Path) -> None:
+    write_report(run)
+    page = (run / "report" / "report.md").read_text()
+    for metrics in json.loads((run / "metrics.json").read_text())["models"].values():
+        for value in (*metrics["test"].values(), *metrics["valid"].values()):
+            assert f"{value:.4f}" in page
+    dataset = json.loads((run / "dataset" / "dataset.json").read_text())
+    num_examples, num_items = dataset["splits"]["train"]["num_examples"], dataset["num_items"]
+    assert f"| dense equivalent, bytes | {4 * num_examples * num_items:,} |" in page
+    leaked = dataset["statistics"]["leaked_test_targets"]
+    assert f"Of {dataset['splits']['test']['num_rows']} test targets, {leaked} " in page
+    assert (run / "config.yaml").read_text().strip() in page
+    assert re.search(r"\| CSRec-M student \| 1 \| 3 \| 2 \| 0\.1234 \| 9\.5 \| 1,000 \| 25\.0% \|", page)
+
+
+def test_the_html_page_is_whole_by_itself(run: Path) -> None:
+    page = write_report(run).read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 2
+    for source in sources:
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(PNG)
+    assert page.count("<table>") == 6, "test, validation, training, stages, dataset, labels"
+
+
+def test_curves_are_drawn_again_after_more_epochs(run: Path) -> None:
+    write_report(run)
+    before = (run / "report" / "loss.png").read_bytes()
+    metrics = run / "student" / "metrics.json"
+    saved = metrics.read_text()
+    longer = json.loads(saved)
+    longer["epochs"].append({**longer["epochs"][-1], "epoch": 3, "loss": 9.0})
+    metrics.write_text(json.dumps(longer))
+    write_report(run)
+    metrics.write_text(saved)
+    assert (run / "report" / "loss.png").read_bytes() != before
+
+
+def test_a_member_taken_from_a_folder_has_no_curve(unfinished: Path) -> None:
+    (unfinished / "teachers" / "teacher-1" / "metrics.json").write_text('{"taken_from": "else/where"}')
+    write_report(unfinished)
+    page = (unfinished / "report" / "report.md").read_text()
+    assert "| teacher-1 | taken from else/where |" in page
+
+
+class Cells(HTMLParser):
+    """The text of each table cell, and all tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells and data.strip():
+            self.cells[-1] += data
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1), min_size=2, max_size=2))
+def test_a_cell_shows_any_text_as_it_is(texts: list[str]) -> None:
+    parser = Cells()
+    parser.feed(markdown.markdown(table(["a", "b"], [["x", *texts][:2], [*texts]]), extensions=["tables"]))
+    wanted = [" ".join(text.split()) for text in ("a", "b", "x", texts[0], *texts)]
+    assert [cell.strip() for cell in parser.cells] == wanted
+    assert set(parser.tags) <= {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_runs_of_several_seeds_are_averaged_and_differences_named(tmp_path: Path) -> None:
+    shifts = [0.0, 1.0, 4.0]
+    runs = [make_run(tmp_path, shift, name=f"seed-{k}", seed=k) for k, shift in enumerate(shifts)]
+    other = make_run(tmp_path, 7.0, name="other", training={"beta": 0.25})
+    text = printed(lambda console: console.print(compare([*runs, other, runs[0]])))
+    values = [json.loads((run / "metrics.json").read_text())["models"]["student"]["test"]["ndcg@10"] for run in runs]
+    mean = math.fsum(values) / 3
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / 2)
+    row = next(line for line in text.splitlines() if "CSRec-M student" in line)
+    assert f" {mean:.4f} ± {deviation:.4f} " in row
+    assert "seed-0, seed-1, seed-2" in text
+    assert "training.beta=0.5" in text
+    assert "training.beta=0.25" in text
+    assert "seed=" not in text
+
+
+@given(st.floats(0, 1))
+def test_one_value_is_shown_without_a_spread(value: float) -> None:
+    assert spread([value]) == f"{value:.4f}"
+
+
+@pytest.mark.parametrize("function", [results_table, write_report, lambda folder: compare([folder])])
+def test_a_folder_that_is_no_run_is_refused(function: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not the folder of a run.*config\.yaml"):
+        function(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_engine_that_trained_is_named() -> None:
+    assert trained_by({"engine": "deepspeed", "ranks": [0, 1], "zero_stage": 2}) == "deepspeed, ZeRO 2, ranks 0, 1"
+    assert trained_by({"engine": "plain", "ranks": [3], "catalog_parallel": 1}) == "plain, rank 3"
+    assert trained_by(None) == "–"

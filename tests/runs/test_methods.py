@@ -1,0 +1,125 @@
+"""Every method from dataset to student: what is trained, what is regularised by what, and the same on any number of ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from csrec_dist import models
+from csrec_dist.config import Config, parse_config
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed import Runtime
+from csrec_dist.errors import UserError
+from csrec_dist.files import read_json
+from csrec_dist.labels import LabelCache, read_index
+from csrec_dist.models import config_class
+from csrec_dist.runs.pipeline import execute
+
+LEVELS = ("model_level", "data_level", "training_level")
+
+
+def small_config(output: Path | str, dataset: Path | str, method: str, **changes: Any) -> Config:
+    raw = {
+        "name": "small",
+        "output": str(output),
+        "dataset": {"path": str(dataset)},
+        "model": {"name": "gru4rec", "width": 8, "hidden": 8, "dropout": 0},
+        "method": method,
+        "training": {"batch_size": 7, "max_epochs": 2, "learning_rate": 0.01},
+    }
+    return parse_config(raw | changes)
+
+
+def done(output: Path, dataset: Path, method: str, **changes: Any) -> Path:
+    return execute(small_config(output, dataset, method, **changes), Runtime.start()).folder
+
+
+def trained_examples(folder: Path) -> float:
+    """Examples of the first epoch, as the training counted them."""
+    return read_json(folder / "metrics.json")["epochs"][0]["num_examples"]
+
+
+def test_softrec_learns_from_popularity_without_teachers(small_dataset: Path, tmp_path: Path) -> None:
+    run = done(tmp_path, small_dataset, "softrec")
+    epoch = read_json(run / "student/metrics.json")["epochs"][0]
+    assert epoch["divergence"] > 0
+    assert not (run / "teachers").exists()
+    assert not (run / "labels").exists()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_a_contrastive_loss_is_weighed_with_the_one_hot_targets(
+    small_dataset: Path, tmp_path: Path, beta: float
+) -> None:
+    """At β = 1 nothing trains the vector of masked items, which only the contrastive loss reads."""
+    model = {"name": "cl4srec", "width": 8, "inner_width": 8, "dropout": 0}
+    training = {"batch_size": 7, "max_epochs": 1, "learning_rate": 0.01, "beta": beta}
+    run = done(tmp_path, small_dataset, "softrec", model=model, training=training)
+    dataset = Dataset(small_dataset)
+    drawn = models.build(config_class("cl4srec").model_validate(model), dataset.num_items, dataset.window - 1, 0)
+    before, after = (each.state_dict()["mask_vector"] for each in (drawn, models.load(run / "student")))
+    assert torch.equal(before, after) == (beta == 1)
+
+
+def test_data_level_members_train_on_their_share(small_dataset: Path, tmp_path: Path) -> None:
+    run = done(tmp_path, small_dataset, "data_level", teachers={"sample": 0.5})
+    train = Dataset(small_dataset).splits["train"]
+    for member in ("teacher-0", "teacher-1"):
+        share = trained_examples(run / "teachers" / member) / train.num_examples
+        assert share == pytest.approx(0.5, abs=0.1)
+    assert trained_examples(run / "student") == train.num_examples
+    assert [member.name for member in read_index(run / "labels").members] == ["teacher-0", "teacher-1"]
+
+
+def test_the_main_teacher_labels_alone_and_leans_on_the_side_teacher(small_dataset: Path, tmp_path: Path) -> None:
+    run = done(tmp_path / "a", small_dataset, "training_level")
+    assert [member.name for member in read_index(run / "labels").members] == ["main"]
+    assert [member.name for member in read_index(run / "teachers/side/labels").members] == ["side"]
+    assert read_json(run / "teachers/main/metrics.json")["epochs"][0]["divergence"] > 0
+    plain = done(tmp_path / "b", small_dataset, "training_level", teachers={"expectation": False})
+    weights = [(each / "teachers/main/model.safetensors").read_bytes() for each in (run, plain)]
+    assert weights[0] != weights[1]
+    sides = [(each / "teachers/side/model.safetensors").read_bytes() for each in (run, plain)]
+    assert sides[0] == sides[1]
+
+
+@pytest.mark.parametrize("options", [{"combine": "prob_mean"}, {"combine": "weighted", "weights": "fitted"}])
+def test_members_are_combined_as_asked(small_dataset: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    run = done(tmp_path, small_dataset, "model_level", labels=options)
+    index = read_index(run / "labels")
+    assert index.combine == options["combine"]
+    if options["combine"] == "weighted":
+        assert index.weights is not None
+        assert sum(index.weights) == pytest.approx(1)
+
+
+def test_members_of_several_architectures_and_widths(small_dataset: Path, tmp_path: Path) -> None:
+    mixture = [{"name": "gru4rec", "width": 8}, {"name": "sasrec", "width": 12}, {"name": "narm", "width": 4}]
+    run = done(tmp_path, small_dataset, "model_level", teachers={"num": 3, "model": mixture})
+    labels = LabelCache(run / "labels", Dataset(small_dataset)).read(np.arange(3))
+    assert torch.as_tensor(labels.states).shape == (3, 24)
+
+
+def test_a_sample_without_rows_is_refused(small_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teachers.sample"):
+        done(tmp_path, small_dataset, "data_level", teachers={"sample": 0.001})
+
+
+def on_ranks(rank: int, world_size: int, output: str, dataset: str, method: str) -> None:
+    execute(small_config(output, dataset, method), Runtime.start())
+
+
+@pytest.mark.parametrize("method", ["softrec", "data_level", "training_level"])
+def test_two_ranks_train_what_one_does(small_dataset: Path, tmp_path: Path, method: str) -> None:
+    for world_size in (1, 2):
+        run_ranks(on_ranks, world_size, str(tmp_path / str(world_size)), str(small_dataset), method)
+    alone, together = (tmp_path / size / "small" for size in ("1", "2"))
+    for metrics in alone.glob("**/metrics.json"):
+        expected, found = read_json(metrics), read_json(together / metrics.relative_to(alone))
+        for one, two in zip(expected.get("epochs", []), found.get("epochs", []), strict=True):
+            assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+    expected, found = (read_json(run / "metrics.json")["test"] for run in (alone, together))
+    assert found["ndcg@10"] == pytest.approx(expected["ndcg@10"], abs=1e-6)

@@ -1,0 +1,130 @@
+"""Checkpoints: copies written beside the training, the newest whole one found, failures said."""
+
+import threading
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csrec_dist.distributed import Group
+from csrec_dist.distributed.engines import DataParallel, Snapshot, Updates
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.errors import UserError
+from csrec_dist.training import checkpoints as checkpoints_module
+from csrec_dist.training.checkpoints import Checkpoints, TrainState
+
+INPUTS = {"seed": 0, "training": {"learning_rate": 0.1}}
+ALONE = Layout(*[Group((0,), 0)] * 3)
+
+
+class Model(DataParallel):
+    """A linear layer in the hands of an engine."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Linear(2, 1), ALONE, torch.device("cpu"), Updates())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.module.weight.detach()
+
+    def train(self) -> None:
+        self.backward(self.forward(torch.ones(1, 2)).sum())
+        self.step(0.1)
+
+    def parts(self) -> Snapshot:
+        found = self.snapshot()
+        found.add("best", {}, ())
+        return found
+
+
+def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, real = threading.Event(), Checkpoints._write
+    monkeypatch.setattr(Checkpoints, "_write", lambda *arguments: gate.wait(10) and real(*arguments))
+    model = Model()
+    model.train()
+    kept = model.weight.clone()
+    checkpoints = Checkpoints(tmp_path / "c", INPUTS, ALONE)
+    checkpoints.save(TrainState(total_steps=1), model.parts())
+    model.train()
+    checkpoints.check()
+    assert not (tmp_path / "c").exists()
+    gate.set()
+    checkpoints.wait()
+    other = Model()
+    restored = checkpoints.restore()
+    assert restored is not None
+    other.restore(restored[1])
+    assert restored[0] == TrainState(total_steps=1)
+    torch.testing.assert_close(other.weight, kept, rtol=0, atol=0)
+
+
+def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints_module, "save_tensors", full)
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
+    checkpoints.save(TrainState(), Model().parts())
+    assert checkpoints._writing is not None
+    wait([checkpoints._writing])
+    with pytest.raises(UserError, match=r"No checkpoint can be written to .*: No space left on device"):
+        checkpoints.check()
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path: Path) -> None:
+    model, checkpoints = Model(), Checkpoints(tmp_path, INPUTS, ALONE, keep=3)
+    for step in range(1, 5):
+        model.train()
+        checkpoints.save(TrainState(total_steps=step), model.parts())
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (2, 3, 4)]
+    (tmp_path / "step-000000004/model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "step-000000003/optimizer.safetensors").unlink()
+    (tmp_path / ".step-000000005.1.tmp").mkdir()
+    restored = checkpoints.restore()
+    assert restored is not None
+    assert restored[0].total_steps == 2
+    assert not (tmp_path / ".step-000000005.1.tmp").exists()
+    assert checkpoints.set_aside == ["step-000000004", "step-000000003"]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002"]
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.1, is 0\.2\."):
+        Checkpoints(tmp_path, INPUTS | {"training": {"learning_rate": 0.2}}, ALONE).restore()
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: str) -> None:
+    """The damaged one has the highest step, so pruning by name would keep it and remove all that are written."""
+    model, before = Model(), Checkpoints(tmp_path, INPUTS, ALONE, keep=2)
+    for step in (5, 9):
+        before.save(TrainState(total_steps=step), model.parts())
+    before.wait()
+    damaged = tmp_path / "step-000000009" / file
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, keep=1)
+    restored = checkpoints.restore()
+    assert restored is not None
+    assert restored[0].total_steps == 5
+    for step in (6, 7):
+        model.train()
+        checkpoints.save(TrainState(total_steps=step), model.parts())
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-000000009", "step-000000007"]
+    checkpoints.conclude()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000007"]
+
+
+def test_nothing_is_changed_when_all_checkpoints_are_damaged(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
+    for step in (1, 2):
+        checkpoints.save(TrainState(total_steps=step), Model().parts())
+    checkpoints.wait()
+    for path in tmp_path.rglob("model.safetensors"):
+        path.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"All checkpoints in .* are damaged"):
+        Checkpoints(tmp_path, INPUTS, ALONE).restore()
+    assert sorted(tmp_path.rglob("*")) == before
