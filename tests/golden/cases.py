@@ -20,7 +20,7 @@ TRAININGS = [
 ]
 """(method, model)."""
 
-SPELLINGS = {"dataset.num_shards": ("dataset.num_shards", "dataset.num_shards")}
+SPELLINGS = {"dataset.num_shards": ("dataset.num_shards", "dataset.num_lanes")}
 """Keys of `Case.config` that have had other names, with all their names, the newest first; see `fitting_spelling`."""
 
 
