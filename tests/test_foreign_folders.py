@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from finished_runs import content, refused
-from study.study_files import write_study
+from experiments.study_files import write_study
 
 from csrec_dist import models
 from csrec_dist.cli import main

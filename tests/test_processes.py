@@ -103,7 +103,7 @@ def test_ranks_end_with_a_killed_launcher_and_the_same_command_goes_on(
             until(lambda: bool(begun(tmp_path / "runs")), launched, tmp_path)
             until(lambda text=text: text in (tmp_path / "said").read_text(), launched, tmp_path)
         finally:
-            ranks = psutil.Process(launched.pid).children(recursive=True)
+            ranks = psutil.Process(launched.pid).children()
             launched.kill()
             ended = have_ended(ranks)
         assert len(ranks) == 2

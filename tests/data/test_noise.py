@@ -170,7 +170,7 @@ def test_more_noise_replaces_the_same_interactions_and_more(log, tmp_path):
     assert little < much
 
 
-FINGERPRINT = "ac734817daa5ea11"
+FINGERPRINT = "b2166c2bfcf9e2b1"
 
 
 @pytest.mark.parametrize("noise", [None, {}, {"rate": 0}, {"rate": 0.0, "kind": "position", "seed": 9}])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from test_catalog_runs import same_training, whole_run
+from runs.test_catalog_runs import same_training, whole_run
 
 from csrec_dist.files import read_json
 from csrec_dist.labels import read_index
