@@ -12,10 +12,10 @@ if os.environ.get("CSREC_GPU_TESTS") != "1":
 import numpy as np
 import pytest
 import torch
-from finished_runs import finish_run
 
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
+from tests.helpers.finished_runs import finish_run
 
 torch.set_num_threads(1)
 

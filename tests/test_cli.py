@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from permissions import as_a_colleague
 
 import csrec_dist.report  # noqa: F401 - a colleague may not read the interpreter's own folder, where the rest of it lies
 from csrec_dist import cli
 from csrec_dist.cli import main
 from csrec_dist.errors import SharedUserError, UserError
+from tests.helpers.permissions import as_a_colleague
 
 HEADER = "user,item,rating,timestamp\n"
 

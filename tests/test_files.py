@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from permissions import as_a_colleague
 from safetensors.torch import load_file, save_file
 
 from csrec_dist.errors import UserError
@@ -15,6 +14,7 @@ from csrec_dist.evaluation.per_row import RANKS_SCHEMA, write_part
 from csrec_dist.files import atomic_path, write_json, write_text
 from csrec_dist.labels.shards import write_tensors
 from csrec_dist.tensor_files import StreamedTensor, open_tensors, save_tensors, stream_tensors
+from tests.helpers.permissions import as_a_colleague
 
 
 def tensors() -> dict[str, torch.Tensor]:

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from finished_runs import content, refused
-from experiments.study_files import write_study
 
 from csrec_dist import models
 from csrec_dist.cli import main
@@ -13,6 +11,8 @@ from csrec_dist.data.download import fetch
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_json
 from csrec_dist.models import config_class
+from tests.helpers.finished_runs import content, refused
+from tests.helpers.study_files import write_study
 
 
 def small_model() -> models.SequentialModel:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import free_port, run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -42,6 +41,7 @@ from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import TrainStep
 from csrec_dist.training import trainer as loop
 from csrec_dist.training.step import seed_draws, training_inputs
+from tests.helpers.ranks import free_port, run_ranks
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_folders import make_config, make_run, model_names, stage_names
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
@@ -14,6 +13,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import info
 from csrec_dist.plan import mebibytes, plan, print_plan
+from tests.helpers.run_folders import make_config, make_run, model_names, stage_names
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from run_folders import make_run
 
 from csrec_dist import models
 from csrec_dist.errors import UserError
 from csrec_dist.recommend import recommend
+from tests.helpers.run_folders import make_run
 
 Lists = dict[str, tuple[list[str], list[float]]]
 

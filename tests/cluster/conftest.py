@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from cluster_runs import run_alone, write_config
-from machines import two_machines
+
+from tests.helpers.cluster_runs import run_alone, write_config
+from tests.helpers.machines import two_machines
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_runs import EPOCHS, arguments, check_equal, said_epochs
-from machines import DEVICE, ROOT, wait_until
-from slurm import MISSING, Slurm, slurm_cluster
 
 from csrec_dist.files import read_json
+from tests.helpers.cluster_runs import EPOCHS, arguments, check_equal, said_epochs
+from tests.helpers.machines import DEVICE, ROOT, wait_until
+from tests.helpers.slurm import MISSING, Slurm, slurm_cluster
 
 pytestmark = [
     pytest.mark.cluster,

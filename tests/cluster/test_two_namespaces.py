@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_runs import EPOCHS, arguments, check_equal, said_epochs, student
-from machines import DEVICE, NAMESPACES, ROOT, Machine, environment, two_machines, wait_until
 
 from csrec_dist.files import read_json
+from tests.helpers.cluster_runs import EPOCHS, arguments, check_equal, said_epochs, student
+from tests.helpers.machines import DEVICE, NAMESPACES, ROOT, Machine, environment, two_machines, wait_until
 
 pytestmark = pytest.mark.cluster
 PORT = "29577"  # nobody else is on these networks

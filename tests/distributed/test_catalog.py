@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from catalog_ranks import LAYOUTS, mesh, shard_of
-from ranks import run_ranks
 from torch import nn
 
 from csrec_dist.distributed import catalog as module
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, in_step, slices_of
 from csrec_dist.distributed.groups import Group
+from tests.helpers.catalog_ranks import LAYOUTS, mesh, shard_of
+from tests.helpers.ranks import run_ranks
 
 NUM_ITEMS, WIDTH = 10, 3
 ASKED = {0: [[3, 0, 10], [3, 1, 7]], 1: [], 2: [[10, 10, 0]], 3: [[5, 6, 2]]}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 
 from csrec_dist import models
@@ -25,6 +24,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import trainer as loop
+from tests.helpers.ranks import run_ranks
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs/deepspeed"
 ZERO = [f"zero{stage}" for stage in (1, 2, 3)]

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.data.batches import to_batch, train_stream
@@ -16,6 +15,7 @@ from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.engines import DataParallel, Updates
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
+from tests.helpers.ranks import run_ranks
 
 NUM_ROWS = (2, 0, 3)
 

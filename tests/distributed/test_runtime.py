@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import nn
 
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import DataParallel, Updates
 from csrec_dist.distributed.runtime import check_launch
 from csrec_dist.errors import UserError
+from tests.helpers.ranks import run_ranks
 
 
 def collectives(rank: int, world_size: int) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch.distributed as dist
-from ranks import free_port
 
 from csrec_dist.distributed import saying
 from csrec_dist.distributed.saying import is_first
+from tests.helpers.ranks import free_port
 
 
 def test_each_text_is_said_once_a_start() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.layout import Layout, label_columns, teaching_rounds
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.training import StopSignals
+from tests.helpers.ranks import run_ranks
 
 LAYOUTS = [(3, 2, 1), (5, 3, 1), (8, 4, 1), (6, 3, 2)]
 """Ranks, members, and ranks that share a catalog."""

@@ -13,10 +13,10 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from csrec_dist.distributed import Group, RankFailure, Runtime
 from csrec_dist.distributed.failure import has_died, this_process, who_is_behind
+from tests.helpers.ranks import run_ranks
 
 TIMEOUT = 2.0  # seconds
 

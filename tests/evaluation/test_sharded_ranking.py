@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from catalog_ranks import LAYOUTS, shard_of
-from ranks import run_ranks
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import ranking, target_ranks, top_items
 from csrec_dist.evaluation.scoring import COMBINE, log_sum_exp
+from tests.helpers.catalog_ranks import LAYOUTS, shard_of
+from tests.helpers.ranks import run_ranks
 
 NUM_EXAMPLES = {1: [9], 2: [4, 7], 3: [6, 0, 3], 4: [5, 0, 7, 3]}
 CATALOGS = {"ties": 29, "few": 2, "broken": 13}

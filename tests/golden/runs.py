@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.golden.cases import Case, chosen, fitting_spelling, write_config, write_log
 from tests.golden.summary import Summary, summarize
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 PRELOADED = ["torch._dynamo", "torch.utils.tensorboard", "datasets", "accelerate", "matplotlib.pyplot"]
 TIMEOUT_S = 300.0

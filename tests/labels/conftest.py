@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import label_fixtures as fixtures
 import pytest
 
 from csrec_dist.data.dataset import Dataset
+from tests.helpers import label_fixtures as fixtures
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.labels import PopularityLabels, popularity_labels, target_counts
 from csrec_dist.losses import distillation
+from tests.helpers import label_fixtures as fixtures
 
 
 def counts_by_hand(shards: list[list[list[int]]]) -> np.ndarray:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
-from run_folders import make_run
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
@@ -19,6 +17,8 @@ from csrec_dist.labels import LabelCache, read_index
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages import distill
+from tests.helpers.ranks import run_ranks
+from tests.helpers.run_folders import make_run
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from catalog_ranks import shard_of
-from ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.models import ModelConfig, SequentialModel
 from csrec_dist.models import histories as prefixes
+from tests.helpers.catalog_ranks import shard_of
+from tests.helpers.ranks import run_ranks
 
 NUM_ITEMS, MAX_LENGTH, NUM_RANKS = 37, 5, 3
 KEYS = {"bert4rec": {"prefixes": 2}, "dreamrec": {"num_steps": 5, "sampling_steps": 3}, "srgnn": {"num_steps": 2}}

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from catalog_ranks import mesh
-from ranks import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist import models
@@ -20,6 +18,8 @@ from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs
 from csrec_dist.models.base import tables_on
 from csrec_dist.models.slices import sliced
 from csrec_dist.training import TrainStep
+from tests.helpers.catalog_ranks import mesh
+from tests.helpers.ranks import run_ranks
 
 NUM_ITEMS, LENGTH = 37, 5
 KEYS: dict[str, dict[str, Any]] = {

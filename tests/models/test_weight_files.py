@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from permissions import as_a_colleague
 from safetensors.torch import load_file, save_file
-from test_model_laws import MAX_LENGTH, NUM_ITEMS, WIDTH, every_model, make, windows
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import UserError
 from csrec_dist.models import MODELS, SequentialModel, config_class, load
+from tests.helpers.permissions import as_a_colleague
+from tests.models.test_model_laws import MAX_LENGTH, NUM_ITEMS, WIDTH, every_model, make, windows
 
 CUTS = (0, 20, 21, NUM_ITEMS)
 INDEX = "model.safetensors.index.json"

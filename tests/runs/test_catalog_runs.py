@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from safetensors.torch import load_file
 
 from csrec_dist import models

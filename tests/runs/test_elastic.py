@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import RankFailure, Runtime

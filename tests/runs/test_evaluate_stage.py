@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config

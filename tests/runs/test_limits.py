@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from finished_runs import content, refused
-from ranks import run_ranks
-from test_restarts import KilledError, killed_after
+from tests.helpers.finished_runs import content, refused
+from tests.helpers.ranks import run_ranks
+from tests.runs.test_restarts import KilledError, killed_after
 
 from csrec_dist.cli import main
 from csrec_dist.config import LoopOptions, load_config

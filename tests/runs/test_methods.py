@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.config import Config, parse_config

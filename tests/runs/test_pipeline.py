@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finished_runs import CONFIG, content, refused
+from tests.helpers.finished_runs import CONFIG, content, refused
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json

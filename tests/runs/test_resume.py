@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 from csrec_dist.training.checkpoints import Checkpoints, TrainState
 from csrec_dist.config import Config, load_config

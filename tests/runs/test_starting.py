@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finished_runs import content, refused
+from tests.helpers.finished_runs import content, refused
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json, write_json

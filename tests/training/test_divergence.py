@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 
 from csrec_dist.cli import main
@@ -21,6 +20,7 @@ from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import step_seed
 from csrec_dist.training.trainer import SHARED_PLACE
+from tests.helpers.ranks import run_ranks
 
 RUN = """
 name: small

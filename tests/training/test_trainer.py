@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
@@ -23,6 +22,7 @@ from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 from csrec_dist.training.step import seed_draws
+from tests.helpers.ranks import run_ranks
 
 RUN = """
 name: small

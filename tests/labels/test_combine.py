@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,7 @@ from csrec_dist.labels import (
     live_labels,
     verify,
 )
+from tests.helpers import label_fixtures as fixtures
 
 WEIGHTS = {1: (1.0,), 2: (0.1, 0.9), 3: (0.2, 0.0, 0.8), 8: fixtures.WEIGHTS}
 SETTINGS = [("weighted", "factored", True), ("weighted", "dense", True)]

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.labels import FactoredLabels, LabelCache, info, label_bytes, read_index
 from csrec_dist.labels import choose as measuring
 from csrec_dist.labels.choose import sampled_rows
+from tests.helpers import label_fixtures as fixtures
 
 T = 1.5
 

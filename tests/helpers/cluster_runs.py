@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from machines import environment
 
 from csrec_dist.files import read_json
+from tests.helpers.machines import environment
 
 EPOCHS = 12
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from catalog_ranks import mesh
-from ranks import run_ranks
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses import FactoredLabels, TopKLabels, distillation, distillation_parts, robust, tiles
+from tests.helpers.catalog_ranks import mesh
+from tests.helpers.ranks import run_ranks
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 T = 2.0

@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import label_fixtures as fixtures
 import pytest
 import torch
-from catalog_ranks import own_group
-from ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
@@ -19,6 +16,9 @@ from csrec_dist.labels import LabelMember, labeller, read_index, top_k, write_la
 from csrec_dist.labels import shards as plans
 from csrec_dist.labels.choose import Wanted
 from csrec_dist.models import SequentialModel
+from tests.helpers import label_fixtures as fixtures
+from tests.helpers.catalog_ranks import own_group
+from tests.helpers.ranks import run_ranks
 
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1), (3, 3)]
 """(ranks, catalog_parallel): data × catalog = 1×1, 2×1, 1×2, 2×2, 3×1, 1×3."""

@@ -6,16 +6,16 @@ import signal
 from functools import partial
 from pathlib import Path
 
-import label_fixtures as fixtures
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors import safe_open
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache, labeller, read_index, top_k, verify
 from csrec_dist.labels import shards as plans
+from tests.helpers import label_fixtures as fixtures
+from tests.helpers.ranks import run_ranks
 
 KINDS = [(num_members, form, {}) for num_members in (1, 2, 3) for form in ("factored", "dense")]
 KINDS += [(8, form, {"combine": "weighted", "weights": fixtures.WEIGHTS}) for form in ("factored", "dense")]

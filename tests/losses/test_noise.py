@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import nn
 
 from csrec_dist.losses import FactoredLabels, NoiseMatrix, RobustLoss, robust
 from csrec_dist.losses import noise as module
+from tests.helpers.ranks import run_ranks
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_runs import content
+from tests.helpers.finished_runs import content
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json

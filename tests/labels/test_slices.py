@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache
 from csrec_dist.labels import shards as plans
 from csrec_dist.labels.format import TensorSpec
+from tests.helpers import label_fixtures as fixtures
 
 
 def slice_of(rank: int, size: int) -> CatalogSlice:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.labels import DenseLabels, LabelCache, TopKLabels, read_index
 from csrec_dist.labels.top_k import ItemBlock, TopKRows
 from csrec_dist.losses import distillation
+from tests.helpers import label_fixtures as fixtures
 
 KEEP, T = 4, 2.0
 

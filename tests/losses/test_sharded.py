@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from catalog_ranks import LAYOUTS, mesh
-from ranks import run_ranks
 
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices
 from csrec_dist.losses import (
@@ -21,6 +19,8 @@ from csrec_dist.losses import (
     robust,
     tiles,
 )
+from tests.helpers.catalog_ranks import LAYOUTS, mesh
+from tests.helpers.ranks import run_ranks
 
 NUM_EXAMPLES = {1: [9], 2: [4, 7], 3: [6, 0, 3], 4: [5, 0, 7, 3]}
 """Of each rank, by the number of ranks."""

@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from study_files import entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
 from csrec_dist.environment import environment
 from csrec_dist.experiments.study.collecting import settings_key
 from csrec_dist.experiments.study.results import keys_of, read_elsewhere, with_rows
+from tests.helpers.study_files import entries_of, write_study
 
 HERE = {"commit": "c", "threads": 1}
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from csrec_dist.labels import (
     write_labels,
 )
 from csrec_dist.models import MODELS, build
+from tests.helpers import label_fixtures as fixtures
 
 
 def logits_of(labels: FactoredLabels | DenseLabels) -> torch.Tensor:

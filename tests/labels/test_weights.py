@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import label_fixtures as fixtures
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import ItemTable
 from csrec_dist.models.sasrec import SASRec
+from tests.helpers import label_fixtures as fixtures
 
 torch.set_num_threads(1)
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import label_fixtures as fixtures
 import pytest
 import torch
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache, info, label_bytes, read_index, verify
+from tests.helpers import label_fixtures as fixtures
 
 SHARD = "labels-00002-of-00005.safetensors"
 

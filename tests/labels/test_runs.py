@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
-from runs.test_catalog_runs import same_training, whole_run
 
 from csrec_dist.files import read_json
 from csrec_dist.labels import read_index
+from tests.helpers.ranks import run_ranks
+from tests.runs.test_catalog_runs import same_training, whole_run
 
 RUN = ["model={name: gru4rec, width: 16, dropout: 0}", "training.kl=forward", "training.temperature=2"]
 RUN += ["labels.form=auto", "labels.dtype=auto", "labels.keep=3", "labels.tolerance=5"]

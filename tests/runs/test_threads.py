@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 from csrec_dist.cli import main
 from csrec_dist.distributed import Runtime

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from run_folders import make_run
 
 from csrec_dist.errors import UserError
 from csrec_dist.report import compare, print_results, results_table, write_report
 from csrec_dist.report.page import trained_by
 from csrec_dist.report.several import spread
 from csrec_dist.report.tables import table
+from tests.helpers.run_folders import make_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -1,0 +1,1 @@
+"""The tests; a package, so that its modules are imported by one name in every process."""
