@@ -48,7 +48,7 @@ def work(args: argparse.Namespace) -> None:
 
     from csrec_dist import models
     from csrec_dist.distributed import Runtime
-    from csrec_dist.distributed.engines import DataParallel, Updates
+    from csrec_dist.distributed.engines import DataParallel
     from csrec_dist.models import TrainingInputs
     from csrec_dist.runs.stages.fitting import one_hot
     from csrec_dist.training import TrainStep
@@ -64,9 +64,7 @@ def work(args: argparse.Namespace) -> None:
     config = models.config_class("gru4rec").model_validate({"width": args.width})
     model = models.build(config, args.items, args.length - 1, 0, layout.catalog_slice(args.items))
     loss_function = one_hot if args.form == "tiled" else plain
-    engine = DataParallel(
-        TrainStep(model, loss_function, layout.group).to(runtime.device), layout, runtime.device, Updates()
-    )
+    engine = DataParallel(TrainStep(model, loss_function, layout.group).to(runtime.device), layout, runtime.device)
     generator = torch.Generator().manual_seed(runtime.rank)
     seconds, loss_sum = [], 0.0
     for step in range(args.steps):

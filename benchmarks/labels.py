@@ -19,8 +19,8 @@ from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group
 from csrec_dist.distributed.layout import label_columns
-from csrec_dist.labels import DenseLabels, FactoredLabels, LabelCache, LabelMember, Wanted, label_bytes, write_labels
-from csrec_dist.labels.format import FORMS
+from csrec_dist.labels import DenseLabels, FactoredLabels, LabelCache, LabelMember, label_bytes, write_labels
+from csrec_dist.labels.options import FORMS, LabelOptions
 from csrec_dist.models import SequentialModel
 from csrec_dist.runs.folder import RunFolder
 
@@ -38,13 +38,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         errors = teachers.errors(Path(folder) / "auto", options.temperatures, options.keep)
         written = {
-            f"{form} {dtype}": teachers.write(
-                Path(folder) / f"{form}-{dtype}", Wanted(form, dtype, options.keep[0], 1.0)
-            )
+            f"{form} {dtype}": teachers.write(Path(folder) / f"{form}-{dtype}", form, dtype, options.keep[0])
             for form, dtype in (("factored", "float32"), ("factored", "float16"), ("dense", "float32"))
         }
         written["topk float16"] = teachers.write(
-            Path(folder) / "topk", Wanted("topk", "float16", options.keep[0], 1.0, "forward")
+            Path(folder) / "topk", "topk", "float16", options.keep[0], kl="forward"
         )
         difference, largest = compare(*(LabelCache(Path(folder) / f"{form}-float32") for form in ("factored", "dense")))
     for line in errors:
@@ -73,13 +71,14 @@ class Teachers:
         self.widths = [model.config.width for model in loaded]
         self.members = [LabelMember(name=n, width=w, fingerprint=n) for n, w in zip(names, self.widths, strict=True)]
 
-    def write(self, folder: Path, wanted: Wanted) -> dict[str, float]:
+    def write(self, folder: Path, form: str, dtype: str, keep: int, **reading: Any) -> dict[str, float]:
         """Label the train split; seconds and bytes."""
         alone, column = Group((0,), 0), label_columns(len(self.members), 1)[0]
+        options = LabelOptions.model_validate({"form": form, "dtype": dtype, "keep": keep})
         begin = time.perf_counter()
         write_labels(
             folder, self.dataset, self.models, self.members, column, alone, alone,
-            device=torch.device("cpu"), wanted=wanted,
+            device=torch.device("cpu"), options=options, **reading,
         )  # fmt: skip
         seconds = round(time.perf_counter() - begin, 2)
         return {"seconds": seconds, "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors"))}
@@ -88,8 +87,7 @@ class Teachers:
         """What every form and number type loses at every temperature, in the forward direction."""
         found: dict[str, dict[str, Any]] = {}
         for place, (temperature, keep) in enumerate((t, k) for t in temperatures for k in keeps):
-            wanted = Wanted("auto", "auto", keep, temperature, "forward")
-            self.write(folder / f"{place}", wanted)
+            self.write(folder / f"{place}", "auto", "auto", keep, temperature=temperature, kl="forward")
             measured = LabelCache(folder / f"{place}").index.measured
             assert measured is not None
             for error in measured.errors:

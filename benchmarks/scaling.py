@@ -175,6 +175,7 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     from csrec_dist.distributed import Group
     from csrec_dist.distributed.layout import label_columns
     from csrec_dist.labels import LabelMember, write_labels
+    from csrec_dist.labels.options import LabelOptions
 
     random, length = np.random.default_rng(0), options.window + 2  # the last two items of a user are held out
     num_users = size.batch * options.steps
@@ -190,7 +191,17 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     named = [LabelMember(name=f"random-{k}", width=size.width, fingerprint=f"{k}") for k in members]
     alone = Group((0,), 0)
     column, device = label_columns(2, 1)[0], torch.device("cpu")
-    write_labels(folder / "labels", dataset, members, named, column, alone, alone, device=device)
+    write_labels(
+        folder / "labels",
+        dataset,
+        members,
+        named,
+        column,
+        alone,
+        alone,
+        device=device,
+        options=LabelOptions(dtype="float32"),
+    )
     task = {"model": size.model, "width": size.width, "batch": size.batch}
     task |= {"steps": options.steps, "epochs": options.epochs + 1}
     (folder / "task.json").write_text(json.dumps(task))
@@ -237,13 +248,13 @@ def train_as_rank(folder: Path) -> None:
 def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Train the student on this rank and the others; each epoch but the first: its loss, examples and milliseconds."""
     from csrec_dist import models
-    from csrec_dist.config import TrainingOptions
     from csrec_dist.data.dataset import Dataset
-    from csrec_dist.distributed.engines import DataParallel, Updates
+    from csrec_dist.distributed.engines import DataParallel
     from csrec_dist.labels import LabelCache
     from csrec_dist.runs.stages.distill import student_loss
     from csrec_dist.training import StopSignals, Trainer, TrainStep
     from csrec_dist.training.checkpoints import Checkpoints
+    from csrec_dist.training.options import TrainingOptions
     from csrec_dist.training.telemetry import StageLog
 
     clock, waits = Clock(), runtime.watch.waits
@@ -272,7 +283,7 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     config = models.config_class(task["model"]).model_validate(settings)
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
     step = TrainStep(model, student_loss(options), layout.group).to(runtime.device)
-    engine = Timed(step, layout, runtime.device, Updates())
+    engine = Timed(step, layout, runtime.device)
     found: list[dict[str, float]] = []
     begin = [0.0, 0.0, 0.0, 0.0]
 

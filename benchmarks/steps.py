@@ -23,7 +23,7 @@ from torch import Tensor
 
 from csrec_dist import models
 from csrec_dist.distributed import Runtime, set_deterministic
-from csrec_dist.distributed.engines import DataParallel, Engine, Updates
+from csrec_dist.distributed.engines import DataParallel, Engine
 from csrec_dist.evaluation import ranking
 from csrec_dist.losses import FactoredLabels, distillation, tiles
 from csrec_dist.models import MODELS, TrainingInputs
@@ -66,7 +66,7 @@ def make_engine(name: str, num_items: int, runtime: Runtime) -> Engine:
     config = models.config_class(name).model_validate({"name": name, "width": WIDTH})
     layout = runtime.layout([runtime.world.ranks], 1)
     step = TrainStep(models.build(config, num_items, LENGTH - 1, 0), one_hot, layout.group).to(runtime.device)
-    engine = DataParallel(step, layout, runtime.device, Updates())
+    engine = DataParallel(step, layout, runtime.device)
     step.train()
     return engine
 

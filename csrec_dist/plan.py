@@ -16,7 +16,7 @@ from csrec_dist.distributed.layout import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
 from csrec_dist.files import flatten
 from csrec_dist.labels import label_bytes
-from csrec_dist.labels.format import FORMS
+from csrec_dist.labels.options import FORMS
 from csrec_dist.models import ModelConfig, config_class, model_class
 from csrec_dist.models.pretrained import read_description
 from csrec_dist.runs.pipeline import stages_of

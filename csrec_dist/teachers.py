@@ -1,9 +1,50 @@
-"""The methods, as values: which members to train, on what, which of them regularises another, how to combine them."""
+"""The methods, as values: which members to train, on what, which of them regularises another; and their options."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from csrec_dist.models import ModelConfig
+from pydantic import Field, SerializeAsAny, model_validator
+
+from csrec_dist.models.options import ModelConfig
+from csrec_dist.options import Options
+
+
+class TeacherOptions(Options):
+    """`teachers`: the members to train, or trained ones to take."""
+
+    num: int = Field(2, ge=1, le=8, strict=True, description="members m of the teacher module (Alg. 1 and 2)")
+    model: SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None = Field(
+        None, description="their model, or a list with one for each (training_level: side, main); null: the student's"
+    )
+    pretrained: list[str] = Field([], description="folders of trained models to use as members instead of training")
+    trust_item_order: bool = Field(
+        False,
+        description="take pretrained members whose folder does not say that they were trained on the items of this "
+        "dataset: you vouch that row i + 1 of their item table is item i + 1 of items.parquet",
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**31, strict=True, description="seed that the members' seeds follow; null: the run's"
+    )
+    sample: float = Field(
+        0.8, gt=0, le=1, description="p: share of the windows that a data-level member or the side teacher sees"
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="α of Eq. 17: share of KL(g₂‖g₁); 1−α is that of KL(g₁‖g₂)")
+    expectation: bool = Field(True, description="whether Eq. 17 has its last term, the noise matrix's expectation")
+    noise_rank: int = Field(64, ge=1, strict=True, description="rank of the noise matrix M·N of Eq. 11")
+    noise_maximum: Literal["exact", "norm"] = Field(
+        "exact", description="max_k of Eq. 17: looked for among all items, or a bound by norms for large catalogs"
+    )
+    noise_refresh: int = Field(
+        10, ge=1, strict=True, description="steps from one search of the exact maxima to the next"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_pretrained(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("pretrained"), list) and values["pretrained"]:
+            return {"num": len(values["pretrained"])} | values
+        return values
 
 
 @dataclass(frozen=True)
@@ -38,24 +79,16 @@ class TeacherModule:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a method is made from: a model for each member, the run's seed, and the share p of a sub-sample."""
-
-    models: Sequence[ModelConfig]
-    seed: int
-    sample: float
-
-
-@dataclass(frozen=True)
 class Method:
-    """A way to make soft labels: its title in tables and how its method is made.
+    """A way to make soft labels: its title in tables and how its teacher module is made.
 
+    `make` gets a model for each member, the seed that the members' seeds follow, and the share p of a sub-sample.
     `num_members` is how many members it always has, or None where `teachers.num` says it. A method without members
     makes its labels of the training data's popularity.
     """
 
     title: str
-    make: Callable[[Plan], TeacherModule]
+    make: Callable[[Sequence[ModelConfig], int, float], TeacherModule]
     num_members: int | None = None
 
 
@@ -64,38 +97,34 @@ def member_seed(seed: int, member: int) -> int:
     return 1000 * (seed + 1) + member
 
 
-def replicas(plan: Plan, sample: float) -> TeacherModule:
+def replicas(models: Sequence[ModelConfig], seed: int, sample: float) -> TeacherModule:
     """Members that differ in their seeds (and sub-samples, and models where several are given), all labelling."""
-    members = tuple(
-        Member(f"teacher-{k}", member_seed(plan.seed, k), model, sample) for k, model in enumerate(plan.models)
-    )
+    members = tuple(Member(f"teacher-{k}", member_seed(seed, k), model, sample) for k, model in enumerate(models))
     return TeacherModule(members, tuple(member.name for member in members))
 
 
-def model_level(plan: Plan) -> TeacherModule:
+def model_level(models: Sequence[ModelConfig], seed: int, sample: float) -> TeacherModule:
     """Members trained on all rows, each from a seed of its own."""
-    return replicas(plan, 1.0)
+    return replicas(models, seed, 1.0)
 
 
-def data_level(plan: Plan) -> TeacherModule:
+def data_level(models: Sequence[ModelConfig], seed: int, sample: float) -> TeacherModule:
     """Members trained on the share p of the rows, each from a seed of its own, which its sample follows."""
-    return replicas(plan, plan.sample)
+    return replicas(models, seed, sample)
 
 
-def training_level(plan: Plan) -> TeacherModule:
+def training_level(models: Sequence[ModelConfig], seed: int, sample: float) -> TeacherModule:
     """The side teacher g₂ on the share p of the rows, then the main teacher g₁ on all rows, regularised by g₂."""
-    side_model, main_model = plan.models
-    side = Member("side", member_seed(plan.seed, 0), side_model, plan.sample)
-    main = Member("main", member_seed(plan.seed, 1), main_model, regularised_by=side.name)
+    side_model, main_model = models
+    side = Member("side", member_seed(seed, 0), side_model, sample)
+    main = Member("main", member_seed(seed, 1), main_model, regularised_by=side.name)
     return TeacherModule((side, main), (main.name,))
 
 
-def softrec(plan: Plan) -> TeacherModule:
+def softrec(models: Sequence[ModelConfig], seed: int, sample: float) -> TeacherModule:
     """No members."""
     return TeacherModule((), ())
 
-
-__all__ = ["METHODS", "Member", "Method", "Plan", "TeacherModule"]
 
 METHODS: dict[str, Method] = {
     "softrec": Method("SoftRec", softrec, num_members=0),

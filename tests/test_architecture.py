@@ -7,15 +7,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
-    {"errors", "threads", "processes"},
+    {"errors", "threads", "processes", "options", "lazy"},
     {"files", "memory", "environment"},
     {"tensor_files"},
     {"data", "distributed"},
     {"models", "losses"},
     {"teachers", "evaluation"},
     {"labels"},
-    {"config"},
     {"training"},
+    {"config"},
     {"runs"},
     {"report", "recommend", "plan", "doctor"},
     {"experiments"},

@@ -20,7 +20,7 @@ from csrec_dist.config import parse_config
 from csrec_dist.data.batches import shard_batches
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group, Runtime
-from csrec_dist.distributed.engines import DataParallel, Updates
+from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.evaluation.ranking import target_ranks, top_items
 from csrec_dist.files import read_json
 from csrec_dist.losses import (
@@ -388,7 +388,7 @@ def test_the_host_waits_twice_in_a_step(small_dataset: Path) -> None:
     step = TrainStep(build(config, dataset.num_items, dataset.window - 1, 1), make_step("gru4rec", GPU).loss_function)
     runtime = Runtime.start()
     layout = runtime.layout([(0,)], 1)
-    engine = DataParallel(step.to(GPU), layout, GPU, Updates())
+    engine = DataParallel(step.to(GPU), layout, GPU)
     batch = next(iter(shard_batches(dataset, "train", [0], 8))).to(GPU)
 
     def train(seed: int) -> None:

@@ -1,22 +1,10 @@
 """The configuration of a run: its schema, how it is read, and what is impossible in it."""
 
 from csrec_dist.config.reading import is_resolved, load_config, parse_config, parse_overrides, read_yaml, set_key
-from csrec_dist.config.schema import (
-    CheckpointOptions,
-    Config,
-    DistributedOptions,
-    LabelOptions,
-    LoopOptions,
-    TrainingOptions,
-)
+from csrec_dist.config.schema import Config
 
 __all__ = [
-    "CheckpointOptions",
     "Config",
-    "DistributedOptions",
-    "LabelOptions",
-    "LoopOptions",
-    "TrainingOptions",
     "is_resolved",
     "load_config",
     "parse_config",

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from csrec_dist.config.schema import Config, impossible
 from csrec_dist.errors import UserError, shortened
-from csrec_dist.models import MODELS, ModelConfig, config_class
+from csrec_dist.models.options import CONFIGS, ModelConfig, config_class
 
 LONGEST_INPUT = 200
 """Characters of a wrong value that a message shows."""
@@ -159,14 +159,14 @@ def _parse_models(value: Any, place: str, problems: list[str]) -> Any:
 
 def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | Any:
     """The model's own config; on a mistake any valid config stands in, so that the rest is checked too."""
-    stand_in = next(iter(MODELS.values())).Config.model_validate({})
+    stand_in = next(iter(CONFIGS.values())).model_validate({})
     if isinstance(value, ModelConfig):
         return value
     if not isinstance(value, dict) or "name" not in value:
-        problems.append(f"{place}: needs a name, one of {', '.join(MODELS)}.")
+        problems.append(f"{place}: needs a name, one of {', '.join(CONFIGS)}.")
         return stand_in
-    if not isinstance(value["name"], str) or value["name"] not in MODELS:
-        problems.append(f"{place}.name: {value['name']!r} is no model{_nearest(str(value['name']), MODELS)}.")
+    if not isinstance(value["name"], str) or value["name"] not in CONFIGS:
+        problems.append(f"{place}.name: {value['name']!r} is no model{_nearest(str(value['name']), CONFIGS)}.")
         return stand_in
     schema = config_class(value["name"])
     try:
@@ -221,7 +221,7 @@ what a configuration would need. This page is made from the schema by `python -m
 def page() -> str:
     """The whole page."""
     tables = [table("Run and sections", Config, "")]
-    tables += [table(f"`model.name: {name}`", model.Config, "model.") for name, model in MODELS.items()]
+    tables += [table(f"`model.name: {name}`", options, "model.") for name, options in CONFIGS.items()]
     return "\n".join([INTRODUCTION, *tables])
 
 

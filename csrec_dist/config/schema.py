@@ -1,189 +1,23 @@
 """The schema of a run's configuration: its sections, their keys, defaults and limits, and what must fit together."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from csrec_dist.data.options import DatasetOptions
+from csrec_dist.distributed.options import DistributedOptions
+from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.files import fingerprint
-from csrec_dist.labels.combine import Combine, combining_problem
-from csrec_dist.losses import DIVERGENCES
-from csrec_dist.models import ModelConfig
-from csrec_dist.teachers import METHODS, Plan, TeacherModule
+from csrec_dist.labels.options import LabelOptions, combining_problem
+from csrec_dist.models.options import ModelConfig
+from csrec_dist.options import Options
+from csrec_dist.teachers import METHODS, TeacherModule, TeacherOptions
+from csrec_dist.training.options import TrainingOptions
 
 
-class Section(BaseModel):
-    """A part of the configuration: frozen, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-
-class TeacherOptions(Section):
-    """`teachers`: the members to train, or trained ones to take."""
-
-    num: int = Field(2, ge=1, le=8, strict=True, description="members m of the teacher module (Alg. 1 and 2)")
-    model: SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None = Field(
-        None, description="their model, or a list with one for each (training_level: side, main); null: the student's"
-    )
-    pretrained: list[str] = Field([], description="folders of trained models to use as members instead of training")
-    trust_item_order: bool = Field(
-        False,
-        description="take pretrained members whose folder does not say that they were trained on the items of this "
-        "dataset: you vouch that row i + 1 of their item table is item i + 1 of items.parquet",
-    )
-    seed: int | None = Field(
-        None, ge=0, lt=2**31, strict=True, description="seed that the members' seeds follow; null: the run's"
-    )
-    sample: float = Field(
-        0.8, gt=0, le=1, description="p: share of the windows that a data-level member or the side teacher sees"
-    )
-    alpha: float = Field(0.5, ge=0, le=1, description="α of Eq. 17: share of KL(g₂‖g₁); 1−α is that of KL(g₁‖g₂)")
-    expectation: bool = Field(True, description="whether Eq. 17 has its last term, the noise matrix's expectation")
-    noise_rank: int = Field(64, ge=1, strict=True, description="rank of the noise matrix M·N of Eq. 11")
-    noise_maximum: Literal["exact", "norm"] = Field(
-        "exact", description="max_k of Eq. 17: looked for among all items, or a bound by norms for large catalogs"
-    )
-    noise_refresh: int = Field(
-        10, ge=1, strict=True, description="steps from one search of the exact maxima to the next"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _count_pretrained(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("pretrained"), list) and values["pretrained"]:
-            return {"num": len(values["pretrained"])} | values
-        return values
-
-
-class LabelOptions(Section):
-    """`labels`: how soft labels are combined and kept."""
-
-    form: Literal["factored", "dense", "topk", "auto"] = Field(
-        "factored",
-        description="states and item tables, whole rows of logits, or the largest logits; auto: see tolerance",
-    )
-    combine: Combine = Field(
-        "logit_mean", description="mean logits (Alg. 1, line 7), weighted logits, or mean probabilities"
-    )
-    weights: list[float] | Literal["fitted"] | None = Field(
-        None, description="the members' weights for weighted and prob_mean; fitted: on validation, for weighted"
-    )
-    keep: int = Field(256, ge=1, strict=True, description="K, logits kept of an example in form topk")
-    dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
-        "float16", description="number format of what is kept of an example; auto: see tolerance"
-    )
-    tolerance: float = Field(
-        1e-3, ge=0, description="nats that the fewest bytes chosen by auto may cost, measured at the student's T and kl"
-    )
-    stage_to: str | None = Field(
-        None,
-        min_length=1,
-        description="folder on each node's own disk, to which the labels that it reads are copied before distillation",
-    )
-
-
-class LoopOptions(Section):
-    """How long and how fast to train; shared by teachers and students."""
-
-    batch_size: int = Field(256, ge=1, strict=True, description="windows in a global batch, over all processes")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's learning rate, at its largest")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant",
-        description="how the learning rate falls from there to 0 at the last step of max_epochs (or max_steps)",
-    )
-    warmup_steps: int = Field(
-        0, ge=0, strict=True, description="steps over which the learning rate rises to it at first"
-    )
-    max_epochs: int = Field(100, ge=1, strict=True, description="passes over the training rows at most")
-    patience: int = Field(
-        10, ge=1, strict=True, description="epochs without a better validation NDCG@10 before stopping"
-    )
-    max_steps: int | None = Field(None, ge=1, strict=True, description="steps at most, for trials; null: no limit")
-    accumulate: int = Field(
-        1, ge=1, strict=True, description="micro-batches that a process cuts its share of a batch into, to save memory"
-    )
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of a step; null: no limit")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="number format of the model's own arithmetic in training; weights and losses are fp32"
-    )
-    log_steps: int = Field(50, ge=1, strict=True, description="steps between two points of the loss curve")
-
-
-class CheckpointOptions(Section):
-    """When a training writes down where it stands; this decides no result. The end of an epoch always does."""
-
-    checkpoint_steps: int | None = Field(
-        None, ge=1, strict=True, description="steps between two checkpoints within an epoch; null: by minutes alone"
-    )
-    checkpoint_minutes: float = Field(10, gt=0, le=1e6, description="minutes after which a checkpoint is due")
-    keep_checkpoints: int = Field(2, ge=1, strict=True, description="checkpoints of a training that are kept")
-
-
-class TrainingOptions(CheckpointOptions, LoopOptions):
-    """`training`: the loop, its checkpoints, and the student's loss of Eq. 20."""
-
-    temperature: float = Field(3.0, gt=0, description="T of Eq. 19, on the teacher only")
-    beta: float = Field(0.5, ge=0, le=1, description="β of Eq. 20: share of the soft labels in the loss")
-    kl: str = Field("reverse", description="reverse: KL(P_f ‖ r) of Eq. 20; forward: KL(r ‖ P_f)")
-
-    @field_validator("kl")
-    @classmethod
-    def _kl_is_known(cls, name: str) -> str:
-        return _one_of(name, DIVERGENCES)
-
-
-class EvaluationOptions(Section):
-    """`evaluation`: full-catalog ranking."""
-
-    top_n: list[Annotated[int, Field(ge=1, strict=True)]] = Field(
-        [5, 10, 20], min_length=1, description="cut-offs n of Recall@n, NDCG@n and MRR@n"
-    )
-    exclude_seen: bool = Field(False, description="never rank the items of the history")
-    min_rating: float = Field(
-        4.0, description="δ: Recall⁺ and NDCG⁺ are of test targets rated at least δ, Recall⁻ and NDCG⁻ of those below"
-    )
-    lists: bool = Field(True, description="coverage, Gini index and average popularity of the top-n lists on test")
-    calibration: bool = Field(True, description="expected calibration error of the models' probabilities on test")
-    diversity: bool = Field(True, description="how much the teachers' lists and probabilities differ on test")
-
-
-class DistributedOptions(Section):
-    """`distributed`: engine and layout of the processes."""
-
-    engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
-        "ddp", description="how the ranks of a model share its parameters, gradients and optimizer states"
-    )
-    deepspeed: str | None = Field(
-        None,
-        description="settings of engine deepspeed, a JSON file with the ZeRO stage; see configs/deepspeed; null: that "
-        "of `accelerate launch --deepspeed_config_file`",
-    )
-    catalog_parallel: int = Field(
-        1, ge=1, strict=True, description="ranks that share one item table, for catalogs beyond one device's memory"
-    )
-    export: Literal["plain", "sharded"] = Field(
-        "plain",
-        description="files of a model trained in slices: one model.safetensors, or one for each slice and an index",
-    )
-    reassign: bool = Field(
-        True,
-        description="ranks whose member is trained take the next one or join another's training; false: each member "
-        "keeps its ranks, for runs that are equal bit by bit",
-    )
-    deterministic: bool = Field(
-        True,
-        description="sums are taken in the same order every time, for runs that are equal bit by bit; false: faster on "
-        "some GPUs",
-    )
-    timeout_minutes: float = Field(
-        30, gt=0, le=1e6, description="how long a rank waits for one that does not move before it gives up"
-    )
-
-
-class Config(Section):
+class Config(Options):
     """A whole run; `runs/<name>` is its folder."""
 
     name: str = Field(min_length=1, pattern=r"^\w[\w.\-]*$", description="name of the run and of its folder")
@@ -204,7 +38,9 @@ class Config(Section):
     @field_validator("method")
     @classmethod
     def _method_is_known(cls, name: str) -> str:
-        return _one_of(name, ["base", *METHODS])
+        if name not in ("base", *METHODS):
+            raise ValueError(f"choose one of {', '.join(['base', *METHODS])}")
+        return name
 
     @property
     def folder(self) -> Path:
@@ -236,7 +72,7 @@ class Config(Section):
         if self.method == "base":
             return TeacherModule((), ())
         seed = self.seed if self.teachers.seed is None else self.teachers.seed
-        return METHODS[self.method].make(Plan(self.teacher_models, seed, self.teachers.sample))
+        return METHODS[self.method].make(self.teacher_models, seed, self.teachers.sample)
 
     @property
     def member_names(self) -> list[str]:
@@ -273,12 +109,6 @@ class Config(Section):
         values = self.dump()
         body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         return f"# hash: {fingerprint(values)}\n{body}"
-
-
-def _one_of(name: str, names: Iterable[str]) -> str:
-    if name not in names:
-        raise ValueError(f"choose one of {', '.join(names)}")
-    return name
 
 
 def impossible(config: Config) -> list[str]:

@@ -2,18 +2,17 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from csrec_dist.data.columns import NONE, Columns, Layout
 from csrec_dist.data.noise import NoiseKind
 from csrec_dist.data.readers import READERS
 from csrec_dist.errors import did_you_mean, listed
+from csrec_dist.options import Options
 
 
-class NoiseOptions(BaseModel):
+class NoiseOptions(Options):
     """Training interactions that are replaced, to see how much noise a student bears."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rate: float = Field(
         default=0.0, ge=0, le=1, strict=True, description="Share of the training interactions replaced by another item."
@@ -31,10 +30,8 @@ class NoiseOptions(BaseModel):
         return self.rate == 0
 
 
-class DatasetOptions(BaseModel):
+class DatasetOptions(Options):
     """How a raw log is turned into a prepared dataset (or which prepared dataset is taken)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str | None = Field(
         default=None, description="Raw log: a file, a folder with one log in it, or the name of a fetched data set."

@@ -5,7 +5,6 @@ Shapes: B examples of a batch, V items.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from csrec_dist.evaluation.groups import (
     rating_group,
 )
 from csrec_dist.evaluation.metrics import MetricSums
+from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import Columns, TargetFacts
 from csrec_dist.evaluation.ranking import best_in, hide_seen, ranks_in
 from csrec_dist.evaluation.scoring import alone, log_sum_exp, logits_by_block, question
@@ -135,35 +135,26 @@ LEAK_GROUPS = ("clean", "leaked")
 REPEAT_GROUPS = ("new", "repeated")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked: cut-offs, δ of the filtered metrics, the longest history, and whether the extras are wanted."""
-
-    top_n: tuple[int, ...]
-    min_rating: float
-    longest: int
-    exclude_seen: bool
-    lists: bool = True
-    calibration: bool = True
-
-
 class Examination:
     """Sums over a model's examples; every rank has one, and adds its own shards to it."""
 
-    def __init__(self, asked: Asked, popularity: ItemPopularity, device: torch.device) -> None:
-        self._asked = asked
+    def __init__(
+        self, options: EvaluationOptions, longest: int, popularity: ItemPopularity, device: torch.device
+    ) -> None:
+        """`longest` is the number of items in the longest history."""
+        self._options = options
         self._popularity = popularity
         self._deciles = torch.from_numpy(popularity.deciles).long().to(device)
-        top_n, num_items = asked.top_n, len(popularity.counts)
+        top_n, num_items = options.cut_offs, len(popularity.counts)
         self._all, self._true = MetricSums(top_n, device), MetricSums(top_n, device)
-        self._rating = GroupSums([RATED.format(asked.min_rating), BELOW.format(asked.min_rating)], top_n, device)
+        self._rating = GroupSums([RATED.format(options.min_rating), BELOW.format(options.min_rating)], top_n, device)
         self._leak = GroupSums(LEAK_GROUPS, top_n, device)
         self._repeat = GroupSums(REPEAT_GROUPS, top_n, device)
         self._decile = GroupSums([str(decile) for decile in range(1, NUM_DECILES + 1)], top_n, device)
-        self._length = GroupSums(length_buckets(asked.longest), top_n, device)
+        self._length = GroupSums(length_buckets(longest), top_n, device)
         self._grouped = (self._rating, self._leak, self._repeat, self._decile, self._length)
-        self._lists = ListCounts(top_n, num_items, device) if asked.lists else None
-        self._calibration = CalibrationSums(device) if asked.calibration else None
+        self._lists = ListCounts(top_n, num_items, device) if options.lists else None
+        self._calibration = CalibrationSums(device) if options.calibration else None
 
     @torch.no_grad()
     def shard(
@@ -193,7 +184,7 @@ class Examination:
             self._all.update(ranks, batch.weights)
             self._true.update(true_ranks, batch.weights * (true_targets > 0))
             ratings = torch.from_numpy(known.ratings).to(ranks.device)
-            self._rating.update(rating_group(ratings, self._asked.min_rating), ranks, batch.weights)
+            self._rating.update(rating_group(ratings, self._options.min_rating), ranks, batch.weights)
             self._leak.update(torch.from_numpy(known.leaked).long().to(ranks.device), ranks, batch.weights)
             self._repeat.update(_is_repeated(batch).long(), ranks, batch.weights)
             self._decile.update(deciles - 1, ranks, batch.weights)
@@ -240,12 +231,12 @@ class Examination:
             logits = combine(parts)
             if self._calibration:
                 self._calibration.update(logits, asked.targets[rows], asked.weights[rows], catalog)
-            if self._asked.exclude_seen:
+            if self._options.exclude_seen:
                 hide_seen(logits, asked.histories[rows], catalog)
             ranks[rows] = ranks_in(logits, asked.targets[rows], catalog)
             true_ranks[rows] = ranks_in(logits, asked.true_targets[rows].clamp(min=1), catalog)
             if self._lists:
-                items, scores = best_in(logits, min(max(self._asked.top_n), models[0].num_items), catalog)
+                items, scores = best_in(logits, min(max(self._options.cut_offs), models[0].num_items), catalog)
                 self._lists.update(items.masked_fill(scores == -math.inf, 0)[asked.weights[rows] > 0])
         own = slice(None) if shared is None else shared.own
         return ranks[own], true_ranks[own], targets
@@ -272,7 +263,7 @@ class Examination:
         """
         if rating is None:
             return {}
-        names = [f"{metric}@{n}" for n in self._asked.top_n for metric in ("recall", "ndcg")]
+        names = [f"{metric}@{n}" for n in self._options.cut_offs for metric in ("recall", "ndcg")]
         signs = zip("+-", rating.values(), strict=True)
         values = {name.replace("@", f"{sign}@"): group[name] for sign, group in signs for name in names}
         return {name: value for name, value in values.items() if value is not None}

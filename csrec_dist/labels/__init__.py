@@ -1,14 +1,18 @@
 """Soft labels of the teachers: written by all ranks into sharded safetensors files, read back by example id."""
 
-from csrec_dist.labels.cache import LabelCache, LabelReader, info, verify
-from csrec_dist.labels.choose import Wanted
-from csrec_dist.labels.combine import COMBINES, Combine, combining_problem
-from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
-from csrec_dist.labels.labeller import live_labels
-from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
-from csrec_dist.labels.writer import write_labels
-from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
-from csrec_dist.losses.top_k_labels import TopKLabels
+from typing import TYPE_CHECKING
+
+from csrec_dist.lazy import attributes
+
+if TYPE_CHECKING:
+    from csrec_dist.labels.cache import LabelCache, LabelReader, info, verify
+    from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
+    from csrec_dist.labels.labeller import live_labels
+    from csrec_dist.labels.options import COMBINES, Combine, combining_problem
+    from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
+    from csrec_dist.labels.writer import write_labels
+    from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
+    from csrec_dist.losses.top_k_labels import TopKLabels
 
 __all__ = [
     "COMBINES",
@@ -23,7 +27,6 @@ __all__ = [
     "PopularityLabels",
     "SoftLabels",
     "TopKLabels",
-    "Wanted",
     "combining_problem",
     "info",
     "label_bytes",
@@ -34,3 +37,17 @@ __all__ = [
     "verify",
     "write_labels",
 ]
+
+__getattr__ = attributes(
+    __name__,
+    {
+        "csrec_dist.labels.cache": ["LabelCache", "LabelReader", "info", "verify"],
+        "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "label_bytes", "read_index"],
+        "csrec_dist.labels.labeller": ["live_labels"],
+        "csrec_dist.labels.options": ["COMBINES", "Combine", "combining_problem"],
+        "csrec_dist.labels.popularity": ["PopularityLabels", "popularity_labels", "target_counts"],
+        "csrec_dist.labels.writer": ["write_labels"],
+        "csrec_dist.losses.soft_labels": ["DenseLabels", "FactoredLabels", "MixtureLabels", "SoftLabels"],
+        "csrec_dist.losses.top_k_labels": ["TopKLabels"],
+    },
+)

@@ -16,8 +16,9 @@ from torch import Tensor
 from csrec_dist.data.batches import Batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.labels.format import FORMS, TORCH_TYPES, DType, Form, LabelError, Measured, label_bytes
+from csrec_dist.labels.format import TORCH_TYPES, LabelError, Measured, label_bytes
 from csrec_dist.labels.labeller import Labeller, member_states
+from csrec_dist.labels.options import FORMS, DType, Form, LabelOptions
 from csrec_dist.labels.top_k import ONE, TopKRows, item_blocks, log_sums
 
 SAMPLE_SEED = 0
@@ -34,72 +35,50 @@ NOISE = 1e-10
 """What is less is that of the order of sums, and not written down: figures are the same on any number of ranks."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """How labels are to be kept; `auto` is to be chosen.
-
-    `temperature` and `kl` are those the labels will be read with; they decide which errors matter. `tolerance` is the
-    largest divergence (see `LabelError`) that a choice may have.
-    """
-
-    form: Form | str = "factored"
-    dtype: DType | str = "float32"
-    keep: int = 256
-    temperature: float = 1.0
-    kl: str = "reverse"
-    tolerance: float = 1e-3
-
-    @property
-    def is_auto(self) -> bool:
-        """Whether there is something to choose."""
-        return "auto" in (self.form, self.dtype)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether there is nothing to measure: all that the members say is kept in fp32."""
-        return self.form in ("factored", "dense") and self.dtype == "float32"
-
-    def candidates(self, combine: str) -> list[tuple[Form, DType]]:
-        """Forms and number types to choose from: those that fit how members are combined and the direction."""
-        forms = [form for form in FORMS if self.form in ("auto", form)]
-        if self.form == "auto":
-            unfit = {"topk"} if self.kl != "forward" else set()
-            unfit |= {"dense", "topk"} if combine == "prob_mean" else set()
-            forms = [form for form in forms if form not in unfit]
-        return list(product(forms, [dtype for dtype in TORCH_TYPES if self.dtype in ("auto", dtype)]))
+def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
+    """Forms and number types to choose from: those that fit how members are combined and the direction."""
+    forms = [form for form in FORMS if options.form in ("auto", form)]
+    if options.form == "auto":
+        unfit = {"topk"} if kl != "forward" else set()
+        unfit |= {"dense", "topk"} if options.combine == "prob_mean" else set()
+        forms = [form for form in forms if form not in unfit]
+    return list(product(forms, [dtype for dtype in TORCH_TYPES if options.dtype in ("auto", dtype)]))
 
 
-def decided(labeller: Labeller, wanted: Wanted, has_bias: bool) -> tuple[Form, DType, Measured | None]:
+def decided(
+    labeller: Labeller, options: LabelOptions, temperature: float, kl: str, has_bias: bool
+) -> tuple[Form, DType, Measured | None]:
     """The form and number type to keep, and what was measured; the same on all ranks, which all call this.
 
-    Of the candidates whose divergence is within the tolerance, the one of fewest bytes; of equal ones the one of least
-    divergence. In slices of the catalog dense labels are measured, but not chosen.
+    `temperature` and `kl` are those the labels will be read with; they decide which errors matter. Of the candidates
+    whose divergence is within the tolerance, the one of fewest bytes; of equal ones the one of least divergence. In
+    slices of the catalog dense labels are measured, but not chosen.
 
     Raises:
         UserError: no candidate is within the tolerance, or the sample has numbers that the given type cannot hold.
     """
-    candidates = wanted.candidates(labeller.combine)
-    if wanted.is_exact or not labeller.dataset.splits["train"].num_examples:
-        return *candidates[0], None
-    sample = _Sample.of(labeller, wanted, has_bias)
+    possible = candidates(options, kl)
+    if options.is_exact or not labeller.dataset.splits["train"].num_examples:
+        return *possible[0], None
+    sample = _Sample.of(labeller, options.keep, temperature, kl, has_bias)
     if not len(sample.targets):
-        return *candidates[0], None
-    found = sample.errors(candidates)
+        return *possible[0], None
+    found = sample.errors(possible)
     measured = Measured(
-        temperature=wanted.temperature,
-        kl=wanted.kl,
-        tolerance=wanted.tolerance if wanted.is_auto else None,
+        temperature=temperature,
+        kl=kl,
+        tolerance=options.tolerance if options.is_auto else None,
         num_examples=len(sample.targets),
         errors=tuple(found),
     )
-    if not wanted.is_auto:
-        return *candidates[0], measured if found else None
-    possible = [error for error in found if error.form != "dense" or labeller.catalog is None]
-    fitting = [error for error in possible if error.divergence <= wanted.tolerance]
+    if not options.is_auto:
+        return *possible[0], measured if found else None
+    whole = [error for error in found if error.form != "dense" or labeller.catalog is None]
+    fitting = [error for error in whole if error.divergence <= options.tolerance]
     if not fitting:
         listed = ", ".join(f"{error.form} {error.dtype} {error.divergence:g}" for error in found) or "none can be held"
         raise UserError(
-            f"labels.tolerance: no form is within {wanted.tolerance:g} nats ({listed}); choose dtype auto or float32, "
+            f"labels.tolerance: no form is within {options.tolerance:g} nats ({listed}); choose dtype auto or float32, "
             "or a larger tolerance."
         )
     best = min(fitting, key=lambda error: (error.bytes, error.divergence))
@@ -111,14 +90,15 @@ class _Sample:
     """Sampled examples: what is kept of their states [S, D], their targets [S], and the way to their logits."""
 
     labeller: Labeller
-    wanted: Wanted
+    temperature: float
+    kl: str
     has_bias: bool
     top_k: TopKRows
     states: Tensor
     targets: Tensor
 
     @classmethod
-    def of(cls, labeller: Labeller, wanted: Wanted, has_bias: bool) -> "_Sample":
+    def of(cls, labeller: Labeller, keep: int, temperature: float, kl: str, has_bias: bool) -> "_Sample":
         """Encode them, all ranks together: each its own members, all of them the same examples."""
         num_items = labeller.dataset.num_items
         size = max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, SAMPLE_NUMBERS // num_items))
@@ -127,9 +107,9 @@ class _Sample:
         chosen = torch.from_numpy(np.random.default_rng(SAMPLE_SEED).permutation(len(targets))[:size])
         chosen = chosen.to(labeller.device)
         kept = labeller.gather_states([part[chosen] for part in states])
-        keep, blocks = min(wanted.keep, num_items), item_blocks(labeller, has_bias)
-        top_k = TopKRows(blocks, labeller.rows, num_items, keep, wanted.temperature, labeller.catalog)
-        return cls(labeller, wanted, has_bias, top_k, kept, targets[chosen])
+        blocks = item_blocks(labeller, has_bias)
+        top_k = TopKRows(blocks, labeller.rows, num_items, min(keep, num_items), temperature, labeller.catalog)
+        return cls(labeller, temperature, kl, has_bias, top_k, kept, targets[chosen])
 
     @cached_property
     def exact(self) -> list[Tensor]:
@@ -173,7 +153,7 @@ class _Sample:
             largest, mean = self._differences(logits)
             log_q = self._log_q(logits)
         exact, found = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
-        of, to = (exact, found) if self.wanted.kl == "forward" else (found, exact)
+        of, to = (exact, found) if self.kl == "forward" else (found, exact)
         return largest, mean * len(self.targets), self._sum((of.exp() * (of - to)).sum())
 
     def _logits(self, states: Tensor) -> list[Tensor]:
@@ -197,7 +177,7 @@ class _Sample:
         """log q [S, n] at the temperature."""
         logs = []
         for part in logits:
-            t = part / self.wanted.temperature
+            t = part / self.temperature
             sums = t.logsumexp(1)
             sums = sums if self.top_k.catalog is None else self.top_k.catalog.log_sum_exp(sums)
             logs.append(t - sums.unsqueeze(1))
@@ -209,8 +189,8 @@ class _Sample:
         """Largest and mean difference of the kept logits, and log q with the others' mass spread evenly over them."""
         found, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
         values = found["values"].to(TORCH_TYPES[dtype]).float()
-        sums = log_sums(values, found["sums"], self.wanted.temperature).double()
-        kept = values.double() / self.wanted.temperature - sums.unsqueeze(1)
+        sums = log_sums(values, found["sums"], self.temperature).double()
+        kept = values.double() / self.temperature - sums.unsqueeze(1)
         others = (1 - kept.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)
         rows = self.top_k.rows
         log_q = others.log().unsqueeze(1).repeat(1, rows.stop - rows.start)

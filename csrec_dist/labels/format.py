@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import check_cover, fingerprint, read_json, write_json
-from csrec_dist.labels.combine import Combine, combining_problem
+from csrec_dist.labels.options import Combine, DType, Form, combining_problem
 
 FORMAT_VERSION = 1
 INDEX_NAME = "label_cache.index.json"
 
-Form = Literal["factored", "dense", "topk"]
-FORMS: tuple[Form, ...] = get_args(Form)
-DType = Literal["float32", "float16", "bfloat16"]
 TORCH_TYPES: dict[DType, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,

@@ -17,7 +17,8 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelColumn
 from csrec_dist.errors import UserError
-from csrec_dist.labels.combine import Combine, combined_bias, combined_labels, combined_states
+from csrec_dist.labels.combine import combined_bias, combined_labels, combined_states
+from csrec_dist.labels.options import Combine
 from csrec_dist.losses.soft_labels import FactoredLabels, MixtureLabels
 from csrec_dist.models import ItemTable, SequentialModel, picked
 

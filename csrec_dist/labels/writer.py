@@ -16,8 +16,7 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelColumn
 from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
-from csrec_dist.labels.choose import Wanted, decided
-from csrec_dist.labels.combine import Combine, combining_problem
+from csrec_dist.labels.choose import decided
 from csrec_dist.labels.format import (
     INDEX_NAME,
     TORCH_TYPES,
@@ -32,6 +31,7 @@ from csrec_dist.labels.format import (
     read_index,
 )
 from csrec_dist.labels.labeller import Labeller
+from csrec_dist.labels.options import LabelOptions, combining_problem
 from csrec_dist.labels.shards import ShardPlan, owner, shard_plans, write_rows, write_tensors
 from csrec_dist.labels.top_k import TopKRows, find_nothing, item_blocks, log_sums, top_k_rows
 from csrec_dist.models import SequentialModel
@@ -72,7 +72,7 @@ OWN_FILE = re.compile(r"(labels|items)-\d{5}-of-\d{5}\.safetensors|\.(labels|ite
 
 
 def label_source(
-    labeller: Labeller, members: Sequence[LabelMember], wanted: Wanted, form: Form, dtype: DType
+    labeller: Labeller, members: Sequence[LabelMember], keep: int, temperature: float, form: Form, dtype: DType
 ) -> LabelSource:
     """What the labels of these members for the dataset's train split are made of."""
     dataset, is_top_k = labeller.dataset, form == "topk"
@@ -81,8 +81,8 @@ def label_source(
         combine=labeller.combine,
         weights=labeller.weights,
         dtype=dtype,
-        keep=min(wanted.keep, dataset.num_items) if is_top_k else None,
-        temperature=wanted.temperature if is_top_k else None,
+        keep=min(keep, dataset.num_items) if is_top_k else None,
+        temperature=temperature if is_top_k else None,
         num_examples=dataset.splits["train"].num_examples,
         num_items=dataset.num_items,
         members=tuple(members),
@@ -101,9 +101,9 @@ def write_labels(
     world: Group,
     *,
     device: torch.device,
-    wanted: Wanted | None = None,
-    combine: Combine = "logit_mean",
-    weights: Sequence[float] | None = None,
+    options: LabelOptions,
+    temperature: float = 1.0,
+    kl: str = "reverse",
     progress: Progress | None = None,
     catalog: CatalogSlice | None = None,
 ) -> LabelIndex:
@@ -122,8 +122,8 @@ def write_labels(
         models: by member index, those that `column.members_of(group.rank, len(members))` gives this rank;
             they are put into eval mode on `device`. With `catalog` they hold its slice of the items, and the ranks of
             its group have the same members in columns of their own.
-        wanted: how the labels are kept; by default factored in fp32.
-        combine: how the members become labels; `weights`: the members', for weighted and optionally prob_mean.
+        options: how the members become labels, and how these are kept; fitted weights stand in them as numbers.
+        temperature, kl: those that the labels will be read with; see `decided`.
         group: this rank's column; `world`: all ranks.
         progress: called on each rank with (examples done, examples to do) of its column.
 
@@ -131,15 +131,17 @@ def write_labels(
         UserError: the folder holds the labels of something else, a model does not fit the dataset, the members
             cannot be combined like this, or numbers do not fit the type they are to be kept in.
     """
-    folder, wanted = Path(folder), wanted or Wanted()
-    if problem := _problem(wanted, combine, weights, len(members), catalog):
+    folder = Path(folder)
+    if problem := _problem(options, len(members), catalog):
         raise UserError(f"labels: {problem}")
-    widths, factors = tuple(member.width for member in members), None if weights is None else tuple(weights)
-    labeller = Labeller(dataset, models, widths, column, group, device, combine, factors, catalog=catalog)
+    assert options.weights != "fitted", "weights that are to be fitted first"
+    widths = tuple(member.width for member in members)
+    weights = None if options.weights is None else tuple(options.weights)
+    labeller = Labeller(dataset, models, widths, column, group, device, options.combine, weights, catalog=catalog)
     has_bias = labeller.has_bias()
     with _one_thread(device):
-        form, dtype, measured = decided(labeller, wanted, has_bias)
-    source = label_source(labeller, members, wanted, form, dtype)
+        form, dtype, measured = decided(labeller, options, temperature, kl, has_bias)
+    source = label_source(labeller, members, options.keep, temperature, form, dtype)
     plans = shard_plans(source, dataset, has_bias)
     known, is_whole = _open_folder(folder, source, plans, world)
     if known and is_whole:
@@ -154,13 +156,11 @@ def write_labels(
     return _write_index(folder, source, measured, plans, has_bias, world)
 
 
-def _problem(
-    wanted: Wanted, combine: Combine, weights: Sequence[float] | None, num_members: int, catalog: CatalogSlice | None
-) -> str | None:
-    if wanted.form == "dense" and catalog is not None:
+def _problem(options: LabelOptions, num_members: int, catalog: CatalogSlice | None) -> str | None:
+    if options.form == "dense" and catalog is not None:
         return "form dense needs whole rows, which slices of the catalog do not give; choose factored or topk."
-    form = wanted.form if wanted.form != "auto" else "factored"
-    return combining_problem(combine, weights, num_members, form)
+    form = options.form if options.form != "auto" else "factored"
+    return combining_problem(options.combine, options.weights, num_members, form)
 
 
 def _open_folder(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from csrec_dist.models import pretrained
 from csrec_dist.models.histories import pad_histories
+from csrec_dist.models.options import ModelConfig
 from csrec_dist.models.weight_files import StoredWeights
 
 if TYPE_CHECKING:
@@ -32,16 +32,6 @@ def tables_on(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _TABLE_DEVICE.reset(token)
-
-
-class ModelConfig(BaseModel):
-    """The keys all models share; `name` is the model's file name in this folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: str
-    width: int = Field(64, ge=1, strict=True, description="d, the width of states and item table")
-    dropout: float = Field(ge=0, lt=1, description="dropout, where the model says")
 
 
 class ItemTable(nn.Module):

@@ -1,31 +1,17 @@
 """BERT4Rec (Sun et al., 2019): a transformer that reads both directions and fills in masked items."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from csrec_dist.models.base import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.models.options import BERT4RecConfig
 from csrec_dist.models.prefixes import encode_every_prefix, encode_prefixes
 from csrec_dist.models.rng import Dropout, uniform
-from csrec_dist.models.sasrec import LAYER_NORM_EPS, TransformerConfig, TransformerLayer, initialise
+from csrec_dist.models.sasrec import LAYER_NORM_EPS, TransformerLayer, initialise
 
 PREFIX_STREAM, MASK_STREAM = 1, 2
 """Streams of draws: which prefixes are trained, and which items are masked."""
-
-
-class BERT4RecConfig(TransformerConfig):
-    """Sizes of a BERT4Rec, and what it masks in training."""
-
-    name: Literal["bert4rec"] = "bert4rec"
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
-    positions_from: Literal["end", "start"] = Field(
-        "end", description="positions count back from the mask, or forth from the oldest item (RecBole)"
-    )
-    mask_ratio: float = Field(0.2, ge=0, lt=1, description="share of a window's items that are masked at random")
-    prefixes: int = Field(4, ge=1, strict=True, description="prefixes of a window with the mask at their end, a step")
 
 
 class BERT4Rec(SequentialModel):

@@ -1,27 +1,14 @@
 """CL4SRec (Xie et al., 2022): SASRec, with two disturbed copies of a history to be told from those of others."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
+from csrec_dist.models.options import CL4SRecConfig
 from csrec_dist.models.rng import uniform
-from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec, SASRecConfig
+from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec
 
 CHOICES, MASKS, ORDERS, PREFIXES = range(4)  # streams of draws
-
-
-class CL4SRecConfig(SASRecConfig):
-    """Sizes as SASRec's; what the copies keep, hide and reorder; the weight of their loss."""
-
-    name: Literal["cl4srec"] = "cl4srec"  # type: ignore[assignment]
-    crop: float = Field(0.6, gt=0, le=1, description="share of a history that a cropped copy keeps")
-    mask: float = Field(0.3, ge=0, le=1, description="share of a history that a masked copy hides")
-    reorder: float = Field(0.6, ge=0, le=1, description="share of a history that a reordered copy shuffles")
-    contrast_weight: float = Field(0.1, ge=0, description="λ, weight of InfoNCE between copies, beside one-hot CE")
-    contrast_temperature: float = Field(1.0, gt=0, description="τ of InfoNCE")
 
 
 class CL4SRec(SASRec):

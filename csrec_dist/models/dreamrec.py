@@ -5,16 +5,15 @@
 
 import math
 from itertools import pairwise
-from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
+from csrec_dist.models.options import DreamRecConfig
 from csrec_dist.models.rng import key_of, normal, prefix_keys, uniform
-from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec, SASRecConfig
+from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec
 
 
 def kept_variance(num_steps: int, first: float, last: float) -> Tensor:
@@ -63,29 +62,6 @@ def sinusoids(steps: Tensor, width: int) -> Tensor:
 
 STEPS, NOISE, DROPS = range(3)  # streams of draws in training
 SAMPLING_SEED = 0
-
-
-class DreamRecConfig(SASRecConfig):
-    """Sizes of the condition's encoder as SASRec's; the diffusion as in the CSRec paper (Section 4.1.4)."""
-
-    name: Literal["dreamrec"] = "dreamrec"  # type: ignore[assignment]
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the condition's encoder")
-    num_layers: int = Field(1, ge=1, strict=True, description="transformer layers of the condition's encoder")
-    num_heads: int = Field(1, ge=1, strict=True, description="attention heads; they divide the width")
-    num_steps: int = Field(500, ge=1, strict=True, description="steps T of the diffusion")
-    first_variance: float = Field(1e-4, gt=0, lt=1, description="variance of the noise of step 1")
-    last_variance: float = Field(2e-2, gt=0, lt=1, description="variance of the noise of step T; between: geometric")
-    condition_drop: float = Field(0.1, ge=0, lt=1, description="share of examples trained without a condition")
-    guidance: float = Field(2.0, ge=0, description="w: the state is (1 + w) × conditional − w × unconditional")
-    sampling_steps: int | None = Field(
-        10, ge=1, strict=True, description="steps of the deterministic sampler; null: all T, with noise"
-    )
-
-    @model_validator(mode="after")
-    def _samples_at_most_all_steps(self) -> Self:
-        if self.sampling_steps is not None and self.sampling_steps > self.num_steps:
-            raise ValueError(f"sampling_steps {self.sampling_steps} is more than num_steps {self.num_steps}")
-        return self
 
 
 class DreamRec(SASRec):

@@ -1,21 +1,10 @@
 """GRU4Rec (Hidasi et al., 2016; Tan et al., 2016): a recurrent net over the items of a window."""
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor, nn
 
-from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.base import SequentialModel
+from csrec_dist.models.options import GRU4RecConfig
 from csrec_dist.models.rng import Dropout
-
-
-class GRU4RecConfig(ModelConfig):
-    """Sizes of a GRU4Rec; `hidden` is the width of the recurrent layers."""
-
-    name: Literal["gru4rec"] = "gru4rec"
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the item vectors")
-    hidden: int = Field(64, ge=1, strict=True, description="width of the recurrent layers (RecBole: 128)")
-    num_layers: int = Field(2, ge=1, strict=True, description="recurrent layers")
 
 
 class GRU4Rec(SequentialModel):

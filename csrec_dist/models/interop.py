@@ -9,13 +9,16 @@ from torch import Tensor
 
 from csrec_dist.errors import UserError
 from csrec_dist.models import SequentialModel, build
-from csrec_dist.models.base import ModelConfig
-from csrec_dist.models.bert4rec import BERT4RecConfig
-from csrec_dist.models.gru4rec import GRU4RecConfig
-from csrec_dist.models.narm import NARMConfig
-from csrec_dist.models.nextitnet import NextItNetConfig
-from csrec_dist.models.sasrec import LAYER_NORM_EPS, SASRecConfig
-from csrec_dist.models.srgnn import SRGNNConfig
+from csrec_dist.models.options import (
+    BERT4RecConfig,
+    GRU4RecConfig,
+    ModelConfig,
+    NARMConfig,
+    NextItNetConfig,
+    SASRecConfig,
+    SRGNNConfig,
+)
+from csrec_dist.models.sasrec import LAYER_NORM_EPS
 from csrec_dist.models.weight_files import require_finite
 
 Weights = Mapping[str, Tensor]

@@ -1,23 +1,11 @@
 """NARM (Li et al., 2017): a recurrent net with attention over its own past states."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.base import SequentialModel
+from csrec_dist.models.options import NARMConfig
 from csrec_dist.models.rng import Dropout
-
-
-class NARMConfig(ModelConfig):
-    """Sizes of a NARM; `dropout` acts on item vectors, `state_dropout` before the output."""
-
-    name: Literal["narm"] = "narm"
-    dropout: float = Field(0.25, ge=0, lt=1, description="dropout of the item vectors")
-    state_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the state before the last layer")
-    hidden: int = Field(128, ge=1, strict=True, description="width of the recurrent layer")
-    num_layers: int = Field(1, ge=1, strict=True, description="recurrent layers")
 
 
 class NARM(SequentialModel):

@@ -1,26 +1,15 @@
 """NextItNet (Yuan et al., 2019): dilated causal convolutions over the items of a window."""
 
 import math
-from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.base import SequentialModel
+from csrec_dist.models.options import NextItNetConfig
 from csrec_dist.models.rng import Dropout
 
 LAYER_NORM_EPS = 1e-8
-
-
-class NextItNetConfig(ModelConfig):
-    """Sizes of a NextItNet: `num_blocks` times the list `dilations`, one residual block each."""
-
-    name: Literal["nextitnet"] = "nextitnet"
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the item vectors")
-    kernel: int = Field(3, ge=2, strict=True, description="positions a convolution reads")
-    num_blocks: int = Field(5, ge=1, strict=True, description="residual blocks for each dilation")
-    dilations: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="dilations, in order")
 
 
 class NextItNet(SequentialModel):

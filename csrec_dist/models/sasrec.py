@@ -1,41 +1,15 @@
 """SASRec (Kang and McAuley, 2018): a causal transformer over the items of a window."""
 
-from typing import Literal, Self
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.base import SequentialModel
+from csrec_dist.models.options import SASRecConfig, TransformerConfig
 from csrec_dist.models.rng import Dropout
 
 LAYER_NORM_EPS = 1e-12
 INITIAL_DEVIATION = 0.02
-
-
-class TransformerConfig(ModelConfig):
-    """Sizes of a transformer; attention weights drop out as everything else does unless said otherwise."""
-
-    attention_dropout: float | None = Field(
-        None, ge=0, lt=1, description="dropout of the attention weights; null: as dropout"
-    )
-    num_layers: int = Field(2, ge=1, strict=True, description="transformer layers")
-    num_heads: int = Field(2, ge=1, strict=True, description="attention heads; they divide the width")
-    inner_width: int = Field(256, ge=1, strict=True, description="inner width of the feed-forward")
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Self:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-        return self
-
-
-class SASRecConfig(TransformerConfig):
-    """Sizes of a SASRec."""
-
-    name: Literal["sasrec"] = "sasrec"
-    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
 
 
 class SASRec(SequentialModel):

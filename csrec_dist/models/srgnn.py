@@ -1,24 +1,15 @@
 """SR-GNN (Wu et al., 2019): a gated net on the graph of each history's items, and attention from the last one."""
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from csrec_dist.models.base import ModelConfig, SequentialModel
+from csrec_dist.models.base import SequentialModel
+from csrec_dist.models.options import SRGNNConfig
 from csrec_dist.models.prefixes import encode_every_prefix
 from csrec_dist.models.rng import Dropout
-
-
-class SRGNNConfig(ModelConfig):
-    """Sizes of an SR-GNN; `dropout` acts before the output."""
-
-    name: Literal["srgnn"] = "srgnn"
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the state before the last layer")
-    num_steps: int = Field(1, ge=1, strict=True, description="steps of the gated net; one is cheapest by far")
 
 
 class SRGNN(SequentialModel):

@@ -82,7 +82,7 @@ def execute(
     with shared_errors():
         chosen = choose(config, plan, names, restart)
         check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
-        engines.check(config.distributed.engine, config.distributed.deepspeed)
+        engines.check(config.distributed)
     with _in_use(run):
         decided = runtime.on_main(lambda: _open(run, plan, chosen, restart))
         with run.log("run") as log, threads_of_run(run.folder, runtime, log.say, keep_threads):

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.config import Config, LoopOptions
+from csrec_dist.config import Config
 from csrec_dist.data.order import owned_shards, refuse_idle_ranks
 from csrec_dist.data.prepare import identify
 from csrec_dist.data.dataset import Dataset
@@ -21,6 +21,7 @@ from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.records import StageRecords
 from csrec_dist.files import changed_keys, differences
+from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
 EVALUATION_ROWS = 256
@@ -118,18 +119,13 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return text
 
 
-def cut_offs(run: Run) -> list[int]:
-    """The n of all metrics: those asked for, and 10, which early stopping and the tables look at."""
-    return sorted({*run.config.evaluation.top_n, 10})
-
-
 def evaluate_model(run: Run, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
     """Metrics of a model on all rows of a split, each rank of the layout reading its own shards."""
     shards = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
     return evaluate(
         model,
         evaluation_batches(run, split, shards, layout),
-        top_n=cut_offs(run),
+        top_n=run.config.evaluation.cut_offs,
         exclude_seen=run.config.evaluation.exclude_seen,
         reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
     )

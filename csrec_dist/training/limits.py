@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csrec_dist.config import LoopOptions
+from csrec_dist.training.options import LoopOptions
 
 SELECTION_METRIC = "ndcg@10"
 

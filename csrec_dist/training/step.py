@@ -1,7 +1,7 @@
 """One step's forward: model and loss as one module, for a wrapper of gradients to take."""
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from csrec_dist.distributed import Group
 from csrec_dist.losses import Loss, SoftLabels, cross_entropy
 from csrec_dist.losses.contrastive import ContrastOptions, info_nce
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.training.options import Precision
 
 ALONE = Group((0,), 0)
 
-Precision = Literal["fp32", "bf16"]
 LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
 
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from csrec_dist.config import LoopOptions, TrainingOptions
 from csrec_dist.data.batches import Batch, Prefetcher, to_batch, train_stream
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, RowSample
@@ -24,6 +23,7 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
 from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
 from csrec_dist.training.meter import LOSS_PARTS, Meter
+from csrec_dist.training.options import LoopOptions, TrainingOptions
 from csrec_dist.training.step import TrainStep, seed_draws, step_seed, training_inputs
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 from csrec_dist.training.telemetry import StageLog, peak_memory_mib

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from csrec_dist import models
-from csrec_dist.config import Config, DistributedOptions, parse_config
+from csrec_dist.config import Config, parse_config
 from csrec_dist.config.schema import impossible_engine
 from csrec_dist.data.batches import shard_batches
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import check
 from csrec_dist.distributed.engines import deepspeed as zero_settings
+from csrec_dist.distributed.options import DistributedOptions
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
@@ -296,15 +297,15 @@ def test_wrong_settings_of_deepspeed_are_refused(text: str | None, words: str, t
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=r"^distributed\.deepspeed: ") as caught:
-        check("deepspeed", str(path))
+        check(DistributedOptions(engine="deepspeed", deepspeed=str(path)))
     assert words in str(caught.value)
 
 
 def test_a_missing_deepspeed_is_said_with_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero_settings, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed.*pip install 'csrec_dist\[deepspeed\]'.*engine=fsdp"):
-        check("deepspeed", str(SETTINGS / "zero1.json"))
-    check("fsdp")
+        check(DistributedOptions(engine="deepspeed", deepspeed=str(SETTINGS / "zero1.json")))
+    check(DistributedOptions(engine="fsdp"))
 
 
 def test_what_settings_leave_to_others_is_left_out(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from csrec_dist.data.batches import to_batch, train_stream
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder
 from csrec_dist.distributed import Group, Runtime
-from csrec_dist.distributed.engines import DataParallel, Updates
+from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 from tests.helpers.ranks import run_ranks
@@ -62,7 +62,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, batch_size: int, 
     with torch.no_grad():
         model.item_table.weight.mul_(20)
     layout = runtime.layout([runtime.world.ranks], 1)
-    engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device, Updates())
+    engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device)
     order = EpochOrder(dataset.splits["train"].shard_rows, batch_size, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
     loss = engine.forward(training_inputs(batch, seed=3), None)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from csrec_dist.distributed import Runtime
-from csrec_dist.distributed.engines import DataParallel, Updates
+from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.distributed.runtime import check_launch
 from csrec_dist.errors import UserError
 from tests.helpers.ranks import run_ranks
@@ -85,7 +85,7 @@ def wrapped_members(rank: int, world_size: int) -> tuple[float, float]:
     layout = runtime.layout([(0,), (1, 2)], 1)
     torch.manual_seed(5 if rank == 0 else 6)
     module = nn.Linear(3, 1, bias=False)
-    engine = DataParallel(module, layout, runtime.device, Updates())
+    engine = DataParallel(module, layout, runtime.device)
     engine.backward(engine.forward(torch.full((1, 3), float(rank))).sum())
     assert module.weight.grad is not None
     return float(module.weight.sum()), float(module.weight.grad.mean())

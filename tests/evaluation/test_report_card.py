@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,9 @@ from csrec_dist.data.batches import Batch
 from csrec_dist.evaluation import evaluate, ranking
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members, differences
 from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
+from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, Columns, TargetFacts
-from csrec_dist.evaluation.report_card import Asked, Examination
+from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.scoring import COMBINE
 from csrec_dist.models import SequentialModel, build, config_class
 
@@ -45,8 +45,8 @@ def model(seed: int = 3) -> SequentialModel:
     return made.eval()
 
 
-def asked(**changes: Any) -> Asked:
-    return replace(Asked(top_n=(2, 10), min_rating=4, longest=8, exclude_seen=False), **changes)
+def asked(**changes: Any) -> EvaluationOptions:
+    return EvaluationOptions.model_validate({"top_n": [2, 10]} | changes)
 
 
 def facts(ratings: np.ndarray = RATINGS, true: np.ndarray | None = None, leaked: tuple[int, ...] = ()) -> TargetFacts:
@@ -55,10 +55,14 @@ def facts(ratings: np.ndarray = RATINGS, true: np.ndarray | None = None, leaked:
 
 
 def examine(
-    question: Asked, known: TargetFacts, models: list[SequentialModel], combine: str | None = None, cut: int = 2
+    question: EvaluationOptions,
+    known: TargetFacts,
+    models: list[SequentialModel],
+    combine: str | None = None,
+    cut: int = 2,
 ) -> tuple[dict[str, Any], dict[str, list]]:
     """What is computed, and all columns, in two batches."""
-    examination = Examination(question, POPULARITY, CPU)
+    examination = Examination(question, 8, POPULARITY, CPU)
     rule = {} if combine is None else {"combine": partial(COMBINE[combine], weights=[1 / len(models)] * len(models))}
     blocks = list(examination.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], known, **rule))
     return examination.compute(identity), joined(blocks)
@@ -146,7 +150,7 @@ def test_repeated_targets_rank_last_where_seen_items_are_left_out_and_are_counte
 
 def test_without_repeated_targets_there_is_no_such_group() -> None:
     rows = [row for place, row in enumerate(ROWS) if place != 4]
-    examination = Examination(asked(), POPULARITY, CPU)
+    examination = Examination(asked(), 8, POPULARITY, CPU)
     deque(examination.shard([model()], [batch(rows)], facts(RATINGS[:5])), maxlen=0)
     groups = examination.compute(identity)["groups"]
     assert "repeat" not in groups

@@ -17,7 +17,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import label_columns
 from csrec_dist.labels import LabelIndex, LabelMember, write_labels
-from csrec_dist.labels.choose import Wanted
+from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import ItemTable
 
 NUM_ITEMS, WINDOW, CPU = 23, 8, torch.device("cpu")
@@ -118,9 +118,10 @@ def label(
     form: str,
     stop_after: int = 0,
     stop: Callable[[], None] | None = None,
-    combine: str = "logit_mean",
     weights: tuple[float, ...] | None = None,
-    **wanted: Any,
+    temperature: float = 1.0,
+    kl: str = "reverse",
+    **kept: Any,
 ) -> dict:
     """Label on every rank of the world; call `stop` after `stop_after` batches."""
     columns = label_columns(num_members, world_size)
@@ -138,6 +139,7 @@ def label(
         if stop and len(batches) == stop_after:
             stop()
 
+    options = LabelOptions.model_validate({"form": form, "dtype": "float32"} | kept)
     index = write_labels(
         folder,
         Dataset(dataset),
@@ -147,9 +149,9 @@ def label(
         group,
         world,
         device=CPU,
-        wanted=Wanted(form, **wanted),
-        combine=combine,
-        weights=weights,
+        options=options.model_copy(update={"weights": weights}),
+        temperature=temperature,
+        kl=kl,
         progress=progress,
     )
     return {"index": index.model_dump(mode="json"), "progress": batches}

@@ -14,10 +14,12 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import label_columns
 from csrec_dist.files import write_json, write_text
 from csrec_dist.labels import LabelMember, write_labels
+from csrec_dist.labels.options import LabelOptions
 from csrec_dist.runs.records import Record, StageRecords
 
 ALONE = Group((0,), 0)
 CPU = torch.device("cpu")
+EXACT = LabelOptions(dtype="float32")
 
 
 def write_log(path: Path, num_users: int = 30, num_items: int = 12, seed: int = 0) -> Path:
@@ -114,7 +116,7 @@ def _label(run: Path, dataset: Dataset) -> None:
         for k, folder in enumerate(folders)
     ]
     column = label_columns(len(named), 1)[0]
-    write_labels(run / "labels", dataset, members, named, column, ALONE, ALONE, device=CPU)
+    write_labels(run / "labels", dataset, members, named, column, ALONE, ALONE, device=CPU, options=EXACT)
 
 
 def _metrics(value: float) -> dict[str, dict[str, float]]:

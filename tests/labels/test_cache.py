@@ -19,6 +19,7 @@ from csrec_dist.labels import (
     live_labels,
     write_labels,
 )
+from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import MODELS, build
 from tests.helpers import label_fixtures as fixtures
 
@@ -67,7 +68,17 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
     alone = Group((0,), 0)
     (column,) = label_columns(2, 1)
     models = dict(enumerate(teachers))
-    write_labels(tmp_path, dataset, models, members, column, alone, alone, device=torch.device("cpu"))
+    write_labels(
+        tmp_path,
+        dataset,
+        models,
+        members,
+        column,
+        alone,
+        alone,
+        device=torch.device("cpu"),
+        options=LabelOptions(dtype="float32"),
+    )
     batch = next(shard_batches(dataset, "train", [2, 1], 6))
     cached, live = LabelCache(tmp_path).read(batch.example_ids), live_labels(teachers, batch)
     torch.testing.assert_close(cached.states, live.states, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ from csrec_dist.distributed.layout import catalog_groups, label_columns
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelMember, labeller, read_index, top_k, write_labels
 from csrec_dist.labels import shards as plans
-from csrec_dist.labels.choose import Wanted
+from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import SequentialModel
 from tests.helpers import label_fixtures as fixtures
 from tests.helpers.catalog_ranks import own_group
@@ -24,12 +24,16 @@ LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1), (3, 3)]
 """(ranks, catalog_parallel): data × catalog = 1×1, 2×1, 1×2, 2×2, 3×1, 1×3."""
 NAMES, WIDTHS = ("gru4rec", "bert4rec"), (6, 4)
 KINDS: dict[str, dict[str, Any]] = {
-    "factored": {},
-    "prob_mean": {"combine": "prob_mean"},
-    "half": {"wanted": Wanted("factored", "float16", temperature=2.0)},
-    "topk": {"wanted": Wanted("topk", keep=5, temperature=2.0)},
-    "topk_of_all": {"wanted": Wanted("topk", "bfloat16", keep=99, temperature=1.0, kl="forward")},
-    "auto": {"wanted": Wanted("auto", "auto", keep=2, temperature=2.0, kl="forward", tolerance=5.0)},
+    "factored": {"options": LabelOptions(dtype="float32")},
+    "prob_mean": {"options": LabelOptions(dtype="float32", combine="prob_mean")},
+    "half": {"options": LabelOptions(dtype="float16"), "temperature": 2.0},
+    "topk": {"options": LabelOptions(form="topk", dtype="float32", keep=5), "temperature": 2.0},
+    "topk_of_all": {"options": LabelOptions(form="topk", dtype="bfloat16", keep=99), "kl": "forward"},
+    "auto": {
+        "options": LabelOptions(form="auto", dtype="auto", keep=2, tolerance=5.0),
+        "temperature": 2.0,
+        "kl": "forward",
+    },
 }
 
 KINDS_OF = {1: ("factored", "topk"), 2: tuple(KINDS)}
@@ -102,5 +106,5 @@ def test_dense_labels_in_slices_are_refused(dataset: Dataset, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"dense needs whole rows.*factored or topk"):
         write_labels(
             tmp_path, dataset, {0: build(0, catalog)}, members, label_columns(1, 1)[0], alone, alone,
-            device=torch.device("cpu"), wanted=Wanted("dense"), catalog=catalog,
+            device=torch.device("cpu"), options=LabelOptions(form="dense"), catalog=catalog,
         )  # fmt: skip

@@ -8,7 +8,8 @@ from tests.helpers.ranks import run_ranks
 from tests.runs.test_restarts import KilledError, killed_after
 
 from csrec_dist.cli import main
-from csrec_dist.config import LoopOptions, load_config
+from csrec_dist.config import load_config
+from csrec_dist.training.options import LoopOptions
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute

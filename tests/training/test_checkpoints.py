@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from csrec_dist.distributed import Group
-from csrec_dist.distributed.engines import DataParallel, Snapshot, Updates
+from csrec_dist.distributed.engines import DataParallel, Snapshot
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.training import checkpoints as checkpoints_module
@@ -23,7 +23,7 @@ class Model(DataParallel):
     """A linear layer in the hands of an engine."""
 
     def __init__(self) -> None:
-        super().__init__(torch.nn.Linear(2, 1), ALONE, torch.device("cpu"), Updates())
+        super().__init__(torch.nn.Linear(2, 1), ALONE, torch.device("cpu"))
 
     @property
     def weight(self) -> torch.Tensor:

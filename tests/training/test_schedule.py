@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from csrec_dist.config import LoopOptions
 from csrec_dist.distributed import Group
-from csrec_dist.distributed.engines import DataParallel, Updates
+from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.distributed.layout import Layout
+from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.trainer import SHAPES, learning_rate
 
 
@@ -46,7 +46,7 @@ def test_the_schema_and_the_shapes_name_the_same_schedules() -> None:
 @pytest.fixture
 def engine() -> DataParallel:
     layout = Layout(*[Group((0,), 0)] * 3)
-    return DataParallel(torch.nn.Linear(3, 1, bias=False), layout, torch.device("cpu"), Updates())
+    return DataParallel(torch.nn.Linear(3, 1, bias=False), layout, torch.device("cpu"))
 
 
 def test_an_update_is_as_long_as_the_step_size(engine: DataParallel) -> None:

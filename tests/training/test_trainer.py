@@ -14,7 +14,7 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.order import EpochOrder
 from csrec_dist.data.prepare import prepare
 from csrec_dist.distributed import Runtime
-from csrec_dist.distributed.engines import DataParallel, Updates
+from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs import run as run_module
@@ -47,7 +47,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) 
     config = models.config_class(model_name).model_validate({"name": model_name, "width": 16, "dropout": 0})
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
     layout = runtime.layout([runtime.world.ranks], 1)
-    engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device, Updates())
+    engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device)
     order = EpochOrder(dataset.splits["train"].shard_rows, 7, seed=1, epoch=0)
     batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
     loss = engine.forward(training_inputs(batch, seed=3), None)

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Updates, copy_tensors
+from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, copy_tensors
 from csrec_dist.distributed.engines.ddp import DataParallel
 from csrec_dist.distributed.engines.deepspeed import ZeRO, check_deepspeed, read_settings
 from csrec_dist.distributed.engines.fsdp import FullyShard
 from csrec_dist.distributed.layout import Layout
+from csrec_dist.distributed.options import DistributedOptions
 
 __all__ = [
     "ENGINES",
@@ -16,7 +17,6 @@ __all__ = [
     "FullyShard",
     "Snapshot",
     "StateReader",
-    "Updates",
     "ZeRO",
     "build",
     "check",
@@ -26,21 +26,28 @@ __all__ = [
 ENGINES: dict[str, type[Engine]] = {"ddp": DataParallel, "fsdp": FullyShard, "deepspeed": ZeRO}
 
 
-def check(name: str, deepspeed: str | None = None) -> None:
+def check(options: DistributedOptions) -> None:
     """Refuse an engine that cannot start: UserError where DeepSpeed or the file of its settings is missing or wrong."""
-    if name == ZeRO.name:
-        assert deepspeed is not None, "engine deepspeed without settings"
-        check_deepspeed(deepspeed)
+    if options.engine == ZeRO.name:
+        assert options.deepspeed is not None, "engine deepspeed without settings"
+        check_deepspeed(options.deepspeed)
 
 
 def build(
-    name: str, module: nn.Module, layout: Layout, device: torch.device, updates: Updates, deepspeed: str | None = None
+    options: DistributedOptions,
+    module: nn.Module,
+    layout: Layout,
+    device: torch.device,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
 ) -> Engine:
-    """The engine called `name` with a module, `deepspeed` being the file of its settings if it needs one.
+    """The engine that the options name with a module, whose steps have `accumulate` micro-batches.
 
     Where one rank trains alone there is nothing to share, and it needs none of them: it gets a DataParallel of one.
     """
     if layout.group.size == 1:
-        return DataParallel(module, layout, device, updates)
-    settings = {} if deepspeed is None else {"settings": read_settings(deepspeed)}
-    return ENGINES[name](module, layout, device, updates, **settings)
+        return DataParallel(module, layout, device, clip_norm)
+    if options.engine == ZeRO.name:
+        assert options.deepspeed is not None, "engine deepspeed without settings"
+        return ZeRO(module, layout, device, clip_norm, accumulate, read_settings(options.deepspeed))
+    return ENGINES[options.engine](module, layout, device, clip_norm)

@@ -38,14 +38,6 @@ def _squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
 Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Updates:
-    """How a step changes the parameters: the largest norm of the whole gradient, micro-batches."""
-
-    clip_norm: float | None = None
-    accumulate: int = 1
-
-
 @dataclass
 class Snapshot:
     """Copies in the host's memory of what a checkpoint keeps, by part ("model", "optimizer", "best") and name.
@@ -85,8 +77,9 @@ class Engine(ABC):
     name: ClassVar[str]
     """As in `distributed.engine`; the run's record says it of the engine that really runs."""
 
-    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates) -> None:
-        self.module, self.layout, self.device, self.updates = module, layout, device, updates
+    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, clip_norm: float | None = None) -> None:
+        """`clip_norm` is the largest norm of the whole gradient of a step."""
+        self.module, self.layout, self.device, self.clip_norm = module, layout, device, clip_norm
 
     @abstractmethod
     def forward(self, *inputs: Any) -> Any:

@@ -14,7 +14,6 @@ from csrec_dist.distributed.engines.base import (
     Snapshot,
     StateReader,
     Tensors,
-    Updates,
     clip_gradients,
     copy_tensors,
     set_learning_rate,
@@ -31,8 +30,8 @@ class DataParallel(Engine):
 
     name = "ddp"
 
-    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates) -> None:
-        super().__init__(module, layout, device, updates)
+    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, clip_norm: float | None = None) -> None:
+        super().__init__(module, layout, device, clip_norm)
         self._slices = slices_of(module)
         self._wrapped = self._wrap()
         self._optimizer = torch.optim.Adam(module.parameters(), fused=True)
@@ -64,13 +63,13 @@ class DataParallel(Engine):
     def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""
         average_slices(self._slices.values(), self.layout.data, self.layout.group.size)
-        if self.updates.clip_norm is not None:
+        if self.clip_norm is not None:
             sliced = {id(tensor) for tensor in self._slices.values()}
             parts: tuple[list[Tensor], list[Tensor]] = [], []
             for parameter in self.module.parameters():
                 if parameter.grad is not None:
                     parts[id(parameter) in sliced].append(parameter.grad)
-            clip_gradients(*parts, self.layout.catalog, self.updates.clip_norm)
+            clip_gradients(*parts, self.layout.catalog, self.clip_norm)
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, Updates, set_learning_rate
+from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, set_learning_rate
 from csrec_dist.distributed.engines.fsdp import without_memory
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
@@ -69,12 +69,12 @@ def read_settings(path: Path | str) -> dict[str, Any]:
     return settings
 
 
-def complete(settings: dict[str, Any], updates: Updates) -> dict[str, Any]:
+def complete(settings: dict[str, Any], clip_norm: float | None, accumulate: int) -> dict[str, Any]:
     """All settings of an engine. The size of a micro-batch is not used: shares of a batch differ in size."""
     return settings | {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": updates.accumulate,
-        "gradient_clipping": updates.clip_norm or 0.0,
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": clip_norm or 0.0,
         "zero_force_ds_cpu_optimizer": False,
     }
 
@@ -97,15 +97,21 @@ class ZeRO(Engine):
     name = "deepspeed"
 
     def __init__(
-        self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates, settings: dict[str, Any]
+        self,
+        module: nn.Module,
+        layout: Layout,
+        device: torch.device,
+        clip_norm: float | None,
+        accumulate: int,
+        settings: dict[str, Any],
     ) -> None:
         """`settings` as `read_settings` gives them."""
-        super().__init__(module, layout, device, updates)
+        super().__init__(module, layout, device, clip_norm)
         self._stage: int = settings["zero_optimization"]["stage"]
         self._skeleton = without_memory(module)
         self._parameters = dict(module.named_parameters())
         with layout.group.watch.collective("starting DeepSpeed", layout.group.ranks):
-            self._engine = start(module, layout.group, device, complete(settings, updates))
+            self._engine = start(module, layout.group, device, complete(settings, clip_norm, accumulate))
         found = self._engine.zero_optimization_stage(), self._engine.dp_world_size
         assert found == (self._stage, layout.group.size), f"DeepSpeed runs {found} (stage, ranks)"
 

@@ -16,7 +16,6 @@ from csrec_dist.distributed.engines.base import (
     Snapshot,
     StateReader,
     Tensors,
-    Updates,
     clip_gradients,
     copy_tensors,
     set_learning_rate,
@@ -34,8 +33,8 @@ class FullyShard(Engine):
 
     name = "fsdp"
 
-    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, updates: Updates) -> None:
-        super().__init__(module, layout, device, updates)
+    def __init__(self, module: nn.Module, layout: Layout, device: torch.device, clip_norm: float | None = None) -> None:
+        super().__init__(module, layout, device, clip_norm)
         self._skeleton = without_memory(module)
         mesh = DeviceMesh.from_group(layout.group.handle, device.type)
         fully_shard(module, mesh=mesh)
@@ -57,9 +56,9 @@ class FullyShard(Engine):
 
     def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""
-        if self.updates.clip_norm is not None:
+        if self.clip_norm is not None:
             shards = [local(p.grad) for p in self._parameters.values() if p.grad is not None]
-            clip_gradients([], shards, self.layout.group, self.updates.clip_norm)
+            clip_gradients([], shards, self.layout.group, self.clip_norm)
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

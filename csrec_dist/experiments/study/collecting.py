@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from csrec_dist.config import CheckpointOptions, Config
+from csrec_dist.config import Config
 from csrec_dist.environment import NAMES
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.groups import rating_group
@@ -17,6 +17,7 @@ from csrec_dist.files import fingerprint, read_json
 from csrec_dist.report.paired import Evaluated
 from csrec_dist.runs.folder import RunFolder
 from csrec_dist.runs.records import StageRecords
+from csrec_dist.training.options import CheckpointOptions
 
 TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
 """The stages whose time is a method's cost, and where the models lie that they train."""

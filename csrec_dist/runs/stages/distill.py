@@ -9,7 +9,7 @@ from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
 from csrec_dist.runs.run import Run
 from torch import Tensor
-from csrec_dist.config import Config, TrainingOptions
+from csrec_dist.config import Config
 from csrec_dist.errors import SharedUserError, shared_errors
 from csrec_dist.labels import LabelCache, LabelReader, SoftLabels
 from csrec_dist.labels.popularity import PopularityLabels
@@ -18,6 +18,7 @@ from csrec_dist.losses import Loss, distillation_parts
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
 from csrec_dist.runs.run import Run, check_dataset, loop_settings, selection, weights_fingerprint
 from csrec_dist.training import LossFunction
+from csrec_dist.training.options import TrainingOptions
 
 
 @contextmanager

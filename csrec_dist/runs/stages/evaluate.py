@@ -15,7 +15,7 @@ from csrec_dist.config import Config
 from csrec_dist.data.order import owned_shards
 from csrec_dist.data.batches import Batch
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
-from csrec_dist.evaluation.report_card import Asked, Examination
+from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
 from csrec_dist.evaluation.per_row import (
     RANKS_SCHEMA,
@@ -29,7 +29,7 @@ from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
-from csrec_dist.runs.run import Run, check_dataset, check_weights_of, cut_offs, evaluate_model, evaluation_batches
+from csrec_dist.runs.run import Run, check_dataset, check_weights_of, evaluate_model, evaluation_batches
 
 
 def trained_models(run: Run) -> dict[str, Path]:
@@ -114,16 +114,8 @@ def examine(
     combine: Callable[[Sequence[Tensor]], Tensor] = alone,
 ) -> dict[str, Any]:
     """All that is asked of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
-    options, dataset = run.config.evaluation, run.dataset
-    asked = Asked(
-        top_n=tuple(cut_offs(run)),
-        min_rating=options.min_rating,
-        longest=dataset.window - 1,
-        exclude_seen=options.exclude_seen,
-        lists=options.lists,
-        calibration=options.calibration,
-    )
-    examination = Examination(asked, ItemPopularity.read(dataset), run.runtime.device)
+    dataset, popularity = run.dataset, ItemPopularity.read(run.dataset)
+    examination = Examination(run.config.evaluation, dataset.window - 1, popularity, run.runtime.device)
 
     def shard_ranks(shard: int | None) -> Iterator[Columns]:
         facts = TargetFacts.none() if shard is None else TargetFacts.read(dataset, shard)
@@ -136,7 +128,7 @@ def examine(
 def diversity(run: Run) -> dict[str, Any]:
     """How much the members differ on test; the values of each row go into ranks/diversity-test.parquet."""
     members = [load(run, run.member_folder(name)) for name in run.config.member_names]
-    sums = DiversitySums(run.config.member_names, cut_offs(run), run.runtime.device)
+    sums = DiversitySums(run.config.member_names, run.config.evaluation.cut_offs, run.runtime.device)
 
     def shard_differences(shard: int | None) -> Iterator[Columns]:
         exclude_seen = run.config.evaluation.exclude_seen

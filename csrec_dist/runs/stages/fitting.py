@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from csrec_dist import models
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
-from csrec_dist.config import LoopOptions
 from csrec_dist.data.order import RowSample
 from csrec_dist.distributed.catalog import slices_of
-from csrec_dist.distributed.engines import Engine, Updates, build
+from csrec_dist.distributed.engines import Engine, build
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json, write_json
@@ -27,6 +26,7 @@ from csrec_dist.runs.run import Run, changes_between, evaluate_model
 from csrec_dist.training.telemetry import StageLog
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.limits import exceeded, num_epochs
+from csrec_dist.training.options import LoopOptions
 
 REDO = "Restart the stage with --restart, or give the run another name."
 
@@ -149,9 +149,8 @@ def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
     step = TrainStep(model, task.loss_function, layout.group, training.precision, task.one_hot_weight)
     inner = step.to(run.runtime.device)
-    updates = Updates(training.clip_norm, training.accumulate)
     drawn = digest(inner)
-    engine = build(options.engine, inner, layout, run.runtime.device, updates, options.deepspeed)
+    engine = build(options, inner, layout, run.runtime.device, training.clip_norm, training.accumulate)
     check_weights(drawn, engine)
     return engine
 

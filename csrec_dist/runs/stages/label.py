@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist import models
-from csrec_dist.config import LabelOptions
 from csrec_dist.distributed import Group
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.layout import LabelColumn, label_columns
 from csrec_dist.files import sha256_file
 from csrec_dist.labels import LabelMember, write_labels
 from csrec_dist.labels.format import INDEX_NAME
-from csrec_dist.labels.choose import Wanted
+from csrec_dist.labels.options import LabelOptions
 from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
@@ -58,16 +57,9 @@ def label_into(run: Run, folder: Path, names: list[str], stage: str, options: La
             column,
             group,
             runtime.world,
-            wanted=Wanted(
-                form=options.form,
-                dtype=options.dtype,
-                keep=options.keep,
-                temperature=training.temperature,
-                kl=training.kl,
-                tolerance=options.tolerance,
-            ),
-            combine=options.combine,
-            weights=member_weights(run, names, options, log),
+            options=options.model_copy(update={"weights": member_weights(run, names, options, log)}),
+            temperature=training.temperature,
+            kl=training.kl,
             device=runtime.device,
             progress=log.progress,
             catalog=catalog,

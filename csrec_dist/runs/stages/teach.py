@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist import models
-from csrec_dist.config import LabelOptions
 from csrec_dist.data.order import RowSample
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
@@ -15,6 +14,7 @@ from csrec_dist.distributed.layout import teaching_rounds
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelCache
+from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss

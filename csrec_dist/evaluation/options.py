@@ -1,0 +1,27 @@
+"""The `evaluation` section of the config: what is asked of the models."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from csrec_dist.options import Options
+
+
+class EvaluationOptions(Options):
+    """`evaluation`: full-catalog ranking."""
+
+    top_n: list[Annotated[int, Field(ge=1, strict=True)]] = Field(
+        [5, 10, 20], min_length=1, description="cut-offs n of Recall@n, NDCG@n and MRR@n"
+    )
+    exclude_seen: bool = Field(False, description="never rank the items of the history")
+    min_rating: float = Field(
+        4.0, description="δ: Recall⁺ and NDCG⁺ are of test targets rated at least δ, Recall⁻ and NDCG⁻ of those below"
+    )
+    lists: bool = Field(True, description="coverage, Gini index and average popularity of the top-n lists on test")
+    calibration: bool = Field(True, description="expected calibration error of the models' probabilities on test")
+    diversity: bool = Field(True, description="how much the teachers' lists and probabilities differ on test")
+
+    @property
+    def cut_offs(self) -> list[int]:
+        """The n of all metrics: those asked for, and 10, which early stopping and the tables look at."""
+        return sorted({*self.top_n, 10})

@@ -1,0 +1,79 @@
+"""The `labels` section of the config: how members are combined, and how soft labels are kept."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from csrec_dist.options import Options
+
+Combine = Literal["logit_mean", "weighted", "prob_mean"]
+"""softmax(Σ e_k / (m T)), softmax(Σ w_k e_k / T), or Σ w_k softmax(e_k / T) with w_k = 1/m unless given."""
+
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+WEIGHT_TOLERANCE = 1e-6
+Form = Literal["factored", "dense", "topk"]
+FORMS: tuple[Form, ...] = get_args(Form)
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class LabelOptions(Options):
+    """`labels`: how soft labels are combined and kept."""
+
+    form: Literal["factored", "dense", "topk", "auto"] = Field(
+        "factored",
+        description="states and item tables, whole rows of logits, or the largest logits; auto: see tolerance",
+    )
+    combine: Combine = Field(
+        "logit_mean", description="mean logits (Alg. 1, line 7), weighted logits, or mean probabilities"
+    )
+    weights: list[float] | Literal["fitted"] | None = Field(
+        None, description="the members' weights for weighted and prob_mean; fitted: on validation, for weighted"
+    )
+    keep: int = Field(256, ge=1, strict=True, description="K, logits kept of an example in form topk")
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
+        "float16", description="number format of what is kept of an example; auto: see tolerance"
+    )
+    tolerance: float = Field(
+        1e-3, ge=0, description="nats that the fewest bytes chosen by auto may cost, measured at the student's T and kl"
+    )
+    stage_to: str | None = Field(
+        None,
+        min_length=1,
+        description="folder on each node's own disk, to which the labels that it reads are copied before distillation",
+    )
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether form or number type is to be chosen."""
+        return "auto" in (self.form, self.dtype)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is nothing to measure: all that the members say is kept in fp32."""
+        return self.form in ("factored", "dense") and self.dtype == "float32"
+
+
+def combining_problem(
+    combine: Combine, weights: Sequence[float] | Literal["fitted"] | None, num_members: int, form: str = "factored"
+) -> str | None:
+    """Why members cannot be combined like this, in a sentence for the user; None when they can."""
+    if combine == "prob_mean" and form != "factored":
+        return (
+            f"combine prob_mean does not fit form {form}: a mean of probabilities depends on the temperature and has "
+            f"no logits, which {form} labels are. Use form factored, or combine logit_mean or weighted."
+        )
+    if combine == "logit_mean" and weights is not None:
+        return "combine logit_mean takes no weights; use combine weighted, or leave the weights out."
+    if combine == "weighted" and weights is None:
+        return f"combine weighted needs weights, one for each of the {num_members} members, that sum to 1."
+    if weights is None or weights == "fitted":
+        return None
+    sound = len(weights) == num_members and all(math.isfinite(w) and w >= 0 for w in weights)
+    if sound and abs(sum(weights) - 1) <= WEIGHT_TOLERANCE:
+        return None
+    return (
+        f"weights {list(weights)} do not fit {num_members} members: give one for each, none below 0, that sum to 1 "
+        f"(to {WEIGHT_TOLERANCE:g})."
+    )
