@@ -12,8 +12,9 @@ import datasets
 import numpy as np
 import torch
 
-from csrec_dist.data.dataset import Dataset, RowBlock
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, owned_shards
+from csrec_dist.data.shards import RowBlock
 
 T = TypeVar("T")
 

@@ -1,7 +1,6 @@
 """A prepared dataset on disk, opened for reading: what it holds, and its shards as blocks of rows."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -10,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
+from csrec_dist.data.shards import Shard, readable
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json, sha256_file
 
 FORMAT_VERSION = 1
-COLUMNS = ["row", "user", "items", "example_offset"]
-TRUE_TARGET = "true_target"
 SEQUENCES = "sequences.parquet"
 
 
@@ -45,25 +42,6 @@ class Split:
     def first_examples(self) -> tuple[int, ...]:
         """Id of each shard's first example, and at the end the number of examples."""
         return tuple(accumulate(self.shard_examples, initial=0))
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Consecutive rows of a shard: the items of row i are values[starts[i]:starts[i + 1]]."""
-
-    values: np.ndarray  # int32 [sum of lengths]
-    starts: np.ndarray  # int64 [rows + 1]
-    rows: np.ndarray  # int64 [rows]
-    users: np.ndarray  # int32 [rows]
-    example_offsets: np.ndarray  # int64 [rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @cached_property
-    def bounds(self) -> list[int]:
-        """`starts` as Python's numbers, which are cheaper to take one by one."""
-        return self.starts.tolist()
 
 
 class _StoredSplit(BaseModel):
@@ -112,7 +90,7 @@ class Dataset:
         """The Parquet file of one shard."""
         return self.folder / f"{split}-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
-    def open_shard(self, split: str, shard: int) -> "Shard":
+    def open_shard(self, split: str, shard: int) -> Shard:
         """Open one shard for reading by row group; UserError when its file is missing or damaged."""
         path = self.shard_file(split, shard)
         if not path.exists():
@@ -127,10 +105,10 @@ class Dataset:
         path = self.folder / SEQUENCES
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
-        with _readable(path):
+        with readable(path):
             file = pq.ParquetFile(path)
         for group in range(file.metadata.num_row_groups):
-            with _readable(path):
+            with readable(path):
                 table = file.read_row_group(group, columns=["user", "items"]).combine_chunks()
             items = table["items"].combine_chunks()
             values, bounds = items.values.to_numpy(), items.offsets.to_numpy()
@@ -186,52 +164,6 @@ class Dataset:
         return found
 
 
-class Shard:
-    """One shard's Parquet file; memory holds one row group at a time. UserError where it is damaged."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _readable(path):
-            self._file = pq.ParquetFile(path)
-        metadata = self._file.metadata
-        self.group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-
-    def read_group(self, group: int) -> RowBlock:
-        """The rows of one row group, in file order."""
-        with _readable(self._path):
-            # One thread: for so few rows more cost more than they save, and the ranks need the cores.
-            found = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
-            table = found.select(COLUMNS).combine_chunks()
-        items = table["items"].combine_chunks() if table.num_rows else None
-        if items is None:
-            empty = np.zeros(0, np.int64)
-            return RowBlock(empty.astype(np.int32), np.zeros(1, np.int64), empty, empty.astype(np.int32), empty)
-        starts = items.offsets.to_numpy().astype(np.int64)
-        return RowBlock(
-            values=items.values.to_numpy(),
-            starts=starts,
-            rows=table["row"].to_numpy(),
-            users=table["user"].to_numpy(),
-            example_offsets=table["example_offset"].to_numpy(),
-        )
-
-    @property
-    def has_true_targets(self) -> bool:
-        """Whether the file has the column of true targets."""
-        return TRUE_TARGET in self._file.schema_arrow.names
-
-    def true_targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers [rows] int64 and the true item in place of each row's last, [rows] int32, in file order."""
-        with _readable(self._path):
-            table = self._file.read(columns=["row", TRUE_TARGET])
-        return table["row"].to_numpy(), table[TRUE_TARGET].to_numpy()
-
-    def blocks(self) -> Iterator[RowBlock]:
-        """All row groups in file order."""
-        for group in range(len(self.group_rows)):
-            yield self.read_group(group)
-
-
 def _check(info: Any, folder: Path) -> _StoredInfo:
     """The content of dataset.json in its form; UserError when it is of another version or damaged."""
     version = info.get("format_version") if isinstance(info, dict) else None
@@ -246,16 +178,4 @@ def _check(info: Any, folder: Path) -> _StoredInfo:
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(
             f"{folder / 'dataset.json'} is damaged: {place}: {first['msg']}. Prepare the dataset again."
-        ) from None
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Arrow's complaints about a file, which it raises as several kinds of errors, as a UserError that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}): if it is damaged, remove the dataset folder and prepare it again."
         ) from None

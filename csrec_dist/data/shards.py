@@ -1,6 +1,9 @@
-"""Writing rows: dealt to shards, one Parquet file a shard, examples numbered shard by shard."""
+"""Shards: rows dealt out and written, one Parquet file each, examples numbered shard by shard; and read by row group."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csrec_dist.data.windows import Spans
+from csrec_dist.errors import UserError
 
+COLUMNS = ["row", "user", "items", "example_offset"]
+TRUE_TARGET = "true_target"
 ROWS_A_GROUP = 64  # a reader holds one row group of each of its shards
 USERS_A_GROUP = 1024  # a reader of whole sequences holds one row group
 
@@ -101,5 +107,82 @@ def _table(spans: Spans, rows: np.ndarray, example_offsets: np.ndarray, items: n
         "rating": flat.ratings.take(pa.array(spans.stops - 1)),
     }
     if flat.true_items is not None:
-        columns["true_target"] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
+        columns[TRUE_TARGET] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
     return pa.table(columns)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of a shard: the items of row i are values[starts[i]:starts[i + 1]]."""
+
+    values: np.ndarray  # int32 [sum of lengths]
+    starts: np.ndarray  # int64 [rows + 1]
+    rows: np.ndarray  # int64 [rows]
+    users: np.ndarray  # int32 [rows]
+    example_offsets: np.ndarray  # int64 [rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def bounds(self) -> list[int]:
+        """`starts` as Python's numbers, which are cheaper to take one by one."""
+        return self.starts.tolist()
+
+
+class Shard:
+    """One shard's Parquet file; memory holds one row group at a time. UserError where it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with readable(path):
+            self._file = pq.ParquetFile(path)
+        metadata = self._file.metadata
+        self.group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+
+    def read_group(self, group: int) -> RowBlock:
+        """The rows of one row group, in file order."""
+        with readable(self._path):
+            # One thread: for so few rows more cost more than they save, and the ranks need the cores.
+            found = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
+            table = found.select(COLUMNS).combine_chunks()
+        items = table["items"].combine_chunks() if table.num_rows else None
+        if items is None:
+            empty = np.zeros(0, np.int64)
+            return RowBlock(empty.astype(np.int32), np.zeros(1, np.int64), empty, empty.astype(np.int32), empty)
+        starts = items.offsets.to_numpy().astype(np.int64)
+        return RowBlock(
+            values=items.values.to_numpy(),
+            starts=starts,
+            rows=table["row"].to_numpy(),
+            users=table["user"].to_numpy(),
+            example_offsets=table["example_offset"].to_numpy(),
+        )
+
+    @property
+    def has_true_targets(self) -> bool:
+        """Whether the file has the column of true targets."""
+        return TRUE_TARGET in self._file.schema_arrow.names
+
+    def true_targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers [rows] int64 and the true item in place of each row's last, [rows] int32, in file order."""
+        with readable(self._path):
+            table = self._file.read(columns=["row", TRUE_TARGET])
+        return table["row"].to_numpy(), table[TRUE_TARGET].to_numpy()
+
+    def blocks(self) -> Iterator[RowBlock]:
+        """All row groups in file order."""
+        for group in range(len(self.group_rows)):
+            yield self.read_group(group)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Arrow's complaints about a file, which it raises as several kinds of errors, as a UserError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}): if it is damaged, remove the dataset folder and prepare it again."
+        ) from None
