@@ -1,4 +1,4 @@
-"""Shards: rows dealt out and written, one Parquet file each, examples numbered shard by shard; and read by row group."""
+"""Shards: rows dealt out and written, one Parquet file each, numbered shard by shard; and read by row group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
