@@ -11,33 +11,47 @@ from csrec_dist.options import Options
 
 
 class TeacherOptions(Options):
-    """`teachers`: the members to train, or trained ones to take."""
+    """`teachers`: the members to train, or trained models to use as members."""
 
-    num: int = Field(2, ge=1, le=8, strict=True, description="members m of the teacher module (Alg. 1 and 2)")
-    model: SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None = Field(
-        None, description="their model, or a list with one for each (training_level: side, main); null: the student's"
+    num: int = Field(
+        2, ge=1, le=8, strict=True, description="Number of members m of the teacher module (Alg. 1 and 2)."
     )
-    pretrained: list[str] = Field([], description="folders of trained models to use as members instead of training")
+    model: SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None = Field(
+        None,
+        description="Model of the members, or a list with one for each (training_level: side, main); null: the "
+        "student's.",
+    )
+    pretrained: list[str] = Field(
+        [], description="Folders of trained models to use as members instead of training them."
+    )
     trust_item_order: bool = Field(
         False,
-        description="take pretrained members whose folder does not say that they were trained on the items of this "
-        "dataset: you vouch that row i + 1 of their item table is item i + 1 of items.parquet",
+        description="Accept pretrained members whose folder does not say that they were trained on the items of this "
+        "dataset; you vouch that row i + 1 of their item table is item i + 1 of items.parquet.",
     )
     seed: int | None = Field(
-        None, ge=0, lt=2**31, strict=True, description="seed that the members' seeds follow; null: the run's"
+        None,
+        ge=0,
+        lt=2**31,
+        strict=True,
+        description="Seed from which the members' seeds are derived; null: the run's seed.",
     )
     sample: float = Field(
-        0.8, gt=0, le=1, description="p: share of the windows that a data-level member or the side teacher sees"
+        0.8,
+        gt=0,
+        le=1,
+        description="Sampling ratio p: share of the windows that a data-level member or the side teacher trains on.",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="α of Eq. 17: share of KL(g₂‖g₁); 1−α is that of KL(g₁‖g₂)")
-    expectation: bool = Field(True, description="whether Eq. 17 has its last term, the noise matrix's expectation")
-    noise_rank: int = Field(64, ge=1, strict=True, description="rank of the noise matrix M·N of Eq. 11")
+    alpha: float = Field(0.5, ge=0, le=1, description="α of Eq. 17: weight of KL(g₂‖g₁); KL(g₁‖g₂) has the weight 1−α.")
+    expectation: bool = Field(
+        True, description="Whether to include the last term of Eq. 17, the expectation of the noise matrix."
+    )
+    noise_rank: int = Field(64, ge=1, strict=True, description="Rank of the noise matrix M·N of Eq. 11.")
     noise_maximum: Literal["exact", "norm"] = Field(
-        "exact", description="max_k of Eq. 17: looked for among all items, or a bound by norms for large catalogs"
+        "exact",
+        description="max_k of Eq. 17: an exact search over all items, or an upper bound by norms for large catalogs.",
     )
-    noise_refresh: int = Field(
-        10, ge=1, strict=True, description="steps from one search of the exact maxima to the next"
-    )
+    noise_refresh: int = Field(10, ge=1, strict=True, description="Steps between two searches for the exact maxima.")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,15 +1,18 @@
 """The command line: mistakes of the user end with one sentence and exit status 2, and overwrite nothing."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 import csrec_dist.report  # noqa: F401 - a colleague may not read the interpreter's own folder, where the rest of it lies
 from csrec_dist import cli
-from csrec_dist.cli import main
+from csrec_dist.cli import EXAMPLES, build_parser, main
+from csrec_dist.config import load_config
 from csrec_dist.errors import SharedUserError, UserError
 from tests.helpers.permissions import as_a_colleague
 
+ROOT = Path(__file__).resolve().parents[1]
 HEADER = "user,item,rating,timestamp\n"
 
 
@@ -100,6 +103,21 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     assert "accelerate launch --multi_gpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES.items())
+def test_the_help_of_a_command_shows_an_example_that_it_accepts(
+    name: str, example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, *arguments = shlex.split(example)
+    options = build_parser().parse_args(arguments)
+    with pytest.raises(SystemExit):
+        main([*arguments[: arguments.index(name) + 1], "--help"])
+    assert f"example:\n  {example}" in capsys.readouterr().out
+    assert program == "csrec-dist"
+    assert callable(options.command)
+    if "config" in options:
+        load_config(ROOT / options.config, options.set)
 
 
 @pytest.mark.parametrize(

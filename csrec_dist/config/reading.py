@@ -1,4 +1,4 @@
-"""The configuration of a run: read from YAML, overridden by --set, checked whole before any work; its page of keys."""
+"""Reading a run's configuration: YAML, --set overrides, a complete check before any work, and the page of all keys."""
 
 import difflib
 import os
@@ -23,20 +23,20 @@ LAUNCHERS_DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
 class DuplicateKeyError(Exception):
-    """A mapping names a key twice; the message says which key, and where."""
+    """A mapping has a key twice; the message says which key, and where."""
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that stands twice; YAML itself takes the last one without a word."""
+    """YAML's safe loader, which refuses duplicate keys; YAML itself silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping; DuplicateKeyError when a key stands in it twice."""
+        """The mapping; DuplicateKeyError when a key occurs twice."""
         lines: dict[str, int] = {}
         for name, _ in node.value:
             key, line = str(name.value), name.start_mark.line + 1
             if key in lines:
                 where = f"in line {line}" if line == lines[key] else f"in lines {lines[key]} and {line}"
-                raise DuplicateKeyError(f"{key} stands twice {where}")
+                raise DuplicateKeyError(f"{key} occurs twice {where}")
             lines[key] = line
         return super().construct_mapping(node, deep)
 
@@ -44,10 +44,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, and check everything.
 
-    Engine deepspeed without a file of settings takes that of the launcher.
+    Engine deepspeed without a settings file uses that of the launcher.
 
     Raises:
-        UserError: the file is missing or not YAML, or any keys or values are wrong (all are named at once).
+        UserError: the file is missing or not YAML, or keys or values are wrong (all are reported at once).
     """
     raw = read_yaml(path)
     for key, value in parse_overrides(overrides).items():
@@ -72,7 +72,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {key} is given twice, with {values[key]!r} and {value!r}; give it once.")
         inner = next((other for other in values if other.startswith(f"{key}.")), None)
         if inner is not None:
-            raise UserError(f"--set {key}=… would undo --set {inner}=… before it; give the whole section first.")
+            raise UserError(f"--set {key}=… would undo the earlier --set {inner}=…; give the whole section first.")
         values[key] = value
     return values
 
@@ -101,9 +101,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except DuplicateKeyError as error:
-        raise UserError(f"{path}: {error}. Keep the one that is meant.") from None
+        raise UserError(f"{path}: {error}. Remove one of them.") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no mapping of sections; see configs/experiments for examples.")
+        raise UserError(f"{path} is not a mapping of sections; see configs/experiments for examples.")
     return raw
 
 
@@ -124,7 +124,7 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
         place[section] = {} if place.get(section) is None else place[section]
         place = place[section]
         if not isinstance(place, dict):
-            raise UserError(f"{key} cannot be set: {section} holds a value, not a section.")
+            raise UserError(f"{key} cannot be set: {section} is a value, not a section.")
     place[last] = value
 
 
@@ -163,10 +163,10 @@ def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | A
     if isinstance(value, ModelConfig):
         return value
     if not isinstance(value, dict) or "name" not in value:
-        problems.append(f"{place}: needs a name, one of {', '.join(CONFIGS)}.")
+        problems.append(f"{place}: needs a name; choose one of {', '.join(CONFIGS)}.")
         return stand_in
     if not isinstance(value["name"], str) or value["name"] not in CONFIGS:
-        problems.append(f"{place}.name: {value['name']!r} is no model{_nearest(str(value['name']), CONFIGS)}.")
+        problems.append(f"{place}.name: {value['name']!r} is not a model{_nearest(str(value['name']), CONFIGS)}.")
         return stand_in
     schema = config_class(value["name"])
     try:
@@ -186,7 +186,7 @@ def _describe(error: ValidationError, schema: type[BaseModel], prefix: str) -> l
             names = _fields_at(schema, path[:-1])
             problems.append(f"{place}: unknown key{_nearest(path[-1], names)}.")
         elif mistake["type"] == "missing":
-            problems.append(f"{place}: is required.")
+            problems.append(f"{place}: missing, but required.")
         else:
             message = mistake["msg"].removeprefix("Value error, ")
             received = shortened(repr(mistake["input"]), LONGEST_INPUT)
@@ -205,16 +205,16 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _nearest(name: str, names: Any) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else f"; allowed: {', '.join(names)}"
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else f"; allowed: {', '.join(names)}"
 
 
 INTRODUCTION = """\
 # Configuration
 
-A run is one YAML file (examples: configs/experiments); `--set section.key=value` overrides a key, its value read as
-YAML. Unknown keys, wrong values and impossible combinations are all named at once, before any work. `plan` says
-what a configuration would need. This page is made from the schema by `python -m csrec_dist.config.reading`.
+One YAML file configures a run (examples: configs/experiments); `--set section.key=value` overrides a key and reads the
+value as YAML. Unknown keys, wrong values and impossible combinations are all reported at once, before any work. `plan`
+estimates what a configuration needs. `python -m csrec_dist.config.reading` generates this page from the schema.
 """
 
 
@@ -227,7 +227,7 @@ def page() -> str:
 
 def table(title: str, schema: type[BaseModel], prefix: str) -> str:
     """A table of the keys of one schema, nested sections included."""
-    lines = [f"## {title}", "", "| key | default | |", "|---|---|---|"]
+    lines = [f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]
     for key, field in keys(schema, prefix):
         lines.append(f"| `{key}` | {default_of(field)} | {described(field)} |")
     return "\n".join([*lines, ""])

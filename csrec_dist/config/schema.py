@@ -1,4 +1,4 @@
-"""The schema of a run's configuration: its sections, their keys, defaults and limits, and what must fit together."""
+"""The schema of a run's configuration: sections, keys, defaults, limits, and which combinations are impossible."""
 
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,13 @@ from csrec_dist.training.options import TrainingOptions
 class Config(Options):
     """A whole run; `runs/<name>` is its folder."""
 
-    name: str = Field(min_length=1, pattern=r"^\w[\w.\-]*$", description="name of the run and of its folder")
-    seed: int = Field(
-        0, ge=0, lt=2**31, strict=True, description="seed of the student; members have seeds of their own"
-    )
-    output: str = Field("runs", description="folder of all runs")
+    name: str = Field(min_length=1, pattern=r"^\w[\w.\-]*$", description="Name of the run and of its folder.")
+    seed: int = Field(0, ge=0, lt=2**31, strict=True, description="Seed of the student; members have their own seeds.")
+    output: str = Field("runs", description="Folder of all runs.")
     dataset: DatasetOptions
-    model: SerializeAsAny[ModelConfig] = Field(description="the student")
-    method: str = Field("model_level", description="how soft labels are made; base: none")
-    baseline: bool = Field(False, description="also train the student on one-hot labels alone, to compare")
+    model: SerializeAsAny[ModelConfig] = Field(description="Model of the student.")
+    method: str = Field("model_level", description="Method that makes the soft labels; base: no soft labels.")
+    baseline: bool = Field(False, description="Also train the student on one-hot labels alone, for comparison.")
     teachers: TeacherOptions = TeacherOptions()
     labels: LabelOptions = LabelOptions()
     training: TrainingOptions = TrainingOptions()
@@ -112,32 +110,35 @@ class Config(Options):
 
 
 def impossible(config: Config) -> list[str]:
-    """What in a configuration excludes something else in it."""
+    """The impossible combinations in a configuration, a sentence each."""
     problems = []
     teachers, labels = config.teachers, config.labels
     has_members = config.num_members > 0
     if teachers.pretrained and not has_members:
-        problems.append(f"teachers.pretrained: method {config.method} has no members; leave it out.")
+        problems.append(f"teachers.pretrained: method {config.method} has no members; remove this key.")
     if teachers.pretrained and len(teachers.pretrained) != teachers.num:
         problems.append(
-            f"teachers.num: is {teachers.num}, but {len(teachers.pretrained)} pretrained members are given."
+            f"teachers.num: {teachers.num}, but teachers.pretrained lists {len(teachers.pretrained)} members; make "
+            "them agree."
         )
     if teachers.pretrained and teachers.model is not None:
-        problems.append("teachers.model: pretrained members bring their own model; leave it out.")
+        problems.append("teachers.model: pretrained members have their own models; remove this key.")
     if teachers.trust_item_order and not teachers.pretrained:
-        problems.append("teachers.trust_item_order: there are no pretrained members to trust; leave it out.")
+        problems.append("teachers.trust_item_order: there are no pretrained members; remove this key.")
     if isinstance(teachers.model, list) and len(teachers.model) != config.num_members:
         problems.append(f"teachers.model: lists {len(teachers.model)} models for {config.num_members} members.")
     if has_members and not teachers.pretrained and teachers.num != config.num_members:
-        problems.append(f"teachers.num: method {config.method} has {config.num_members} members; leave it out.")
+        problems.append(
+            f"teachers.num: method {config.method} always has {config.num_members} members; remove this key."
+        )
     if config.baseline and config.method == "base":
-        problems.append("baseline: method base already is the baseline; leave it out.")
+        problems.append("baseline: method base is already the baseline; remove this key.")
     if labels.form != "factored" and not has_members:
-        problems.append(f"labels.form: method {config.method} keeps no labels; leave it out.")
+        problems.append(f"labels.form: method {config.method} stores no labels; remove this key.")
     if labels.form == "topk" and config.training.kl != "forward":
         problems.append(
-            f"labels.form: topk keeps some items of a row, and training.kl {config.training.kl} is infinite on the "
-            "others; choose training.kl forward, or labels.form factored."
+            f"labels.form: topk stores only some items of a row, and training.kl {config.training.kl} is infinite on "
+            "the others; set training.kl to forward, or labels.form to factored."
         )
     if config.distributed.catalog_parallel > 1:
         problems += _impossible_in_slices(config)
@@ -145,7 +146,7 @@ def impossible(config: Config) -> list[str]:
     if contrasted and config.training.accumulate > 1:
         problems.append(
             f"training.accumulate: {contrasted[0]} contrasts the windows of a whole batch, which micro-batches would "
-            "cut apart; set it to 1."
+            "split; set it to 1."
         )
     problems += impossible_engine(config.distributed)
     if not problems and has_members:
@@ -157,35 +158,35 @@ def _impossible_in_slices(config: Config) -> list[str]:
     problems = []
     if config.labels.form == "dense":
         problems.append(
-            "labels.form: dense needs whole rows of logits, which ranks that share a catalog do not have; choose "
-            "factored or topk, or distributed.catalog_parallel 1."
+            "labels.form: dense needs whole rows of logits, which ranks that share a catalog do not have; set "
+            "labels.form to factored or topk, or distributed.catalog_parallel to 1."
         )
     if config.labels.weights == "fitted":
         problems.append(
             "labels.weights: fitted needs whole item tables, which ranks that share a catalog do not have; give the "
-            "weights, or choose distributed.catalog_parallel 1."
+            "weights, or set distributed.catalog_parallel to 1."
         )
     return problems
 
 
 def impossible_engine(options: DistributedOptions) -> list[str]:
-    """What does not go with the engine."""
+    """The settings that the engine does not support, a sentence each."""
     problems = []
     engine, catalog_parallel = options.engine, int(options.catalog_parallel)
     if engine == "deepspeed" and options.deepspeed is None:
         problems.append(
-            "distributed.deepspeed: engine deepspeed needs it, for example configs/deepspeed/zero2.json, or the "
+            "distributed.deepspeed: engine deepspeed needs a file, for example configs/deepspeed/zero2.json, or the "
             "launcher's --deepspeed_config_file."
         )
     if engine != "deepspeed" and options.deepspeed is not None:
         problems.append(
-            f"distributed.deepspeed: engine {engine} does not read it; leave it out, or set distributed.engine to "
+            f"distributed.deepspeed: engine {engine} does not read it; remove this key, or set distributed.engine to "
             "deepspeed."
         )
     if engine != "ddp" and catalog_parallel > 1:
         problems.append(
             f"distributed.catalog_parallel: engine {engine} shards whole tables itself and cannot train slices of "
-            f"them; set engine ddp with {catalog_parallel}, or catalog_parallel 1 with engine {engine}."
+            f"them; use engine ddp with {catalog_parallel}, or catalog_parallel 1 with engine {engine}."
         )
     return problems
 
@@ -194,7 +195,7 @@ def _impossible_combination(config: Config) -> list[str]:
     labels = config.labels
     if labels.weights == "fitted":
         fits = labels.combine == "weighted"
-        return [] if fits else [f"labels.weights: fitted goes with combine weighted, not {labels.combine}."]
+        return [] if fits else [f"labels.weights: fitted requires labels.combine weighted, not {labels.combine}."]
     form = "factored" if labels.form == "auto" else labels.form
     problem = combining_problem(labels.combine, labels.weights, len(config.labelling_names), form)
     return [f"labels: {problem}"] if problem else []

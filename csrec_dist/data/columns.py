@@ -56,22 +56,22 @@ class Columns(BaseModel):
 
     user: Column = Field(
         default=None,
-        description="Column of the user (or session): its name, or in a file without a header its position from 1; "
-        "default: guessed from usual names.",
+        description="Column of the user (or session): its name or, in a file without a header, its position from 1; "
+        "default: guessed from the usual names.",
     )
     item: Column = Field(default=None, description="Column of the item; default: guessed.")
     rating: Column = Field(
-        default=None, description="Column of the rating; default: guessed, may be absent; none: not read."
+        default=None, description="Column of the rating; default: guessed, may be absent; none: ignored."
     )
     timestamp: Column = Field(
         default=None,
-        description="Column of the time; default: guessed; none: the rows of a user are in order already.",
+        description="Column of the time; default: guessed; none: each user's rows are already in order.",
     )
     true_item: Column = Field(
         default=None,
         exclude_if=lambda name: name is None,  # so that a log without it keeps the fingerprint it has always had
         description="Column of the item the user preferred before any noise; default: guessed, may be absent; none: "
-        "not read.",
+        "ignored.",
     )
 
     @field_validator("*", mode="before")

@@ -1,4 +1,4 @@
-"""The `dataset` section of the config: which log, and how it becomes windows and splits."""
+"""The `dataset` section of the config: the raw log, and how it becomes windows and splits."""
 
 from typing import Any, Literal, Self
 
@@ -12,15 +12,19 @@ from csrec_dist.options import Options
 
 
 class NoiseOptions(Options):
-    """Training interactions that are replaced, to see how much noise a student bears."""
+    """Training interactions to replace, to measure how much noise a student tolerates."""
 
     rate: float = Field(
-        default=0.0, ge=0, le=1, strict=True, description="Share of the training interactions replaced by another item."
+        default=0.0,
+        ge=0,
+        le=1,
+        strict=True,
+        description="Probability that a training interaction is replaced by another item.",
     )
     kind: NoiseKind = Field(
         default="uniform",
-        description="Law of the other item: all items alike; by its training interactions; by its place k, with "
-        "weight 1/k, in the list of the 100 most popular items.",
+        description="Distribution of the replacing item: uniform; proportional to its training interactions; or 1/k "
+        "for position k in the list of the 100 most popular items.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the noise.")
 
@@ -31,55 +35,64 @@ class NoiseOptions(Options):
 
 
 class DatasetOptions(Options):
-    """How a raw log is turned into a prepared dataset (or which prepared dataset is taken)."""
+    """How to turn a raw log into a prepared dataset (or which prepared dataset to use)."""
 
     source: str | None = Field(
-        default=None, description="Raw log: a file, a folder with one log in it, or the name of a fetched data set."
+        default=None, description="Raw log: a file, a folder that contains one log, or the name of a fetched data set."
     )
     path: str | None = Field(
-        default=None, description="A dataset folder that is already prepared, instead of `source`."
+        default=None, description="Folder of a dataset that is already prepared, instead of `source`."
     )
-    format: str | None = Field(default=None, description="Reader of the log; default: told from the file's beginning.")
+    format: str | None = Field(
+        default=None, description="Reader of the log; default: detected from the beginning of the file."
+    )
     header: bool | None = Field(
         default=None,
         strict=True,
-        description="Delimited text: whether its first line names the columns; false: they are given by position; "
-        "default: told from the line, and asked where it may be data.",
+        description="Delimited text: whether the first line names the columns; false: columns are given by position; "
+        "default: detected from the line, with an error if it may be data.",
     )
     encoding: str | None = Field(
-        default=None, description="Delimited text: its encoding, such as latin-1; default: UTF-8."
+        default=None, description="Delimited text: the encoding, such as latin-1; default: UTF-8."
     )
-    columns: Columns = Field(default=Columns(), description="The log's columns; default: guessed from the usual names.")
+    columns: Columns = Field(
+        default=Columns(), description="Columns of the log; default: guessed from the usual names."
+    )
     min_interactions: int = Field(
-        default=5, ge=1, strict=True, description="Users and items with fewer interactions are dropped (k-core)."
+        default=5, ge=1, strict=True, description="Drop users and items with fewer interactions (k-core)."
     )
     k_core: Literal["iterated", "once"] = Field(
-        default="iterated", description="Drop until nothing changes, or users and items by their raw counts only."
+        default="iterated", description="Drop repeatedly until nothing changes, or once, by counts in the raw log."
     )
     duplicates: Literal["keep", "exact", "first", "last"] = Field(
         default="keep",
-        description="Same user and item several times: keep all; drop rows that repeat another one, time and rating "
-        "included; or keep only the first or last in time.",
+        description="Several interactions of a user with an item: keep all; drop rows that repeat another one, time "
+        "and rating included; or keep only the first or the last in time.",
     )
-    window: int = Field(default=20, ge=3, strict=True, description="Longest window, in items, target included.")
+    window: int = Field(
+        default=20, ge=3, strict=True, description="Largest number of items in a window, target included."
+    )
     windows: Literal["disjoint", "paper", "last"] = Field(
         default="disjoint",
-        description="Cut sequences from the end without overlap; as the paper did, with a head window that "
-        "overlaps (and leaks); or take each user's last window only.",
+        description="How to cut sequences: from the end without overlap; as the paper did, with a head window that "
+        "overlaps (and leaks); or only the last window of each user.",
     )
     split: Literal["leave_one_out", "temporal"] = Field(
         default="leave_one_out",
-        description="Test and validation: the last two items of each window, or one item of each user (or session) "
-        "that follows a cut in global time.",
+        description="Validation and test targets: the last two items of each window, or one item of each user (or "
+        "session) after each of two cuts in global time.",
     )
     temporal_shares: tuple[float, float, float] = Field(
         default=(0.8, 0.1, 0.1),
-        description="Shares of interactions before, between and after the two cuts of the temporal split.",
+        description="Shares of the interactions before, between and after the two cuts of the temporal split.",
     )
     num_shards: int = Field(
-        default=64, ge=1, strict=True, description="Number of files each split is dealt to: the most ranks."
+        default=64,
+        ge=1,
+        strict=True,
+        description="Number of shards (files) of each split, which is also the largest possible number of ranks.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the dealing of rows to shards.")
+    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the assignment of rows to shards.")
     noise: NoiseOptions = Field(
         default=NoiseOptions(),
         exclude_if=lambda noise: noise.is_none,  # so that a dataset without noise keeps its fingerprint
@@ -111,34 +124,34 @@ class DatasetOptions(Options):
         try:
             "x".encode(encoding or "utf-8")
         except LookupError:
-            raise ValueError(f"no encoding of text '{encoding}'; there are utf-8, latin-1, cp1252, gb18030 …") from None
+            raise ValueError(
+                f"unknown text encoding '{encoding}'; use one such as utf-8, latin-1, cp1252 or gb18030"
+            ) from None
         return encoding
 
     @field_validator("temporal_shares")
     @classmethod
     def _shares_are_shares(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            raise ValueError(f"three positive shares that add up to 1 are needed, not {shares}")
+            raise ValueError(f"needs three positive shares that add up to 1, not {shares}")
         return shares
 
     @property
     def layout(self) -> Layout:
-        """What is said of the form of the log."""
+        """What the config says about the form of the log."""
         return Layout(self.columns, self.header, self.encoding)
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:
-        """Only delimited text has a header or not; columns go by position there and only there."""
+        """Only delimited text may lack a header, and only without a header are columns given by position."""
         if self.format not in (None, "delimited") and (self.header is not None or self.encoding is not None):
-            raise ValueError(
-                f"header and encoding are for delimited text, not for format {self.format}: leave them out"
-            )
+            raise ValueError(f"header and encoding apply to delimited text, not to format {self.format}; remove them")
         positions = self.columns.positions
         if self.header is not False and positions:
-            raise ValueError(f"columns by position ({positions}) are for a file without a header: set header: false")
+            raise ValueError(f"columns by position ({positions}) need a file without a header; set header: false")
         by_name = {role: name for role, name in self.columns.given.items() if role not in positions and name != NONE}
         if self.header is False and by_name:
-            raise ValueError(f"a file without a header has no names of columns ({by_name}): give their positions")
+            raise ValueError(f"a file without a header has no column names ({by_name}); give positions instead")
         if self.header is False and not {"user", "item", "timestamp"} <= self.columns.given.keys():
             raise ValueError(
                 "header: false needs columns by position, such as columns: {user: 1, item: 2, timestamp: 3}, or "
@@ -151,5 +164,5 @@ class DatasetOptions(Options):
         if (self.source is None) == (self.path is None):
             raise ValueError("give either source (a raw log) or path (a prepared dataset), and not both")
         if self.path is not None and not self.noise.is_none:
-            raise ValueError("noise is put in when a raw log is prepared: give source instead of path")
+            raise ValueError("noise is added when a raw log is prepared; give source instead of path")
         return self

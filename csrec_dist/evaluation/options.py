@@ -11,15 +11,20 @@ class EvaluationOptions(Options):
     """`evaluation`: full-catalog ranking."""
 
     top_n: list[Annotated[int, Field(ge=1, strict=True)]] = Field(
-        [5, 10, 20], min_length=1, description="cut-offs n of Recall@n, NDCG@n and MRR@n"
+        [5, 10, 20], min_length=1, description="Cut-offs n of Recall@n, NDCG@n and MRR@n."
     )
-    exclude_seen: bool = Field(False, description="never rank the items of the history")
+    exclude_seen: bool = Field(False, description="Exclude the items of the history from rankings.")
     min_rating: float = Field(
-        4.0, description="δ: Recall⁺ and NDCG⁺ are of test targets rated at least δ, Recall⁻ and NDCG⁻ of those below"
+        4.0,
+        description="δ: Recall⁺ and NDCG⁺ cover test targets rated at least δ, Recall⁻ and NDCG⁻ those rated below.",
     )
-    lists: bool = Field(True, description="coverage, Gini index and average popularity of the top-n lists on test")
-    calibration: bool = Field(True, description="expected calibration error of the models' probabilities on test")
-    diversity: bool = Field(True, description="how much the teachers' lists and probabilities differ on test")
+    lists: bool = Field(
+        True, description="Compute coverage, Gini index and average popularity of the top-n lists on test."
+    )
+    calibration: bool = Field(
+        True, description="Compute the expected calibration error of the models' probabilities on test."
+    )
+    diversity: bool = Field(True, description="Compute how much the teachers' lists and probabilities differ on test.")
 
     @property
     def cut_offs(self) -> list[int]:

@@ -19,29 +19,36 @@ DType = Literal["float32", "float16", "bfloat16"]
 
 
 class LabelOptions(Options):
-    """`labels`: how soft labels are combined and kept."""
+    """`labels`: how soft labels are combined and stored."""
 
     form: Literal["factored", "dense", "topk", "auto"] = Field(
         "factored",
-        description="states and item tables, whole rows of logits, or the largest logits; auto: see tolerance",
+        description="What the cache stores: states and item tables, whole rows of logits, or the K largest logits; "
+        "auto: the smallest within tolerance.",
     )
     combine: Combine = Field(
-        "logit_mean", description="mean logits (Alg. 1, line 7), weighted logits, or mean probabilities"
+        "logit_mean",
+        description="How members are combined: mean logits (Alg. 1, line 7), weighted logits, or mean probabilities.",
     )
     weights: list[float] | Literal["fitted"] | None = Field(
-        None, description="the members' weights for weighted and prob_mean; fitted: on validation, for weighted"
+        None,
+        description="Weights of the members for weighted and prob_mean; fitted: fit them on validation (weighted "
+        "only).",
     )
-    keep: int = Field(256, ge=1, strict=True, description="K, logits kept of an example in form topk")
+    keep: int = Field(256, ge=1, strict=True, description="K: number of logits stored per example in form topk.")
     dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
-        "float16", description="number format of what is kept of an example; auto: see tolerance"
+        "float16", description="Number type of what is stored per example; auto: the smallest within tolerance."
     )
     tolerance: float = Field(
-        1e-3, ge=0, description="nats that the fewest bytes chosen by auto may cost, measured at the student's T and kl"
+        1e-3,
+        ge=0,
+        description="Largest mean KL (nats) a smaller format may add when form or dtype is auto, at the student's T "
+        "and kl.",
     )
     stage_to: str | None = Field(
         None,
         min_length=1,
-        description="folder on each node's own disk, to which the labels that it reads are copied before distillation",
+        description="Folder on each node's own disk; before distillation each node copies the labels it reads there.",
     )
 
     @property

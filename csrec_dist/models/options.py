@@ -12,19 +12,19 @@ class ModelConfig(Options):
     """The keys all models share; `name` is the model's file name in this folder."""
 
     name: str
-    width: int = Field(64, ge=1, strict=True, description="d, the width of states and item table")
-    dropout: float = Field(ge=0, lt=1, description="dropout, where the model says")
+    width: int = Field(64, ge=1, strict=True, description="Width d of states and item table.")
+    dropout: float = Field(ge=0, lt=1, description="Dropout, applied where the model says.")
 
 
 class TransformerConfig(ModelConfig):
     """Sizes of a transformer; attention weights drop out as everything else does unless said otherwise."""
 
     attention_dropout: float | None = Field(
-        None, ge=0, lt=1, description="dropout of the attention weights; null: as dropout"
+        None, ge=0, lt=1, description="Dropout of the attention weights; null: same as dropout."
     )
-    num_layers: int = Field(2, ge=1, strict=True, description="transformer layers")
-    num_heads: int = Field(2, ge=1, strict=True, description="attention heads; they divide the width")
-    inner_width: int = Field(256, ge=1, strict=True, description="inner width of the feed-forward")
+    num_layers: int = Field(2, ge=1, strict=True, description="Number of transformer layers.")
+    num_heads: int = Field(2, ge=1, strict=True, description="Attention heads; must divide the width.")
+    inner_width: int = Field(256, ge=1, strict=True, description="Inner width of the feed-forward.")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Self:
@@ -37,46 +37,46 @@ class SASRecConfig(TransformerConfig):
     """Sizes of a SASRec."""
 
     name: Literal["sasrec"] = "sasrec"
-    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout of inputs, attention output and feed-forward.")
 
 
 class BERT4RecConfig(TransformerConfig):
     """Sizes of a BERT4Rec, and what it masks in training."""
 
     name: Literal["bert4rec"] = "bert4rec"
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of inputs, attention output and feed-forward")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of inputs, attention output and feed-forward.")
     positions_from: Literal["end", "start"] = Field(
-        "end", description="positions count back from the mask, or forth from the oldest item (RecBole)"
+        "end", description="Positions count backwards from the mask, or forwards from the oldest item (RecBole)."
     )
-    mask_ratio: float = Field(0.2, ge=0, lt=1, description="share of a window's items that are masked at random")
-    prefixes: int = Field(4, ge=1, strict=True, description="prefixes of a window with the mask at their end, a step")
+    mask_ratio: float = Field(0.2, ge=0, lt=1, description="Share of a window's items that are masked at random.")
+    prefixes: int = Field(4, ge=1, strict=True, description="Prefixes of each window, masked at their end, per step.")
 
 
 class CL4SRecConfig(SASRecConfig):
     """Sizes as SASRec's; what the copies keep, hide and reorder; the weight of their loss."""
 
     name: Literal["cl4srec"] = "cl4srec"  # type: ignore[assignment]
-    crop: float = Field(0.6, gt=0, le=1, description="share of a history that a cropped copy keeps")
-    mask: float = Field(0.3, ge=0, le=1, description="share of a history that a masked copy hides")
-    reorder: float = Field(0.6, ge=0, le=1, description="share of a history that a reordered copy shuffles")
-    contrast_weight: float = Field(0.1, ge=0, description="λ, weight of InfoNCE between copies, beside one-hot CE")
-    contrast_temperature: float = Field(1.0, gt=0, description="τ of InfoNCE")
+    crop: float = Field(0.6, gt=0, le=1, description="Share of a history that a cropped copy keeps.")
+    mask: float = Field(0.3, ge=0, le=1, description="Share of a history that a masked copy hides.")
+    reorder: float = Field(0.6, ge=0, le=1, description="Share of a history that a reordered copy shuffles.")
+    contrast_weight: float = Field(0.1, ge=0, description="λ: weight of InfoNCE between copies, added to one-hot CE.")
+    contrast_temperature: float = Field(1.0, gt=0, description="Temperature τ of InfoNCE.")
 
 
 class DreamRecConfig(SASRecConfig):
     """Sizes of the condition's encoder as SASRec's; the diffusion as in the CSRec paper (Section 4.1.4)."""
 
     name: Literal["dreamrec"] = "dreamrec"  # type: ignore[assignment]
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the condition's encoder")
-    num_layers: int = Field(1, ge=1, strict=True, description="transformer layers of the condition's encoder")
-    num_heads: int = Field(1, ge=1, strict=True, description="attention heads; they divide the width")
-    num_steps: int = Field(500, ge=1, strict=True, description="steps T of the diffusion")
-    first_variance: float = Field(1e-4, gt=0, lt=1, description="variance of the noise of step 1")
-    last_variance: float = Field(2e-2, gt=0, lt=1, description="variance of the noise of step T; between: geometric")
-    condition_drop: float = Field(0.1, ge=0, lt=1, description="share of examples trained without a condition")
-    guidance: float = Field(2.0, ge=0, description="w: the state is (1 + w) × conditional − w × unconditional")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of the condition's encoder.")
+    num_layers: int = Field(1, ge=1, strict=True, description="Transformer layers of the condition's encoder.")
+    num_heads: int = Field(1, ge=1, strict=True, description="Attention heads; must divide the width.")
+    num_steps: int = Field(500, ge=1, strict=True, description="Number of diffusion steps T.")
+    first_variance: float = Field(1e-4, gt=0, lt=1, description="Noise variance at step 1.")
+    last_variance: float = Field(2e-2, gt=0, lt=1, description="Noise variance at step T; geometric in between.")
+    condition_drop: float = Field(0.1, ge=0, lt=1, description="Share of examples trained without a condition.")
+    guidance: float = Field(2.0, ge=0, description="w: the state is (1 + w) × conditional − w × unconditional.")
     sampling_steps: int | None = Field(
-        10, ge=1, strict=True, description="steps of the deterministic sampler; null: all T, with noise"
+        10, ge=1, strict=True, description="Steps of the deterministic sampler; null: all T, with noise."
     )
 
     @model_validator(mode="after")
@@ -90,37 +90,39 @@ class GRU4RecConfig(ModelConfig):
     """Sizes of a GRU4Rec; `hidden` is the width of the recurrent layers."""
 
     name: Literal["gru4rec"] = "gru4rec"
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the item vectors")
-    hidden: int = Field(64, ge=1, strict=True, description="width of the recurrent layers (RecBole: 128)")
-    num_layers: int = Field(2, ge=1, strict=True, description="recurrent layers")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of the item vectors.")
+    hidden: int = Field(64, ge=1, strict=True, description="Width of the recurrent layers (RecBole: 128).")
+    num_layers: int = Field(2, ge=1, strict=True, description="Number of recurrent layers.")
 
 
 class NARMConfig(ModelConfig):
     """Sizes of a NARM; `dropout` acts on item vectors, `state_dropout` before the output."""
 
     name: Literal["narm"] = "narm"
-    dropout: float = Field(0.25, ge=0, lt=1, description="dropout of the item vectors")
-    state_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the state before the last layer")
-    hidden: int = Field(128, ge=1, strict=True, description="width of the recurrent layer")
-    num_layers: int = Field(1, ge=1, strict=True, description="recurrent layers")
+    dropout: float = Field(0.25, ge=0, lt=1, description="Dropout of the item vectors.")
+    state_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of the state before the last layer.")
+    hidden: int = Field(128, ge=1, strict=True, description="Width of the recurrent layer.")
+    num_layers: int = Field(1, ge=1, strict=True, description="Number of recurrent layers.")
 
 
 class NextItNetConfig(ModelConfig):
     """Sizes of a NextItNet: `num_blocks` times the list `dilations`, one residual block each."""
 
     name: Literal["nextitnet"] = "nextitnet"
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the item vectors")
-    kernel: int = Field(3, ge=2, strict=True, description="positions a convolution reads")
-    num_blocks: int = Field(5, ge=1, strict=True, description="residual blocks for each dilation")
-    dilations: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="dilations, in order")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the item vectors.")
+    kernel: int = Field(3, ge=2, strict=True, description="Positions that a convolution reads.")
+    num_blocks: int = Field(5, ge=1, strict=True, description="Residual blocks for each dilation.")
+    dilations: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Dilations, in order.")
 
 
 class SRGNNConfig(ModelConfig):
     """Sizes of an SR-GNN; `dropout` acts before the output."""
 
     name: Literal["srgnn"] = "srgnn"
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the state before the last layer")
-    num_steps: int = Field(1, ge=1, strict=True, description="steps of the gated net; one is cheapest by far")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the state before the last layer.")
+    num_steps: int = Field(
+        1, ge=1, strict=True, description="Steps of the gated graph network; one is by far the cheapest."
+    )
 
 
 CONFIGS: dict[str, type[ModelConfig]] = {

@@ -477,10 +477,13 @@ def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
         ({"source": "a", "header": "no"}, "header"),
         ({"source": "a", "header": False}, "needs columns by position"),
         ({"source": "a", "header": False, "columns": {"user": 1, "item": 2}}, "timestamp: none"),
-        ({"source": "a", "header": False, "columns": {"user": 1, "item": "x", "timestamp": 2}}, "give their positions"),
-        ({"source": "a", "encoding": "latin-11"}, "no encoding of text 'latin-11'"),
-        ({"source": "a", "encoding": "base64"}, "no encoding of text 'base64'"),
-        ({"source": "a", "encoding": "latin-1", "format": "parquet"}, "not for format parquet"),
+        (
+            {"source": "a", "header": False, "columns": {"user": 1, "item": "x", "timestamp": 2}},
+            "give positions instead",
+        ),
+        ({"source": "a", "encoding": "latin-11"}, "unknown text encoding 'latin-11'"),
+        ({"source": "a", "encoding": "base64"}, "unknown text encoding 'base64'"),
+        ({"source": "a", "encoding": "latin-1", "format": "parquet"}, "not to format parquet"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -157,8 +157,8 @@ def test_the_figures_are_shown(dataset: Dataset, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"labels": {"form": "topk"}}, r"labels.form: topk keeps some items.*kl reverse is infinite"),
-        ({"labels": {"form": "topk"}, "method": "base"}, "labels.form: method base keeps no labels"),
+        ({"labels": {"form": "topk"}}, r"labels.form: topk stores only some items.*kl reverse is infinite"),
+        ({"labels": {"form": "topk"}, "method": "base"}, "labels.form: method base stores no labels"),
         ({"labels": {"form": "topk", "combine": "prob_mean"}, "training": {"kl": "forward"}}, "does not fit form topk"),
         ({"labels": {"form": "dense"}, "distributed": {"catalog_parallel": 2}}, "dense needs whole rows"),
         (
