@@ -22,7 +22,7 @@ from csrec_dist.distributed.layout import label_columns
 from csrec_dist.labels import DenseLabels, FactoredLabels, LabelCache, LabelMember, label_bytes, write_labels
 from csrec_dist.labels.options import FORMS, LabelOptions
 from csrec_dist.models import SequentialModel
-from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.run import Run
 
 ITEMS = slice(0, None)
 
@@ -63,7 +63,7 @@ class Teachers:
     """The trained members of a run, on this process alone."""
 
     def __init__(self, run: Path) -> None:
-        folder = RunFolder(run)
+        folder = Run.open(run)
         self.dataset = Dataset(folder.dataset_folder)
         names = sorted(name for name in folder.trainings if name.startswith("teacher"))
         loaded = [models.load(run / "teachers" / name) for name in names]

@@ -19,8 +19,7 @@ from csrec_dist.labels import label_bytes
 from csrec_dist.labels.options import FORMS
 from csrec_dist.models import ModelConfig, config_class, model_class
 from csrec_dist.models.pretrained import read_description
-from csrec_dist.runs.pipeline import stages_of
-from csrec_dist.runs.records import StageRecords
+from csrec_dist.runs.run import Run, stage_names
 
 BYTES_PER_NUMBER = 4
 MODEL_COPIES = 8  # weights, gradients, two moments, the best weights, and a checkpoint's copies of weights and moments
@@ -67,10 +66,10 @@ class _Planner:
 
     @cached_property
     def _dataset(self) -> Dataset | None:
-        folder = self.config.dataset_folder
-        if not (folder / "dataset.json").exists():
+        run = Run.of(self.config)
+        if not (run.dataset_folder / "dataset.json").exists():
             return None
-        dataset = Dataset(folder)
+        dataset = run.dataset
         refuse_idle_ranks(dataset.num_shards, dataset.splits["train"].num_rows, self.world_size)
         return dataset
 
@@ -84,18 +83,18 @@ class _Planner:
 
     def stages(self) -> list[PlanRow]:
         """Which stages are done, and what has changed since in the config."""
-        records = StageRecords(self.config.folder)
+        run = Run.of(self.config)
         return [
-            PlanRow("run", "folder", str(self.config.folder)),
+            PlanRow("run", "folder", str(run.folder)),
             *(
-                PlanRow("run", stage.name, "to do" if records.record(stage.name) is None else "done")
-                for stage in stages_of(self.config)
+                PlanRow("run", stage, "to do" if run.record(stage) is None else "done")
+                for stage in stage_names(self.config)
             ),
             *(PlanRow("run", "changed since it began", change) for change in self._changes()),
         ]
 
     def _changes(self) -> list[str]:
-        saved = self.config.folder / "config.yaml"
+        saved = Run.of(self.config).folder / "config.yaml"
         if not saved.exists():
             return []
         before, now = flatten(load_config(saved).dump()), flatten(self.config.dump())

@@ -20,8 +20,7 @@ from csrec_dist.evaluation import top_items
 from csrec_dist.files import atomic_path, require_replaceable
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
-from csrec_dist.runs.folder import RunFolder
-from csrec_dist.runs.records import StageRecords
+from csrec_dist.runs.run import Run
 
 History = tuple[Any, list[int]]  # a user's raw id, and item numbers, oldest first
 
@@ -54,12 +53,12 @@ def recommend(
     """
     if batch_size < 1:
         raise UserError(f"A batch of {batch_size} histories was asked for; give at least 1.")
-    run = RunFolder(run_folder)
+    run = Run.open(run_folder)
     output = output or run.folder / "recommendations.parquet"
     require_replaceable(output)
     _refuse_foreign(output)
-    StageRecords(run.folder).require("distill")
-    dataset = Dataset(run.dataset_folder)
+    run.require("distill")
+    dataset = run.dataset
     model = _load_student(run.folder / "student", dataset)
     source = _FileHistories(histories, dataset) if histories else _DatasetHistories(dataset)
     item_ids = _raw_ids(dataset, "item")

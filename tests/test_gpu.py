@@ -38,6 +38,7 @@ from csrec_dist.losses import (
 from csrec_dist.losses.contrastive import info_nce
 from csrec_dist.models import MODELS, TrainingInputs, build, config_class, load
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 from csrec_dist.training import TrainStep
 from csrec_dist.training import trainer as loop
 from csrec_dist.training.step import seed_draws, training_inputs
@@ -265,7 +266,7 @@ def by_command(folder: Path, dataset: Path, changes: dict[str, Any], *, gpu: boo
     command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(folder / "config.yaml")]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    return config.folder
+    return Run.of(config).folder
 
 
 def curve(run: Path) -> Tensor:
@@ -310,7 +311,7 @@ def test_a_cut_off_run_goes_on_where_it_was(
             execute(cut, Runtime.start(), ["prepare", "distill"])
     assert list((cut.folder / "checkpoints/distill").glob("step-*"))
     execute(cut, Runtime.start())
-    weights = [(config.folder / "student/model.safetensors").read_bytes() for config in (cut, whole)]
+    weights = [(Run.of(config).folder / "student/model.safetensors").read_bytes() for config in (cut, whole)]
     assert weights[0] == weights[1]
 
 

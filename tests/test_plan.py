@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from run_folders import make_config, make_run, model_names, stage_names
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
@@ -13,7 +14,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import info
 from csrec_dist.plan import mebibytes, plan, print_plan
-from tests.helpers.run_folders import make_config, make_run, model_names, stage_names
+from csrec_dist.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_stages_are_to_do_before_and_done_after(run: Path, tmp_path: Path) -> No
     for stage in stage_names(config):
         assert before[f"run: {stage}"] == ["to do"]
         assert after[f"run: {stage}"] == ["done"]
-    assert not config.folder.exists(), "planning writes nothing"
+    assert not Run.of(config).folder.exists(), "planning writes nothing"
 
 
 def test_an_unprepared_dataset_is_named_by_its_source(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The schema of a run's configuration: sections, keys, defaults, limits, and which combinations are impossible."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -39,16 +38,6 @@ class Config(Options):
         if name not in ("base", *METHODS):
             raise ValueError(f"choose one of {', '.join(['base', *METHODS])}")
         return name
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.output) / self.name
-
-    @property
-    def dataset_folder(self) -> Path:
-        """The run's own dataset, or the shared one of `dataset.path`."""
-        return Path(self.dataset.path) if self.dataset.path else self.folder / "dataset"
 
     @property
     def teacher_models(self) -> list[ModelConfig]:

@@ -1,6 +1,6 @@
 """Metrics by group of examples: by the target's rating, its popularity, and the length of the history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -70,22 +70,6 @@ class GroupSums:
         coarse = GroupSums(list(parts), self.top_n)
         coarse.tensor = torch.stack([self.tensor[part].sum(0) for part in parts.values()])
         return coarse
-
-
-def hidden_targets(groups: Mapping[str, Mapping[str, GroupMetrics]], exclude_seen: bool) -> str:
-    """What `evaluation.exclude_seen` does to targets that their own history has, in a sentence; empty where it is off
-    or there is none.
-
-    Args:
-        groups: those of metrics.json, of any model.
-    """
-    if not exclude_seen or "repeat" not in groups:
-        return ""
-    repeated, new = (groups["repeat"][name]["count"] or 0 for name in ("repeated", "new"))
-    return (
-        f"{repeated:,} of {repeated + new:,} test targets are in their own history, which evaluation.exclude_seen "
-        "keeps out of the ranking: they rank last and count as missed."
-    )
 
 
 def _means(sums: list[float], top_n: Sequence[int]) -> GroupMetrics:

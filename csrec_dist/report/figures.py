@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from csrec_dist.files import atomic_path
-from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.run import Run
 
 LOSS_PARTS = {"loss": "-", "cross_entropy": "--", "divergence": ":"}
 SIZE = (8, 3.8)  # inches
 DOTS_PER_INCH = 120
 
 
-def draw_curves(run: RunFolder, folder: Path) -> dict[str, Path]:
+def draw_curves(run: Run, folder: Path) -> dict[str, Path]:
     """Write loss.png and validation.png into `folder`; their paths by title, empty when nothing was trained here."""
     epochs = {run.title(name): training["epochs"] for name, training in run.trainings.items() if "epochs" in training}
     if not epochs:
@@ -89,7 +89,7 @@ FEWEST_ROWS = 10
 Bins = Sequence[Mapping[str, Any]]
 
 
-def draw_diagrams(run: RunFolder, folder: Path) -> dict[str, Path]:
+def draw_diagrams(run: Run, folder: Path) -> dict[str, Path]:
     """Write deciles.png and reliability.png into `folder`; the paths of those that have something to show, by title."""
     deciles = {row.title: row.groups["popularity_decile"] for row in run.results if "popularity_decile" in row.groups}
     filled = {row.title: _filled(row.calibration["bins"]) for row in run.results if row.calibration}

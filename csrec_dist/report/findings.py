@@ -8,7 +8,7 @@ from typing import Any
 from csrec_dist.evaluation.report_card import NUM_BINS
 from csrec_dist.report.figures import DECILES, RELIABILITY
 from csrec_dist.report.tables import NONE, figure, images, metric_title, table
-from csrec_dist.runs.folder import ResultRow, RunFolder
+from csrec_dist.runs.run import ResultRow, Run
 
 GROUP_METRIC = "ndcg@10"
 GROUPINGS = {
@@ -22,7 +22,7 @@ GROUPINGS = {
 OF_TRUE = "_true"
 
 
-def findings(run: RunFolder, diagrams: Mapping[str, Path]) -> Iterator[str]:
+def findings(run: Run, diagrams: Mapping[str, Path]) -> Iterator[str]:
     """The sections in their order; `diagrams` by title, each shown where its section is."""
     yield from _metrics(run)
     yield from _groups(run.results, diagrams)
@@ -31,7 +31,7 @@ def findings(run: RunFolder, diagrams: Mapping[str, Path]) -> Iterator[str]:
     yield from _diversity(run.metrics.get("diversity", {}))
 
 
-def _metrics(run: RunFolder) -> Iterator[str]:
+def _metrics(run: Run) -> Iterator[str]:
     yield "## Metrics"
     if not run.results:
         yield "No model is trained yet."

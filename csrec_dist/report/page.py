@@ -12,7 +12,7 @@ from csrec_dist.files import write_text
 from csrec_dist.report.figures import draw_curves, draw_diagrams
 from csrec_dist.report.findings import findings
 from csrec_dist.report.tables import HEADER, NONE, figure, images, number, table, time_shares
-from csrec_dist.runs.folder import RunFolder, best_epoch
+from csrec_dist.runs.run import Run, best_epoch
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -42,7 +42,7 @@ def write_report(folder: Path | str) -> Path:
     Raises:
         UserError: the folder is not a run's.
     """
-    run = RunFolder(folder)
+    run = Run.open(folder)
     target = run.folder / "report"
     curves, diagrams = draw_curves(run, target), draw_diagrams(run, target)
     page = "\n\n".join(_sections(run, curves, diagrams)) + "\n"
@@ -51,7 +51,7 @@ def write_report(folder: Path | str) -> Path:
     return target / "report.html"
 
 
-def _sections(run: RunFolder, curves: dict[str, Path], diagrams: dict[str, Path]) -> Iterable[str]:
+def _sections(run: Run, curves: dict[str, Path], diagrams: dict[str, Path]) -> Iterable[str]:
     config = run.config
     yield f"# Run `{config.name}`"
     yield f"Method `{config.method}`, model `{config.model.name}`, seed {config.seed}."
@@ -66,7 +66,7 @@ def _sections(run: RunFolder, curves: dict[str, Path], diagrams: dict[str, Path]
     yield f"```yaml\n{config.to_yaml().rstrip()}\n```"
 
 
-def _trainings(run: RunFolder, curves: dict[str, Path]) -> Iterable[str]:
+def _trainings(run: Run, curves: dict[str, Path]) -> Iterable[str]:
     if run.trainings:
         yield "## Training"
         header = ["model", "seed", "epochs", "best epoch", "best validation NDCG@10", "seconds", "examples/s"]
@@ -96,7 +96,7 @@ def trained_by(record: dict[str, Any] | None) -> str:
     return f"{record['engine']}{stage}, {ranks}"
 
 
-def _stages(run: RunFolder) -> Iterable[str]:
+def _stages(run: Run) -> Iterable[str]:
     yield "## Stages"
     header = ["stage", "seconds", "ranks", *HEADER, "peak memory of each rank, MiB"]
     done = [
@@ -106,9 +106,9 @@ def _stages(run: RunFolder) -> Iterable[str]:
     yield table(header, [*done, *([name, "not done", *[NONE] * (len(header) - 2)] for name in run.missing)])
 
 
-def _dataset(run: RunFolder) -> Iterable[str]:
+def _dataset(run: Run) -> Iterable[str]:
     yield "## Dataset"
-    if run.dataset is None:
+    if not (run.dataset_folder / "dataset.json").exists():
         yield "Not prepared yet."
         return
     statistics = run.dataset.statistics
@@ -125,7 +125,7 @@ def _dataset(run: RunFolder) -> Iterable[str]:
         )
 
 
-def _labels(run: RunFolder) -> Iterable[str]:
+def _labels(run: Run) -> Iterable[str]:
     if run.labels is None:
         return
     labels = run.labels

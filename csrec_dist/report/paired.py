@@ -15,8 +15,7 @@ from csrec_dist.evaluation.groups import rating_group
 from csrec_dist.evaluation.metrics import ndcg, recall, reciprocal_rank
 from csrec_dist.evaluation.significance import Paired, paired
 from csrec_dist.report.tables import metric_title
-from csrec_dist.runs.folder import RunFolder
-from csrec_dist.runs.records import StageRecords
+from csrec_dist.runs.run import Run
 
 METRICS = {"recall": recall, "ndcg": ndcg, "mrr": reciprocal_rank}
 SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their place in `rating_group`
@@ -26,7 +25,7 @@ SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their place
 class Evaluated:
     """One model of one run, and what its evaluation was made of."""
 
-    run: RunFolder
+    run: Run
     model: str
 
     @property
@@ -37,7 +36,7 @@ class Evaluated:
     @property
     def protocol(self) -> dict[str, object]:
         """What has to be the same for two models to be compared; UserError when the run is not evaluated."""
-        inputs = StageRecords(self.run.folder).require("evaluate").inputs
+        inputs = self.run.require("evaluate").inputs
         options = self.run.config.evaluation
         return {
             "dataset": inputs.get("dataset"),
@@ -91,8 +90,8 @@ def parse_side(text: str) -> list[Evaluated]:
 def _parse_one(text: str) -> Evaluated:
     folder, colon, model = text.rpartition(":")
     if not colon or Path(text).exists():
-        return Evaluated(RunFolder(text), "student")
-    return Evaluated(RunFolder(folder), model)
+        return Evaluated(Run.open(text), "student")
+    return Evaluated(Run.open(folder), model)
 
 
 def compare_models(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from csrec_dist.files import fingerprint, flatten
 from csrec_dist.report.tables import NONE
-from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.run import Run
 
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 NOT_SETTINGS = {"name", "seed", "output"}
@@ -26,7 +26,7 @@ def compare(folders: Sequence[Path | str]) -> Table:
     Raises:
         UserError: one of the folders is not a run's.
     """
-    groups = _groups([RunFolder(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)])
+    groups = _groups([Run.open(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)])
     table = Table(title="full catalog, test", title_justify="left")
     table.add_column("runs", overflow="fold")
     for name in ("model", "seeds", *METRICS.values()):
@@ -56,19 +56,19 @@ def _spread(rows: list[dict[str, float]], name: str) -> str:
     return spread([row[name] for row in rows if name in row])
 
 
-def _settings(run: RunFolder) -> dict[str, Any]:
+def _settings(run: Run) -> dict[str, Any]:
     values = flatten(run.config.dump())
     return {key: value for key, value in values.items() if key not in NOT_SETTINGS}
 
 
-def _groups(runs: list[RunFolder]) -> list[list[RunFolder]]:
-    groups: defaultdict[str, list[RunFolder]] = defaultdict(list)
+def _groups(runs: list[Run]) -> list[list[Run]]:
+    groups: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[fingerprint(_settings(run))].append(run)
     return list(groups.values())
 
 
-def _differing(groups: list[list[RunFolder]]) -> list[list[str]]:
+def _differing(groups: list[list[Run]]) -> list[list[str]]:
     """For each group its settings that are not the same in all groups."""
     settings = [_settings(runs[0]) for runs in groups]
     keys = sorted({key for each in settings for key in each})
@@ -76,7 +76,7 @@ def _differing(groups: list[list[RunFolder]]) -> list[list[str]]:
     return [[f"{key}={each[key]}" for key in varied if key in each] for each in settings]
 
 
-def _by_model(runs: list[RunFolder]) -> dict[str, list[dict[str, float]]]:
+def _by_model(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
     """Test metrics of each model in each run of a group, by the model's title."""
     found: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     for run in runs:

@@ -8,21 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from csrec_dist.runs.folder import ResultRow, RunFolder
-from csrec_dist.runs.records import StageRecords
+from csrec_dist.runs.run import ResultRow, Run
 
 TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
 HEADER = ("busy", *TIMES)
 MOST_RANKS = 4
 
 
-def time_shares(run: RunFolder, stage: str) -> list[str]:
+def time_shares(run: Run, stage: str) -> list[str]:
     """A finished stage's cells under `HEADER`: shares of each rank's seconds, or their range where ranks are many.
 
     Waits in the gradients' all-reduce, which overlaps with the backward pass, count as busy, and so do rows that
     evaluation and labelling read.
     """
-    record = StageRecords(run.folder).record(stage)
+    record = run.record(stage)
     usages = record.usage if record else []
     if not usages or any(name not in usage for usage in usages for name in TIMES.values()):
         return [NONE] * len(HEADER)
@@ -51,7 +50,7 @@ def results_table(folder: Path | str) -> list[ResultRow]:
     Raises:
         UserError: the folder is not a run's.
     """
-    return RunFolder(folder).results
+    return Run.open(folder).results
 
 
 def figure(metrics: Mapping[str, float | None], name: str) -> str:
@@ -66,7 +65,7 @@ def print_results(folder: Path | str, console: Console) -> None:
     Raises:
         UserError: the folder is not a run's.
     """
-    run = RunFolder(folder)
+    run = Run.open(folder)
     console.print(_models(run))
     if run.hidden_targets:
         console.print(run.hidden_targets, highlight=False, soft_wrap=True)
@@ -79,7 +78,7 @@ def print_results(folder: Path | str, console: Console) -> None:
             console.print(f"{name:7}{path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _models(run: RunFolder) -> Table:
+def _models(run: Run) -> Table:
     table = Table(title=f"{run.config.name}: {run.config.model.name}, full catalog, test", title_justify="left")
     for name in ("model", "Recall@10", "NDCG@10"):
         table.add_column(name, justify="left" if name == "model" else "right")
@@ -89,7 +88,7 @@ def _models(run: RunFolder) -> Table:
     return table
 
 
-def _stages(run: RunFolder) -> Table:
+def _stages(run: Run) -> Table:
     table = Table(title="stages", title_justify="left")
     for name in ("stage", "seconds", "ranks", "peak memory of each rank, MiB"):
         table.add_column(name, justify="left" if name == "stage" else "right")

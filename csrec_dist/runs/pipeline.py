@@ -14,14 +14,14 @@ from csrec_dist.files import write_text
 from csrec_dist.memory import explained
 from csrec_dist.runs.lock import RunLock
 from csrec_dist.runs.threads import threads_of_run
-from csrec_dist.runs.records import Record
 from csrec_dist.files import flatten
 from csrec_dist.runs.stages import distill
 from csrec_dist.runs.stages import evaluate
 from csrec_dist.runs.stages import label
 from csrec_dist.runs.stages import prepare
 from csrec_dist.runs.stages import teach
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.run import Record, stage_names
+from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.stage import Stage
 from csrec_dist.runs.starting import Way, refuse_foreign, ways
 from csrec_dist.training.telemetry import measured
@@ -52,10 +52,12 @@ EVALUATE = Stage(
 )
 
 
+STAGES = {stage.name: stage for stage in (PREPARE, TEACH, LABEL, DISTILL, BASELINE, EVALUATE)}
+
+
 def stages_of(config: Config) -> list[Stage]:
     """The stages that the method needs, in order."""
-    teaching = [TEACH, LABEL] if config.num_members else []
-    return [PREPARE, *teaching, DISTILL, *([BASELINE] if config.baseline else []), EVALUATE]
+    return [STAGES[name] for name in stage_names(config)]
 
 
 def execute(
@@ -65,7 +67,7 @@ def execute(
     restart: str | None = None,
     *,
     keep_threads: bool = False,
-) -> Run:
+) -> ActiveRun:
     """Do the stages called `names` (all of the method's when None), those that are done already excepted.
 
     `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first stage
@@ -76,7 +78,7 @@ def execute(
         UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
             engine cannot start, or another process uses the run's folder.
     """
-    run = Run(config, runtime)
+    run = ActiveRun(config, runtime)
     plan = stages_of(config)
     set_deterministic(config.distributed.deterministic)
     with shared_errors():
@@ -93,7 +95,7 @@ def execute(
 
 
 @contextmanager
-def _in_use(run: Run) -> Iterator[None]:
+def _in_use(run: ActiveRun) -> Iterator[None]:
     """Within the block the run's folder is taken: rank 0 has its lock."""
     lock = RunLock(run.folder)
 
@@ -119,18 +121,18 @@ def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, resta
     return chosen
 
 
-def _open(run: Run, plan: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
+def _open(run: ActiveRun, plan: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
     """Carry out what a killed process left half done, and decide; what does not fit is refused, nothing written."""
     run.restarts.recover()
     return ways(run, plan, chosen, restart)
 
 
-def _close(run: Run) -> None:
+def _close(run: ActiveRun) -> None:
     _write_config(run)
     run.restarts.conclude()
 
 
-def _write_config(run: Run) -> None:
+def _write_config(run: ActiveRun) -> None:
     """Write the config down, unless it stands there already."""
     path, text = run.folder / "config.yaml", run.config.to_yaml()
     try:
@@ -149,7 +151,7 @@ def dependents(plan: list[Stage], name: str) -> list[Stage]:
     return [stage for stage in plan if stage.name in names - {name}]
 
 
-def _execute(run: Run, stage: Stage, plan: list[Stage], way: Way, restart: str | None) -> None:
+def _execute(run: ActiveRun, stage: Stage, plan: list[Stage], way: Way, restart: str | None) -> None:
     runtime = run.runtime
     if way == "leave":
         with run.log(stage.name) as log:
@@ -169,7 +171,7 @@ def _execute(run: Run, stage: Stage, plan: list[Stage], way: Way, restart: str |
     run.beside = ()
 
 
-def _begin(run: Run, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:
+def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:
     """Write down that a stage begins; whether it is done beside its old result."""
     _write_config(run)
     begun = run.restarts.begun_with(stage.name)
@@ -183,15 +185,15 @@ def _begin(run: Run, stage: Stage, inputs: dict[str, Any], way: Way, restart: st
     return True
 
 
-def _finish(run: Run, stage: Stage, plan: list[Stage], record: Record) -> None:
+def _finish(run: ActiveRun, stage: Stage, plan: list[Stage], record: Record) -> None:
     if run.beside:
         stale = {each.name: each.all_leaves for each in dependents(plan, stage.name)}
         run.restarts.replace(stage.name, record, stage.all_leaves, stale)
     else:
-        run.records.finish(stage.name, record)
+        run.finish(stage.name, record)
 
 
-def _memory_explained(run: Run, stage: Stage) -> AbstractContextManager[None]:
+def _memory_explained(run: ActiveRun, stage: Stage) -> AbstractContextManager[None]:
     """For the stages that hold item tables."""
     if stage is PREPARE:
         return nullcontext()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.files import read_json, write_json
-from csrec_dist.runs.records import Record, StageRecords
+from csrec_dist.runs.run import Record, Run
 from csrec_dist.files import flatten
 
 FOLDER = "restart"
@@ -23,9 +23,9 @@ class Restarts:
     carries the replacement out. `request.json` names the stage of a `--restart` that did not come to its end.
     """
 
-    def __init__(self, run_folder: Path) -> None:
-        self.folder = run_folder / FOLDER
-        self._run_folder, self._book = run_folder, StageRecords(run_folder)
+    def __init__(self, run: Run) -> None:
+        self.folder = run.folder / FOLDER
+        self._run = run
 
     def begun_with(self, stage: str) -> dict[str, Any] | None:
         """The flat inputs with which a stage was begun beside its old result, {} when it has yet to be; else None."""
@@ -42,7 +42,7 @@ class Restarts:
         for leaf in leaves:
             remove(self.folder / leaf)
         for leaf in copied:
-            shutil.copytree(self._run_folder / leaf, self.folder / leaf, copy_function=_link_or_copy)
+            shutil.copytree(self._run.folder / leaf, self.folder / leaf, copy_function=_link_or_copy)
         write_json(self._begun(stage), {"inputs": flatten(inputs)})
 
     def replace(
@@ -88,28 +88,28 @@ class Restarts:
         return self.folder / f"{stage}.replaces.json"
 
     def _has_result(self, stage: str, leaves: Sequence[str]) -> bool:
-        return self._book.path(stage).exists() or any((self._run_folder / leaf).exists() for leaf in leaves)
+        return self._run.record_file(stage).exists() or any((self._run.folder / leaf).exists() for leaf in leaves)
 
     def _carry_out(self, stage: str) -> None:
         """Each step may have been done before, in a process that was killed."""
         plan = read_json(self._replaces(stage))
         for dependent in plan["dependents"]:
             write_json(self._begun(dependent), {"inputs": {}})
-            self._book.path(dependent).unlink(missing_ok=True)
-        self._book.path(stage).unlink(missing_ok=True)
+            self._run.record_file(dependent).unlink(missing_ok=True)
+        self._run.record_file(stage).unlink(missing_ok=True)
         for leaf in plan["leaves"]:
             if leaf not in plan["present"]:
-                remove(self._run_folder / leaf)
+                remove(self._run.folder / leaf)
             elif (self.folder / leaf).exists():
                 self._move(leaf)
         remove(self.folder / ".old")
-        self._book.finish(stage, Record(**plan["record"]))
+        self._run.finish(stage, Record(**plan["record"]))
         self._begun(stage).unlink(missing_ok=True)
         self._replaces(stage).unlink()
 
     def _move(self, leaf: str) -> None:
         """Put one file or folder in the place of the old one, which is out of the way at once."""
-        old, aside = self._run_folder / leaf, self.folder / ".old"
+        old, aside = self._run.folder / leaf, self.folder / ".old"
         remove(aside)
         if old.exists() or old.is_symlink():
             os.replace(old, aside)

@@ -1,161 +1,233 @@
-"""One run: its configuration, folder and processes, and what several stages ask of it."""
+"""One run: a folder with its config, the records of its stages, its metrics and where everything lies. No torch here."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from csrec_dist.config import Config
-from csrec_dist.data.order import owned_shards, refuse_idle_ranks
-from csrec_dist.data.prepare import identify
+from csrec_dist.config import Config, is_resolved, load_config
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.batches import Batch, blank_batch, shard_batches
-from csrec_dist.distributed import Group, Runtime
-from csrec_dist.distributed.catalog import in_step
-from csrec_dist.distributed.layout import Layout
-from csrec_dist.errors import UserError, shared_errors
-from csrec_dist.evaluation import evaluate
-from csrec_dist.files import fingerprint, sha256_file
-from csrec_dist.models import SequentialModel
-from csrec_dist.models.weight_files import weight_files
-from csrec_dist.runs.restarts import Restarts
-from csrec_dist.runs.records import StageRecords
-from csrec_dist.files import changed_keys, differences
-from csrec_dist.training.options import LoopOptions
-from csrec_dist.training.telemetry import StageLog
+from csrec_dist.errors import UserError
+from csrec_dist.files import fingerprint, link, read_json, write_json
+from csrec_dist.teachers import METHODS
 
-EVALUATION_ROWS = 256
+
+@dataclass(frozen=True)
+class Record:
+    """A finished stage: what went in, what came out, what it took on each rank, and what its bits depend on besides."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    usage: list[dict[str, float]]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What a finished stage took: seconds of the slowest rank, and the peak memory of each rank in MiB."""
+
+    stage: str
+    seconds: float
+    peak_memory_mib: tuple[float, ...]
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that did the stage."""
+        return len(self.peak_memory_mib)
+
+    @property
+    def memory(self) -> str:
+        """Peak memory of each rank, or its range where there are many ranks."""
+        sizes = [f"{size:,.0f}" for size in self.peak_memory_mib]
+        if len(sizes) <= 4:
+            return ", ".join(sizes)
+        return f"{min(self.peak_memory_mib):,.0f} to {max(self.peak_memory_mib):,.0f}"
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One trained model, or the teacher ensemble: its name in the run, its title, and what its evaluation found.
+
+    `test` is empty before the run is evaluated; `valid` is then that of the model's best epoch. The teacher ensemble
+    has no `valid`. `groups`, `lists` and `calibration` are as in metrics.json, empty where they were not asked for.
+    """
+
+    name: str
+    title: str
+    valid: dict[str, float]
+    test: dict[str, float]
+    groups: dict[str, dict[str, dict[str, Any]]]
+    lists: dict[str, float]
+    calibration: dict[str, Any]
 
 
 class Run:
-    """One run: its configuration, its folder, its processes.
+    """A run on disk, finished or not, or one that has yet to begin: nothing is read before it is asked for."""
 
-    `beside` names what the stage at work makes beside its old result, which it is to replace.
-    """
+    def __init__(self, folder: Path | str, config: Config | None = None) -> None:
+        """`config` where it is known; else that of the folder is read."""
+        self.folder = Path(folder)
+        if config is not None:
+            self.config = config
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
-        self.config = config
-        self.runtime = runtime
-        self.folder = config.folder
-        self.records = StageRecords(self.folder)
-        self.restarts = Restarts(self.folder)
-        self.beside: tuple[str, ...] = ()
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The run of a config, which lies in <output>/<name>."""
+        return cls(Path(config.output) / config.name, config)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """The run in a folder; UserError when there is none, or its config is not of this version."""
+        run = cls(folder)
+        if not is_resolved(run.folder / "config.yaml"):
+            raise UserError(
+                f"{run.folder} is not the folder of a run: it has no config.yaml that a run wrote. Give a folder that "
+                "`csrec-dist run` made, e.g. runs/demo."
+            )
+        run.config = load_config(run.folder / "config.yaml")
+        return run
+
+    @cached_property
+    def config(self) -> Config:
+        """The run's config, as it stands in its folder."""
+        return self.open(self.folder).config
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The run's own dataset, or the shared one of `dataset.path`."""
+        path = self.config.dataset.path
+        return Path(path) if path else self.folder / "dataset"
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The prepared dataset; UserError when it does not suit the config."""
-        dataset = Dataset(self.config.dataset_folder)
-        with shared_errors():
-            refuse_idle_ranks(dataset.num_shards, dataset.splits["train"].num_rows, self.runtime.world_size)
-        return dataset
+        """The prepared dataset; UserError when there is none."""
+        return Dataset(self.dataset_folder)
+
+    def record_file(self, stage: str) -> Path:
+        """Where a stage's record is kept."""
+        return self.folder / f"{stage}.done.json"
+
+    def record(self, stage: str) -> Record | None:
+        """What a finished stage left, or None."""
+        path = self.record_file(stage)
+        if not path.exists():
+            return None
+        saved = read_json(path)
+        if not isinstance(saved, dict) or not saved.keys() >= {"inputs", "outputs", "usage"}:
+            raise UserError(f"{path} is damaged; remove it to do the stage again.")
+        return Record(saved["inputs"], saved["outputs"], saved["usage"], saved.get("environment", {}))
+
+    def require(self, stage: str) -> Record:
+        """A finished stage's record; UserError that says which command makes it."""
+        record = self.record(stage)
+        if record is None:
+            raise UserError(
+                f"Stage {stage} of {self.folder} is not done yet: run `csrec-dist {stage}` (or `run`) first."
+            )
+        return record
+
+    def finish(self, stage: str, record: Record) -> None:
+        """Note that a stage is done."""
+        write_json(self.record_file(stage), {"stage": stage, "fingerprint": fingerprint(record.inputs), **asdict(record)})
+
+    def adopt(self, stage: str, donor: "Run", leaves: Sequence[str]) -> None:
+        """Take a finished stage of another run as this run's: its record is copied, what it left is linked to."""
+        record = donor.require(stage)
+        for name in leaves:
+            link(self.folder / name, donor.folder / name)
+        self.finish(stage, record)
 
     @cached_property
-    def log_identity(self) -> dict[str, Any]:
-        """Reader, size and checksum of the raw log, which is read once for it, and its dataset's fingerprint."""
-        return {key: value for key, value in identify(self.config.dataset).items() if key != "name"}
+    def stages(self) -> list[StageRow]:
+        """The finished stages, in their order."""
+        rows = []
+        for stage in stage_names(self.config):
+            if record := self.record(stage):
+                memory = tuple(usage["peak_memory_mib"] for usage in record.usage)
+                rows.append(StageRow(stage, max(usage["seconds"] for usage in record.usage), memory))
+        return rows
+
+    @property
+    def missing(self) -> list[str]:
+        """The method's stages that are not done."""
+        done = {row.stage for row in self.stages}
+        return [stage for stage in stage_names(self.config) if stage not in done]
 
     @cached_property
-    def layout(self) -> Layout:
-        """All ranks, as they train the student."""
-        ranks = self.runtime.world.ranks
-        return self.runtime.layout([ranks], self.config.distributed.catalog_parallel)
+    def trainings(self) -> dict[str, dict[str, Any]]:
+        """metrics.json of each trained model by its name: base, student, then the members."""
+        folders = [self.folder / "base", self.folder / "student", *sorted(self.folder.glob("teachers/*"), key=_order)]
+        return {path.name: read_json(path / "metrics.json") for path in folders if (path / "metrics.json").exists()}
 
-    def path(self, name: str) -> Path:
-        """Where something of the run is read and written now: what is made beside its old version lies in restart/."""
-        is_beside = any(name == leaf or name.startswith(f"{leaf}/") for leaf in self.beside)
-        return (self.restarts.folder if is_beside else self.folder) / name
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json; empty before the run is evaluated, and while it is of models that were replaced since."""
+        path = self.folder / "metrics.json"
+        return read_json(path) if path.exists() and self.record("evaluate") else {}
 
-    def member_folder(self, name: str) -> Path:
-        """Where a trained member is kept."""
-        return self.path(f"teachers/{name}")
+    @cached_property
+    def results(self) -> list[ResultRow]:
+        """What was found about each trained model, in the order of `trainings`, then about the teacher ensemble."""
+        evaluated = self.metrics.get("models", {})
+        names = [*self.trainings, *(["teachers"] if "teachers" in evaluated else [])]
+        return [self._result(name, evaluated.get(name, {})) for name in names]
 
-    def log(self, stage: str, group: Group | None = None) -> StageLog:
-        """The log of a stage; with a group, its leader writes the TensorBoard folder."""
-        leads = self.runtime.is_main if group is None else group.is_leader
-        return StageLog(stage, self.path(f"tensorboard/{stage}") if leads else None, show=self.runtime.is_main)
+    def _result(self, name: str, found: dict[str, Any]) -> ResultRow:
+        valid = found.get("valid") or best_epoch(self.trainings.get(name, {})).get("valid", {})
+        more = [found.get(part, {}) for part in ("test", "groups", "lists", "calibration")]
+        return ResultRow(name, self.title(name), valid, *more)
 
+    def title(self, name: str) -> str:
+        """A model's name for readers: the student is named after its method."""
+        if name == "student":
+            method = self.config.method
+            return f"{'Base' if method == 'base' else METHODS[method].title} student"
+        return {"base": "Base", "teachers": "teacher ensemble"}.get(name, name)
 
-def weights_fingerprint(folder: Path) -> str:
-    """16 digits that name a trained model's weights; UserError when there are none."""
-    files = weight_files(folder)
-    if not files:
-        raise UserError(f"{folder} holds no trained model: model.safetensors is missing.")
-    sums = [sha256_file(path) for path in files]
-    return sums[0][:16] if len(sums) == 1 else fingerprint(sums)
+    @property
+    def hidden_targets(self) -> str:
+        """What the evaluation did to targets that their own history has; empty where it hid none."""
+        return hidden_targets(self.metrics.get("groups", {}), self.config.evaluation.exclude_seen)
 
+    @cached_property
+    def labels(self) -> dict[str, Any] | None:
+        """The soft-label cache in figures, if it is there; reading its index takes torch."""
+        from csrec_dist.labels.cache import info
+        from csrec_dist.labels.format import INDEX_NAME
 
-def check_dataset(run: Run) -> None:
-    """UserError on every rank unless the dataset is the one that was prepared, and all its files are there."""
-
-    def on_main() -> None:
-        dataset = run.dataset
-        if dataset.fingerprint != run.records.require("prepare").outputs["fingerprint"]:
-            raise UserError(f"{dataset.folder} is not the dataset that stage prepare of {run.folder} made; restart it.")
-        files = [dataset.shard_file(split, shard) for split in dataset.splits for shard in range(dataset.num_shards)]
-        if missing := [file.name for file in files if not file.exists()]:
-            raise UserError(f"{dataset.folder} is not whole: {', '.join(missing)} missing. Prepare it again.")
-
-    run.runtime.on_main(on_main)
-
-
-def check_weights_of(run: Run, models: Mapping[str, str]) -> None:
-    """UserError on every rank unless folders of the run hold the weights with these fingerprints."""
-
-    def on_main() -> None:
-        for name, expected in models.items():
-            if weights_fingerprint(run.folder / name) != expected:
-                raise UserError(
-                    f"{run.folder / name} holds other weights than the stage that trained it left; restart that stage."
-                )
-
-    run.runtime.on_main(on_main)
+        folder = self.folder / "labels"
+        return info(folder) if (folder / INDEX_NAME).exists() else None
 
 
-def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between flat inputs, and why max_epochs counts where it does."""
-    text = "; ".join(differences(before, now))
-    if "training.max_epochs" in changed_keys(before, now):
-        text += f" (with schedule {now['training.schedule']} every learning rate depends on it)"
-    return text
+def stage_names(config: Config) -> list[str]:
+    """The stages that the config's method needs, in order."""
+    teaching = ["teach", "label"] if config.num_members else []
+    return ["prepare", *teaching, "distill", *(["baseline"] if config.baseline else []), "evaluate"]
 
 
-def evaluate_model(run: Run, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
-    """Metrics of a model on all rows of a split, each rank of the layout reading its own shards."""
-    shards = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
-    return evaluate(
-        model,
-        evaluation_batches(run, split, shards, layout),
-        top_n=run.config.evaluation.cut_offs,
-        exclude_seen=run.config.evaluation.exclude_seen,
-        reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
+def best_epoch(training: dict[str, Any]) -> dict[str, Any]:
+    """The epoch whose weights were kept; empty for a model that was trained elsewhere."""
+    epochs = training.get("epochs", [])
+    return epochs[training["best_epoch"]] if epochs else {}
+
+
+def hidden_targets(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], exclude_seen: bool) -> str:
+    """What `evaluation.exclude_seen` does to targets that their own history has, in a sentence; empty where it is off
+    or there is none.
+
+    Args:
+        groups: those of metrics.json, of any model.
+    """
+    if not exclude_seen or "repeat" not in groups:
+        return ""
+    repeated, new = (groups["repeat"][name]["count"] or 0 for name in ("repeated", "new"))
+    return (
+        f"{repeated:,} of {repeated + new:,} test targets are in their own history, which evaluation.exclude_seen "
+        "keeps out of the ranking: they rank last and count as missed."
     )
 
 
-def evaluation_batches(run: Run, split: str, shards: Sequence[int], layout: Layout) -> Iterator[Batch]:
-    """The rows of some shards on the device; where ranks share an item table, equally many batches on each of them."""
-    device, window = run.runtime.device, run.dataset.window
-    batches: Iterable[Batch] = shard_batches(run.dataset, split, shards, EVALUATION_ROWS)
-    batches = run.runtime.watch.reading(batches)
-    if catalog := layout.catalog_slice(run.dataset.num_items):
-        batches = in_step(batches, catalog, device, lambda: blank_batch(window))
-    return (batch.to(device) for batch in batches)
-
-
-def loop_settings(config: Config) -> dict[str, Any]:
-    """The part of `training` that decides a model trained on one-hot labels, but for limits that may be raised.
-
-    A schedule that falls to 0 at the last step depends on max_epochs.
-    """
-    options = config.training
-    left_out = {"log_steps", "patience"} | ({"max_epochs"} if options.schedule == "constant" else set())
-    return options.model_dump(mode="json", include=set(LoopOptions.model_fields) - left_out)
-
-
-def limits(config: Config) -> dict[str, Any]:
-    """The part of `training` that may be raised after a training has ended: it then goes on."""
-    return config.training.model_dump(mode="json", include={"max_epochs", "patience"})
-
-
-def selection(run: Run) -> dict[str, Any]:
-    """What early stopping looks at."""
-    return {"exclude_seen": run.config.evaluation.exclude_seen}
+def _order(path: Path) -> tuple[int, str]:
+    """Members by number, teacher-10 after teacher-9."""
+    return len(path.name), path.name

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from csrec_dist.config import Config, is_resolved
+from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_text
-from csrec_dist.runs.records import Record
 from csrec_dist.files import changed_keys, differences, flatten
 from csrec_dist.runs.stages.prepare import require_same
-from csrec_dist.runs.run import Run, changes_between
+from csrec_dist.runs.run import Record, Run
+from csrec_dist.runs.stages.active import ActiveRun, changes_between
 from csrec_dist.runs.stages.stage import Stage
 
 Way = Literal["leave", "do", "resume", "again", "continue"]
@@ -37,14 +37,14 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def claim(config: Config) -> None:
+def claim(run: Run) -> None:
     """Make a folder a run's before anything else is put into it; UserError when it is somebody else's."""
-    refuse_foreign(config.folder)
-    if not (config.folder / "config.yaml").exists():
-        write_text(config.folder / "config.yaml", config.to_yaml())
+    refuse_foreign(run.folder)
+    if not (run.folder / "config.yaml").exists():
+        write_text(run.folder / "config.yaml", run.config.to_yaml())
 
 
-def ways(run: Run, plan: Sequence[Stage], chosen: Sequence[Stage], restart: str | None) -> dict[str, Way]:
+def ways(run: ActiveRun, plan: Sequence[Stage], chosen: Sequence[Stage], restart: str | None) -> dict[str, Way]:
     """What is to be done with each stage of the plan.
 
     Raises:
@@ -60,7 +60,7 @@ def ways(run: Run, plan: Sequence[Stage], chosen: Sequence[Stage], restart: str 
 
 @dataclass
 class _Start:
-    run: Run
+    run: ActiveRun
     plan: Sequence[Stage]
     chosen: set[str]
     restart: str | None
@@ -72,10 +72,10 @@ class _Start:
     def way(self, stage: Stage) -> Way:
         """What is to be done with a stage, those before it being decided."""
         waits_for = [name for name in stage.needs if self.ways.get(name, "leave") != "leave"]
-        record = self.run.records.record(stage.name)
+        record = self.run.record(stage.name)
         if record is None:
             return self._undone(stage, waits_for)
-        absent = [name for name in waits_for if self.run.records.record(name) is None]
+        absent = [name for name in waits_for if self.run.record(name) is None]
         if absent and absent == waits_for and stage.name != self.restart:
             raise UserError(
                 f"Stage {stage.name} of {self.run.folder} is done, but {', '.join(absent)}, which it depends on, is "
@@ -92,7 +92,7 @@ class _Start:
         if is_chosen:
             for name in waits_for:
                 if name not in self.chosen:
-                    self.run.records.require(name)
+                    self.run.require(name)
         if waits_for or not is_chosen:
             return "do" if begun is None and stage.name != self.restart else "again"
         now = self._flat_inputs(stage)
@@ -154,7 +154,7 @@ class _Start:
         return all(ended)
 
     def _require_leaves(self, stage: Stage) -> None:
-        path = self.run.config.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
+        path = self.run.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
         if not path.exists():
             raise UserError(f"Stage {stage.name} of {self.run.folder} is done, but {path} is gone. {_redo(stage)}")
 

@@ -24,6 +24,7 @@ from csrec_dist.distributed.options import DistributedOptions
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 from csrec_dist.training import trainer as loop
 from tests.helpers.ranks import run_ranks
 
@@ -95,8 +96,8 @@ def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]
             execute(config, runtime, stages)
         begins.append((name, *begun[0]))
         if steps is not None and runtime.is_main:
-            newest = max((config.folder / "checkpoints/distill").glob("step-*"))
-            shutil.copy(newest / "optimizer.safetensors", config.folder)
+            newest = max((Run.of(config).folder / "checkpoints/distill").glob("step-*"))
+            shutil.copy(newest / "optimizer.safetensors", Run.of(config).folder)
     return begins
 
 

@@ -15,7 +15,7 @@ from csrec_dist.distributed.layout import label_columns
 from csrec_dist.files import write_json, write_text
 from csrec_dist.labels import LabelMember, write_labels
 from csrec_dist.labels.options import LabelOptions
-from csrec_dist.runs.records import Record, StageRecords
+from csrec_dist.runs.run import Record, Run
 
 ALONE = Group((0,), 0)
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
 def make_run(folder: Path, shift: float = 0.0, **changes: Any) -> Path:
     """A finished run's folder; its made-up metrics grow with `shift`."""
     config = make_config(folder, **changes)
-    run = config.folder
+    run = Run.of(config).folder
     prepare(config.dataset, run / "dataset")
     dataset = Dataset(run / "dataset")
     write_text(run / "config.yaml", config.to_yaml())
@@ -68,7 +68,7 @@ def make_run(folder: Path, shift: float = 0.0, **changes: Any) -> Path:
     write_json(run / "metrics.json", {**found["student"], "models": found})
     for number, stage in enumerate(stage_names(config), 1):
         usage = [{"seconds": number + rank / 2, "peak_memory_mib": 100.0 * number + rank} for rank in range(2)]
-        StageRecords(run).finish(stage, Record({}, {}, usage))
+        Run(run).finish(stage, Record({}, {}, usage))
     return run
 
 

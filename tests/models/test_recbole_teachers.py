@@ -14,6 +14,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache
 from csrec_dist.models.interop import from_recbole
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 
 NUM_ITEMS = 100
 LONGEST = 10
@@ -67,7 +68,7 @@ def test_labels_are_the_mean_of_their_scores(
     run = execute(config, Runtime.start(), ["prepare", "teach", "label"])
     histories = histories_of(reference_data(names[0]))
     assert len(histories) == 6
-    ids = [last_example_of(config.dataset_folder, history) for history in histories.values()]
+    ids = [last_example_of(Run.of(config).dataset_folder, history) for history in histories.values()]
     labels = LabelCache(run.folder / "labels").read(torch.tensor(ids))
     expected = torch.stack([reference_data(name).scores[list(histories), 1:].double() for name in names]).mean(0)
     logits = labels.states.double() @ labels.item_weight.double().T

@@ -15,7 +15,7 @@ from csrec_dist.config import parse_config
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_text
 from csrec_dist.report.paired import Comparison, compare_models, comparison_table
-from csrec_dist.runs.records import Record, StageRecords
+from csrec_dist.runs.run import Record, Run
 
 NUM_ROWS = 120
 
@@ -34,11 +34,11 @@ def make_run(
             "evaluation": {"exclude_seen": exclude_seen},
         }
     )
-    write_text(config.folder / "config.yaml", config.to_yaml())
-    StageRecords(config.folder).finish("evaluate", Record({"dataset": dataset}, {}, []))
+    write_text(Run.of(config).folder / "config.yaml", config.to_yaml())
+    Run(Run.of(config).folder).finish("evaluate", Record({"dataset": dataset}, {}, []))
     for place, model in enumerate(("student", "base")):
-        write_ranks(config.folder, model, drawn_ranks(seed, place, shift))
-    return config.folder
+        write_ranks(Run.of(config).folder, model, drawn_ranks(seed, place, shift))
+    return Run.of(config).folder
 
 
 def drawn_ranks(seed: int, place: int, shift: int) -> np.ndarray:

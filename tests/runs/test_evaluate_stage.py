@@ -21,7 +21,7 @@ from csrec_dist.files import read_json
 from csrec_dist.models.gru4rec import GRU4Rec, GRU4RecConfig
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.files import flatten
-from csrec_dist.runs.run import Run, evaluate_model
+from csrec_dist.runs.stages.active import ActiveRun, evaluate_model
 
 TIMEOUT = 2.0  # seconds
 
@@ -152,7 +152,7 @@ class SlowOnOneRank(GRU4Rec):
 
 def evaluate_slowly(rank: int, world_size: int, folder: str, dataset: str) -> dict[str, float]:
     """Validation metrics of a model, one rank taking longer than the others may stay away."""
-    run = Run(config_of(Path(folder), Path(folder) / "1", f"dataset.path={dataset}"), Runtime.start(TIMEOUT / 60))
+    run = ActiveRun(config_of(Path(folder), Path(folder) / "1", f"dataset.path={dataset}"), Runtime.start(TIMEOUT / 60))
     dist.barrier()  # as gloo's first collective connects the ranks
     handle = dist.new_group(timeout=timedelta(seconds=TIMEOUT))
     group = Group(run.runtime.world.ranks, rank, handle, run.runtime.watch)

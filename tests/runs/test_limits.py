@@ -13,7 +13,7 @@ from csrec_dist.training.options import LoopOptions
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
-from csrec_dist.runs.folder import RunFolder
+from csrec_dist.runs.run import Run
 from csrec_dist.training.limits import exceeded, num_epochs
 
 CONFIG = """
@@ -52,7 +52,7 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def curves(folder: Path) -> dict[str, list[object]]:
-    trained = RunFolder(folder).trainings
+    trained = Run.open(folder).trainings
     return {name: [(each["loss"], each["valid"]) for each in found["epochs"]] for name, found in trained.items()}
 
 
@@ -72,7 +72,7 @@ def test_raised_epochs_end_with_the_bits_of_an_unbroken_run(config: str, method:
     assert curves(cut) == curves(unbroken)
     assert read_json(cut / "metrics.json") == read_json(unbroken / "metrics.json")
     assert not (cut / "restart").exists()
-    assert RunFolder(cut).config.training.max_epochs == 4
+    assert Run.open(cut).config.training.max_epochs == 4
 
 
 def test_raised_patience_goes_on_and_more_of_what_did_not_end_it_changes_nothing(config: str) -> None:
@@ -81,8 +81,8 @@ def test_raised_patience_goes_on_and_more_of_what_did_not_end_it_changes_nothing
     base = ["--set", "method=base"]
     unbroken = run(config, "unbroken", *base, *patient)
     cut = run(config, "cut", *base, *impatient)
-    num = len(RunFolder(cut).trainings["student"]["epochs"])
-    assert num < len(RunFolder(unbroken).trainings["student"]["epochs"]), "patience ended it"
+    num = len(Run.open(cut).trainings["student"]["epochs"])
+    assert num < len(Run.open(unbroken).trainings["student"]["epochs"]), "patience ended it"
     with killed_after(0):
         run(config, "cut", *base, *impatient, "--set", "training.log_steps=3", "--set", "training.keep_checkpoints=1")
         run(config, "cut", *base, *raised(50), *impatient[2:])
@@ -99,7 +99,7 @@ def test_a_raised_run_that_is_cut_off_goes_on_and_leaves_the_old_model_until_the
     with killed_after(1), pytest.raises(KilledError):
         run(config, "cut", *base, *raised(4))
     assert weights(cut) == before
-    assert RunFolder(cut).missing == []
+    assert Run.open(cut).missing == []
     with killed_after(0):
         run(config, "cut", *base)
     run(config, "cut", *base, *raised(4))

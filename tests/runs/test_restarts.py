@@ -12,13 +12,12 @@ from tests.helpers.finished_runs import content
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
-from csrec_dist.runs.folder import RunFolder
-from csrec_dist.runs.records import Record, StageRecords
 from csrec_dist.runs.restarts import Restarts
+from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages import evaluate
 from csrec_dist.training import trainer as loop
 
-Run = tuple[list[str], Path]
+Copy = tuple[list[str], Path]
 
 
 class KilledError(Exception):
@@ -52,7 +51,7 @@ SMALL_STEPS = ["--set", "training.batch_size=16", "--set", "training.checkpoint_
 
 
 @pytest.fixture
-def stepwise(run_copy: Run) -> Run:
+def stepwise(run_copy: Copy) -> Copy:
     """Arguments and folder of a finished run of several steps, each with a checkpoint."""
     options, folder = run_copy
     options = [*options, *SMALL_STEPS]
@@ -64,20 +63,20 @@ def weights(folder: Path, name: str = "student") -> bytes:
     return (folder / name / "model.safetensors").read_bytes()
 
 
-def test_until_the_new_result_is_whole_the_old_one_stands_with_all_that_depends_on_it(stepwise: Run) -> None:
+def test_until_the_new_result_is_whole_the_old_one_stands_with_all_that_depends_on_it(stepwise: Copy) -> None:
     options, folder = stepwise
     before = content(folder)
     cut_off(2, "run", *options, "--restart", "distill", "--set", "training.beta=1")
     after = {name: digest for name, digest in content(folder).items() if not name.startswith("restart/")}
     assert {name for name in before if before[name] != after[name]} == {"config.yaml"}
     assert before.keys() == after.keys()
-    old = RunFolder(folder)
+    old = Run.open(folder)
     assert old.missing == []
     assert old.metrics["test"]
 
 
 @pytest.mark.parametrize("again", [[], ["--restart", "distill"]], ids=["run", "the same command"])
-def test_a_restart_that_was_cut_off_goes_on_where_it_stopped(stepwise: Run, again: list[str]) -> None:
+def test_a_restart_that_was_cut_off_goes_on_where_it_stopped(stepwise: Copy, again: list[str]) -> None:
     options, folder = stepwise
     changed = [*options, "--set", "training.beta=1"]
     cut_off(2, "run", *changed, "--restart", "distill")
@@ -92,7 +91,7 @@ def test_a_restart_that_was_cut_off_goes_on_where_it_stopped(stepwise: Run, agai
     assert weights(folder) == resumed
 
 
-def test_a_restart_that_was_cut_off_in_a_later_stage_does_not_begin_again(stepwise: Run) -> None:
+def test_a_restart_that_was_cut_off_in_a_later_stage_does_not_begin_again(stepwise: Copy) -> None:
     options, folder = stepwise
     teacher = folder / "teachers/teacher-0/model.safetensors"
     before = teacher.stat().st_mtime_ns
@@ -100,17 +99,17 @@ def test_a_restart_that_was_cut_off_in_a_later_stage_does_not_begin_again(stepwi
     cut_off(steps + 1, "run", *options, "--restart", "teach")
     replaced = teacher.stat().st_mtime_ns
     assert replaced != before
-    assert RunFolder(folder).missing == ["distill", "evaluate"]
-    assert RunFolder(folder).metrics == {}, "they are of the student before"
+    assert Run.open(folder).missing == ["distill", "evaluate"]
+    assert Run.open(folder).metrics == {}, "they are of the student before"
     assert (folder / "metrics.json").exists()
     assert main(["run", *options, "--restart", "teach"]) == 0
     assert teacher.stat().st_mtime_ns == replaced
-    assert RunFolder(folder).missing == []
+    assert Run.open(folder).missing == []
     assert main(["run", *options, "--restart", "teach"]) == 0
     assert teacher.stat().st_mtime_ns != replaced, "the restart before came to its end"
 
 
-def test_the_settings_of_before_find_the_old_result_beside_a_restart_that_was_cut_off(stepwise: Run) -> None:
+def test_the_settings_of_before_find_the_old_result_beside_a_restart_that_was_cut_off(stepwise: Copy) -> None:
     options, folder = stepwise
     before = weights(folder)
     cut_off(2, "run", *options, "--restart", "distill", "--set", "training.beta=1")
@@ -123,7 +122,7 @@ def test_the_settings_of_before_find_the_old_result_beside_a_restart_that_was_cu
 
 
 def test_a_training_cut_off_the_first_time_can_be_begun_again_and_that_too_goes_on(
-    stepwise: Run, capsys: pytest.CaptureFixture[str]
+    stepwise: Copy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options, folder = stepwise
     options = [*options, "--set", "name=new"]
@@ -139,7 +138,7 @@ def test_a_training_cut_off_the_first_time_can_be_begun_again_and_that_too_goes_
     assert not (new / "restart").exists()
 
 
-def test_other_options_of_the_evaluation_evaluate_again_and_nothing_else(run_copy: Run) -> None:
+def test_other_options_of_the_evaluation_evaluate_again_and_nothing_else(run_copy: Copy) -> None:
     options, folder = run_copy
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert main(["run", *options, "--set", "evaluation.top_n=[3]", "--set", "evaluation.lists=false"]) == 0
@@ -149,7 +148,7 @@ def test_other_options_of_the_evaluation_evaluate_again_and_nothing_else(run_cop
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
 
 
-def test_an_evaluation_that_fails_leaves_the_old_figures(run_copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_fails_leaves_the_old_figures(run_copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     options, folder = run_copy
     before = {name: value for name, value in content(folder).items() if name.startswith(("ranks", "metrics"))}
 
@@ -162,7 +161,7 @@ def test_an_evaluation_that_fails_leaves_the_old_figures(run_copy: Run, monkeypa
             main(["run", *options, "--restart", "evaluate"])
     after = {name: value for name, value in content(folder).items() if name.startswith(("ranks", "metrics"))}
     assert after == before
-    assert RunFolder(folder).missing == []
+    assert Run.open(folder).missing == []
 
 
 LEAVES = {"first": ("a", "a.json", "gone"), "second": ("b",)}
@@ -177,9 +176,9 @@ def old_and_new(folder: Path) -> Restarts:
     (folder / "gone").mkdir()
     (folder / "b").mkdir()
     for stage in LEAVES:
-        StageRecords(folder).finish(stage, Record({"x": "old"}, {}, []))
+        Run(folder).finish(stage, Record({"x": "old"}, {}, []))
     (folder / "restart/first.begun.json").write_text('{"inputs": {"x": "new"}}')
-    return Restarts(folder)
+    return Restarts(Run(folder))
 
 
 def replace(found: Restarts) -> None:
@@ -213,8 +212,8 @@ def test_a_replacement_that_is_killed_at_any_point_is_carried_out_by_the_next_st
     expected = content(whole)
     assert (whole / "a/inner/file").read_text() == "new"
     assert not (whole / "gone").exists()
-    assert StageRecords(whole).record("second") is None
-    assert Restarts(whole).begun_with("second") == {}
+    assert Run(whole).record("second") is None
+    assert Restarts(Run(whole)).begun_with("second") == {}
     for call in range(100):
         folder = tmp_path / str(call)
         found = old_and_new(folder)
@@ -223,9 +222,9 @@ def test_a_replacement_that_is_killed_at_any_point_is_carried_out_by_the_next_st
                 replace(found)
         except KilledError:
             if not list((folder / "restart").glob("*.replaces.json")):
-                assert StageRecords(folder).require("first").inputs == {"x": "old"}, "nothing was touched yet"
+                assert Run(folder).require("first").inputs == {"x": "old"}, "nothing was touched yet"
                 replace(found)
-            Restarts(folder).recover()
+            Restarts(Run(folder)).recover()
             found_there = {name: value for name, value in content(folder).items() if not name.endswith(".tmp")}
             assert found_there == expected, call
         else:

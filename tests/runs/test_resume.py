@@ -77,7 +77,7 @@ def train(rank: int, world_size: int, folder: str, dataset: str, steps: int | No
     config = make_config(Path(folder), Path(dataset), *overrides)
     with acting_after(steps, cut_off), nullcontext() if steps is None else pytest.raises(CutOffError):
         execute(config, Runtime.start())
-    return len(list((config.folder / "checkpoints").rglob("state.json")))
+    return len(list((Run.of(config).folder / "checkpoints").rglob("state.json")))
 
 
 def train_on(world_size: int, *arguments: Any) -> list[int]:
@@ -176,7 +176,7 @@ def stopped(rank: int, world_size: int, folder: str, dataset: str, signum: int) 
     with acting_after(steps, partial(os.kill, os.getpid(), signum)), pytest.raises(Stopped) as caught:
         execute(config, Runtime.start())
     assert signal.getsignal(signum) is before
-    newest = max((config.folder / "checkpoints/distill").glob("step-*"))
+    newest = max((Run.of(config).folder / "checkpoints/distill").glob("step-*"))
     return [caught.value.code, read_json(newest / "state.json")["step"]]
 
 
@@ -195,7 +195,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_status(
 def test_where_the_time_went_is_in_tensorboard_the_book_and_the_report(unbroken: Path) -> None:
     from csrec_dist.report import write_report
     from csrec_dist.report import tables as times
-    from csrec_dist.runs.folder import RunFolder
+    from csrec_dist.runs.run import Run
 
     busy, data = ([value for _, value in points(unbroken, f"time/{name}/max")] for name in ("busy", "data_wait"))
     assert len(busy) == len(data) == 3
@@ -203,7 +203,7 @@ def test_where_the_time_went_is_in_tensorboard_the_book_and_the_report(unbroken:
     assert usage["collective_wait_seconds"] == 0
     assert 0 < sum(data) < usage["data_wait_seconds"], "evaluation waits for data too"
     assert sum(busy) + sum(data) < usage["seconds"]
-    shares = times.time_shares(RunFolder(unbroken / "small"), "distill")
+    shares = times.time_shares(Run.open(unbroken / "small"), "distill")
     waited = usage["data_wait_seconds"] / usage["seconds"]
     assert shares == [f"{1 - waited:.0%}", f"{waited:.0%}", "0%"]
     assert times._spread([0.5, 0.25, 0.75, 0.5, 0.5]) == "25% to 75%"

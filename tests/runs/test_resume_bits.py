@@ -16,6 +16,7 @@ from csrec_dist.models import MODELS
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import Stopped
 from csrec_dist.training import trainer as loop
+from csrec_dist.runs.run import Run
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def config_of(model: str, dataset: Path, output: Path) -> Config:
 def train(config: Config) -> bytes:
     """The bytes of a run's student."""
     execute(config, Runtime.start(), ["prepare", "distill"])
-    return (config.folder / "student/model.safetensors").read_bytes()
+    return (Run.of(config).folder / "student/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -93,5 +94,5 @@ def test_another_number_of_threads_is_said_and_recorded(
     with threads(2):
         train(config)
     assert "goes on in another environment: threads was 1, is 2." in " ".join(capsys.readouterr().out.split())
-    environments = read_json(config.folder / "student/metrics.json")["environments"]
+    environments = read_json(Run.of(config).folder / "student/metrics.json")["environments"]
     assert [each["threads"] for each in environments] == [1, 2]

@@ -10,6 +10,7 @@ from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -37,7 +38,7 @@ def run(folder: Path, dataset: Path, log_steps: int) -> Path:
     (folder / "config.yaml").write_text(RUN % (dataset, log_steps))
     config = load_config(folder / "config.yaml", [f"output={folder}"])
     execute(config, Runtime.start())
-    return config.folder
+    return Run.of(config).folder
 
 
 @pytest.fixture(scope="module")

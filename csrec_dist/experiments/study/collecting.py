@@ -15,8 +15,7 @@ from csrec_dist.evaluation.groups import rating_group
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.files import fingerprint, read_json
 from csrec_dist.report.paired import Evaluated
-from csrec_dist.runs.folder import RunFolder
-from csrec_dist.runs.records import StageRecords
+from csrec_dist.runs.run import Run
 from csrec_dist.training.options import CheckpointOptions
 
 TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
@@ -53,17 +52,17 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
 
 def is_finished(config: Config) -> bool:
     """Whether the run has been evaluated."""
-    return StageRecords(config.folder).record("evaluate") is not None
+    return Run.of(config).record("evaluate") is not None
 
 
 def check_settings(entries: Sequence[Entry]) -> None:
     """Raises UserError if a finished run has other settings than its study gives it now: it would pass for that run."""
-    finished = [entry.config for entry in entries if is_finished(entry.config)]
-    others = [config for config in finished if settings_key(RunFolder(config.folder).config) != settings_key(config)]
+    finished = [entry.run for entry in entries if is_finished(entry.config)]
+    others = [run for run in finished if settings_key(Run.open(run.folder).config) != settings_key(run.config)]
     if others:
         raise UserError(
             f"{len(others)} finished runs in {others[0].folder.parent} have other settings than the study has now: "
-            f"{', '.join(config.name for config in others)}. Move their folders away, or give another --output."
+            f"{', '.join(run.config.name for run in others)}. Move their folders away, or give another --output."
         )
 
 
@@ -78,7 +77,7 @@ def settings_key(config: Config) -> str:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    folder = entry.config.folder
+    folder = entry.run.folder
     found = read_json(folder / "metrics.json")
     teacher = teacher_model(entry.config, found["models"])
     figures = _numbers(_sections(found) | {"valid": found["valid"], "diversity": found.get("diversity", {})})
@@ -97,7 +96,7 @@ def environments(folder: Path) -> dict[str, str]:
 
 def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
     """What paired tests need of a run's student and of the model that teaches it; nothing of one without ranks."""
-    run = RunFolder(folder)
+    run = Run.open(folder)
     found: dict[str, list[Any]] = {}
     for prefix, model in (("", "student"), (TEACHER, teacher)):
         evaluated = Evaluated(run, model or "")
@@ -142,12 +141,12 @@ def training_cost(folder: Path) -> dict[str, float | None]:
     Teachers shared with other runs count in full. None where a training was cut off and went on, or took models that
     another run trained, as the records only knows what the last process took; and where it kept no CPU seconds.
     """
-    records, total = StageRecords(folder), {"seconds": 0.0, "cpu_seconds": 0.0}
+    run, total = Run(folder), {"seconds": 0.0, "cpu_seconds": 0.0}
     unknown: dict[str, float | None] = dict.fromkeys(total)
     if any(member.is_symlink() for member in folder.glob("teachers/*")):
         return unknown
     for stage, models in TRAINING_STAGES.items():
-        record = records.record(stage)
+        record = run.record(stage)
         if record is None:
             continue
         seconds = max((each["seconds"] for each in record.usage), default=0.0)

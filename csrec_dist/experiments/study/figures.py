@@ -160,7 +160,7 @@ def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> b
     """The number of training interactions of each item, the most popular first; False where no dataset is there."""
     datasets: dict[str, Path] = {}
     for entry in entries:
-        folder = entry.config.dataset_folder
+        folder = entry.run.dataset_folder
         if matches(options.where, entry.cell) and (folder / "dataset.json").exists():
             datasets.setdefault(entry.cell[options.panels] if options.panels else "", folder)
     if datasets:

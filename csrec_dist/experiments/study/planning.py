@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from csrec_dist.config import Config
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.files import fingerprint, link
 from csrec_dist.runs.pipeline import stages_of
-from csrec_dist.runs.records import StageRecords
-from csrec_dist.runs.run import limits, loop_settings
+from csrec_dist.runs.run import Run
+from csrec_dist.runs.stages.active import limits, loop_settings
 from csrec_dist.runs.starting import claim
 from csrec_dist.teachers import Member
 
@@ -32,10 +31,10 @@ class Task:
         """The run's config."""
         return self.entry.config
 
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.config.folder
+    @cached_property
+    def run(self) -> Run:
+        """The run's folder, config and records."""
+        return self.entry.run
 
     @property
     def is_done(self) -> bool:
@@ -50,7 +49,7 @@ class Task:
 
     def has_done(self, stage: str) -> bool:
         """Whether a stage of the run is finished."""
-        return StageRecords(self.folder).record(stage) is not None
+        return self.run.record(stage) is not None
 
     def forget(self, failed: "Task") -> None:
         """Take nothing from a run that failed."""
@@ -143,13 +142,13 @@ def adopt(task: Task) -> None:
     """Take what others have finished, and the task has not done itself; UserError for a folder that is not a run's."""
     if not task.is_ready:
         return
-    claim(task.config)
-    own = StageRecords(task.folder)
+    claim(task.run)
+    own = task.run
     leaves = {stage.name: stage.leaves for stage in stages_of(task.config)}
     if task.donor is not None:
         for stage in task.shared:
             if own.record(stage) is None:
-                own.adopt(stage, StageRecords(task.donor.folder), leaves[stage])
+                own.adopt(stage, task.donor.run, leaves[stage])
     if own.record("teach") is None:
         for name, (lender, its_name) in task.lenders.items():
-            link(task.folder / "teachers" / name, lender.folder / "teachers" / its_name)
+            link(own.folder / "teachers" / name, lender.run.folder / "teachers" / its_name)

@@ -85,14 +85,14 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
 def run_alone(task: Task, children: Children) -> None:
     """One run in a process of its own on one thread; what it prints goes into <run>/study.log."""
     adopt(task)
-    config = task.folder / "study.yaml"
+    config = task.run.folder / "study.yaml"
     write_text(config, task.config.to_yaml())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(config)]
-    with open(task.folder / "study.log", "a", encoding="utf-8") as log:
+    with open(task.run.folder / "study.log", "a", encoding="utf-8") as log:
         status = children.run(command, environment, stdout=log, stderr=subprocess.STDOUT)
     if status:
-        raise UserError(f"The run {task.folder} failed; {task.folder / 'study.log'} says why.")
+        raise UserError(f"The run {task.run.folder} failed; {task.run.folder / 'study.log'} says why.")
 
 
 STUDIES = Path("configs/studies")

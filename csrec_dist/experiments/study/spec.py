@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from csrec_dist.config import Config, parse_config, read_yaml, set_key
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, Part, TableOptions, When
+from csrec_dist.runs.run import Run
 
 Setting = dict[str, Any]
 Cell = dict[str, str]
@@ -166,6 +167,11 @@ class Entry:
     cell: Cell
     seed: int
     config: Config
+
+    @property
+    def run(self) -> Run:
+        """The run's folder, config and records."""
+        return Run.of(self.config)
 
 
 def load_study(path: Path | str) -> Study:

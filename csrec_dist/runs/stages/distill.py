@@ -7,7 +7,6 @@ from typing import Any
 from csrec_dist.data.order import owned_shards
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
-from csrec_dist.runs.run import Run
 from torch import Tensor
 from csrec_dist.config import Config
 from csrec_dist.errors import SharedUserError, shared_errors
@@ -16,13 +15,13 @@ from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.models import ItemTable
 from csrec_dist.losses import Loss, distillation_parts
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
-from csrec_dist.runs.run import Run, check_dataset, loop_settings, selection, weights_fingerprint
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, loop_settings, selection, weights_fingerprint
 from csrec_dist.training import LossFunction
 from csrec_dist.training.options import TrainingOptions
 
 
 @contextmanager
-def staged_labels(run: Run, folder: Path, disk: str) -> Iterator[Path]:
+def staged_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
     """The folder on this node's disk that has the labels of `folder`; removed at the end, but kept after an error.
 
     Raises:
@@ -43,7 +42,7 @@ def staged_labels(run: Run, folder: Path, disk: str) -> Iterator[Path]:
         remove_staged(staged)
 
 
-def _stage(run: Run, folder: Path, staged: Path, ranks: list[int]) -> dict[str, Any]:
+def _stage(run: ActiveRun, folder: Path, staged: Path, ranks: list[int]) -> dict[str, Any]:
     """Copy what the ranks of this node read: what is wrong with the labels, or the user's mistake."""
     runtime, num_shards = run.runtime, run.dataset.num_shards
     shards = [shard for rank in ranks for shard in owned_shards(num_shards, rank, runtime.world_size)]
@@ -85,10 +84,10 @@ def student_settings(config: Config) -> dict[str, Any]:
     return config.training.model_dump(mode="json", include={"temperature", "beta", "kl"})
 
 
-def baseline_inputs(run: Run) -> dict[str, Any]:
+def baseline_inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset, model, seed and loop settings of the student trained on one-hot labels."""
     return {
-        "dataset": run.records.require("prepare").outputs["fingerprint"],
+        "dataset": run.require("prepare").outputs["fingerprint"],
         "model": run.config.model.model_dump(mode="json"),
         "seed": run.config.seed,
         "training": loop_settings(run.config),
@@ -96,18 +95,18 @@ def baseline_inputs(run: Run) -> dict[str, Any]:
     }
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: ActiveRun) -> dict[str, Any]:
     """The baseline's inputs, and the labels and the loss where there are labels."""
     inputs = baseline_inputs(run)
     if run.config.num_members:
-        inputs |= {"labels": run.records.require("label").outputs}
+        inputs |= {"labels": run.require("label").outputs}
     if run.config.method != "base":
         training = inputs["training"] | student_settings(run.config)
         inputs |= {"method": run.config.method, "training": training}
     return inputs
 
 
-def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Train the student: on soft labels, or for method base on one-hot labels."""
     if run.config.method == "base":
         return train_student(run, inputs, "distill", "student", one_hot, None)
@@ -119,7 +118,7 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def opened_labels(run: Run) -> Iterator[LabelReader]:
+def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
     """The run's label cache, on the node's own disk if it is asked for; a copy there ends with the block.
 
     After an error the copy is left for the next start.
@@ -133,19 +132,19 @@ def opened_labels(run: Run) -> Iterator[LabelReader]:
         yield LabelCache(staged, run.dataset, catalog)
 
 
-def check(run: Run, inputs: dict[str, Any]) -> None:
+def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
     """UserError on every rank when the dataset or the labels are damaged; staged labels are checked in copying."""
     check_dataset(run)
     if run.config.num_members and run.config.labels.stage_to is None:
         check_labels(run)
 
 
-def check_baseline(run: Run, inputs: dict[str, Any]) -> None:
+def check_baseline(run: ActiveRun, inputs: dict[str, Any]) -> None:
     """UserError on every rank when the dataset is damaged."""
     check_dataset(run)
 
 
-def check_labels(run: Run) -> None:
+def check_labels(run: ActiveRun) -> None:
     """Hold the shards to their checksums, each rank those it will read; UserError on every rank if any differs."""
     world = run.runtime.world
     with shared_errors():
@@ -156,23 +155,23 @@ def check_labels(run: Run) -> None:
         raise SharedUserError(f"The soft labels are damaged: {'; '.join(problems)}. Label again with --restart label.")
 
 
-def baseline_work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+def baseline_work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Train the student from the same seed on one-hot labels alone."""
     return train_student(run, inputs, "baseline", "base", one_hot, None)
 
 
-def trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
     """The student's, under `root`."""
     return [Training(root / "student", root / "checkpoints/distill", inputs)]
 
 
-def baseline_trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+def baseline_trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
     """The baseline's, under `root`."""
     return [Training(root / "base", root / "checkpoints/baseline", inputs)]
 
 
 def train_student(
-    run: Run, inputs: dict[str, Any], stage: str, name: str, loss_function: LossFunction, labels: LabelReader | None
+    run: ActiveRun, inputs: dict[str, Any], stage: str, name: str, loss_function: LossFunction, labels: LabelReader | None
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
     training = Training(run.path(name), run.path(f"checkpoints/{stage}"), inputs)

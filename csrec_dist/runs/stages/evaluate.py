@@ -16,7 +16,7 @@ from csrec_dist.data.order import owned_shards
 from csrec_dist.data.batches import Batch
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
 from csrec_dist.evaluation.report_card import Examination
-from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
+from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.per_row import (
     RANKS_SCHEMA,
     Columns,
@@ -29,10 +29,11 @@ from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
-from csrec_dist.runs.run import Run, check_dataset, check_weights_of, evaluate_model, evaluation_batches
+from csrec_dist.runs.run import hidden_targets
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of, evaluate_model, evaluation_batches
 
 
-def trained_models(run: Run) -> dict[str, Path]:
+def trained_models(run: ActiveRun) -> dict[str, Path]:
     """Folder of each trained model of the run: the student first."""
     folders = {"student": run.folder / "student"}
     if run.config.baseline:
@@ -40,21 +41,21 @@ def trained_models(run: Run) -> dict[str, Path]:
     return folders | {name: run.member_folder(name) for name in run.config.member_names}
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset, all weights and the options of the evaluation."""
     inputs = {
-        "dataset": run.records.require("prepare").outputs["fingerprint"],
-        "student": run.records.require("distill").outputs["weights"],
+        "dataset": run.require("prepare").outputs["fingerprint"],
+        "student": run.require("distill").outputs["weights"],
         "evaluation": run.config.evaluation.model_dump(mode="json"),
     }
     if run.config.num_members:
-        inputs["members"] = run.records.require("teach").outputs["members"]
+        inputs["members"] = run.require("teach").outputs["members"]
     if run.config.baseline:
-        inputs["base"] = run.records.require("baseline").outputs["weights"]
+        inputs["base"] = run.require("baseline").outputs["weights"]
     return inputs
 
 
-def check(run: Run, inputs: dict[str, Any]) -> None:
+def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
     """UserError on every rank when the dataset or a model is not what an earlier stage left."""
     check_dataset(run)
     base = {"base": inputs["base"]} if "base" in inputs else {}
@@ -62,7 +63,7 @@ def check(run: Run, inputs: dict[str, Any]) -> None:
     check_weights_of(run, {"student": inputs["student"], **base, **members})
 
 
-def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
     found: dict[str, dict[str, Any]] = {}
     run.runtime.on_main(lambda: shutil.rmtree(run.path("ranks"), ignore_errors=True))
@@ -90,12 +91,12 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"test": found["student"]["test"]}
 
 
-def load(run: Run, folder: Path) -> SequentialModel:
+def load(run: ActiveRun, folder: Path) -> SequentialModel:
     """A trained model on this rank's device; with its slice of the catalog where that is split."""
     return models.load(folder, run.layout.catalog_slice(run.dataset.num_items)).to(run.runtime.device)
 
 
-def teacher_module(run: Run) -> dict[str, Any]:
+def teacher_module(run: ActiveRun) -> dict[str, Any]:
     """What the members whose logits make the soft labels rank together (Table 5), where that is more than one."""
     if len(run.config.member_names) < 2 or len(run.config.labelling_names) < 2:
         return {}
@@ -108,7 +109,7 @@ def teacher_module(run: Run) -> dict[str, Any]:
 
 
 def examine(
-    run: Run,
+    run: ActiveRun,
     members: Sequence[SequentialModel],
     name: str,
     combine: Callable[[Sequence[Tensor]], Tensor] = alone,
@@ -125,7 +126,7 @@ def examine(
     return examination.compute(run.runtime.world.all_reduce_sum)
 
 
-def diversity(run: Run) -> dict[str, Any]:
+def diversity(run: ActiveRun) -> dict[str, Any]:
     """How much the members differ on test; the values of each row go into ranks/diversity-test.parquet."""
     members = [load(run, run.member_folder(name)) for name in run.config.member_names]
     sums = DiversitySums(run.config.member_names, run.config.evaluation.cut_offs, run.runtime.device)
@@ -139,12 +140,12 @@ def diversity(run: Run) -> dict[str, Any]:
     return sums.compute()
 
 
-def shard_rows(run: Run, shard: int | None) -> Iterator[Batch]:
+def shard_rows(run: ActiveRun, shard: int | None) -> Iterator[Batch]:
     """A shard's test rows on the device, in batches that do not depend on the number of ranks; none of no shard."""
     return evaluation_batches(run, "test", [] if shard is None else [shard], run.layout)
 
 
-def keep(run: Run, name: str, schema: pa.Schema, shard_columns: Callable[[int | None], Iterable[Columns]]) -> None:
+def keep(run: ActiveRun, name: str, schema: pa.Schema, shard_columns: Callable[[int | None], Iterable[Columns]]) -> None:
     """Write one file of test rows into ranks/, all ranks together, each its own shards.
 
     Ranks that share the catalog go through equally many shards: some through none at the end.

@@ -22,7 +22,7 @@ from csrec_dist.labels import LabelReader, SoftLabels
 from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.losses import Loss, cross_entropy
 from csrec_dist.files import differences, flatten
-from csrec_dist.runs.run import Run, changes_between, evaluate_model
+from csrec_dist.runs.stages.active import ActiveRun, changes_between, evaluate_model
 from csrec_dist.training.telemetry import StageLog
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.limits import exceeded, num_epochs
@@ -102,7 +102,7 @@ class Training:
 
 
 def fit(
-    run: Run,
+    run: ActiveRun,
     task: Fit,
     layout: Layout,
     log: StageLog,
@@ -142,7 +142,7 @@ def fit(
     return True
 
 
-def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
+def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     """The model and its loss in the hands of the run's engine."""
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
     catalog = layout.catalog_slice(dataset.num_items)
@@ -155,7 +155,7 @@ def make_engine(run: Run, task: Fit, layout: Layout) -> Engine:
     return engine
 
 
-def save(run: Run, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
+def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
     """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
     layout = engine.layout
     if layout.group.is_leader:

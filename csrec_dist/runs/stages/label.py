@@ -15,34 +15,34 @@ from csrec_dist.labels.options import LabelOptions
 from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
-from csrec_dist.runs.run import Run, check_dataset, check_weights_of, weights_fingerprint
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of, weights_fingerprint
 from csrec_dist.training.telemetry import StageLog
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset, the labelling members' weights, and the form of the labels."""
-    weights = run.records.require("teach").outputs["members"]
+    weights = run.require("teach").outputs["members"]
     return {
-        "dataset": run.records.require("prepare").outputs["fingerprint"],
+        "dataset": run.require("prepare").outputs["fingerprint"],
         "members": {name: weights[name] for name in run.config.labelling_names},
         "labels": run.config.label_settings,
     }
 
 
-def check(run: Run, inputs: dict[str, Any]) -> None:
+def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
     """UserError on every rank when the dataset or a member is not what an earlier stage left."""
     check_dataset(run)
     check_weights_of(run, {f"teachers/{name}": weights for name, weights in inputs["members"].items()})
 
 
-def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Write the soft-label cache, all ranks together."""
     folder = run.path("labels")
     label_into(run, folder, run.config.labelling_names, "label", run.config.labels)
     return run.runtime.on_main(lambda: {"index": sha256_file(folder / INDEX_NAME)[:16]})
 
 
-def label_into(run: Run, folder: Path, names: list[str], stage: str, options: LabelOptions) -> None:
+def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, options: LabelOptions) -> None:
     """Write the labels that the members called `names` give all training examples, all ranks together."""
     runtime, training = run.runtime, run.config.training
     columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
@@ -66,7 +66,7 @@ def label_into(run: Run, folder: Path, names: list[str], stage: str, options: La
         )
 
 
-def member_weights(run: Run, names: list[str], options: LabelOptions, log: StageLog) -> Sequence[float] | None:
+def member_weights(run: ActiveRun, names: list[str], options: LabelOptions, log: StageLog) -> Sequence[float] | None:
     """The members' weights as given, or fitted on validation by rank 0."""
     if options.weights != "fitted":
         return options.weights
@@ -81,7 +81,7 @@ def member_weights(run: Run, names: list[str], options: LabelOptions, log: Stage
     return run.runtime.on_main(fitted)
 
 
-def label_member(run: Run, name: str) -> LabelMember:
+def label_member(run: ActiveRun, name: str) -> LabelMember:
     """Name, width and weights of a member."""
     folder = run.member_folder(name)
     description = read_description(folder)
@@ -90,7 +90,7 @@ def label_member(run: Run, name: str) -> LabelMember:
 
 
 def load_members(
-    run: Run, names: list[str], column: LabelColumn, group: Group, catalog: CatalogSlice | None
+    run: ActiveRun, names: list[str], column: LabelColumn, group: Group, catalog: CatalogSlice | None
 ) -> dict[int, SequentialModel]:
     """The members this rank labels with, by their position among `names`; with `catalog`, their slices of the items."""
     held = column.members_of(group.rank, len(names))

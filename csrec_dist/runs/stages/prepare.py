@@ -9,16 +9,16 @@ from csrec_dist.data.prepare import prepare
 from csrec_dist.data.download import downloads_folder, resolve
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.stages.active import ActiveRun
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset options and the identity of the log, which is read again only if its files seem to have changed."""
     options = run.config.dataset
     if options.path:
         return {"dataset": {"path": Dataset(options.path).fingerprint}}
     settings = options.model_dump(mode="json", exclude={"source", "path"})
-    record = run.records.record("prepare")
+    record = run.record("prepare")
     if record is not None and is_unchanged(options, record.outputs.get("log", {})):
         prefix = "source."
         known = {key.removeprefix(prefix): value for key, value in record.inputs.items() if key.startswith(prefix)}
@@ -49,7 +49,7 @@ def require_same(folder: Path, inputs: dict[str, Any]) -> None:
         raise UserError(f"{folder} was prepared from another log or with other options; use --restart prepare.")
 
 
-def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """From the raw log to the dataset folder, on rank 0."""
 
     def on_main() -> dict[str, Any]:

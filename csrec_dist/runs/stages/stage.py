@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.runs.stages.fitting import Training
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.stages.active import ActiveRun
 
 Inputs = dict[str, Any]
 
 
-def _no_check(run: Run, inputs: Inputs) -> None:
+def _no_check(run: ActiveRun, inputs: Inputs) -> None:
     return
 
 
-def _no_trainings(run: Run, inputs: Inputs, root: Path) -> list[Training]:
+def _no_trainings(run: ActiveRun, inputs: Inputs, root: Path) -> list[Training]:
     return []
 
 
@@ -30,11 +30,11 @@ class Stage:
 
     name: str
     needs: tuple[str, ...]
-    inputs: Callable[[Run], Inputs]
-    work: Callable[[Run, Inputs], dict[str, Any]]
+    inputs: Callable[[ActiveRun], Inputs]
+    work: Callable[[ActiveRun, Inputs], dict[str, Any]]
     leaves: tuple[str, ...]
-    check: Callable[[Run, Inputs], None] = _no_check
-    trainings: Callable[[Run, Inputs, Path], list[Training]] = _no_trainings
+    check: Callable[[ActiveRun, Inputs], None] = _no_check
+    trainings: Callable[[ActiveRun, Inputs, Path], list[Training]] = _no_trainings
     free: str | None = None
 
     @property

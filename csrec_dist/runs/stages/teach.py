@@ -21,15 +21,15 @@ from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
 from csrec_dist.runs.stages.label import label_into
-from csrec_dist.runs.run import Run, check_dataset, loop_settings, selection, weights_fingerprint
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, loop_settings, selection, weights_fingerprint
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset, members and loop settings."""
-    dataset = run.records.require("prepare").outputs["fingerprint"]
+    dataset = run.require("prepare").outputs["fingerprint"]
     if run.config.teachers.pretrained:
         found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
         return {"dataset": dataset, "pretrained": found}
@@ -37,7 +37,7 @@ def inputs(run: Run) -> dict[str, Any]:
     return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "evaluation": selection(run)}
 
 
-def member_settings(run: Run, member: Member) -> dict[str, Any]:
+def member_settings(run: ActiveRun, member: Member) -> dict[str, Any]:
     """What tells a member from others: the robust loss's settings only where it is trained with it."""
     settings: dict[str, Any] = {"seed": member.seed, "model": member.model.model_dump(mode="json")}
     if member.sample < 1:
@@ -48,7 +48,7 @@ def member_settings(run: Run, member: Member) -> dict[str, Any]:
     return settings
 
 
-def check(run: Run, inputs: dict[str, Any]) -> None:
+def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
     """UserError on every rank when the dataset is damaged, or a trained model cannot be a member."""
     check_dataset(run)
 
@@ -59,7 +59,7 @@ def check(run: Run, inputs: dict[str, Any]) -> None:
     run.runtime.on_main(on_main)
 
 
-def trainings(run: Run, inputs: dict[str, Any], root: Path) -> list[Training]:
+def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
     """Those of the members that are trained here, under `root`; of one that is regularised by another once that is trained."""
     if run.config.teachers.pretrained:
         return []
@@ -74,7 +74,7 @@ def member_training(inputs: dict[str, Any], member: Member, root: Path) -> Train
     return Training(folder, checkpoints, member_inputs(inputs, member, root))
 
 
-def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
+def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Train the members that are not trained yet, or take trained ones."""
     if run.config.teachers.pretrained:
         run.runtime.on_main(lambda: take_pretrained(run))
@@ -85,7 +85,7 @@ def work(run: Run, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"members": run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})}
 
 
-def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
+def teach_members(run: ActiveRun, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
     """Train those of these members that are not trained yet, side by side where there are ranks for it."""
     todo = run.runtime.on_main(lambda: [k for k, member in enumerate(members) if not is_taught(run, member, inputs)])
     for name in sorted({name for k in todo if (name := members[k].regularised_by)}):
@@ -96,7 +96,7 @@ def teach_members(run: Run, members: tuple[Member, ...], inputs: dict[str, Any])
         teach_in_place(run, members, todo, inputs)
 
 
-def is_taught(run: Run, member: Member, inputs: dict[str, Any]) -> bool:
+def is_taught(run: ActiveRun, member: Member, inputs: dict[str, Any]) -> bool:
     """Whether a member is trained to its end. What one learned from another teacher than there is now is removed."""
     training = member_training(inputs, member, run.path("teachers").parent)
     if member.regularised_by and training.is_of_others():
@@ -105,7 +105,7 @@ def is_taught(run: Run, member: Member, inputs: dict[str, Any]) -> bool:
     return training.is_ended(run.config.training)
 
 
-def teach_elastically(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
+def teach_elastically(run: ActiveRun, members: list[Member], inputs: dict[str, Any]) -> None:
     """Train these members; ranks that are done with one take the next, or help with another."""
     runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
     rounds = teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel)
@@ -114,7 +114,7 @@ def teach_elastically(run: Run, members: list[Member], inputs: dict[str, Any]) -
         train_together(runtime, rounds[0], len(members), catalog_parallel, train)
 
 
-def teach_in_place(run: Run, members: tuple[Member, ...], todo: list[int], inputs: dict[str, Any]) -> None:
+def teach_in_place(run: ActiveRun, members: tuple[Member, ...], todo: list[int], inputs: dict[str, Any]) -> None:
     """Train those members that are to do, in rounds, each on the ranks that it has by its place among all."""
     runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
     for slots in teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel):
@@ -125,12 +125,12 @@ def teach_in_place(run: Run, members: tuple[Member, ...], todo: list[int], input
         runtime.world.barrier()
 
 
-def regulariser_folder(run: Run, name: str) -> Path:
+def regulariser_folder(run: ActiveRun, name: str) -> Path:
     """Where the predictions of a trained member for all training examples are kept: beside it."""
     return run.member_folder(name) / "labels"
 
 
-def take_pretrained(run: Run) -> None:
+def take_pretrained(run: ActiveRun) -> None:
     """Copy trained models into the run, checked against its catalog."""
     id_map = run.dataset.id_map_fingerprint
     for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
@@ -138,7 +138,7 @@ def take_pretrained(run: Run) -> None:
         write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
 
 
-def load_pretrained(run: Run, folder: str) -> SequentialModel:
+def load_pretrained(run: ActiveRun, folder: str) -> SequentialModel:
     """A trained model that can be a member of the run; UserError when it knows other items or too short histories."""
     model = models.load(folder)
     require_fit(model, folder, run.dataset)
@@ -186,7 +186,7 @@ def member_inputs(inputs: dict[str, Any], member: Member, root: Path) -> dict[st
 
 
 def teach_member(
-    run: Run,
+    run: ActiveRun,
     members: Sequence[Member],
     inputs: dict[str, Any],
     place: int,
@@ -205,7 +205,7 @@ def teach_member(
         return fit(run, task, layout, log, signals, hands_over)
 
 
-def member_task(run: Run, member: Member, inputs: dict[str, Any], layout: Layout) -> Fit:
+def member_task(run: ActiveRun, member: Member, inputs: dict[str, Any], layout: Layout) -> Fit:
     """A member's training, its labels and loss being those of this rank's slice of the catalog."""
     catalog = layout.catalog_slice(run.dataset.num_items)
     return Fit(
@@ -220,7 +220,7 @@ def member_task(run: Run, member: Member, inputs: dict[str, Any], layout: Layout
     )
 
 
-def row_sample(run: Run, member: Member) -> RowSample | None:
+def row_sample(run: ActiveRun, member: Member) -> RowSample | None:
     """The rows a member sees, or None for all; UserError when there are none."""
     if member.sample == 1:
         return None
@@ -233,7 +233,7 @@ def row_sample(run: Run, member: Member) -> RowSample | None:
     return sample
 
 
-def main_teacher_loss(run: Run, member: Member, catalog: CatalogSlice | None) -> RobustLoss:
+def main_teacher_loss(run: ActiveRun, member: Member, catalog: CatalogSlice | None) -> RobustLoss:
     """The loss of Eq. 18, with a noise matrix of its own unless the expectation term is left out."""
     options = run.config.teachers
     noise = None

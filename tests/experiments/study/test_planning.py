@@ -4,12 +4,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from study_files import STUDY, entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.experiments.study.planning import Task, plan_tasks
 from csrec_dist.files import sha256_file
-from csrec_dist.runs.records import Record, StageRecords
-from tests.helpers.study_files import STUDY, entries_of, write_study
+from csrec_dist.runs.run import Record, Run
 
 MEMBERS = """
 title: Members
@@ -70,7 +70,7 @@ def test_teachers_of_another_seed_or_loop_are_not_shared(study_file: Path) -> No
 def test_runs_that_are_done_serve_though_they_are_not_chosen(study_file: Path) -> None:
     _, entries = entries_of(study_file)
     for stage in ("prepare", "teach", "label"):
-        StageRecords(study_file.parent / "runs/CSRec-M-3-s0").finish(stage, Record({}, {}, []))
+        Run(study_file.parent / "runs/CSRec-M-3-s0").finish(stage, Record({}, {}, []))
     chosen = plan_tasks(entries, lambda entry: entry.seed == 1)
     assert [task.config.name for task in chosen] == ["Base-3-s1", "CSRec-M-1-s1", "CSRec-M-3-s1"]
     assert {task.donor.config.name for task in chosen if task.donor} == {"CSRec-M-3-s0"}

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from scipy import stats
+from study_files import entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
@@ -18,8 +19,7 @@ from csrec_dist.experiments.study.figures import _ticks, draw, draw_curve
 from csrec_dist.experiments.study.tables import find_marks, in_percent, published, table
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
-from csrec_dist.runs.records import Record, StageRecords
-from tests.helpers.study_files import entries_of, write_study
+from csrec_dist.runs.run import Record, Run
 
 NUM_ROWS = 200
 
@@ -166,7 +166,7 @@ def test_the_model_that_teaches(settings: dict, models: list[str], name: str | N
 
 
 def finish(folder: Path, stage: str, *usage: tuple[float, float]) -> None:
-    StageRecords(folder).finish(stage, Record({}, {}, [{"seconds": s, "cpu_seconds": c} for s, c in usage]))
+    Run(folder).finish(stage, Record({}, {}, [{"seconds": s, "cpu_seconds": c} for s, c in usage]))
 
 
 def test_the_cost_is_that_of_teachers_labels_and_student(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_there_is_no_figure_of_nothing(tmp_path: Path, rows: list[dict]) -> None
 def test_the_popularity_curve_falls_over_the_items(study_file: Path, small_dataset: Path, drawn: list[Figure]) -> None:
     _, entries = entries_of(study_file)
     assert not draw_curve(CurveOptions(name="c"), entries, study_file.parent / "c.png")
-    folder = entries[1].config.folder
+    folder = entries[1].run.folder
     folder.mkdir(parents=True)
     (folder / "dataset").symlink_to(small_dataset)
     assert draw_curve(CurveOptions(name="c", panels="method"), entries, study_file.parent / "c.png")

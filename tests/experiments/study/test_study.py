@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from study_files import STUDY, entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.errors import UserError
@@ -12,10 +13,9 @@ from csrec_dist.experiments.study import running
 from csrec_dist.experiments.study.planning import Task
 from csrec_dist.files import read_json
 from csrec_dist.processes import Children
-from csrec_dist.runs.records import Record, StageRecords
-from tests.helpers.study_files import STUDY, entries_of, write_study
+from csrec_dist.runs.run import Record, Run
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_failed_run_is_named_and_the_others_are_done(
         if task.config.name == "CSRec-M-1-s0":
             raise UserError("The run CSRec-M-1-s0 failed.")
         done.append((task.config.name, task.donor and task.donor.config.name))
-        StageRecords(task.folder).finish("prepare", Record({}, {}, []))
+        Run(task.run.folder).finish("prepare", Record({}, {}, []))
 
     monkeypatch.setattr(running, "run_alone", run)
     monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
@@ -128,7 +128,7 @@ def test_a_failed_run_is_named_and_the_others_are_done(
     assert "CSRec-M-1-s0 failed" in capsys.readouterr().err
     assert done == [("Base-3-s0", None), ("CSRec-M-3-s0", None)]
     broken = study_file.parent / "studies/small/runs/CSRec-M-1-s0"
-    StageRecords(broken).finish("evaluate", Record({}, {}, []))
+    Run(broken).finish("evaluate", Record({}, {}, []))
     _, entries = entries_of(study_file)
     (broken / "config.yaml").write_text(entries[1].config.to_yaml())
     with pytest.raises(UserError, match="says why"):
