@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_folders import make_config, make_run, model_names, stage_names
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
@@ -15,6 +14,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.labels import info
 from csrec_dist.plan import mebibytes, plan, print_plan
 from csrec_dist.runs.run import Run
+from tests.helpers.run_folders import make_config, make_run, model_names, stage_names
 
 
 @pytest.fixture(scope="module")

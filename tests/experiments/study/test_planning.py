@@ -4,12 +4,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from study_files import STUDY, entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.experiments.study.planning import Task, plan_tasks
 from csrec_dist.files import sha256_file
 from csrec_dist.runs.run import Record, Run
+from tests.helpers.study_files import STUDY, entries_of, write_study
 
 MEMBERS = """
 title: Members

@@ -10,7 +10,6 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from scipy import stats
-from study_files import entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
@@ -20,6 +19,7 @@ from csrec_dist.experiments.study.tables import find_marks, in_percent, publishe
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
 from csrec_dist.runs.run import Record, Run
+from tests.helpers.study_files import entries_of, write_study
 
 NUM_ROWS = 200
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from study_files import STUDY, entries_of, write_study
 
 from csrec_dist.cli import main
 from csrec_dist.errors import UserError
@@ -14,6 +13,7 @@ from csrec_dist.experiments.study.planning import Task
 from csrec_dist.files import read_json
 from csrec_dist.processes import Children
 from csrec_dist.runs.run import Record, Run
+from tests.helpers.study_files import STUDY, entries_of, write_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
