@@ -13,12 +13,13 @@ from torch import Tensor
 from csrec_dist.data.batches import Batch
 from csrec_dist.evaluation import evaluate, ranking
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members, differences
-from csrec_dist.evaluation.groups import ItemPopularity, hidden_targets
+from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, Columns, TargetFacts
 from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.scoring import COMBINE
 from csrec_dist.models import SequentialModel, build, config_class
+from csrec_dist.runs.run import hidden_targets
 
 NUM_ITEMS = 23
 CPU = torch.device("cpu")
