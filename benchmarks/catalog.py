@@ -62,7 +62,7 @@ def work(args: argparse.Namespace) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (args.limit * MIB, args.limit * MIB))
     layout = runtime.layout([runtime.world.ranks], args.catalog_parallel[0])
     config = models.config_class("gru4rec").model_validate({"width": args.width})
-    model = models.build(config, args.items, args.length - 1, 0, layout.catalog_slice(args.items))
+    model = models.build(config, args.items, args.length - 1, 0, layout.catalog)
     loss_function = one_hot if args.form == "tiled" else plain
     engine = DataParallel(TrainStep(model, loss_function, layout.group).to(runtime.device), layout, runtime.device)
     generator = torch.Generator().manual_seed(runtime.rank)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from csrec_dist import models
 from csrec_dist.distributed import Runtime, set_deterministic
+from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.engines import DataParallel, Engine
 from csrec_dist.evaluation import ranking
 from csrec_dist.losses import FactoredLabels, distillation, tiles
@@ -137,12 +138,13 @@ def time_blocks(args: argparse.Namespace, device: torch.device) -> list[dict[str
     """Ranks and lists with blocks of several sizes."""
     found = []
     states, weight = torch.randn(args.examples, WIDTH, device=device), torch.randn(args.items, WIDTH, device=device)
+    table = PlainTable.whole(weight)
     targets = torch.randint(1, args.items + 1, (args.examples,), device=device)
     seen = torch.randint(0, args.items + 1, (args.examples, LENGTH), device=device)
     for mebibytes in args.blocks:
         ranking.BLOCK_BYTES[device.type] = mebibytes * MIB
-        of_ranks = timed(lambda _: ranking.target_ranks(states, weight, targets, seen=seen), device, args.repeats, 1)
-        of_lists = timed(lambda _: ranking.top_items(states, weight, 20, seen=seen), device, args.repeats, 1)
+        of_ranks = timed(lambda _: ranking.target_ranks(states, table, targets, seen=seen), device, args.repeats, 1)
+        of_lists = timed(lambda _: ranking.top_items(states, table, 20, seen=seen), device, args.repeats, 1)
         found.append({"block_mib": mebibytes, "ranks": of_ranks, "lists": of_lists})
         print(found[-1], flush=True)
     return found

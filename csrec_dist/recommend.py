@@ -191,7 +191,7 @@ def _top(model: SequentialModel, histories: tuple[list[int], ...], n: int, exclu
     items, _ = pad_histories(latest, model.num_items, model.max_length)
     states = model.encode_last(items.to(device))
     table, seen = model.item_table, _distinct(histories).to(device) if exclude_seen else None
-    return top_items(states, table.weight, n, item_bias=table.bias, seen=seen)
+    return top_items(states, table, n, seen=seen)
 
 
 def _distinct(histories: tuple[list[int], ...]) -> Tensor:

@@ -20,6 +20,7 @@ from csrec_dist.config import parse_config
 from csrec_dist.data.batches import shard_batches
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group, Runtime
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.evaluation.ranking import target_ranks, top_items
 from csrec_dist.files import read_json
@@ -113,19 +114,19 @@ def solve(case: dict[str, Any], device: torch.device) -> list[Tensor]:
         targets = labels.items[:, 4].long()
     weights = problem.normal(NUM_EXAMPLES).abs()
     leaves = [each.requires_grad_() for each in (states, weight, bias)]
-    common = {"item_bias": bias, "weights": weights}
+    table = PlainTable.whole(weight, bias)
     if not case:
-        sums = list(cross_entropy(states, weight, targets, **common))
+        sums = list(cross_entropy(states, weight, targets, item_bias=bias, weights=weights))
     elif "kl" in case:
         options = {"temperature": 2.0, "beta": 0.4, "kl": case["kl"]}
-        sums = list(distillation_parts(states, weight, targets, labels, **options, **common))
+        sums = list(distillation_parts(states, table, targets, labels, **options, weights=weights))
     else:
         noise = None
         if case["maximum"]:
-            matrix = NoiseMatrix(NUM_ITEMS, 3, seed=5, maximum=case["maximum"]).double().to(device)
+            matrix = NoiseMatrix(CatalogSlice.whole(NUM_ITEMS), 3, seed=5, maximum=case["maximum"]).double().to(device)
             leaves += list(matrix.parameters())
             noise = matrix()
-        sums = list(robust(states, weight, targets, labels, alpha=0.3, noise=noise, **common))
+        sums = list(robust(states, table, targets, labels, alpha=0.3, noise=noise, weights=weights))
     return [*sums, *torch.autograd.grad(sums[0], leaves)]
 
 
@@ -223,7 +224,8 @@ def test_ranks_and_lists(exclude_seen: bool) -> None:
         states, weight = problem.integers(-2, 3, 40, 4).float(), problem.integers(-2, 3, NUM_ITEMS, 4).float()
         targets, seen = problem.integers(1, NUM_ITEMS + 1, 40), problem.integers(0, NUM_ITEMS + 1, 40, 5)
         options = {"seen": seen if exclude_seen else None}
-        found.append([target_ranks(states, weight, targets, **options), *top_items(states, weight, 10, **options)])
+        table = PlainTable.whole(weight)
+        found.append([target_ranks(states, table, targets, **options), *top_items(states, table, 10, **options)])
     assert_near(found[1], found[0], 0)
 
 

@@ -1,21 +1,22 @@
-"""A catalog split by rows over a group of ranks: who holds what, and the collectives that models and losses need.
+"""A catalog split by rows over 1…k ranks: who holds what, and the collectives that models and losses need.
 
 Shapes: V items, k ranks of the group, n rows of one rank, N those of all ranks of the group, d width. Rows are summed
-in their own type, in which all but one of the terms are zero, and gradients in at least fp32.
+in their own type, in which all but one of the terms are zero, and gradients in at least fp32. With one rank the slice
+is the whole catalog, and whatever would meet other ranks is the identity and costs nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.groups import ALONE, Group
 
 EXCHANGED_ROWS = 1 << 16
 """Rows of each rank that one exchange of vectors or one broadcast takes: what bounds their memory."""
@@ -50,15 +51,28 @@ class CatalogSlice:
         rows = catalog_rows(num_items, group.size)[group.rank]
         return cls(num_items, rows.start, rows.stop, group)
 
+    @classmethod
+    def whole(cls, num_items: int) -> "CatalogSlice":
+        """All items, on one rank."""
+        return cls.of(num_items, ALONE)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one rank, which holds all items.
+
+        Not `num_rows == num_items`: the other ranks of a group may hold no rows, and still wait for this one.
+        """
+        return self.group.size == 1
+
     @property
     def num_rows(self) -> int:
         """Item rows of this rank, perhaps 0."""
         return self.stop - self.first
 
-    @cached_property
+    @property
     def most_rows(self) -> int:
         """Item rows of the rank that has most, at least 1."""
-        return max(len(rows) for rows in catalog_rows(self.num_items, self.group.size))
+        return -(-self.num_items // self.group.size)
 
     @property
     def rows(self) -> slice:
@@ -90,9 +104,27 @@ class CatalogSlice:
         return table if len(table) == self.num_rows else table[self.rows]
 
     def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the items (1…V, 0 for none) stand in the slice, and whether they do; elsewhere the place is 0."""
+        """Where the items (1…V, 0 for none) stand in the slice, and whether they do; elsewhere the place is 0.
+
+        One rank has the place −1 for no item: nobody looks there, and a mask would cost as much as the place.
+        """
+        if self.is_whole:
+            return items - 1, items != 0
         held = (items > self.first) & (items <= self.stop)
         return (items - 1 - self.first).masked_fill(~held, 0), held
+
+    def only_here(self, values: Tensor, here: Tensor) -> Tensor:
+        """The values [..] of items where they are `here`, in this slice, and 0 elsewhere; items are somewhere."""
+        return values if self.is_whole else values.masked_fill(~here, 0)
+
+    def at_items(self, values: Tensor, items: Tensor) -> Tensor:
+        """Of `values` [N, n items of the slice] that of one item (1…V) for each row [N], from the rank that has it."""
+        if self.is_whole:
+            return values.gather(1, (items - 1).unsqueeze(1)).squeeze(1)
+        of_items = values.new_zeros(len(items))
+        places, here = self.places(items)
+        of_items[here] = values[here, places[here]]
+        return self.all_sum(of_items)
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the group, in place."""
@@ -106,32 +138,58 @@ class CatalogSlice:
         return tensor
 
     def log_sum_exp(self, sums: Tensor) -> Tensor:
-        """log Σ exp over the group's ranks of logarithms of sums, −inf being an empty one; a new tensor."""
+        """log Σ exp over the group's ranks of logarithms of sums, −inf being an empty one."""
+        if self.is_whole:
+            return sums
         largest = self.all_max(sums.clone())
         return self.all_sum((sums - largest).exp_()).log_().add_(largest)
 
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """log softmax over the whole catalog of logits [N, n items of the slice]."""
+        if self.is_whole:
+            return logits.log_softmax(dim=1)
+        return logits - self.log_sum_exp(logits.logsumexp(dim=1)).unsqueeze(1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all items of values [n] of the slice's."""
+        return values.mean() if self.is_whole else self.all_sum(values.sum()) / self.num_items
+
+    def all_true(self, flag: Tensor) -> bool:
+        """Whether a flag is set on every rank. On CUDA the host waits for it."""
+        return bool(flag if self.is_whole else self.all_max((~flag).float()) == 0)
+
     def share(self, num_rows: int, device: torch.device) -> "SharedRows":
         """How many rows each rank brings, this one `num_rows`: what gathering rows needs to know."""
-        counts = self.group.all_gather(torch.tensor(num_rows, device=device)).tolist()
-        return SharedRows(self, tuple(counts))
+        return SharedRows(self, self.group.row_counts(num_rows, device))
 
     def most_calls(self, num_calls: int, device: torch.device) -> int:
         """The largest number on any rank: who has less to do than that takes part with nothing."""
-        return int(self.all_max(torch.tensor(num_calls, device=device)))
+        return num_calls if self.is_whole else int(self.all_max(torch.tensor(num_calls, device=device)))
 
     def look_up(self, table: Tensor, items: Tensor) -> Tensor:
         """Vectors [.., d] of items [..] in 0…V, of which `table` [n, d] is this rank's slice; zeros where 0.
 
         Each rank asks for items of its own. Gradients go to the rows' owners, summed over all ranks that asked.
         """
+        if self.is_whole:
+            vectors = F.embedding((items - 1).clamp(min=0), table)
+            return vectors.masked_fill((items == 0).unsqueeze(-1), 0.0)
         vectors = _LookUp.apply(table, items.reshape(-1), self)
         return vectors.view(*items.shape, table.shape[1])
+
+    def rows_at(self, table: Tensor, index: Tensor) -> Tensor:
+        """Rows [.., d] of the whole table at `index` [..] in 0…V − 1; gradients as in `look_up`."""
+        return table[index] if self.is_whole else self.look_up(table, index + 1)
 
     def row_blocks(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         """A whole table in order, on every rank, a block of one rank's slice at a time: (first row, block).
 
-        `rows` [n, ...] is this rank's slice. A block has EXCHANGED_ROWS rows at most, and is not to be written to.
+        `rows` [n, ...] is this rank's slice. A block has EXCHANGED_ROWS rows at most, or with one rank all of them, and
+        is not to be written to.
         """
+        if self.is_whole:
+            yield 0, rows
+            return
         for rank, held in enumerate(catalog_rows(self.num_items, self.group.size)):
             for start in range(held.start, held.stop, EXCHANGED_ROWS):
                 num = min(EXCHANGED_ROWS, held.stop - start)
@@ -160,14 +218,20 @@ class SharedRows:
 
     def gather(self, rows: Tensor) -> Tensor:
         """All rows [N, ...], of each rank's [n, ...]; gradients go back to where a row came from, summed over ranks."""
-        if self.part.group.handle is None:
-            return rows
-        return _GatherRows.apply(rows, self)
+        return self.part.group.gather_counted(rows, self.counts)
+
+    def only_own(self, values: Tensor) -> Tensor:
+        """Values [N] of all rows from this rank's [n], 0 for other ranks' rows: so that each rank counts its own."""
+        if self.part.is_whole:
+            return values
+        of_all = values.new_zeros(sum(self.counts))
+        of_all[self.own] = values
+        return of_all
 
     def gather_ids(self, ids: Tensor) -> Tensor:
         """The same of lists of ids [n, L] whose L may differ from rank to rank, filled up with 0."""
         most = self.part.most_calls(ids.shape[1], ids.device)
-        return self.gather(nn.functional.pad(ids, (0, most - ids.shape[1])))
+        return self.gather(ids if most == ids.shape[1] else F.pad(ids, (0, most - ids.shape[1])))
 
     def exchange_columns(self, rows: Tensor) -> Tensor:
         """The columns of this rank's slice of all rows [N, V / k], of each rank's whole rows [n, V]."""
@@ -183,16 +247,34 @@ class SharedRows:
         own = [part[:count, : self.part.num_rows] for part, count in zip(received, self.counts, strict=True)]
         return torch.cat(own)
 
-    def padded(self, rows: Tensor) -> Tensor:
-        """All rows [N, ...] as [k, largest n, ...], zeros where a rank has none."""
-        filled = rows.new_zeros(len(self.counts), max(self.counts), *rows.shape[1:])
-        for place, part in enumerate(rows.split(self.counts)):
-            filled[place, : len(part)] = part
-        return filled
 
-    def unpadded(self, padded: Tensor) -> Tensor:
-        """The opposite of `padded`."""
-        return torch.cat([part[:count] for part, count in zip(padded, self.counts, strict=True)])
+class TableLike(Protocol):
+    """An item table, or this rank's slice of one, as losses and ranking read it."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[n, d], the slice's rows: of a whole table, item i+1's in row i."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[n], or None."""
+
+    @property
+    def catalog(self) -> CatalogSlice:
+        """Which rows they are."""
+
+
+class PlainTable(NamedTuple):
+    """A table of tensors at hand."""
+
+    weight: Tensor
+    bias: Tensor | None
+    catalog: CatalogSlice
+
+    @classmethod
+    def whole(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        """The table [V, d] of all items."""
+        return cls(weight, bias, CatalogSlice.whole(len(weight)))
 
 
 def in_step(
@@ -200,7 +282,7 @@ def in_step(
 ) -> Iterator[Batch]:
     """This rank's batches, then `blank` ones until every rank of the group has none left.
 
-    So that ranks with different numbers of batches read the table together.
+    So that ranks with different numbers of batches read the table together. With one rank they are its batches alone.
     """
     iterator = iter(batches)
     while True:
@@ -211,13 +293,14 @@ def in_step(
 
 
 def slices_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of which a rank holds a slice, by name: `SLICED` of modules with a `catalog`.
+    """Parameters and buffers of which a rank holds a part, by name: `SLICED` of modules with a `catalog` not whole.
 
     All others are the same on all ranks.
     """
     found: dict[str, Tensor] = {}
     for prefix, part in module.named_modules():
-        if getattr(part, "catalog", None) is None:
+        catalog = getattr(part, "catalog", None)
+        if not isinstance(catalog, CatalogSlice) or catalog.is_whole:
             continue
         for name in getattr(part, "SLICED", ()):
             tensor = getattr(part, name, None)
@@ -237,25 +320,6 @@ def average_slices(slices: Iterable[Tensor], data: Group, num_ranks: int) -> Non
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             data.all_reduce_sum(parameter.grad).div_(num_ranks)
-
-
-class _GatherRows(torch.autograd.Function):
-    """An all-gather of padded rows, whose gradient is a reduce-scatter."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, shared: SharedRows) -> Tensor:
-        ctx.shared, ctx.dtype = shared, rows.dtype
-        padded = rows.new_zeros(max(shared.counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        return shared.unpadded(shared.part.group.all_gather(padded))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        shared = ctx.shared
-        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        own = shared.part.group.reduce_scatter_sum(shared.padded(wide))
-        return own[: shared.counts[shared.part.group.rank]].to(ctx.dtype), None
 
 
 class _LookUp(torch.autograd.Function):

@@ -86,14 +86,25 @@ class Group:
     def gather_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
         """The ranks' `rows` [n, d] one below the other in rank order, and where this rank's own stand among them.
 
-        n may differ between ranks, and be 0. Gradients flow back to the rank that a row came from, summed over all
-        ranks that used it; every rank enters the backward pass too.
+        n may differ between ranks, and be 0. Gradients flow back as in `gather_counted`.
         """
+        counts = self.row_counts(len(rows), rows.device)
+        start = sum(counts[: self.rank])
+        return self.gather_counted(rows, counts), slice(start, start + len(rows))
+
+    def row_counts(self, num_rows: int, device: torch.device) -> tuple[int, ...]:
+        """How many rows each rank has, this one `num_rows`: what gathering them needs to know."""
         if self.handle is None:
-            return rows, slice(0, len(rows))
-        num_rows = self.all_gather(torch.tensor(len(rows), device=rows.device)).tolist()
-        start = sum(num_rows[: self.rank])
-        return _GatherRows.apply(rows, self, num_rows), slice(start, start + len(rows))
+            return (num_rows,)
+        return tuple(self.all_gather(torch.tensor(num_rows, device=device)).tolist())
+
+    def gather_counted(self, rows: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
+        """The ranks' `rows` [n, ...], of which there are `counts`, one below the other in rank order.
+
+        Gradients flow back to the rank that a row came from, summed over all ranks that used it, in at least fp32;
+        every rank enters the backward pass too.
+        """
+        return rows if self.handle is None else _GatherRows.apply(rows, self, counts)
 
     def sum_after_work(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over the group in place after work (`name`) of different length, waiting while others work."""
@@ -134,17 +145,25 @@ class Group:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Padded to the most rows of any rank for the collective, and cut afterwards."""
+    """An all-gather of rows, padded to the most of any rank, whose gradient is a reduce-scatter."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, group: Group, num_rows: list[int]) -> torch.Tensor:
-        ctx.group, ctx.num_rows = group, num_rows
-        padded = rows.new_zeros(max(num_rows), *rows.shape[1:])
+    def forward(ctx: Any, rows: torch.Tensor, group: Group, counts: tuple[int, ...]) -> torch.Tensor:
+        ctx.group, ctx.counts, ctx.dtype = group, counts, rows.dtype
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        return torch.cat([part[:num] for part, num in zip(group.all_gather(padded), num_rows, strict=True)])
+        return torch.cat([part[:count] for part, count in zip(group.all_gather(padded), counts, strict=True)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        summed = ctx.group.all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))
-        return summed.split(ctx.num_rows)[ctx.group.rank], None, None
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        padded = wide.new_zeros(len(ctx.counts), max(ctx.counts), *wide.shape[1:])
+        for rank, part in enumerate(wide.split(ctx.counts)):
+            padded[rank, : len(part)] = part
+        summed = ctx.group.reduce_scatter_sum(padded)
+        return summed[: ctx.counts[ctx.group.rank]].to(ctx.dtype), None, None
+
+
+ALONE = Group((0,), 0)
+"""One rank, whose collectives are the identity."""

@@ -110,6 +110,6 @@ class Layout:
     catalog: Group
     data: Group
 
-    def catalog_slice(self, num_items: int) -> CatalogSlice | None:
-        """This rank's slice of the items, or None where it holds them all."""
-        return CatalogSlice.of(num_items, self.catalog) if self.catalog.size > 1 else None
+    def catalog_slice(self, num_items: int) -> CatalogSlice:
+        """This rank's slice of the items, all of them where the catalog is not split."""
+        return CatalogSlice.of(num_items, self.catalog)

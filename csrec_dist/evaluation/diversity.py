@@ -6,45 +6,41 @@ Shapes: N examples, V items, M members, P = M (M − 1)/2 pairs of members.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation.per_row import Columns
 from csrec_dist.evaluation.ranking import best_in, hide_seen
-from csrec_dist.evaluation.scoring import log_sum_exp, logits_by_block, question
+from csrec_dist.evaluation.scoring import logits_by_block, question
 from csrec_dist.models import SequentialModel
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
 
 
 def differences(
-    logits: Sequence[Tensor],
-    top_n: Sequence[int],
-    seen: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
+    logits: Sequence[Tensor], top_n: Sequence[int], catalog: CatalogSlice, seen: Tensor | None = None
 ) -> Tensor:
     """disagreement@n for each n, then the Jensen–Shannon divergence, of each pair of members: [N, P, values] float64.
 
     Args:
-        logits: of each member, [N, V]. They are left as they are. Of a slice, all ranks of its group have the logits of
-            the same examples, and get the same values.
+        logits: of each member, [N, V] or a slice's. They are left as they are. All ranks of the catalog group have
+            the logits of the same examples, and get the same values.
         seen: [N, L] item ids, 0 for none, that are not recommended. Probabilities are of the whole catalog.
     """
-    logs = [wide - log_sum_exp(wide, catalog).unsqueeze(1) for wide in (part.double() for part in logits)]
+    wide = [part.double() for part in logits]
+    logs = [part - catalog.log_sum_exp(part.logsumexp(dim=1)).unsqueeze(1) for part in wide]
     divergences = torch.stack([jensen_shannon(one, other, catalog) for one, other in combinations(logs, 2)], dim=1)
     lists = [recommended(part, max(top_n), seen, catalog) for part in logits]
     disagreements = [torch.stack([disagreement(*pair, n) for n in top_n], dim=1) for pair in combinations(lists, 2)]
     return torch.cat([torch.stack(disagreements, dim=1), divergences.unsqueeze(2)], dim=2)
 
 
-def recommended(logits: Tensor, n: int, seen: Tensor | None, catalog: "CatalogSlice | None" = None) -> Tensor:
+def recommended(logits: Tensor, n: int, seen: Tensor | None, catalog: CatalogSlice) -> Tensor:
     """The best items [N, min(n, V)] that are not among the seen ones [N, L]; 0 where there are no more."""
     shown = logits if seen is None else hide_seen(logits.clone(), seen, catalog)
-    items, scores = best_in(shown, min(n, logits.shape[1] if catalog is None else catalog.num_items), catalog)
+    items, scores = best_in(shown, min(n, catalog.num_items), catalog)
     return items.masked_fill(scores == -math.inf, 0)
 
 
@@ -59,12 +55,11 @@ def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
     return torch.where(held > 0, 1 - overlap / held.clamp(min=1), 0.0)
 
 
-def jensen_shannon(one: Tensor, other: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
+def jensen_shannon(one: Tensor, other: Tensor, catalog: CatalogSlice) -> Tensor:
     """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2, in nats, between 0 and ln 2: [N] from log p and log q [N, V]."""
     middle = torch.logaddexp(one, other) - math.log(2)
     halves = one.exp() * (one - middle) + other.exp() * (other - middle)
-    summed = halves.sum(1) if catalog is None else catalog.all_sum(halves.sum(1))
-    return summed.div(2).clamp(min=0)
+    return catalog.all_sum(halves.sum(1)).div(2).clamp(min=0)
 
 
 class DiversitySums:
@@ -105,13 +100,13 @@ def compare_members(
     catalog = models[0].item_table.catalog
     for batch in batches:
         histories, _ = question(batch)
-        shared = None if catalog is None else catalog.share(len(histories), histories.device)
-        seen = histories if shared is None else shared.gather_ids(histories)
+        shared = catalog.share(len(histories), histories.device)
+        seen = shared.gather_ids(histories)
         blocks = [
-            differences(logits, sums.top_n, seen[rows] if exclude_seen else None, catalog)
+            differences(logits, sums.top_n, catalog, seen[rows] if exclude_seen else None)
             for rows, logits in logits_by_block(models, histories, shared)
         ]
-        values = torch.cat(blocks) if shared is None else torch.cat(blocks)[shared.own]
+        values = torch.cat(blocks)[shared.own]
         if not batch.weights.any():
             continue
         sums.update(values)

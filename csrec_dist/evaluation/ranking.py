@@ -1,35 +1,24 @@
 """The target's rank and the best items in the full catalog, a block of rows at a time.
 
-Shapes: N examples, V items, d width, L seen items. With `catalog`, item weights and biases are this rank's slice, and
-all ranks of the group rank together, each for examples of its own.
+Shapes: N examples, V items, d width, L seen items. A table may be this rank's slice of the catalog: all ranks of its
+group then rank together, each for examples of its own. Logits are [N, V], or those of the slice's items.
 """
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csrec_dist.distributed.catalog import CatalogSlice, SharedRows, TableLike
 from csrec_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 """Of the logits that are there at once. More is faster on a GPU, where each block costs the host's time."""
 
 
-def target_ranks(
-    states: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    *,
-    item_bias: Tensor | None = None,
-    seen: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
-) -> Tensor:
+def target_ranks(states: Tensor, table: TableLike, targets: Tensor, *, seen: Tensor | None = None) -> Tensor:
     """Rank of each target among all items, 1 being best: 1 + the number of other items not below it.
 
     Ties count against the target, and so does what cannot be ordered: an item scored NaN stands above
@@ -37,31 +26,21 @@ def target_ranks(
 
     Args:
         states: [N, d].
-        item_weight: [V, d], row i being item i+1's.
         targets: [N] int64 in 1…V.
-        item_bias: [V] added to the logits.
         seen: [N, L] item ids, 0 for none, whose logits become −inf.
 
     Returns:
         [N] int64 in 1…V. Extra memory is bounded by `BLOCK_BYTES` of logits, or one row if that is more.
     """
-    shared = None if catalog is None else catalog.share(len(states), states.device)
-    targets = targets if shared is None else shared.gather(targets)
+    shared = table.catalog.share(len(states), states.device)
+    targets = shared.gather(targets)
     ranks = torch.empty_like(targets)
-    for rows, logits in _logits_by_block(states, item_weight, item_bias, seen, shared):
-        ranks[rows] = ranks_in(logits, targets[rows], catalog)
-    return ranks if shared is None else ranks[shared.own]
+    for rows, logits in _logits_by_block(states, table, seen, shared):
+        ranks[rows] = ranks_in(logits, targets[rows], table.catalog)
+    return ranks[shared.own]
 
 
-def top_items(
-    states: Tensor,
-    item_weight: Tensor,
-    n: int,
-    *,
-    item_bias: Tensor | None = None,
-    seen: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
-) -> tuple[Tensor, Tensor]:
+def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The n best items of each example, best first; among equal scores the lower id comes first.
 
     Arguments and memory as in `target_ranks`. NaN counts as −inf. Where fewer than n items are unseen,
@@ -73,45 +52,41 @@ def top_items(
     Raises:
         UserError: n is not in 1…V.
     """
-    num_items = item_weight.shape[0] if catalog is None else catalog.num_items
+    num_items = table.catalog.num_items
     if not 1 <= n <= num_items:
         raise UserError(f"The best {n} of {num_items} items were asked for; ask for 1…{num_items}.")
-    shared = None if catalog is None else catalog.share(len(states), states.device)
-    by_block = _logits_by_block(states, item_weight, item_bias, seen, shared)
-    blocks = [best_in(logits, n, catalog) for _, logits in by_block]
+    shared = table.catalog.share(len(states), states.device)
+    by_block = _logits_by_block(states, table, seen, shared)
+    blocks = [best_in(logits, n, table.catalog) for _, logits in by_block]
     if not blocks:
         return states.new_empty((0, n), dtype=torch.int64), states.new_empty((0, n))
     items, scores = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return (items, scores) if shared is None else (items[shared.own], scores[shared.own])
+    return items[shared.own], scores[shared.own]
 
 
-def ranks_in(logits: Tensor, targets: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
-    """Rank [N] of each target among the logits [N, V] of its row, as `target_ranks` counts it.
+def ranks_in(logits: Tensor, targets: Tensor, catalog: CatalogSlice) -> Tensor:
+    """Rank [N] of each target among the logits of its row, as `target_ranks` counts it.
 
-    Of a slice, all ranks of its group have the logits and targets of the same examples, and get the same ranks.
+    All ranks of the catalog group have the logits and targets of the same examples, and get the same ranks.
     """
-    if catalog is None:
-        of_target = logits.gather(1, (targets - 1).unsqueeze(1))
-        return logits.shape[1] - (logits < of_target).sum(1)
-    of_target = logits.new_zeros(len(targets))
-    places, held = catalog.places(targets)
-    of_target[held] = logits[held, places[held]]
-    below = (logits < catalog.all_sum(of_target).unsqueeze(1)).sum(1)
+    below = (logits < catalog.at_items(logits, targets).unsqueeze(1)).sum(1)
     return catalog.num_items - catalog.all_sum(below)
 
 
-def best_in(logits: Tensor, n: int, catalog: "CatalogSlice | None" = None) -> tuple[Tensor, Tensor]:
-    """The n ≤ V best items [N, n] of logits [N, V] and their scores, as `top_items` orders them.
+def best_in(logits: Tensor, n: int, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
+    """The n ≤ V best items [N, n] of logits and their scores, as `top_items` orders them.
 
-    Of a slice, all ranks of its group have the logits of the same examples, and get the same items.
+    All ranks of the catalog group have the logits of the same examples, and get the same items.
     """
     logits = logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     columns, scores = _top_of_block(logits, min(n, logits.shape[1]))
-    return (columns + 1, scores) if catalog is None else _merged(columns + 1 + catalog.first, scores, n, catalog)
+    return _merged(columns + (1 + catalog.first), scores, n, catalog)
 
 
-def _merged(items: Tensor, scores: Tensor, n: int, catalog: "CatalogSlice") -> tuple[Tensor, Tensor]:
+def _merged(items: Tensor, scores: Tensor, n: int, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
     """The n best [N, n] of what each slice found best [N, n or less]; nothing stands behind every item."""
+    if catalog.is_whole:
+        return items, scores
     missing = n - items.shape[1]
     items = F.pad(items, (0, missing), value=catalog.num_items + 1)
     scores = F.pad(scores, (0, missing), value=-math.inf)
@@ -121,10 +96,10 @@ def _merged(items: Tensor, scores: Tensor, n: int, catalog: "CatalogSlice") -> t
     return items.gather(1, order[:, :n]), scores[:, :n]
 
 
-def hide_seen(logits: Tensor, seen: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
-    """Set the logits [N, V] of each row's seen items [N, L] (0 for none) to −inf, in place; the logits."""
-    places, held = (seen - 1, seen != 0) if catalog is None else catalog.places(seen)
-    row, position = held.nonzero(as_tuple=True)
+def hide_seen(logits: Tensor, seen: Tensor, catalog: CatalogSlice) -> Tensor:
+    """Set the logits of each row's seen items [N, L] (0 for none) to −inf, in place; the logits."""
+    places, here = catalog.places(seen)
+    row, position = here.nonzero(as_tuple=True)
     logits[row, places[row, position]] = -math.inf
     return logits
 
@@ -135,24 +110,18 @@ def rows_in_block(num_items: int, itemsize: int, device: torch.device) -> int:
 
 
 def _logits_by_block(
-    states: Tensor,
-    item_weight: Tensor,
-    item_bias: Tensor | None,
-    seen: Tensor | None,
-    shared: "SharedRows | None",
+    states: Tensor, table: TableLike, seen: Tensor | None, shared: SharedRows
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the examples with their logits [·, V] in at least single precision, seen items at −inf.
+    """Slices of the examples with their logits in at least single precision, seen items at −inf.
 
-    With `shared`, the examples are those of all ranks, and the slices are the same on each of them.
+    The examples are those of all ranks of the catalog group, and the slices are the same on each of them.
     """
-    catalog, num_items = None, item_weight.shape[0]
-    if shared is not None:
-        catalog, num_items = shared.part, shared.part.most_rows
-        states, seen = shared.gather(states), None if seen is None else shared.gather_ids(seen)
+    catalog = table.catalog
+    states, seen = shared.gather(states), None if seen is None else shared.gather_ids(seen)
     dtype = torch.promote_types(states.dtype, torch.float32)
-    weight = item_weight.to(dtype)
-    bias = None if item_bias is None else item_bias.to(dtype)
-    block = rows_in_block(num_items, dtype.itemsize, states.device)
+    weight = table.weight.to(dtype)
+    bias = None if table.bias is None else table.bias.to(dtype)
+    block = rows_in_block(catalog.most_rows, dtype.itemsize, states.device)
     for start in range(0, len(states), block):
         rows = slice(start, min(start + block, len(states)))
         logits = F.linear(states[rows].to(dtype), weight, bias)

@@ -5,14 +5,14 @@ Shapes: B examples of a batch, V items.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
-from csrec_dist.distributed.catalog import SharedRows
+from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 from csrec_dist.evaluation.groups import (
     NUM_DECILES,
     POPULAR_DECILES,
@@ -27,12 +27,8 @@ from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import Columns, TargetFacts
 from csrec_dist.evaluation.ranking import best_in, hide_seen, ranks_in
-from csrec_dist.evaluation.scoring import alone, log_sum_exp, logits_by_block, question
+from csrec_dist.evaluation.scoring import alone, logits_by_block, question
 from csrec_dist.models import SequentialModel
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
-
 
 NUM_BINS = 15
 
@@ -47,7 +43,7 @@ class CalibrationSums:
         self.tensor = torch.zeros(NUM_BINS, 3, dtype=torch.float64, device=device)
         """[bins, 3]: of each bin the sum of weights, of confidences and of hits."""
 
-    def update(self, logits: Tensor, targets: Tensor, weights: Tensor, catalog: "CatalogSlice | None" = None) -> None:
+    def update(self, logits: Tensor, targets: Tensor, weights: Tensor, catalog: CatalogSlice) -> None:
         """Add examples with logits [N, V] of the whole catalog or of a slice, targets [N] in 1…V and weights [N]."""
         confidence, hit = confidences(logits, targets, catalog)
         bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
@@ -67,14 +63,14 @@ class CalibrationSums:
         return {"ece": error, "confidence": confidence, "accuracy": accuracy, "count": round(count), "bins": bins}
 
 
-def confidences(logits: Tensor, targets: Tensor, catalog: "CatalogSlice | None" = None) -> tuple[Tensor, Tensor]:
+def confidences(logits: Tensor, targets: Tensor, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
     """The largest probability of softmax(logits) [N], and 1 where its item is the target, else 0 [N]; float64.
 
-    Of items with equal logits the first is the top one. A row with NaN has confidence 1 and no hit. Of a slice, all
-    ranks of its group have the logits of the same examples.
+    Of items with equal logits the first is the top one. A row with NaN has confidence 1 and no hit. All ranks of
+    the catalog group have the logits of the same examples.
     """
     (items, best) = (part.squeeze(1) for part in best_in(logits, 1, catalog))
-    confidence = (best - log_sum_exp(logits, catalog)).double().exp()
+    confidence = (best - catalog.log_sum_exp(logits.logsumexp(dim=1))).double().exp()
     broken = confidence.isnan()
     return confidence.masked_fill(broken, 1.0), ((items == targets) & ~broken).double()
 
@@ -224,7 +220,7 @@ class Examination:
         """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
         catalog = models[0].item_table.catalog
         histories, targets = question(batch)
-        shared = None if catalog is None else catalog.share(len(histories), histories.device)
+        shared = catalog.share(len(histories), histories.device)
         asked = _Scored(histories, targets, true_targets, batch.weights).of_group(shared)
         ranks, true_ranks = torch.empty_like(asked.targets), torch.empty_like(asked.targets)
         for rows, parts in logits_by_block(models, histories, shared):
@@ -238,8 +234,7 @@ class Examination:
             if self._lists:
                 items, scores = best_in(logits, min(max(self._options.cut_offs), models[0].num_items), catalog)
                 self._lists.update(items.masked_fill(scores == -math.inf, 0)[asked.weights[rows] > 0])
-        own = slice(None) if shared is None else shared.own
-        return ranks[own], true_ranks[own], targets
+        return ranks[shared.own], true_ranks[shared.own], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
         """Metrics and counts of each group; by rating, leak and repeat only where targets have, do or are one."""
@@ -276,21 +271,17 @@ class Examination:
 
 
 class _Scored(NamedTuple):
-    """What is asked of the examples whose logits are at hand: with slices, of those of all ranks of the group."""
+    """What is asked of the examples whose logits are at hand: those of all ranks of the catalog group."""
 
     histories: Tensor
     targets: Tensor
     true_targets: Tensor
     weights: Tensor
 
-    def of_group(self, shared: SharedRows | None) -> "_Scored":
+    def of_group(self, shared: SharedRows) -> "_Scored":
         """The group's; the weights of other ranks' examples are 0, so that each counts its own."""
-        if shared is None:
-            return self
-        weights = self.weights.new_zeros(sum(shared.counts))
-        weights[shared.own] = self.weights
         targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
-        return _Scored(shared.gather_ids(self.histories), targets, true_targets, weights)
+        return _Scored(shared.gather_ids(self.histories), targets, true_targets, shared.only_own(self.weights))
 
 
 def _is_repeated(batch: Batch) -> Tensor:

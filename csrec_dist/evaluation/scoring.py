@@ -1,24 +1,22 @@
 """What ranks the catalog: a model or several together, read one block of logits at a time; metrics on validation.
 
-Shapes: B examples of a batch, R of a block, L positions, V items. With `catalog`, the models hold slices of it, and
-logits [R, V] are those of this rank's slice for the examples of all ranks of the group.
+Shapes: B examples of a batch, R of a block, L positions, V items. Where the models hold slices of the catalog, logits
+[R, V] are those of this rank's slice for the examples of all ranks of its group.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.ranking import rows_in_block, target_ranks
 from csrec_dist.models import SequentialModel
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 
 
 class EvaluationBatch(Protocol):
@@ -53,19 +51,17 @@ def question(batch: EvaluationBatch) -> Question:
 
 
 def logits_by_block(
-    models: Sequence[SequentialModel], histories: Tensor, shared: "SharedRows | None" = None
+    models: Sequence[SequentialModel], histories: Tensor, shared: SharedRows
 ) -> Iterator[tuple[slice, list[Tensor]]]:
     """Slices of the examples with the logits [R, V] of each model, in at least single precision.
 
     The logits of all models together take `BLOCK_BYTES`, or one row each if that is more. The models are in
-    evaluation mode, without gradients. With `shared`, which is of these histories and the models' slice, the slices
-    are of the examples that the group's ranks bring together.
+    evaluation mode, without gradients. The slices are of the examples that the ranks of the catalog group bring
+    together; `shared` is of these histories and the models' slice.
     """
-    states = [model.encode_last(histories) for model in models]
-    num_items = models[0].num_items
-    if shared is not None:
-        states, num_items = [shared.gather(part) for part in states], shared.part.most_rows
-    num_rows = rows_in_block(num_items * len(models), torch.float32.itemsize, histories.device)
+    states = [shared.gather(model.encode_last(histories)) for model in models]
+    num_items = shared.part.most_rows * len(models)
+    num_rows = rows_in_block(num_items, torch.float32.itemsize, histories.device)
     for start in range(0, len(states[0]), num_rows):
         rows = slice(start, min(start + num_rows, len(states[0])))
         yield rows, [_logits(model, part[rows]) for model, part in zip(models, states, strict=True)]
@@ -77,28 +73,16 @@ def alone(logits: Sequence[Tensor]) -> Tensor:
     return own
 
 
-def mean_of_logits(logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogSlice | None" = None) -> Tensor:
+def mean_of_logits(logits: Sequence[Tensor], weights: Sequence[float], catalog: CatalogSlice) -> Tensor:
     """The logits [R, V] of members whose logits are averaged with these weights (Alg. 1, line 7)."""
     return sum((part * weight for part, weight in zip(logits, weights, strict=True)), torch.zeros_like(logits[0]))
 
 
-def mean_of_probabilities(
-    logits: Sequence[Tensor], weights: Sequence[float], catalog: "CatalogSlice | None" = None
-) -> Tensor:
+def mean_of_probabilities(logits: Sequence[Tensor], weights: Sequence[float], catalog: CatalogSlice) -> Tensor:
     """Logits [R, V] of members whose probabilities are averaged with these weights: the logarithm of the mean."""
-    logs = [
-        _log_softmax(part, catalog) + math.log(weight) for part, weight in zip(logits, weights, strict=True) if weight
-    ]
+    pairs = zip(logits, weights, strict=True)
+    logs = [catalog.log_softmax(part) + math.log(weight) for part, weight in pairs if weight]
     return torch.stack(logs).logsumexp(0)
-
-
-def log_sum_exp(logits: Tensor, catalog: "CatalogSlice | None" = None) -> Tensor:
-    """log Σ exp [R] over the whole catalog of logits [R, V]."""
-    return logits.logsumexp(dim=1) if catalog is None else catalog.log_sum_exp(logits.logsumexp(dim=1))
-
-
-def _log_softmax(logits: Tensor, catalog: "CatalogSlice | None") -> Tensor:
-    return logits.log_softmax(dim=1) if catalog is None else logits - log_sum_exp(logits, catalog).unsqueeze(1)
 
 
 COMBINE = {"logit_mean": mean_of_logits, "weighted": mean_of_logits, "prob_mean": mean_of_probabilities}
@@ -141,14 +125,8 @@ def evaluate(
 def _ranks(model: SequentialModel, batch: EvaluationBatch, exclude_seen: bool) -> Tensor:
     """Ranks [B] of the targets; rows that only fill the batch get some rank too."""
     histories, targets = question(batch)
-    return target_ranks(
-        model.encode_last(histories),
-        model.item_table.weight,
-        targets,
-        item_bias=model.item_table.bias,
-        seen=histories if exclude_seen else None,
-        catalog=model.item_table.catalog,
-    )
+    seen = histories if exclude_seen else None
+    return target_ranks(model.encode_last(histories), model.item_table, targets, seen=seen)
 
 
 @contextmanager

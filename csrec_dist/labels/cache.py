@@ -11,6 +11,7 @@ from torch import Tensor
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
 from csrec_dist.labels.combine import combined_labels
@@ -128,10 +129,11 @@ class LabelReader(Protocol):
 class LabelCache:
     """A finished cache folder, opened for reading. Shards are memory-mapped when first asked for.
 
-    With `catalog`, the item tables are those of its slice: of their files only those that overlap it are read.
+    The item tables are split over the ranks of `group`: of their files only those that overlap this rank's slice are
+    read.
     """
 
-    def __init__(self, folder: Path | str, dataset: Dataset | None = None, catalog: CatalogSlice | None = None) -> None:
+    def __init__(self, folder: Path | str, dataset: Dataset | None = None, group: Group = ALONE) -> None:
         """Read the index.
 
         Raises UserError when there is none, when files are missing or cut, or when the labels are not
@@ -148,7 +150,7 @@ class LabelCache:
             path = self.folder / entry.file
             if not path.exists() or path.stat().st_size != entry.bytes:
                 raise UserError(f"{path} is missing or cut off. Run `labels verify`, and label again.")
-        self._items = slice(0, self.index.num_items) if catalog is None else catalog.rows
+        self._items = CatalogSlice.of(self.index.num_items, group).rows
         self._maps: dict[tuple[int, str], np.ndarray] = {}
         self._tables: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
 

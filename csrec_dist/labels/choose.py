@@ -73,7 +73,7 @@ def decided(
     )
     if not options.is_auto:
         return *possible[0], measured if found else None
-    whole = [error for error in found if error.form != "dense" or labeller.catalog is None]
+    whole = [error for error in found if error.form != "dense" or labeller.catalog.is_whole]
     fitting = [error for error in whole if error.divergence <= options.tolerance]
     if not fitting:
         listed = ", ".join(f"{error.form} {error.dtype} {error.divergence:g}" for error in found) or "none can be held"
@@ -107,8 +107,8 @@ class _Sample:
         chosen = torch.from_numpy(np.random.default_rng(SAMPLE_SEED).permutation(len(targets))[:size])
         chosen = chosen.to(labeller.device)
         kept = labeller.gather_states([part[chosen] for part in states])
-        blocks = item_blocks(labeller, has_bias)
-        top_k = TopKRows(blocks, labeller.rows, num_items, min(keep, num_items), temperature, labeller.catalog)
+        keep, blocks = min(keep, num_items), item_blocks(labeller, has_bias)
+        top_k = TopKRows(blocks, labeller.catalog, keep, temperature)
         return cls(labeller, temperature, kl, has_bias, top_k, kept, targets[chosen])
 
     @cached_property
@@ -178,9 +178,7 @@ class _Sample:
         logs = []
         for part in logits:
             t = part / self.temperature
-            sums = t.logsumexp(1)
-            sums = sums if self.top_k.catalog is None else self.top_k.catalog.log_sum_exp(sums)
-            logs.append(t - sums.unsqueeze(1))
+            logs.append(t - self.top_k.catalog.log_sum_exp(t.logsumexp(1)).unsqueeze(1))
         shares = self.labeller.weights if len(logs) > 1 and self.labeller.weights else [1 / len(logs)] * len(logs)
         parts = [log + math.log(share) for log, share in zip(logs, shares, strict=True) if share > 0]
         return torch.stack(parts).logsumexp(0)
@@ -204,9 +202,8 @@ class _Sample:
         """Largest and mean difference of logits from the exact ones."""
         gaps = torch.stack([(a - b).abs() for a, b in zip(logits, self.exact, strict=True)])
         largest = gaps.max() if gaps.numel() else gaps.new_zeros(())
-        if self.top_k.catalog is not None:
-            largest = self.top_k.catalog.all_max(largest)
-        return float(largest), self._sum(gaps.sum()) / (len(gaps) * len(self.targets) * self.top_k.num_items)
+        mean = self._sum(gaps.sum()) / (len(gaps) * len(self.targets) * self.top_k.num_items)
+        return float(self.top_k.catalog.all_max(largest)), mean
 
     def _mixed(self, log_q: Tensor) -> Tensor:
         """log r [S, n] of Eq. 19."""
@@ -217,7 +214,7 @@ class _Sample:
         return log_r
 
     def _sum(self, number: Tensor) -> float:
-        return float(number if self.top_k.catalog is None else self.top_k.catalog.all_sum(number))
+        return float(self.top_k.catalog.all_sum(number))
 
     def _bytes(self, form: Form, dtype: DType, keep: int | None) -> int:
         dataset, labeller = self.labeller.dataset, self.labeller

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from csrec_dist.data.batches import Batch, blank_batch, shard_batches
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelColumn
 from csrec_dist.errors import UserError
@@ -30,8 +29,8 @@ CHUNK_BYTES = 64 * 2**20
 class Labeller:
     """One rank's part of a column: its members' models (by member index), and its place in the group.
 
-    With `catalog`, the models hold this rank's slice of their item tables, and the ranks of its group encode in step:
-    `shard_states` waits for them before each batch, and `keep_step` encodes nothing until all have no batch left.
+    The models hold this rank's slice of their item tables, and the ranks of its group encode in step: `shard_states`
+    waits for them before each batch, and `keep_step` encodes nothing until all have no batch left.
     """
 
     dataset: Dataset
@@ -43,19 +42,19 @@ class Labeller:
     combine: Combine = "logit_mean"
     weights: tuple[float, ...] | None = None
     advance: Callable[[int], None] = field(default=lambda num_examples: None)
-    catalog: CatalogSlice | None = None
 
     def __post_init__(self) -> None:
         own = self.column.members_of(self.group.rank, len(self.widths))
         assert tuple(sorted(self.models)) == own, f"members {own} are this rank's, got {sorted(self.models)}"
         self.own_models = [self.models[member].to(self.device).eval() for member in own]
+        self.catalog = self.own_models[0].item_table.catalog
         for member in own:
-            _check_member(self.models[member], self.widths[member], self.dataset, self.rows)
+            _check_member(self.models[member], self.widths[member], self.dataset)
 
     @property
     def rows(self) -> slice:
         """The rows of the item tables that the models hold."""
-        return slice(0, self.dataset.num_items) if self.catalog is None else self.catalog.rows
+        return self.catalog.rows
 
     def shard_states(self, shard: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         """States [n, d] of this rank's members for the shard's examples, in the order of their ids, and targets [n]."""
@@ -68,8 +67,7 @@ class Labeller:
                     f"{next_example}. Prepare the dataset again."
                 )
             if len(ids):
-                if self.catalog is not None:
-                    self.catalog.most_calls(1, self.device)
+                self.catalog.most_calls(1, self.device)
                 moved = batch.to(self.device)
                 yield member_states(self.own_models, moved), moved.targets[moved.targets > 0]
             next_example += len(ids)
@@ -80,7 +78,7 @@ class Labeller:
 
         `also` stands for the collectives of that group that come with a batch.
         """
-        while self.catalog is not None and self.catalog.most_calls(0, self.device):
+        while self.catalog.most_calls(0, self.device):
             member_states(self.own_models, blank_batch(self.dataset.window).to(self.device))
             also()
 
@@ -121,11 +119,9 @@ class Labeller:
     def item_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
         """Rows first … stop − 1 of the members' item tables: `item_weight` [n, D], and `item_bias` as it is kept.
 
-        Of slices, those of the catalog group's ranks one below the other, which is the order of the items.
+        They are those of the catalog group's ranks one below the other, which is the order of the items.
         """
         found = self.slice_rows(first, stop, has_bias)
-        if self.catalog is None:
-            return found
         shared = self.catalog.share(len(found["item_weight"]), self.device)
         return {name: shared.gather(rows) for name, rows in found.items()}
 
@@ -223,11 +219,11 @@ def _rest(padded: Tensor, members: Sequence[int], widths: Sequence[int]) -> int:
     return padded.shape[1] - sum(widths[member] for member in members)
 
 
-def _check_member(model: SequentialModel, width: int, dataset: Dataset, rows: slice) -> None:
-    shape = tuple(model.item_table.weight.shape)
-    if shape != (rows.stop - rows.start, width):
+def _check_member(model: SequentialModel, width: int, dataset: Dataset) -> None:
+    table = model.item_table
+    num_items, own_width = table.catalog.num_items, table.weight.shape[1]
+    if (num_items, own_width) != (dataset.num_items, width):
         raise UserError(
-            f"A teacher's item table is {list(shape)}, but the dataset has {dataset.num_items} items (rows "
-            f"{rows.start} to {rows.stop} here) and the teacher's width is {width}: it was trained on another dataset. "
-            "Teach again."
+            f"A teacher's item table is [{num_items}, {own_width}], but the dataset has {dataset.num_items} items and "
+            f"the teacher's width is {width}: it was trained on another dataset. Teach again."
         )

@@ -5,7 +5,7 @@ catalog is cut into slices: products are made of blocks of items with the same b
 exponentials are summed as whole numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,17 +59,25 @@ def item_blocks(labeller: Labeller, has_bias: bool) -> list[ItemBlock]:
 
 @dataclass(frozen=True)
 class TopKRows:
-    """Finds the kept part of rows; `blocks` are those of this rank's slice of `num_items` items.
+    """Finds the kept part of rows; `blocks` are those of this rank's slice of the catalog.
 
     All ranks of a catalog group call it together, each for any number of examples of its own.
     """
 
     blocks: list[ItemBlock]
-    rows: slice
-    num_items: int
+    catalog: CatalogSlice
     keep: int
     temperature: float
-    catalog: CatalogSlice | None = None
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return self.catalog.num_items
+
+    @property
+    def rows(self) -> slice:
+        """The slice."""
+        return self.catalog.rows
 
     @torch.no_grad()
     def __call__(self, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -78,8 +86,6 @@ class TopKRows:
         Among equal logits the lower item comes first. A target that is not among the K takes the last place. `sums` are
         the largest logit, and Σ exp((e_j − largest) / T) over the items that are not kept, in float64.
         """
-        if self.catalog is None:
-            return _joined(self._chunks(states, targets), self.keep, states)
         shared = self.catalog.share(len(states), states.device)
         own: dict[str, Tensor] = {}
         parts = zip(
@@ -109,10 +115,10 @@ class TopKRows:
     def _kept(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What `__call__` gives, of logits."""
         largest = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
-        largest = self._all(CatalogSlice.all_max, largest).double()
-        total = self._all(CatalogSlice.all_sum, self._whole(logits, largest).sum(1))
+        largest = self.catalog.all_max(largest).double()
+        total = self.catalog.all_sum(self._whole(logits, largest).sum(1))
         items, values = best_in(logits, self.keep, self.catalog)
-        of_targets = self._of_targets(logits, targets)
+        of_targets = self.catalog.at_items(logits, targets)
         is_kept = (items == targets.unsqueeze(1)).any(1)
         items[:, -1] = torch.where(is_kept, items[:, -1], targets)
         values[:, -1] = torch.where(is_kept, values[:, -1], of_targets)
@@ -123,17 +129,6 @@ class TopKRows:
         """exp((e − largest) / T) as whole numbers, whose sums do not depend on their order."""
         terms = (logits.double() - largest.unsqueeze(1)).div_(self.temperature).exp_()
         return terms.mul_(ONE).round_().long()
-
-    def _of_targets(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.catalog is None:
-            return logits.gather(1, targets.unsqueeze(1) - 1).squeeze(1)
-        places, held = self.catalog.places(targets)
-        found = logits.new_zeros(len(targets))
-        found[held] = logits[held, places[held]]
-        return self.catalog.all_sum(found)
-
-    def _all(self, reduce: Callable[[CatalogSlice, Tensor], Tensor], tensor: Tensor) -> Tensor:
-        return tensor if self.catalog is None else reduce(self.catalog, tensor)
 
 
 def row_chunks(num_rows: int, num_items: int) -> list[slice]:

@@ -105,7 +105,6 @@ def write_labels(
     temperature: float = 1.0,
     kl: str = "reverse",
     progress: Progress | None = None,
-    catalog: CatalogSlice | None = None,
 ) -> LabelIndex:
     """Label the train split into `folder`; every rank of `world` calls this, and every rank gets the index.
 
@@ -120,8 +119,8 @@ def write_labels(
 
     Args:
         models: by member index, those that `column.members_of(group.rank, len(members))` gives this rank;
-            they are put into eval mode on `device`. With `catalog` they hold its slice of the items, and the ranks of
-            its group have the same members in columns of their own.
+            they are put into eval mode on `device`. Where they hold slices of the catalog, the ranks of its group have
+            the same members in columns of their own.
         options: how the members become labels, and how these are kept; fitted weights stand in them as numbers.
         temperature, kl: those that the labels will be read with; see `decided`.
         group: this rank's column; `world`: all ranks.
@@ -132,12 +131,12 @@ def write_labels(
             cannot be combined like this, or numbers do not fit the type they are to be kept in.
     """
     folder = Path(folder)
-    if problem := _problem(options, len(members), catalog):
-        raise UserError(f"labels: {problem}")
     assert options.weights != "fitted", "weights that are to be fitted first"
     widths = tuple(member.width for member in members)
     weights = None if options.weights is None else tuple(options.weights)
-    labeller = Labeller(dataset, models, widths, column, group, device, options.combine, weights, catalog=catalog)
+    labeller = Labeller(dataset, models, widths, column, group, device, options.combine, weights)
+    if problem := _problem(options, len(members), labeller.catalog):
+        raise UserError(f"labels: {problem}")
     has_bias = labeller.has_bias()
     with _one_thread(device):
         form, dtype, measured = decided(labeller, options, temperature, kl, has_bias)
@@ -156,8 +155,8 @@ def write_labels(
     return _write_index(folder, source, measured, plans, has_bias, world)
 
 
-def _problem(options: LabelOptions, num_members: int, catalog: CatalogSlice | None) -> str | None:
-    if options.form == "dense" and catalog is not None:
+def _problem(options: LabelOptions, num_members: int, catalog: CatalogSlice) -> str | None:
+    if options.form == "dense" and not catalog.is_whole:
         return "form dense needs whole rows, which slices of the catalog do not give; choose factored or topk."
     form = options.form if options.form != "auto" else "factored"
     return combining_problem(options.combine, options.weights, num_members, form)
@@ -208,8 +207,7 @@ def _pending(folder: Path, plans: list[ShardPlan], labeller: Labeller, checksums
     own = [plan for plan in plans if owner(plan, labeller.column) == labeller.group.rank]
     missing = labeller.group.gather_objects([plan.file for plan in own if not is_kept(plan)])
     files = {file for part in missing for file in part}
-    if labeller.catalog is not None:
-        files = {file for part in labeller.catalog.group.gather_objects(sorted(files)) for file in part}
+    files = {file for part in labeller.catalog.group.gather_objects(sorted(files)) for file in part}
     return [plan for plan in plans if plan.file in files]
 
 
@@ -236,10 +234,10 @@ def _write_dense(folder: Path, plans: list[ShardPlan], labeller: Labeller, sourc
 def _write_top_k(folder: Path, plans: list[ShardPlan], labeller: Labeller, source: LabelSource) -> None:
     assert source.keep is not None
     assert source.temperature is not None
-    if not plans and labeller.catalog is None:
+    if not plans and labeller.catalog.is_whole:
         return
     blocks = item_blocks(labeller, labeller.has_bias())
-    find = TopKRows(blocks, labeller.rows, source.num_items, source.keep, source.temperature, labeller.catalog)
+    find = TopKRows(blocks, labeller.catalog, source.keep, source.temperature)
     for plan in plans:
         is_own = owner(plan, labeller.column) == labeller.group.rank
         with _open_rows(folder, plan if is_own else None) as append:

@@ -4,7 +4,15 @@ from collections.abc import Callable
 from functools import partial
 
 from csrec_dist.losses.divergences import DIVERGENCES
-from csrec_dist.losses.losses import Loss, Noise, cross_entropy, distillation, distillation_parts, robust
+from csrec_dist.losses.losses import (
+    Loss,
+    Noise,
+    cross_entropy,
+    cross_entropy_parts,
+    distillation,
+    distillation_parts,
+    robust,
+)
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
@@ -16,7 +24,7 @@ LOSSES: dict[str, Callable] = {
     "robust": robust,
 }
 """Every loss by name. Those named distillation_… take `labels`, `temperature` and `beta` as well, `robust`
-takes `labels`, `alpha` and `noise`."""
+takes `labels`, `alpha` and `noise`, and a table in place of `item_weight`."""
 
 __all__ = [
     "DIVERGENCES",
@@ -31,6 +39,7 @@ __all__ = [
     "SoftLabels",
     "TopKLabels",
     "cross_entropy",
+    "cross_entropy_parts",
     "distillation",
     "distillation_parts",
     "robust",

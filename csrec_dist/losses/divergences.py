@@ -12,17 +12,15 @@ with numbers `part_j` that a tile's first pass leaves in its buffers, and the ot
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses.tiles import Tile
 from csrec_dist.losses.top_k_labels import NOT_KEPT
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
 
 LOG_2 = math.log(2)
 FLOOR = -60.0
@@ -48,8 +46,10 @@ class Statistics:
     sums: Tensor
     """[num_sums, R]: Σ exp z_j, Σ exp t_j, then the divergence's own."""
 
-    def over(self, catalog: "CatalogSlice") -> "Statistics":
+    def over(self, catalog: CatalogSlice) -> "Statistics":
         """The sums over a catalog group's slices; z_y and t_y are those of the slice that has y, and 0 elsewhere."""
+        if catalog.is_whole:
+            return self
         of_target = [self.target_logit] if self.target_label is None else [self.target_logit, self.target_label]
         summed = catalog.all_sum(torch.cat([self.sums, torch.stack(of_target)]))
         num_sums = len(self.sums)

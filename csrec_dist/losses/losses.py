@@ -1,57 +1,54 @@
 """The losses: cross-entropy, the student's and the robust teacher's, as pure functions of tensors.
 
-With `catalog`, item tables (and what is [V] or [V, r] of the noise) are this rank's slice, and the examples are this
-rank's own; what is returned is their loss over the whole catalog. All ranks of the catalog group call the same
-loss, each with any number of examples, and go backward from it with the same factor. The gradient of a slice is
-then that of the summed losses of the whole group.
+A table (and what is [V] or [V, r] of the noise) may be this rank's slice of the catalog; the examples are this rank's
+own, and what is returned is their loss over the whole catalog. All ranks of the catalog group call the same loss, each
+with any number of examples, and go backward from it with the same factor. The gradient of a slice is then that of the
+summed losses of the whole group. `cross_entropy` and `distillation` take tensors of whole tables.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, TableLike
 from csrec_dist.losses.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
 from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
-from csrec_dist.losses.tiled import CatalogPart, NoiseCosts, Problem, TiledLoss
+from csrec_dist.losses.tiled import NoiseCosts, Problem, TiledLoss
 from csrec_dist.losses.top_k_labels import TopKLabels
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
 
 
 class Examples(NamedTuple):
-    """N examples: states [N, d], item rows of the targets [N], weights [N], labels, and M's rows at the targets [N, r].
+    """N examples: states [N, d], targets [N] in 1…V, weights [N], labels, and M's rows at the targets [N, r].
 
-    `part` says what makes the examples those of a catalog group, and which are this rank's own.
+    They are this rank's own, or those of a catalog group, of which a rank counts the losses where `own_weights` [N] are
+    not 0: those of its own.
     """
 
     states: Tensor
-    places: Tensor
+    targets: Tensor
     weights: Tensor
+    own_weights: Tensor
     labels: SoftLabels | None
     observed: Tensor | None
-    part: CatalogPart | None = None
 
-    def of_group(self, catalog: "CatalogSlice") -> "Examples":
+    def of_group(self, catalog: CatalogSlice) -> "Examples":
         """These examples among those of all ranks of the group, their labels on this rank's slice.
 
         States and M's rows are gathered in the type of the weights, in which their gradients are summed over the
-        slices on the way back.
+        slices on the way back. One rank has them all.
         """
+        if catalog.is_whole:
+            return self
         shared, dtype = catalog.share(len(self.states), self.states.device), self.weights.dtype
-        weights = shared.gather(self.weights)
-        own = torch.zeros_like(weights)
-        own[shared.own] = self.weights
-        places, held = catalog.places(shared.gather(self.places + 1))
         return Examples(
             shared.gather(self.states.to(dtype)),
-            places,
-            weights,
+            shared.gather(self.targets),
+            shared.gather(self.weights),
+            shared.only_own(self.weights),
             None if self.labels is None else self.labels.shared(shared),
             None if self.observed is None else shared.gather(self.observed.to(dtype)),
-            CatalogPart(catalog, held, own),
         )
 
 
@@ -94,7 +91,6 @@ def cross_entropy(
     *,
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy over the full catalog, as (Σ w_i CE_i, Σ w_i).
 
@@ -103,8 +99,13 @@ def cross_entropy(
     Raises ValueError when shapes disagree, or targets lie outside 1…V (looked at on the CPU only: on CUDA it
     would wait for the device, whose own index check answers instead).
     """
-    loss = _loss(states, item_weight, targets, None, item_bias, weights, catalog)
+    loss = cross_entropy_parts(states, PlainTable.whole(item_weight, item_bias), targets, weights=weights)
     return loss.sum, loss.count
+
+
+def cross_entropy_parts(states: Tensor, table: TableLike, targets: Tensor, *, weights: Tensor | None = None) -> Loss:
+    """`cross_entropy` over a table, whole or a slice, as a `Loss`."""
+    return _loss(states, table, targets, None, weights)
 
 
 def distillation(
@@ -118,27 +119,25 @@ def distillation(
     kl: str = "reverse",
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """The student's loss, as (Σ w_i [(1−β) CE_i + β KL_i], Σ w_i): the first two of `distillation_parts`."""
-    return distillation_parts(
-        states, item_weight, targets, labels,
-        temperature=temperature, beta=beta, kl=kl, item_bias=item_bias, weights=weights, catalog=catalog,
-    )[:2]  # fmt: skip
+    table = PlainTable.whole(item_weight, item_bias)
+    loss = distillation_parts(
+        states, table, targets, labels, temperature=temperature, beta=beta, kl=kl, weights=weights
+    )
+    return loss.sum, loss.count
 
 
 def distillation_parts(
     states: Tensor,
-    item_weight: Tensor,
+    table: TableLike,
     targets: Tensor,
     labels: SoftLabels,
     *,
     temperature: float,
     beta: float,
     kl: str = "reverse",
-    item_bias: Tensor | None = None,
     weights: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
 ) -> Loss:
     """The student's loss (paper, Eq. 19 and 20) with its parts.
 
@@ -155,27 +154,25 @@ def distillation_parts(
         raise ValueError(f"need temperature > 0 and 0 <= beta <= 1, got {temperature} and {beta}")
     if kl not in DIVERGENCES:
         raise ValueError(f"kl must be one of {', '.join(DIVERGENCES)}, got {kl!r}")
-    _check_labels(labels, states, item_weight, catalog)
+    _check_labels(labels, states, table)
     if beta < NEGLIGIBLE_BETA:
-        return _loss(states, item_weight, targets, None, item_bias, weights, catalog)
+        return _loss(states, table, targets, None, weights)
     divergence: Divergence = DIVERGENCES[kl](beta)
     if isinstance(labels, TopKLabels):
         _check_kept(labels, targets, temperature, kl)
         divergence = ForwardOfKept(beta, bool(labels.is_whole))
-    return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, 1 / temperature)
+    return _loss(states, table, targets, labels, weights, divergence, 1 / temperature)
 
 
 def robust(
     states: Tensor,
-    item_weight: Tensor,
+    table: TableLike,
     targets: Tensor,
     labels: SoftLabels,
     *,
     alpha: float,
     noise: Noise | None = None,
-    item_bias: Tensor | None = None,
     weights: Tensor | None = None,
-    catalog: "CatalogSlice | None" = None,
 ) -> Loss:
     """The main teacher's loss ℓ_t = ℓ_ce + ℓ_r (paper, Eq. 17 and 18), ℓ_r being the `divergence` of the result.
 
@@ -188,67 +185,56 @@ def robust(
         raise ValueError(f"need 0 <= alpha <= 1, got {alpha}")
     if isinstance(labels, TopKLabels):
         raise ValueError(f"the robust loss has both directions of KL, of which the reverse {INFINITE}")
-    _check_labels(labels, states, item_weight, catalog)
+    _check_labels(labels, states, table)
     divergence = Robust(alpha, noise is not None)
     if noise is None:
-        return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence)
-    _check_noise(noise, item_weight)
-    _check(states, item_weight, targets, item_bias, weights, catalog)
-    return _loss(states, item_weight, targets, labels, item_bias, weights, catalog, divergence, noise=noise)
+        return _loss(states, table, targets, labels, weights, divergence)
+    _check_noise(noise, table.weight)
+    _check(states, table, targets, weights)
+    return _loss(states, table, targets, labels, weights, divergence, noise=noise)
 
 
 def _loss(
     states: Tensor,
-    item_weight: Tensor,
+    table: TableLike,
     targets: Tensor,
     labels: SoftLabels | None,
-    item_bias: Tensor | None,
     weights: Tensor | None,
-    catalog: "CatalogSlice | None",
     divergence: Divergence | None = None,
     scale: float = 1.0,
     noise: Noise | None = None,
 ) -> Loss:
     """The loss of a divergence, with the costs of the noise if it has any."""
-    _check(states, item_weight, targets, item_bias, weights, catalog)
+    _check(states, table, targets, weights)
+    item_weight, item_bias, catalog, targets = table.weight, table.bias, table.catalog, targets.long()
     dtype = torch.promote_types(torch.float32, torch.promote_types(states.dtype, item_weight.dtype))
     weights = states.new_ones(states.shape[0], dtype=dtype) if weights is None else weights.detach().to(dtype)
-    observed = None if noise is None else _rows(noise.observed, targets.long(), catalog)
-    examples = Examples(states, targets.long() - 1, weights, labels, observed)
-    if catalog is not None:
-        examples = examples.of_group(catalog)
+    observed = None if noise is None else catalog.rows_at(noise.observed, targets - 1)
+    examples = Examples(states, targets, weights, weights, labels, observed).of_group(catalog)
+    index, here = catalog.places(examples.targets)
     costs = () if noise is None else (examples.observed, noise.preferred, noise.maxima)
     factors = (examples.states, item_weight, item_bias, *costs)
     computed = [None if f is None else f.detach().to(dtype) for f in factors]
     problem = Problem(
+        catalog,
         FactoredLabels(*computed[:3]),  # type: ignore[arg-type]
-        examples.places,
+        index,
+        here,
         examples.weights,
+        examples.own_weights,
         None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
         divergence or OneHot(),
-        NoiseCosts(*computed[3:], num_items=_num_items(item_weight, catalog)) if costs else None,  # type: ignore
-        examples.part,
+        NoiseCosts(*computed[3:], num_items=catalog.num_items) if costs else None,  # type: ignore
     )
     parts = TiledLoss.apply(problem, torch.is_grad_enabled(), *factors)
     return Loss(parts[0], weights.sum(), *parts[1:])
 
 
-def _rows(table: Tensor, items: Tensor, catalog: "CatalogSlice | None") -> Tensor:
-    """The rows of items [N] in 1…V."""
-    return table[items - 1] if catalog is None else catalog.look_up(table, items)
-
-
-def _num_items(item_weight: Tensor, catalog: "CatalogSlice | None") -> int:
-    """V of the whole catalog."""
-    return len(item_weight) if catalog is None else catalog.num_items
-
-
-def _check_labels(labels: SoftLabels, states: Tensor, item_weight: Tensor, catalog: "CatalogSlice | None") -> None:
-    num_items = {len(item_weight)} if catalog is None else {catalog.num_rows, catalog.num_items}
-    if labels.num_examples != len(states) or labels.num_items not in num_items:
+def _check_labels(labels: SoftLabels, states: Tensor, table: TableLike) -> None:
+    if labels.num_examples != len(states) or labels.num_items not in {len(table.weight), table.catalog.num_items}:
         raise ValueError(
             f"labels of {labels.num_examples} examples x {labels.num_items} items do not fit states "
-            f"{list(states.shape)} and item_weight {list(item_weight.shape)}"
+            f"{list(states.shape)} and item_weight {list(table.weight.shape)}"
         )
 
 
@@ -272,18 +258,11 @@ def _check_noise(noise: Noise, item_weight: Tensor) -> None:
         raise ValueError(f"need noise observed [V, r], preferred [V, r] and maxima [V] with V = {num_items}: {shapes}")
 
 
-def _check(
-    states: Tensor,
-    item_weight: Tensor,
-    targets: Tensor,
-    item_bias: Tensor | None,
-    weights: Tensor | None,
-    catalog: "CatalogSlice | None",
-) -> None:
-    num_items = _num_items(item_weight, catalog)
+def _check(states: Tensor, table: TableLike, targets: Tensor, weights: Tensor | None) -> None:
+    item_weight, item_bias, num_items = table.weight, table.bias, table.catalog.num_items
     fits = states.ndim == 2 and item_weight.ndim == 2 and states.shape[1] == item_weight.shape[1]
     fits = fits and targets.shape == states.shape[:1] and num_items > 0
-    fits = fits and (catalog is None or item_weight.shape[0] == catalog.num_rows)
+    fits = fits and item_weight.shape[0] == table.catalog.num_rows
     fits = fits and (weights is None or weights.shape == states.shape[:1])
     fits = fits and (item_bias is None or item_bias.shape == item_weight.shape[:1])
     if not fits:

@@ -1,17 +1,14 @@
 """The noise matrix of CSRec-T (Eq. 11), and the main teacher's loss with it (Eq. 18)."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from csrec_dist.distributed.catalog import CatalogSlice, TableLike
 from csrec_dist.losses.losses import Loss, Noise, robust
 from csrec_dist.losses.soft_labels import SoftLabels
 from csrec_dist.losses.tiles import TILE_BYTES
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
-
 
 Maximum = Literal["exact", "norm"]
 
@@ -29,30 +26,26 @@ class NoiseMatrix(nn.Module):
 
     Either depends on the parameters and the number of steps only, so ranks that hold equal parameters agree.
 
-    With `catalog` the parameters and the maximisers are those of this rank's slice of the items. M's slices then go
-    round the catalog group for each search, and its rows at the maximisers at each step.
+    The parameters and the maximisers are those of this rank's slice of the items. M's slices go round the catalog
+    group for each search, and its rows at the maximisers at each step.
     """
 
     SLICED: ClassVar[tuple[str, ...]] = ("observed", "preferred", "maximisers")
 
     def __init__(
         self,
-        num_items: int,
+        catalog: CatalogSlice,
         rank: int,
         *,
         seed: int,
         maximum: Maximum = "exact",
         refresh: int = 1,
-        catalog: "CatalogSlice | None" = None,
     ) -> None:
-        """Normal parameters of standard deviation r^-½ from `seed`, so that h̃ has r^-½ too; a slice is drawn alike."""
+        """Normal parameters of standard deviation r^-½ from `seed`, so that h̃ has r^-½ too, whatever the slice."""
         super().__init__()
         assert refresh >= 1, f"refresh every {refresh} steps"
         generator = torch.Generator().manual_seed(seed)
-        if catalog is None:
-            draws = list(torch.randn(2, num_items, rank, generator=generator))
-        else:
-            draws = catalog.drawn(2, rank, lambda rows: rows.normal_(generator=generator))
+        draws = catalog.drawn(2, rank, lambda rows: rows.normal_(generator=generator))
         self.observed, self.preferred = (nn.Parameter(draw / rank**0.5) for draw in draws)
         self.maximum, self.refresh, self.catalog = maximum, refresh, catalog
         if maximum == "exact":
@@ -72,14 +65,11 @@ class NoiseMatrix(nn.Module):
         if self.training:
             num_steps += 1
         rows = maximisers.clone()  # kept for the backward pass, while the next search writes over the buffer
-        at_rows = self.observed[rows] if self.catalog is None else self.catalog.look_up(self.observed, rows + 1)
-        return (at_rows * self.preferred).sum(1)
+        return (self.catalog.rows_at(self.observed, rows) * self.preferred).sum(1)
 
     def _search(self) -> Tensor:
         """argmax_k h̃_kj of each j, among all rows of M."""
         observed, preferred = self.observed.detach(), self.preferred.detach()
-        if self.catalog is None:
-            return column_maxima(observed, preferred)[1]
         values = preferred.new_full((len(preferred),), -torch.inf)
         places = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
         for first, block in self.catalog.row_blocks(observed):
@@ -94,13 +84,11 @@ class NoiseMatrix(nn.Module):
     def _longest(self) -> Tensor:
         """The longest row [r] of M, the first of several."""
         norms = torch.linalg.vector_norm(self.observed.detach(), dim=1)
-        if self.catalog is None:
-            return self.observed[norms.argmax()]
-        place = int(norms.argmax()) if len(norms) else 0
-        own = norms[place] if len(norms) else norms.new_tensor(-torch.inf)
-        places = self.catalog.group.all_gather(torch.tensor(self.catalog.first + place, device=norms.device))
-        item = places[self.catalog.group.all_gather(own).argmax()] + 1
-        return self.catalog.look_up(self.observed, item)
+        norms = norms if len(norms) else norms.new_full((1,), -torch.inf)  # a rank may have no rows
+        longest = norms.argmax()
+        rows = self.catalog.group.all_gather(longest + self.catalog.first)
+        row = rows[self.catalog.group.all_gather(norms[longest]).argmax()]
+        return self.catalog.rows_at(self.observed, row)
 
 
 def column_maxima(observed: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,22 +111,6 @@ def column_maxima(observed: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
     return values, places
 
 
-class ItemTable(Protocol):
-    """What an loss reads of a model's item table."""
-
-    @property
-    def weight(self) -> Tensor:
-        """[V, d], item i+1's in row i."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """[V], or None."""
-
-    @property
-    def catalog(self) -> "CatalogSlice | None":
-        """The slice of the catalog that the table is, or None for a whole one."""
-
-
 class RobustLoss(nn.Module):
     """The main teacher's loss ℓ_t (Eq. 18) as a training loss, with the noise matrix trained in it.
 
@@ -149,11 +121,8 @@ class RobustLoss(nn.Module):
         super().__init__()
         self.alpha, self.noise = alpha, noise
 
-    def forward(self, states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
+    def forward(self, states: Tensor, table: TableLike, targets: Tensor, labels: SoftLabels | None) -> Loss:
         """The loss of states [N, d] with targets [N], whose `labels` are the side teacher's."""
         assert labels is not None
         noise = self.noise() if self.noise is not None else None
-        return robust(
-            states, table.weight, targets, labels,
-            alpha=self.alpha, noise=noise, item_bias=table.bias, catalog=table.catalog,
-        )  # fmt: skip
+        return robust(states, table, targets, labels, alpha=self.alpha, noise=noise)

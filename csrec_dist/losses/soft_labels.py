@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 from csrec_dist.losses.tiles import plan
 from csrec_dist.losses.top_k_labels import TopKLabels
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 
 
 class TemperedLabels(Protocol):
@@ -101,12 +99,12 @@ class FactoredLabels:
         bound = bound * torch.linalg.vector_norm(self.item_weight.float(), dim=1).max()
         return bound if self.item_bias is None else bound + self.item_bias.float().abs().max()
 
-    def shared(self, rows: "SharedRows") -> "FactoredLabels":
+    def shared(self, rows: SharedRows) -> "FactoredLabels":
         """The labels of a catalog group's examples on this rank's slice; tables may be the slice or whole."""
         bias = None if self.item_bias is None else rows.part.cut(self.item_bias)
         return FactoredLabels(rows.gather(self.states), rows.part.cut(self.item_weight), bias)
 
-    def tempered(self, scale: float, like: Tensor, catalog: "CatalogSlice | None" = None) -> "Tempered":
+    def tempered(self, scale: float, like: Tensor, catalog: CatalogSlice) -> "Tempered":
         """The labels at temperature 1/scale; `like` has the type and the device of the tiles."""
         return Tempered(self, scale)
 
@@ -160,11 +158,11 @@ class DenseLabels:
         least, largest = torch.aminmax(self.logits)
         return torch.maximum(-least, largest).float()
 
-    def shared(self, rows: "SharedRows") -> "DenseLabels":
+    def shared(self, rows: SharedRows) -> "DenseLabels":
         """The labels of a catalog group's examples on this rank's slice, of each rank's whole rows."""
         return DenseLabels(rows.exchange_columns(self.logits))
 
-    def tempered(self, scale: float, like: Tensor, catalog: "CatalogSlice | None" = None) -> "Tempered":
+    def tempered(self, scale: float, like: Tensor, catalog: CatalogSlice) -> "Tempered":
         """The labels at temperature 1/scale; `like` has the type and the device of the tiles."""
         return Tempered(self, scale)
 
@@ -228,20 +226,20 @@ class MixtureLabels:
         """The labels of some examples: a slice, or a tensor of indices or of booleans."""
         return MixtureLabels(tuple(part[rows] for part in self.parts), self.weights)
 
-    def shared(self, rows: "SharedRows") -> "MixtureLabels":
+    def shared(self, rows: SharedRows) -> "MixtureLabels":
         """The labels of a catalog group's examples on this rank's slice."""
         return MixtureLabels(tuple(part.shared(rows) for part in self.parts), self.weights)
 
-    def tempered(self, scale: float, like: Tensor, catalog: "CatalogSlice | None" = None) -> "TemperedMixture":
+    def tempered(self, scale: float, like: Tensor, catalog: CatalogSlice) -> "TemperedMixture":
         """The labels at temperature 1/scale, by a pass over the catalog for each part's log-sum-exp.
 
-        `like` has the type and the device of the tiles. Where the parts are those of a slice, its group's ranks go
-        through their slices together.
+        `like` has the type and the device of the tiles. The ranks of the catalog group go through their slices
+        together.
         """
-        kept = [(part.tempered(scale, like), w) for part, w in zip(self.parts, self.weights, strict=True) if w > 0]
+        weighted = [(part, weight) for part, weight in zip(self.parts, self.weights, strict=True) if weight > 0]
+        kept = [(part.tempered(scale, like, catalog), weight) for part, weight in weighted]
         sums = torch.stack([_log_sums(part, self.num_examples, self.num_items, like) for part, _ in kept])
-        if catalog is not None:
-            sums = catalog.log_sum_exp(sums)
+        sums = catalog.log_sum_exp(sums)
         shares = like.new_tensor([[math.log(w)] for _, w in kept])
         return TemperedMixture(tuple(part for part, _ in kept), shares - sums)
 

@@ -3,19 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses.divergences import Divergence, Statistics, Terms, exp_floored_
 from csrec_dist.losses.soft_labels import FactoredLabels, TemperedLabels, product
 from csrec_dist.losses.tiles import Plan, Tile, Workspace, plan
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
-
 
 SAFE_LOGIT = 40.0
 """Logits within ±40 are exponentiated as they are: sums of e^±40 and their ratios are normal fp32 numbers."""
@@ -26,7 +23,7 @@ class NoiseCosts:
     """c_ij = log(1 + exp(−h_ij)) + log V + maxima_j, with h = states [N, r] · item_weight [V, r]ᵀ.
 
     `states` are the rows of M at the examples' targets, `item_weight` is N, and `maxima` [V] are max_k h_kj: all in
-    the computing type. `num_items` is V of the whole catalog, where the tables are a slice of it.
+    the computing type. `num_items` is V of the whole catalog.
     """
 
     states: Tensor
@@ -46,29 +43,22 @@ class NoiseCosts:
 class Problem:
     """Everything an evaluation reads. The student's factors [N, d], [V, d], [V] have the computing type.
 
-    On a slice of the catalog, all tables are the slice's and the examples are those of all ranks of its group.
+    All tables are those of this rank's slice of the catalog, and the examples those of all ranks of its group.
     """
 
+    catalog: CatalogSlice
     student: FactoredLabels
     index: Tensor
-    """[N] item rows of the targets: target − 1; 0 where the target is in another rank's slice."""
+    """[N] item rows of the targets, in the slice; 0 where the target is in another rank's."""
+    here: Tensor
+    """[N], whether the target is in this rank's slice."""
     weights: Tensor
     """[N] in the computing type."""
+    own_weights: Tensor
+    """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
     labels: TemperedLabels | None
     divergence: Divergence
-    costs: NoiseCosts | None = None
-    part: "CatalogPart | None" = None
-
-
-@dataclass(frozen=True)
-class CatalogPart:
-    """What makes a problem part of one that a catalog group solves together."""
-
-    catalog: "CatalogSlice"
-    held: Tensor
-    """[N], whether the target is in this rank's slice."""
-    own: Tensor
-    """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
+    costs: NoiseCosts | None
 
 
 @dataclass
@@ -149,8 +139,7 @@ class RowBlock:
         for index, items in enumerate(self.plan.item_slices()):
             for shift, logits in zip(self.shifts, self.filled_tile(index, items), strict=False):
                 torch.maximum(shift, logits.amax(1), out=shift)
-        if self.problem.part is not None:
-            self.problem.part.catalog.all_max(self.shifts)
+        self.problem.catalog.all_max(self.shifts)
         self._filled = self.plan.kept
 
     def reduced_tile(self, index: int, items: slice, sums: Tensor) -> Tile:
@@ -175,8 +164,7 @@ class RowBlock:
         for tile, items in enumerate(self.plan.item_slices()):
             self.reduced_tile(tile, items, sums)
         self._filled = False
-        found = Statistics(target, label, sums)
-        return found if problem.part is None else found.over(problem.part.catalog)
+        return Statistics(target, label, sums).over(problem.catalog)
 
     def _at_targets(self, factors: FactoredLabels | TemperedLabels, side: int) -> Tensor:
         """z or t of each example's target [R], shifted; 0 where it is in another rank's slice."""
@@ -186,7 +174,7 @@ class RowBlock:
         found = factors.at(self.rows, problem.index[self.rows], problem.weights.dtype)
         if self.shifts is not None and side < len(self.shifts):
             found = found - self.shifts[side]
-        return found if problem.part is None else found.masked_fill(~problem.part.held[self.rows], 0)
+        return problem.catalog.only_here(found, problem.here[self.rows])
 
     def add_gradients(self, terms: Terms, of_student: Gradients, of_costs: Gradients | None) -> None:
         """Pass 2: add this block's share to the gradients, from kept tiles or from tiles made again."""
@@ -214,11 +202,10 @@ class RowBlock:
         self._add_at_targets(terms.target * weights, of_student)
 
     def _add_at_targets(self, coefficient: Tensor, gradients: Gradients) -> None:
-        student, index, part = self.problem.student, self.problem.index[self.rows], self.problem.part
+        student, index = self.problem.student, self.problem.index[self.rows]
         if not student.num_items:
             return
-        if part is not None:
-            coefficient = coefficient.masked_fill(~part.held[self.rows], 0)
+        coefficient = self.problem.catalog.only_here(coefficient, self.problem.here[self.rows])
         if gradients.states is not None:
             gradients.states[self.rows].addcmul_(student.item_weight[index], coefficient.unsqueeze(1))
         if gradients.item_weight is not None:
@@ -230,8 +217,8 @@ class RowBlock:
 def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Weighted sums of the losses, and the gradients of the first of them.
 
-    On a slice, the sums are over this rank's own examples, and the gradients those of all ranks' sums: whole for the
-    item tables, and the slice's share for the states. The ranks go through the same row blocks.
+    The sums are over this rank's own examples, and the gradients those of the sums of all ranks of the catalog group:
+    whole for the item tables, and the slice's share for the states. The ranks go through the same row blocks.
 
     Returns the sums [3] over the examples of the loss, of CE and of the divergence, and the gradients with respect
     to those of the student's states, item weight and item bias, and of the costs' states, item weight and
@@ -247,19 +234,18 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
     if student.num_examples == 0:
         return totals, gradients
     num_kept = problem.divergence.num_kept
-    most = student.num_items if problem.part is None else problem.part.catalog.most_rows
+    most = problem.catalog.most_rows
     cut = replace(
         plan(student.num_examples, most, num_kept, weights.dtype, weights.device), num_items=student.num_items
     )
     space = Workspace(cut, num_kept, weights)
     safe = _is_safe(problem)
-    counted = weights if problem.part is None else problem.part.own
     for rows in cut.row_blocks():
         block = RowBlock(problem, cut, space, rows)
         if not safe:
             block.find_shifts()
         terms = problem.divergence.combine(block.statistics())
-        totals += _weighted_sums(terms, counted[rows], problem.divergence.shares)
+        totals += _weighted_sums(terms, problem.own_weights[rows], problem.divergence.shares)
         if any(gradient is not None for gradient in gradients):
             block.add_gradients(terms, of_student, of_costs)
     return totals, gradients
@@ -270,10 +256,7 @@ def _is_safe(problem: Problem) -> bool:
     bound = problem.student.bound()
     if problem.labels is not None:
         bound = torch.maximum(bound, problem.labels.bound())
-    safe = bound <= SAFE_LOGIT
-    if problem.part is not None:
-        safe = problem.part.catalog.all_max((~safe).float()) == 0
-    return bool(safe)
+    return problem.catalog.all_true(bound <= SAFE_LOGIT)
 
 
 def _weighted_sums(terms: Terms, weights: Tensor, shares: tuple[float, float]) -> Tensor:

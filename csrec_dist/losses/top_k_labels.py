@@ -3,13 +3,12 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
+from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
 
 LEAST = -60.0
 """The least log-probability of a kept item that still counts, as for the student's logits."""
@@ -70,13 +69,13 @@ class TopKLabels:
         """Whether each example's target [N] is among its kept items: [N] booleans."""
         return (self.items == targets.unsqueeze(1)).any(1)
 
-    def shared(self, rows: "SharedRows") -> "TopKLabels":
+    def shared(self, rows: SharedRows) -> "TopKLabels":
         """The labels of a catalog group's examples, to be read on this rank's slice."""
         values, items, sums = (rows.gather(tensor) for tensor in (self.values, self.items, self.logsumexp))
         shard = rows.part
         return TopKLabels(values, items, sums, self.temperature, shard.num_rows, shard.first, self.is_whole)
 
-    def tempered(self, scale: float, like: Tensor, catalog: "CatalogSlice | None" = None) -> "TemperedTopK":
+    def tempered(self, scale: float, like: Tensor, catalog: CatalogSlice) -> "TemperedTopK":
         """The labels at their own temperature, which is 1/scale; `like` has the type and the device of the tiles."""
         assert math.isclose(scale * self.temperature, 1), "labels of one temperature were read at another"
         log_q = self.values.to(like.dtype).mul(scale).sub_(self.logsumexp.to(like.dtype).unsqueeze(1))

@@ -2,87 +2,22 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.models import pretrained
 from csrec_dist.models.histories import pad_histories
 from csrec_dist.models.options import ModelConfig
+from csrec_dist.models.table import ItemTable
 from csrec_dist.models.weight_files import StoredWeights
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
-
-_TABLE_DEVICE: ContextVar[torch.device | None] = ContextVar("table_device", default=None)
-
-
-@contextmanager
-def tables_on(device: torch.device) -> Iterator[None]:
-    """Put the item tables that are made in this block on `device`."""
-    token = _TABLE_DEVICE.set(device)
-    try:
-        yield
-    finally:
-        _TABLE_DEVICE.reset(token)
-
-
-class ItemTable(nn.Module):
-    """One vector per item, read for inputs and multiplied with states for logits.
-
-    `weight` [V, d] holds item i in row i−1: padding has no row, so it is neither trained nor
-    ranked. `bias` is [V] (zero at the start) or None. The caller initialises `weight`.
-
-    Where `catalog` is set, both hold this rank's slice of the rows, and the ranks of its group read the table
-    together: each calls `forward` equally often, for items of its own.
-    """
-
-    SLICED: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    bias: nn.Parameter | None
-    catalog: "CatalogSlice | None"
-
-    def __init__(self, num_items: int, width: int, *, bias: bool = False) -> None:
-        super().__init__()
-        device = _TABLE_DEVICE.get()
-        self.weight = nn.Parameter(torch.empty(num_items, width, device=device))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(num_items, device=device)) if bias else None)
-        self.catalog = None
-
-    def forward(self, items: Tensor) -> Tensor:
-        """Vectors [.., d] of items [..] in 0…V; zeros, and no gradient, where an item is 0."""
-        if self.catalog is not None:
-            return self.catalog.look_up(self.weight, items)
-        vectors = F.embedding((items - 1).clamp(min=0), self.weight)
-        return vectors.masked_fill((items == 0).unsqueeze(-1), 0.0)
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Logits [.., V] of states [.., d]; column i is item i+1's. Of a slice, those of its items."""
-        return F.linear(states, self.weight, self.bias)
-
-    def take(self, catalog: "CatalogSlice") -> None:
-        """Hold this slice of the rows from now on, without values yet."""
-        device, self.catalog = self.weight.device, catalog
-        self.weight = nn.Parameter(torch.empty(catalog.num_rows, self.weight.shape[1], device=device))
-        if self.bias is not None:
-            self.bias = nn.Parameter(torch.empty(catalog.num_rows, device=device))
-
-    def mean_square(self) -> Tensor:
-        """The mean over all V items of a vector's squared norm, without gradient."""
-        squares = self.weight.detach().square().sum(1)
-        if self.catalog is None:
-            return squares.mean()
-        return self.catalog.all_sum(squares.sum()) / self.catalog.num_items
-
-    def most_calls(self, num_calls: int) -> int:
-        """How often every rank that shares the table is to call `forward`, if this one has cause for `num_calls`."""
-        return num_calls if self.catalog is None else self.catalog.most_calls(num_calls, self.weight.device)
 
 
 @dataclass(frozen=True)
@@ -127,8 +62,8 @@ def picked(held: Tensor, *values: Tensor) -> list[Tensor]:
 class SequentialModel(nn.Module, ABC):
     """Maps histories to states; a state's logits are its products with the item table.
 
-    A model knows no rank, device, loss or file. A new one is in training mode, as torch's modules are; one that was
-    loaded is in evaluation mode. `encode` and `score` drop units out while `training` is set.
+    A model knows no rank (but through its item table), device, loss or file. A new one is in training mode, as torch's
+    modules are; one that was loaded is in evaluation mode. `encode` and `score` drop units out while `training` is set.
     """
 
     Config: ClassVar[type[ModelConfig]]
@@ -176,7 +111,7 @@ class SequentialModel(nn.Module, ABC):
         Raises:
             UserError: an empty history, or an item outside 1…V.
         """
-        assert self.item_table.catalog is None, "a slice of the catalog cannot score the whole"
+        assert self.item_table.catalog.is_whole, "a slice of the catalog cannot score the whole"
         items, _ = pad_histories(histories, self.num_items, self.max_length)
         logits = self.item_table.logits(self.encode_last(items.to(self.item_table.weight.device)))
         return F.pad(logits, (1, 0), value=-math.inf)
@@ -190,18 +125,16 @@ class SequentialModel(nn.Module, ABC):
         """
         description = pretrained.describe(self, self.config, self.num_items, self.max_length)
         catalog = self.item_table.catalog
-        if sharded and catalog is not None:
-            pretrained.write_sharded(folder, self.state_dict(), description, self._sliced(), catalog)
-        else:
-            pretrained.write(folder, self.state_dict(), description, self._sliced(), catalog)
+        write = pretrained.write_sharded if sharded and not catalog.is_whole else pretrained.write
+        write(folder, self.state_dict(), description, self._sliced(), catalog)
 
     def _sliced(self) -> list[str]:
-        """Names of what the model holds a slice of."""
+        """Names of what the model holds the rows of its slice of."""
         return [name for name in self.state_dict() if name in ("item_table.weight", "item_table.bias")]
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, catalog: "CatalogSlice | None" = None) -> Self:
-        """The model that `save_pretrained` wrote, on the CPU, in evaluation mode; with `catalog`, with its slice alone.
+    def from_pretrained(cls, folder: Path | str, group: Group = ALONE) -> Self:
+        """The model that `save_pretrained` wrote, on the CPU, in evaluation mode; its item table split over `group`.
 
         Raises:
             UserError: the folder holds no model, another model than `cls`, one whose weights do not fit its config or
@@ -212,10 +145,9 @@ class SequentialModel(nn.Module, ABC):
         model = description.without_memory(cls, description.parse_config(cls.Config, folder), folder)
         weights = StoredWeights(folder)
         weights.require({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-        if catalog is not None:
-            description.require_items(catalog.num_items, folder)
-            model.item_table.take(catalog)
+        catalog = CatalogSlice.of(description.num_items, group)
+        model.item_table.take(catalog)
         model.to_empty(device="cpu")
-        rows = {} if catalog is None else dict.fromkeys(model._sliced(), catalog.rows)
+        rows = dict.fromkeys(model._sliced(), catalog.rows)
         model.load_state_dict({name: weights.read(name, rows.get(name)) for name in model.state_dict()})
         return model.eval()

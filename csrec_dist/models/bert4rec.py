@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrec_dist.models.base import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.models.base import SequentialModel, TrainingInputs, TrainingStates
 from csrec_dist.models.options import BERT4RecConfig
 from csrec_dist.models.prefixes import encode_every_prefix, encode_prefixes
 from csrec_dist.models.rng import Dropout, uniform
 from csrec_dist.models.sasrec import LAYER_NORM_EPS, TransformerLayer, initialise
+from csrec_dist.models.table import ItemTable
 
 PREFIX_STREAM, MASK_STREAM = 1, 2
 """Streams of draws: which prefixes are trained, and which items are masked."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from csrec_dist.models.base import ItemTable
+from csrec_dist.models.table import ItemTable
 
 PREFIXES_AT_ONCE = 128
 """On a CPU, where pieces of about one length save more than large ones."""

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json, write_json
 from csrec_dist.models.weight_files import INDEX_FILE, SHARD_FILE, WEIGHTS_FILE, row_name
 from csrec_dist.tensor_files import StreamedTensor, save_tensors, stream_tensors
-
-if TYPE_CHECKING:
-    from csrec_dist.distributed.catalog import CatalogSlice
 
 CONFIG_FILE = "config.json"
 
@@ -80,24 +78,21 @@ def write(
     folder: Path | str,
     weights: Mapping[str, Tensor],
     description: Description,
-    sliced: Collection[str] = (),
-    catalog: "CatalogSlice | None" = None,
+    sliced: Collection[str],
+    catalog: CatalogSlice,
 ) -> None:
     """Write a model's folder, its config last: a folder with a config is whole.
 
-    With `catalog`, the weights called as in `sliced` are its slice, and the group's first rank writes for all.
+    The weights called as in `sliced` are those of the slice, and the catalog group's first rank writes for all.
     """
     _refuse_foreign(folder)
-    path, metadata = Path(folder) / WEIGHTS_FILE, {"format": "pt"}
-    if catalog is None:
-        save_tensors(path, weights, metadata)
-    else:
-        whole = {name: StreamedTensor.of(tensor) for name, tensor in weights.items() if name not in sliced}
-        shapes = {name: (catalog.num_items, *weights[name].shape[1:]) for name in sliced}
-        parts = {name: _row_blocks(catalog, weights[name]) for name in sliced}
-        streamed = {name: StreamedTensor(weights[name].dtype, shapes[name], parts[name]) for name in sliced}
-        stream_tensors(path if catalog.group.is_leader else None, whole | streamed, metadata)
-    if catalog is None or catalog.group.is_leader:
+    whole = {name: StreamedTensor.of(tensor) for name, tensor in weights.items() if name not in sliced}
+    shapes = {name: (catalog.num_items, *weights[name].shape[1:]) for name in sliced}
+    parts = {name: _row_blocks(catalog, weights[name]) for name in sliced}
+    streamed = {name: StreamedTensor(weights[name].dtype, shapes[name], parts[name]) for name in sliced}
+    path = Path(folder) / WEIGHTS_FILE if catalog.group.is_leader else None
+    stream_tensors(path, whole | streamed, {"format": "pt"})
+    if catalog.group.is_leader:
         (Path(folder) / INDEX_FILE).unlink(missing_ok=True)
         write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
 
@@ -107,7 +102,7 @@ def write_sharded(
     weights: Mapping[str, Tensor],
     description: Description,
     sliced: Collection[str],
-    catalog: "CatalogSlice",
+    catalog: CatalogSlice,
 ) -> None:
     """Write a file for each rank of the catalog group: its rows, called as in `row_name`; in the first all else too.
 
@@ -140,7 +135,7 @@ def _refuse_foreign(folder: Path | str) -> None:
             raise UserError(f"No model is saved over {folder}: {error} Give another folder.") from None
 
 
-def _row_blocks(catalog: "CatalogSlice", rows: Tensor) -> Iterator[Tensor]:
+def _row_blocks(catalog: CatalogSlice, rows: Tensor) -> Iterator[Tensor]:
     return (block for _, block in catalog.row_blocks(rows.detach()))
 
 

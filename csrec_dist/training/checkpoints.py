@@ -132,13 +132,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, inputs: dict[str, Any], layout: Layout, keep: int = 2, catalog: CatalogSlice | None = None
+        self, folder: Path, inputs: dict[str, Any], layout: Layout, catalog: CatalogSlice, keep: int = 2
     ) -> None:
-        """`catalog` is this rank's slice of the items, or None where it holds them all."""
+        """`catalog` is this rank's slice of the items on that layout."""
         self.folder, self._catalog = folder, catalog
         self._inputs, self._group, self._keep = flatten(inputs), layout.group, keep
         self.set_aside: list[str] = []
-        self._has_slices = catalog is not None and layout.data.is_leader
+        self._has_slices = not catalog.is_whole and layout.data.is_leader
         self._num_saved = 0
         self._writing: Future[None] | None = None
         self._abandoned = threading.Event()
@@ -253,17 +253,16 @@ class Checkpoints:
 
     def _write(self, final: Path, temporary: Path, values: dict[str, Any], snapshot: Snapshot) -> None:
         """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
-        catalog = self._catalog
-        if catalog is not None and self._has_slices:
+        if self._has_slices:
             for part in PARTS:
-                save_tensors(temporary / _slice_file(part, catalog.rows), snapshot.slices[part])
+                save_tensors(temporary / _slice_file(part, self._catalog.rows), snapshot.slices[part])
         if not self._group.is_leader:
             return
         for part in PARTS:
             save_tensors(temporary / f"{part}.safetensors", snapshot.whole[part])
         files = [f"{part}.safetensors" for part in PARTS]
-        if catalog is not None:
-            files += [_slice_file(part, rows) for part in PARTS for rows in catalog.all_rows]
+        if self._has_slices:
+            files += [_slice_file(part, rows) for part in PARTS for rows in self._catalog.all_rows]
             self._await(temporary, files)
         sizes = {name: (temporary / name).stat().st_size for name in files}
         write_json(temporary / "state.json", {**values, "files": sizes})

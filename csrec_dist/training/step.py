@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from csrec_dist.data.batches import Batch
 from csrec_dist.distributed import Group
-from csrec_dist.losses import Loss, SoftLabels, cross_entropy
+from csrec_dist.losses import Loss, SoftLabels, cross_entropy_parts
 from csrec_dist.losses.contrastive import ContrastOptions, info_nce
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
 from csrec_dist.training.options import Precision
@@ -86,9 +86,9 @@ class TrainStep(nn.Module):
         found = self.loss_function(
             given.states[labelled], self.model.item_table, given.targets[labelled], labels[given.places[labelled]]
         )
-        states, targets, table = given.states[~labelled], given.targets[~labelled], self.model.item_table
-        total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
-        return Loss(found.sum + total, found.count + count, found.cross_entropy + total.detach(), found.divergence)
+        bare = cross_entropy_parts(given.states[~labelled], self.model.item_table, given.targets[~labelled])
+        cross_entropy = found.cross_entropy + bare.cross_entropy
+        return Loss(found.sum + bare.sum, found.count + bare.count, cross_entropy, found.divergence)
 
 
 def training_inputs(batch: Batch, seed: int) -> TrainingInputs:

@@ -102,8 +102,7 @@ class Trainer:
         if restored:
             self._state, saved = restored
             self._engine.restore(saved)
-            rows = None if self._catalog is None else self._catalog.rows
-            self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), rows))
+            self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), self._catalog.rows))
             self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
         self._note_environment()
         self._log.expect(self._num_steps(), self._state.total_steps)

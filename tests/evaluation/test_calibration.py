@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation.report_card import CalibrationSums, confidences
 
 
@@ -30,13 +31,21 @@ def drawn(num: int, num_items: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, guided.argmax(1) + 1
 
 
+def add(
+    sums: CalibrationSums, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> None:
+    """Add examples of whole rows, of weight 1 unless said."""
+    weights = torch.ones(len(targets)) if weights is None else weights
+    sums.update(logits, targets, weights, CatalogSlice.whole(logits.shape[1]))
+
+
 @pytest.mark.parametrize("num", [1, 30, 500])
 def test_the_error_equals_a_loop_over_bins(num: int) -> None:
     logits, targets = drawn(num)
     sums = CalibrationSums()
     for start in range(0, num, 64):
         part = slice(start, start + 64)
-        sums.update(logits[part], targets[part], torch.ones(len(targets[part])))
+        add(sums, logits[part], targets[part])
     found = sums.compute()
     assert found["ece"] == pytest.approx(by_hand(logits, targets), abs=1e-12)
     assert found["count"] == num == sum(each["count"] for each in found["bins"])
@@ -48,7 +57,7 @@ def test_torchmetrics_agrees() -> None:
     classification = pytest.importorskip("torchmetrics.functional.classification")
     logits, targets = drawn(400)
     sums = CalibrationSums()
-    sums.update(logits, targets, torch.ones(400))
+    add(sums, logits, targets)
     theirs = classification.multiclass_calibration_error(logits.softmax(1), targets - 1, num_classes=12, n_bins=15)
     assert sums.compute()["ece"] == pytest.approx(float(theirs), abs=1e-6)
 
@@ -56,36 +65,36 @@ def test_torchmetrics_agrees() -> None:
 def test_a_model_that_is_as_sure_as_right_has_no_error() -> None:
     logits = torch.tensor([[0.25, 0.25, 0.5]]).log().repeat(4, 1)
     sums = CalibrationSums()
-    sums.update(logits, torch.tensor([3, 3, 1, 2]), torch.ones(4))
+    add(sums, logits, torch.tensor([3, 3, 1, 2]))
     assert sums.compute()["ece"] == pytest.approx(0, abs=1e-7)
 
 
 def test_a_model_that_is_sure_and_wrong_has_error_one() -> None:
     sums = CalibrationSums()
-    sums.update(torch.tensor([[1000.0, 0.0]]), torch.tensor([2]), torch.ones(1))
+    add(sums, torch.tensor([[1000.0, 0.0]]), torch.tensor([2]))
     found = sums.compute()
     assert found["ece"] == 1
     assert [each["bin"] for each in found["bins"]] == [15]
 
 
 def test_edges_belong_to_the_lower_bin_and_ties_to_the_first_item() -> None:
-    confidence, hit = confidences(torch.zeros(2, 5), torch.tensor([1, 5]))
+    confidence, hit = confidences(torch.zeros(2, 5), torch.tensor([1, 5]), CatalogSlice.whole(5))
     assert confidence.tolist() == pytest.approx([0.2, 0.2])
     assert hit.tolist() == [1.0, 0.0]
     sums = CalibrationSums()
-    sums.update(torch.zeros(1, 1), torch.tensor([1]), torch.ones(1))
+    add(sums, torch.zeros(1, 1), torch.tensor([1]))
     assert sums.compute()["bins"] == [{"bin": 15, "count": 1, "confidence": 1.0, "accuracy": 1.0}]
 
 
 def test_nan_is_an_error_not_a_hit() -> None:
     sums = CalibrationSums()
-    sums.update(torch.tensor([[math.nan, 1.0]]), torch.tensor([1]), torch.ones(1))
+    add(sums, torch.tensor([[math.nan, 1.0]]), torch.tensor([1]))
     assert sums.compute()["ece"] == 1
 
 
 def test_rows_that_fill_a_batch_count_for_nothing() -> None:
     logits, targets = drawn(30)
     whole, filled = CalibrationSums(), CalibrationSums()
-    whole.update(logits[:20], targets[:20], torch.ones(20))
-    filled.update(logits, targets, (torch.arange(30) < 20).float())
+    add(whole, logits[:20], targets[:20])
+    add(filled, logits, targets, (torch.arange(30) < 20).float())
     assert torch.equal(whole.tensor, filled.tensor)

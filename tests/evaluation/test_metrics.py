@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.evaluation import MetricSums, metrics, ndcg, recall, reciprocal_rank, target_ranks
 
 
@@ -92,7 +93,7 @@ def test_torchmetrics_agrees() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = 0.1 + torch.rand(20, 40, generator=generator)  # positive: it takes an item scored ≤ 0 for no hit
     targets = torch.randint(1, 41, (20,), generator=generator)
-    ranks = target_ranks(torch.eye(20), scores.T.contiguous(), targets)
+    ranks = target_ranks(torch.eye(20), PlainTable.whole(scores.T.contiguous()), targets)
     for row in range(20):
         relevant = torch.zeros(40, dtype=torch.bool)
         relevant[targets[row] - 1] = True
@@ -118,7 +119,7 @@ def test_means_over_rows_agree_with_torchmetrics(n: int) -> None:
     targets = torch.randint(1, 41, (60,), generator=generator)
     sums = MetricSums([n])
     for rows in torch.arange(60).split(17):
-        ranks = target_ranks(torch.eye(len(rows)), scores[rows].T.contiguous(), targets[rows])
+        ranks = target_ranks(torch.eye(len(rows)), PlainTable.whole(scores[rows].T.contiguous()), targets[rows])
         sums.update(ranks, torch.ones(len(rows)))
     names = {"recall": "RetrievalRecall", "ndcg": "RetrievalNormalizedDCG", "mrr": "RetrievalMRR"}
     relevant = torch.arange(1, 41) == targets.unsqueeze(1)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import ranking, target_ranks, top_items
 
@@ -49,9 +50,8 @@ def test_ranks_equal_a_count_by_hand(num_items: int, excluded: bool) -> None:
     seen = [[draw.randint(0, num_items) for _ in range(4)] for _ in range(40)]
     ranks = target_ranks(
         states,
-        weight,
+        PlainTable.whole(weight, torch.tensor(bias)),
         torch.tensor(targets),
-        item_bias=torch.tensor(bias),
         seen=torch.tensor(seen) if excluded else None,
     )
     scores = exact_scores(states, weight, bias)
@@ -65,32 +65,32 @@ def test_ranks_equal_a_count_by_hand(num_items: int, excluded: bool) -> None:
 
 def test_ties_count_against_the_target() -> None:
     states, weight = as_table([[1.0, 2.0, 2.0, 2.0, 0.0]])
-    ranks = [int(target_ranks(states, weight, torch.tensor([target]))) for target in range(1, 6)]
+    ranks = [int(target_ranks(states, PlainTable.whole(weight), torch.tensor([target]))) for target in range(1, 6)]
     assert ranks == [4, 3, 3, 3, 5]
 
 
 def test_a_model_that_scores_all_alike_ranks_last() -> None:
-    assert target_ranks(torch.zeros(2, 4), torch.ones(9, 4), torch.tensor([1, 9])).tolist() == [9, 9]
+    assert target_ranks(torch.zeros(2, 4), PlainTable.whole(torch.ones(9, 4)), torch.tensor([1, 9])).tolist() == [9, 9]
 
 
 def test_nan_never_gives_a_good_rank() -> None:
     states, weight = as_table([[3.0, math.nan, 2.0, 1.0]])
-    ranks = [int(target_ranks(states, weight, torch.tensor([target]))) for target in range(1, 5)]
+    ranks = [int(target_ranks(states, PlainTable.whole(weight), torch.tensor([target]))) for target in range(1, 5)]
     assert ranks == [2, 4, 3, 4]
-    broken = target_ranks(torch.full((2, 3), math.nan), torch.ones(8, 3), torch.tensor([1, 8]))
+    broken = target_ranks(torch.full((2, 3), math.nan), PlainTable.whole(torch.ones(8, 3)), torch.tensor([1, 8]))
     assert broken.tolist() == [8, 8]
 
 
 def test_a_seen_target_ranks_last_and_seen_items_do_not_count() -> None:
     states, weight = as_table([[5.0, 4.0, 3.0, 2.0]] * 2)
     seen = torch.tensor([[1, 2, 0], [3, 1, 0]])
-    assert target_ranks(states, weight, torch.tensor([3, 3]), seen=seen).tolist() == [1, 4]
+    assert target_ranks(states, PlainTable.whole(weight), torch.tensor([3, 3]), seen=seen).tolist() == [1, 4]
 
 
 def test_infinite_scores_keep_their_order() -> None:
     scores = torch.tensor([[math.inf, 1.0, -math.inf]])
     ranks = [
-        int(target_ranks(torch.zeros(1, 1), torch.zeros(3, 1), torch.tensor([t]), item_bias=scores[0]))
+        int(target_ranks(torch.zeros(1, 1), PlainTable.whole(torch.zeros(3, 1), scores[0]), torch.tensor([t])))
         for t in (1, 2, 3)
     ]
     assert ranks == [1, 2, 3]
@@ -100,12 +100,12 @@ def test_blocks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     states, weight = integers(101, 30, 3, seed=4)
     targets = torch.arange(101) % 30 + 1
     seen = torch.arange(202).reshape(101, 2) % 31
-    whole = target_ranks(states, weight, targets, seen=seen)
-    best = top_items(states, weight, 5, seen=seen)
+    whole = target_ranks(states, PlainTable.whole(weight), targets, seen=seen)
+    best = top_items(states, PlainTable.whole(weight), 5, seen=seen)
     for rows in (1, 7, 100):
         monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", rows * 30 * 4)
-        assert torch.equal(target_ranks(states, weight, targets, seen=seen), whole)
-        items, scores = top_items(states, weight, 5, seen=seen)
+        assert torch.equal(target_ranks(states, PlainTable.whole(weight), targets, seen=seen), whole)
+        items, scores = top_items(states, PlainTable.whole(weight), 5, seen=seen)
         assert torch.equal(items, best[0])
         assert torch.equal(scores, best[1])
 
@@ -121,7 +121,7 @@ def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return logits
 
     monkeypatch.setattr(ranking.F, "linear", watched)
-    target_ranks(torch.randn(95, 4), torch.randn(1000, 4), torch.ones(95, dtype=torch.int64))
+    target_ranks(torch.randn(95, 4), PlainTable.whole(torch.randn(1000, 4)), torch.ones(95, dtype=torch.int64))
     assert max(sizes) == 10 * 1000
     assert sum(sizes) == 95 * 1000
 
@@ -129,8 +129,10 @@ def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_inputs_are_left_alone() -> None:
     states, weight = integers(5, 6, 3, seed=1)
     kept = states.clone(), weight.clone()
-    target_ranks(states, weight, torch.ones(5, dtype=torch.int64), seen=torch.ones(5, 1, dtype=torch.int64))
-    top_items(states, weight, 2, seen=torch.ones(5, 1, dtype=torch.int64))
+    target_ranks(
+        states, PlainTable.whole(weight), torch.ones(5, dtype=torch.int64), seen=torch.ones(5, 1, dtype=torch.int64)
+    )
+    top_items(states, PlainTable.whole(weight), 2, seen=torch.ones(5, 1, dtype=torch.int64))
     assert torch.equal(states, kept[0])
     assert torch.equal(weight, kept[1])
 
@@ -138,13 +140,13 @@ def test_the_inputs_are_left_alone() -> None:
 def test_half_precision_states_are_ranked_in_single_precision() -> None:
     states = torch.ones(1, 2, dtype=torch.bfloat16)
     weight = torch.tensor([[256.0, 1.0], [256.0, 0.0]], dtype=torch.bfloat16)
-    assert target_ranks(states, weight, torch.tensor([1])).tolist() == [1]
+    assert target_ranks(states, PlainTable.whole(weight), torch.tensor([1])).tolist() == [1]
 
 
 def test_no_examples_give_no_ranks() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert target_ranks(torch.zeros(0, 2), torch.ones(3, 2), nothing).shape == (0,)
-    items, scores = top_items(torch.zeros(0, 2), torch.ones(3, 2), 2)
+    assert target_ranks(torch.zeros(0, 2), PlainTable.whole(torch.ones(3, 2)), nothing).shape == (0,)
+    items, scores = top_items(torch.zeros(0, 2), PlainTable.whole(torch.ones(3, 2)), 2)
     assert items.shape == scores.shape == (0, 2)
 
 
@@ -156,7 +158,7 @@ def test_best_items_equal_a_sort_by_hand(n: int, excluded: bool) -> None:
     bias = [float(draw.randint(-1, 1)) for _ in range(20)]
     seen = [[draw.randint(0, 20) for _ in range(6)] for _ in range(60)]
     items, scores = top_items(
-        states, weight, n, item_bias=torch.tensor(bias), seen=torch.tensor(seen) if excluded else None
+        states, PlainTable.whole(weight, torch.tensor(bias)), n, seen=torch.tensor(seen) if excluded else None
     )
     for row, exact in enumerate(exact_scores(states, weight, bias)):
         hidden = seen[row] if excluded else []
@@ -168,7 +170,7 @@ def test_best_items_equal_a_sort_by_hand(n: int, excluded: bool) -> None:
 
 def test_nan_is_never_recommended_first() -> None:
     states, weight = as_table([[1.0, math.nan, 2.0]])
-    items, scores = top_items(states, weight, 3)
+    items, scores = top_items(states, PlainTable.whole(weight), 3)
     assert items.tolist() == [[3, 1, 2]]
     assert scores.tolist() == [[2.0, 1.0, -math.inf]]
 
@@ -176,4 +178,4 @@ def test_nan_is_never_recommended_first() -> None:
 @pytest.mark.parametrize("n", [0, 4])
 def test_more_items_than_there_are_is_a_user_error(n: int) -> None:
     with pytest.raises(UserError, match=f"The best {n} of 3 items were asked for; ask for 1…3"):
-        top_items(torch.ones(1, 2), torch.ones(3, 2), n)
+        top_items(torch.ones(1, 2), PlainTable.whole(torch.ones(3, 2)), n)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.evaluation import MetricSums, target_ranks, top_items
 from csrec_dist.evaluation.report_card import ListCounts
 
@@ -58,7 +59,8 @@ def test_the_same_scores_give_the_same_metrics(seed: int) -> None:
     scores = random.permuted(np.tile(np.arange(60.0), (50, 1)), axis=1)
     targets = random.integers(1, 61, 50)
     top_n = [1, 5, 10, 20]
-    ranks = target_ranks(torch.eye(50), torch.from_numpy(scores).float().T.contiguous(), torch.from_numpy(targets))
+    table = PlainTable.whole(torch.from_numpy(scores).float().T.contiguous())
+    ranks = target_ranks(torch.eye(50), table, torch.from_numpy(targets))
     sums = MetricSums(top_n)
     sums.update(ranks, torch.ones(50))
     found, theirs = sums.compute(), recbole(hits(scores, targets, max(top_n)))
@@ -71,9 +73,9 @@ def test_recbole_s_own_numbers_on_the_same_scores() -> None:
     scores, targets = golden_scores()
     states, items = torch.eye(NUM_ROWS), scores.T.contiguous()
     sums = MetricSums(TOP_N)
-    sums.update(target_ranks(states, items, targets), torch.ones(NUM_ROWS))
+    sums.update(target_ranks(states, PlainTable.whole(items), targets), torch.ones(NUM_ROWS))
     with_padding = ListCounts(TOP_N, NUM_ITEMS + 1)
-    with_padding.update(top_items(states, items, max(TOP_N))[0])
+    with_padding.update(top_items(states, PlainTable.whole(items), max(TOP_N))[0])
     popularity = 1 + 7 * np.arange(1, NUM_ITEMS + 2) % 23
     found = sums.compute() | with_padding.compute(popularity)
     for name, values in GOLDEN.items():

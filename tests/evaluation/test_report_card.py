@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation import evaluate, ranking
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members, differences
 from csrec_dist.evaluation.groups import ItemPopularity
@@ -64,7 +65,10 @@ def examine(
 ) -> tuple[dict[str, Any], dict[str, list]]:
     """What is computed, and all columns, in two batches."""
     examination = Examination(question, 8, POPULARITY, CPU)
-    rule = {} if combine is None else {"combine": partial(COMBINE[combine], weights=[1 / len(models)] * len(models))}
+    rule = {}
+    if combine is not None:
+        shares = [1 / len(models)] * len(models)
+        rule["combine"] = partial(COMBINE[combine], weights=shares, catalog=CatalogSlice.whole(NUM_ITEMS))
     blocks = list(examination.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], known, **rule))
     return examination.compute(identity), joined(blocks)
 
@@ -233,7 +237,7 @@ def test_members_are_compared_row_by_row(monkeypatch: pytest.MonkeyPatch, exclud
     )
     logits = [torch.tensor(scores_by_hand(one)) for one in members]
     histories = torch.tensor([row[:-1] + [0] * (9 - len(row)) for row in ROWS])
-    expected = differences(logits, [3], histories if exclude_seen else None).mean(1)
+    expected = differences(logits, [3], CatalogSlice.whole(NUM_ITEMS), histories if exclude_seen else None).mean(1)
     assert columns["row"] == list(range(6))
     assert columns["disagreement@3"] == pytest.approx(expected[:, 0].tolist())
     assert columns["jensen_shannon"] == pytest.approx(expected[:, 1].tolist(), abs=1e-6)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
 from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import ranking, target_ranks, top_items
-from csrec_dist.evaluation.scoring import COMBINE, log_sum_exp
+from csrec_dist.evaluation.scoring import COMBINE
 from tests.helpers.catalog_ranks import LAYOUTS, shard_of
 from tests.helpers.ranks import run_ranks
 
@@ -40,19 +40,17 @@ def make(name: str, num_examples: int) -> dict[str, Any]:
     return given
 
 
-def rank_all(given: dict[str, Any], catalog: CatalogSlice | None, hidden: bool, rank: int = 0) -> dict[str, Any]:
+def rank_all(given: dict[str, Any], catalog: CatalogSlice, hidden: bool, rank: int = 0) -> dict[str, Any]:
     """What is asked of some examples, on a slice of the items or on all."""
-    weight, bias = given["item_weight"], given["item_bias"]
-    num_items = len(weight)
-    if catalog is not None:
-        weight, bias = catalog.cut(weight), catalog.cut(bias)
-    common = {"item_bias": bias, "catalog": catalog, "seen": None}
+    num_items = catalog.num_items
+    table = PlainTable(catalog.cut(given["item_weight"]), catalog.cut(given["item_bias"]), catalog)
+    seen = None
     if hidden:  # the lists of seen items are of another length on each rank
-        common["seen"] = torch.nn.functional.pad(given["seen"], (0, rank))
-    ranks = target_ranks(given["states"], weight, given["targets"], **common)
+        seen = torch.nn.functional.pad(given["seen"], (0, rank))
+    ranks = target_ranks(given["states"], table, given["targets"], seen=seen)
     found = {"ranks": ranks.numpy()}
     for n in (1, min(5, num_items), num_items):
-        items, scores = top_items(given["states"], weight, n, **common)
+        items, scores = top_items(given["states"], table, n, seen=seen)
         found |= {f"items_{n}": items.numpy(), f"scores_{n}": scores.numpy()}
     return found
 
@@ -73,9 +71,9 @@ def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]
     logits = [part[:, catalog.rows] for part in member_logits()]
     for combine in ("logit_mean", "prob_mean"):
         found[combine] = COMBINE[combine](logits, (0.25, 0.75), catalog).numpy()
-    found["log_sum_exp"] = log_sum_exp(logits[0], catalog).numpy()
+    found["log_sum_exp"] = catalog.log_sum_exp(logits[0].logsumexp(1)).numpy()
     with pytest.raises(UserError, match="The best 6 of 5 items"):
-        top_items(torch.zeros(0, 1), torch.zeros(catalog.num_rows, 1), 6, catalog=catalog)
+        top_items(torch.zeros(0, 1), PlainTable(torch.zeros(catalog.num_rows, 1), None, catalog), 6)
     return found
 
 
@@ -92,7 +90,8 @@ def results(world_size: int, catalog_parallel: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", CATALOGS)
 @pytest.mark.parametrize(("world_size", "catalog_parallel"), LAYOUTS)
 def test_slices_rank_as_the_whole(world_size: int, catalog_parallel: int, name: str, hidden: bool) -> None:
-    expected = rank_all(make(name, sum(NUM_EXAMPLES[world_size])), None, hidden)
+    whole = CatalogSlice.whole(CATALOGS[name])
+    expected = rank_all(make(name, sum(NUM_EXAMPLES[world_size])), whole, hidden)
     ranks = [found[f"{name}_{hidden}"] for found in results(world_size, catalog_parallel)]
     for key, value in expected.items():
         assert np.array_equal(np.concatenate([found[key] for found in ranks]), value), key

@@ -11,6 +11,7 @@ from scipy.special import log_softmax, logsumexp
 
 from csrec_dist.data.batches import shard_batches
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.errors import UserError
 from csrec_dist.labels import (
     DenseLabels,
@@ -45,7 +46,9 @@ def log_labels(labels: SoftLabels, temperature: float) -> np.ndarray:
     """log of the labels as an loss reads them."""
     like = torch.zeros(0, dtype=torch.float32)
     out = torch.empty(labels.num_examples, labels.num_items)
-    labels.tempered(1 / temperature, like).tile(slice(0, len(out)), slice(0, out.shape[1]), out=out)
+    labels.tempered(1 / temperature, like, CatalogSlice.whole(labels.num_items)).tile(
+        slice(0, len(out)), slice(0, out.shape[1]), out=out
+    )
     return out.double().log_softmax(1).numpy()
 
 

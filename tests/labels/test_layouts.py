@@ -8,7 +8,6 @@ import torch
 
 from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import catalog_groups, label_columns
 from csrec_dist.errors import UserError
@@ -39,14 +38,13 @@ KINDS: dict[str, dict[str, Any]] = {
 KINDS_OF = {1: ("factored", "topk"), 2: tuple(KINDS)}
 
 
-def build(member: int, catalog: CatalogSlice | None) -> SequentialModel:
+def build(member: int, group: Group) -> SequentialModel:
     config = models.config_class(NAMES[member]).model_validate({"width": WIDTHS[member]})
-    model = models.build(config, fixtures.NUM_ITEMS, fixtures.WINDOW - 1, 3, catalog)
+    model = models.build(config, fixtures.NUM_ITEMS, fixtures.WINDOW - 1, 3, group)
     with torch.no_grad():
         model.item_table.weight *= 3
         if model.item_table.bias is not None:
-            rows = slice(None) if catalog is None else catalog.rows
-            model.item_table.bias += torch.linspace(-1, 1, fixtures.NUM_ITEMS)[rows]
+            model.item_table.bias += torch.linspace(-1, 1, fixtures.NUM_ITEMS)[model.item_table.catalog.rows]
     return model
 
 
@@ -55,21 +53,17 @@ def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root:
     top_k.BLOCK_ITEMS, top_k.CHUNK_ROWS = 7, 9
     torch.set_num_threads(1)
     world = Group(tuple(range(world_size)), rank, torch.distributed.group.WORLD if world_size > 1 else None)
-    catalog = None
-    if catalog_parallel > 1:
-        group = own_group(rank, catalog_groups(range(world_size), catalog_parallel))
-        catalog = CatalogSlice.of(fixtures.NUM_ITEMS, group)
+    group = own_group(rank, catalog_groups(range(world_size), catalog_parallel))
     for num_members in (1, 2):
         columns = label_columns(num_members, world_size, catalog_parallel)
         column_group = own_group(rank, [column.ranks for column in columns])
         column = next(column for column in columns if rank in column.ranks)
-        held = {member: build(member, catalog) for member in column.members_of(column_group.rank, num_members)}
+        held = {member: build(member, group) for member in column.members_of(column_group.rank, num_members)}
         members = [LabelMember(name=NAMES[m], width=WIDTHS[m], fingerprint="f") for m in range(num_members)]
         where = column, column_group, world
-        common = {"device": torch.device("cpu"), "catalog": catalog}
         for name in KINDS_OF[num_members]:
             folder = f"{root}/{world_size}x{catalog_parallel}-{num_members}-{name}"
-            write_labels(folder, Dataset(dataset), held, members, *where, **common, **KINDS[name])
+            write_labels(folder, Dataset(dataset), held, members, *where, device=torch.device("cpu"), **KINDS[name])
 
 
 @pytest.mark.long
@@ -101,10 +95,9 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dense_labels_in_slices_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     alone = Group((0,), 0)
-    catalog = CatalogSlice.of(fixtures.NUM_ITEMS, alone)
     members = [LabelMember(name="m", width=WIDTHS[0], fingerprint="f")]
     with pytest.raises(UserError, match=r"dense needs whole rows.*factored or topk"):
         write_labels(
-            tmp_path, dataset, {0: build(0, catalog)}, members, label_columns(1, 1)[0], alone, alone,
-            device=torch.device("cpu"), options=LabelOptions(form="dense"), catalog=catalog,
+            tmp_path, dataset, {0: build(0, Group((0, 1), 0))}, members, label_columns(1, 1)[0], alone, alone,
+            device=torch.device("cpu"), options=LabelOptions(form="dense"),
         )  # fmt: skip

@@ -45,7 +45,7 @@ def test_slices_are_rows_of_the_whole_tables(dataset: Dataset, tmp_path: Path, o
         for rank in range(size):
             opened.clear()
             catalog = slice_of(rank, size)
-            own_weight, own_bias = LabelCache(tmp_path, catalog=catalog).item_tables
+            own_weight, own_bias = LabelCache(tmp_path, group=catalog.group).item_tables
             assert own_bias is not None
             assert torch.equal(own_weight, weight[catalog.rows])
             assert torch.equal(own_bias, bias[catalog.rows])
@@ -58,7 +58,7 @@ def test_labels_of_a_slice_have_its_items(dataset: Dataset, tmp_path: Path) -> N
     fixtures.label_alone(dataset, tmp_path / "mixture", combine="prob_mean")
     catalog, ids = slice_of(1, 3), np.array([3, 0])
     for name, form in (("mean", FactoredLabels), ("mixture", MixtureLabels)):
-        labels = LabelCache(tmp_path / name, dataset, catalog).read(ids)
+        labels = LabelCache(tmp_path / name, dataset, catalog.group).read(ids)
         assert isinstance(labels, form)
         assert (labels.num_examples, labels.num_items) == (2, catalog.num_rows)
 
@@ -71,6 +71,6 @@ def test_only_the_files_of_the_slice_are_held_to_their_checksums(
     content = bytearray(last.read_bytes())
     content[-1] ^= 1
     last.write_bytes(content)
-    found = [LabelCache(tmp_path, dataset, slice_of(rank, 2)).check_shards([]) for rank in range(2)]
+    found = [LabelCache(tmp_path, dataset, slice_of(rank, 2).group).check_shards([]) for rank in range(2)]
     assert [len(problems) for problems in found] == [0, 1]
     assert len(LabelCache(tmp_path, dataset).check_shards([])) == 1

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.labels import DenseLabels, LabelCache, TopKLabels, read_index
 from csrec_dist.labels.top_k import ItemBlock, TopKRows
 from csrec_dist.losses import distillation
@@ -53,7 +54,7 @@ def test_equal_logits_keep_the_lower_item_first_in_any_cut() -> None:
     weight = torch.randint(-1, 2, (30, 3), generator=g).float()
     targets = torch.randint(1, 31, (40,), generator=g)
     blocks = [ItemBlock(first, weight[first : first + 7], None) for first in range(0, 30, 7)]
-    found = TopKRows(blocks, slice(0, 30), 30, 6, 1.0)(states, targets)
+    found = TopKRows(blocks, CatalogSlice.whole(30), 6, 1.0)(states, targets)
     for row, target, items in zip((states @ weight.T).numpy(), targets.tolist(), found["items"].tolist(), strict=True):
         assert items == oracle_kept(row, target, 6)
 

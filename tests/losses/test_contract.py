@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
 from csrec_dist.losses import (
     DenseLabels,
     FactoredLabels,
@@ -200,10 +201,10 @@ def test_no_tensor_of_examples_by_items_for_mixtures_and_noise(size):
     num_examples, num_items, width = 2560, 5000, 4
     states, weight, _, targets, labels = problem(num_examples, num_items, width, torch.float32)
     states = (states.detach() * size).requires_grad_()
-    noise = NoiseMatrix(num_items, 3, seed=0)
+    noise = NoiseMatrix(CatalogSlice.whole(num_items), 3, seed=0)
     with Allocations() as seen:
         distil(states, weight, targets, MixtureLabels((labels, labels), (0.5, 0.5)))[0].backward()
-        robust(states, weight, targets, labels, alpha=0.5, noise=noise()).sum.backward()
+        robust(states, PlainTable.whole(weight), targets, labels, alpha=0.5, noise=noise()).sum.backward()
     assert seen.largest <= tiles.RECOMPUTED_ROWS["cpu"] * num_items * 1.01 < num_examples * num_items / 4
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses import DenseLabels, FactoredLabels, MixtureLabels, distillation, tiles
 
 torch.set_num_threads(1)
@@ -131,7 +132,7 @@ def test_no_examples():
 
 def test_a_tempered_mixture_is_a_distribution_within_its_bound():
     problem = make(9, 50, 3, dtype=torch.float64, size=5.0)
-    tempered = problem["labels"].tempered(0.5, problem["states"])
+    tempered = problem["labels"].tempered(0.5, problem["states"], CatalogSlice.whole(50))
     t = tempered.tile(slice(0, 9), slice(0, 50), out=torch.empty(9, 50, dtype=torch.float64))
     torch.testing.assert_close(t.exp().sum(1), torch.ones(9, dtype=torch.float64))
     assert t.abs().max() <= tempered.bound() * (1 + 1e-12)

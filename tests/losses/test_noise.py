@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses import FactoredLabels, NoiseMatrix, RobustLoss, robust
 from csrec_dist.losses import noise as module
 from tests.helpers.ranks import run_ranks
@@ -34,7 +35,7 @@ def test_the_first_of_equal_rows_is_the_maximiser(monkeypatch):
 
 
 def test_exact_maxima_and_their_gradients():
-    noise = NoiseMatrix(40, 5, seed=3).double()
+    noise = NoiseMatrix(CatalogSlice.whole(40), 5, seed=3).double()
     leaves = [p.detach().clone().requires_grad_() for p in (noise.observed, noise.preferred)]
     factor = draw(40, seed=2)
     found, expected = noise().maxima, (leaves[0] @ leaves[1].T).max(0).values
@@ -45,7 +46,7 @@ def test_exact_maxima_and_their_gradients():
 
 
 def test_the_norm_is_never_below_the_maximum_and_has_its_gradients():
-    noise = NoiseMatrix(30, 4, seed=1, maximum="norm").double()
+    noise = NoiseMatrix(CatalogSlice.whole(30), 4, seed=1, maximum="norm").double()
     found = noise().maxima
     assert (found >= (noise.observed @ noise.preferred.T).max(0).values).all()
     m, n = (p.detach().clone().requires_grad_() for p in (noise.observed, noise.preferred))
@@ -65,7 +66,7 @@ def count_searches(monkeypatch):
 
 def test_maximisers_are_looked_for_every_few_steps_and_their_values_every_step(monkeypatch):
     calls = count_searches(monkeypatch)
-    noise = NoiseMatrix(20, 3, seed=0, refresh=3)
+    noise = NoiseMatrix(CatalogSlice.whole(20), 3, seed=0, refresh=3)
     found = []
     for step in range(7):
         before = noise().maxima.detach().clone()
@@ -79,7 +80,7 @@ def test_maximisers_are_looked_for_every_few_steps_and_their_values_every_step(m
 
 
 def test_a_later_search_does_not_disturb_an_earlier_gradient():
-    noise = NoiseMatrix(20, 3, seed=0)
+    noise = NoiseMatrix(CatalogSlice.whole(20), 3, seed=0)
     first = noise().maxima
     noise()
     expected = torch.zeros(20, 3).index_add(0, noise.get_buffer("maximisers"), noise.preferred.detach())
@@ -87,7 +88,7 @@ def test_a_later_search_does_not_disturb_an_earlier_gradient():
 
 
 def test_evaluation_counts_no_step():
-    noise = NoiseMatrix(20, 3, seed=0, refresh=2)
+    noise = NoiseMatrix(CatalogSlice.whole(20), 3, seed=0, refresh=2)
     noise.eval()()
     assert noise.get_buffer("num_steps") == 0
     noise.train()()
@@ -95,7 +96,7 @@ def test_evaluation_counts_no_step():
 
 
 def test_a_seed_decides_the_parameters():
-    first, same, other = (NoiseMatrix(9, 3, seed=seed) for seed in (1, 1, 2))
+    first, same, other = (NoiseMatrix(CatalogSlice.whole(9), 3, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.observed, same.observed)
     assert not torch.equal(first.observed, other.observed)
     assert not torch.equal(first.observed, first.preferred)
@@ -109,6 +110,7 @@ class Table(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight, self.bias = nn.Parameter(draw(25, 4).float()), nn.Parameter(torch.zeros(25))
+        self.catalog = CatalogSlice.whole(25)
 
 
 def train(loss_function, table, optimizer, steps, first=0, rank=0, world_size=1):
@@ -129,7 +131,7 @@ def train(loss_function, table, optimizer, steps, first=0, rank=0, world_size=1)
 
 
 def make_training(refresh):
-    table, loss_function = Table(), RobustLoss(0.25, NoiseMatrix(25, 3, seed=1, refresh=refresh))
+    table, loss_function = Table(), RobustLoss(0.25, NoiseMatrix(CatalogSlice.whole(25), 3, seed=1, refresh=refresh))
     return loss_function, table, torch.optim.Adam([*loss_function.parameters(), *table.parameters()], lr=0.05)
 
 
@@ -165,12 +167,10 @@ def test_ranks_agree_with_one_rank():
 def test_the_objective_is_the_robust_loss_with_and_without_noise():
     table, states, targets = Table(), draw(8, 4).float(), torch.arange(1, 9)
     side = FactoredLabels(draw(8, 4, seed=4).float(), draw(25, 4, seed=5).float())
-    noise = NoiseMatrix(25, 3, seed=1)
+    noise = NoiseMatrix(CatalogSlice.whole(25), 3, seed=1)
     for given in (None, noise):
         found = RobustLoss(0.25, given)(states, table, targets, side)
-        expected = robust(
-            states, table.weight, targets, side, alpha=0.25, noise=given() if given else None, item_bias=table.bias
-        )
+        expected = robust(states, table, targets, side, alpha=0.25, noise=given() if given else None)
         assert torch.equal(found.sum, expected.sum)
     assert list(RobustLoss(0.25).parameters()) == []
     found = RobustLoss(0.25, noise)

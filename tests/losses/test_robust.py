@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.losses import DenseLabels, FactoredLabels, MixtureLabels, Noise, cross_entropy, robust, tiles
 
 torch.set_num_threads(1)
@@ -62,8 +63,8 @@ def tiled(problem, alpha, expectation, form="factored"):
     leaves = [problem[name].clone().requires_grad_() for name in LEAVES]
     noise = noise_of(*leaves[3:]) if expectation else None
     found = robust(
-        *leaves[:2], problem["targets"], problem[form],
-        alpha=alpha, noise=noise, item_bias=leaves[2], weights=problem["weights"],
+        leaves[0], PlainTable.whole(*leaves[1:3]), problem["targets"], problem[form],
+        alpha=alpha, noise=noise, weights=problem["weights"],
     )  # fmt: skip
     torch.testing.assert_close(found.count, problem["weights"].sum())
     torch.testing.assert_close(found.sum, found.cross_entropy + found.divergence)
@@ -167,9 +168,8 @@ def test_gradcheck(alpha):
 
     def loss(states, weight, bias, observed, preferred):
         noise = noise_of(observed, preferred)
-        return robust(
-            states, weight, problem["targets"], problem["dense"], alpha=alpha, noise=noise, item_bias=bias
-        ).sum
+        table = PlainTable.whole(weight, bias)
+        return robust(states, table, problem["targets"], problem["dense"], alpha=alpha, noise=noise).sum
 
     assert torch.autograd.gradcheck(loss, leaves)
 
@@ -191,7 +191,7 @@ def test_equal_teachers_leave_only_cross_entropy():
     same = FactoredLabels(problem["states"], problem["weight"])
     states = problem["states"].clone().requires_grad_()
     for alpha in (0.0, 0.5, 1.0):
-        found = robust(states, problem["weight"], problem["targets"], same, alpha=alpha)
+        found = robust(states, PlainTable.whole(problem["weight"]), problem["targets"], same, alpha=alpha)
         expected, _ = cross_entropy(states, problem["weight"], problem["targets"])
         assert abs(found.divergence) < 1e-12
         (gradient,), (of_ce,) = (torch.autograd.grad(total, [states]) for total in (found.sum, expected))
@@ -207,8 +207,8 @@ def test_bfloat16_is_computed_in_fp32_and_gradients_have_the_types_of_their_tens
     for states, weight, bias, observed, preferred in (leaves, wide):
         noise = Noise(observed, preferred, noise_of(*wide[3:]).maxima)
         found = robust(
-            states, weight, problem["targets"], problem["factored"], alpha=0.5, noise=noise, item_bias=bias,
-            weights=problem["weights"],
+            states, PlainTable.whole(weight, bias), problem["targets"], problem["factored"],
+            alpha=0.5, noise=noise, weights=problem["weights"],
         )  # fmt: skip
         assert found.sum.dtype == torch.float32
         totals.append(found.sum)
@@ -226,8 +226,8 @@ def test_frozen_inputs_and_frozen_noise_get_no_gradient():
         leaves = {name: problem[name].clone().requires_grad_(name in which) for name in LEAVES}
         noise = noise_of(leaves["observed"], leaves["preferred"])
         robust(
-            leaves["states"], leaves["weight"], problem["targets"], problem["factored"], alpha=0.5, noise=noise,
-            item_bias=leaves["bias"], weights=problem["weights"],
+            leaves["states"], PlainTable.whole(leaves["weight"], leaves["bias"]), problem["targets"],
+            problem["factored"], alpha=0.5, noise=noise, weights=problem["weights"],
         ).sum.backward()  # fmt: skip
         for name, leaf in leaves.items():
             assert (leaf.grad is not None) == (name in which)
@@ -245,7 +245,7 @@ def test_mixtures_serve_as_side_teachers():
 
 def test_wrong_inputs_are_named():
     problem = make(20, 70)
-    args = problem["states"], problem["weight"], problem["targets"]
+    args = problem["states"], PlainTable.whole(problem["weight"]), problem["targets"]
     for alpha in (-0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match=str(alpha)):
             robust(*args, problem["factored"], alpha=alpha)

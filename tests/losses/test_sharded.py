@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.distributed.catalog import CatalogSlice, average_slices
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, average_slices
 from csrec_dist.losses import (
     DenseLabels,
     FactoredLabels,
     MixtureLabels,
     NoiseMatrix,
-    cross_entropy,
+    cross_entropy_parts,
     distillation_parts,
     robust,
     tiles,
@@ -80,25 +80,25 @@ def labels_of(given: dict[str, Any], form: str, rows: slice, items: slice) -> An
 
 
 def solve(
-    given: dict[str, Any], case: dict[str, Any], rows: slice, catalog: CatalogSlice | None, factor: float
+    given: dict[str, Any], case: dict[str, Any], rows: slice, catalog: CatalogSlice, factor: float
 ) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """The sums and gradients of factor · loss of some examples, and the parameters that are slices."""
-    items = slice(None) if catalog is None else catalog.rows
+    items = catalog.rows
     leaves = {"states": given["states"][rows], "weight": given["weight"][items], "bias": given["bias"][items]}
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
-    args = leaves["states"], leaves["weight"], given["targets"][rows]
-    common = {"item_bias": leaves["bias"], "weights": given["weights"][rows], "catalog": catalog}
+    table = PlainTable(leaves["weight"], leaves["bias"], catalog)
+    args = leaves["states"], table, given["targets"][rows]
+    common = {"weights": given["weights"][rows]}
     slices = [leaves["weight"], leaves["bias"]]
     if not case:
-        total, count = cross_entropy(*args, **common)
-        sums = [total, count]
+        sums = list(cross_entropy_parts(*args, **common)[:2])
     elif "kl" in case:
         labels = labels_of(given, case["form"], rows, items)
         sums = list(distillation_parts(*args, labels, temperature=2.0, beta=0.4, kl=case["kl"], **common))
     else:
         noise, labels = None, labels_of(given, case["form"], rows, items)
         if case["maximum"]:
-            matrix = NoiseMatrix(len(given["weight"]), 3, seed=5, maximum=case["maximum"], catalog=catalog)
+            matrix = NoiseMatrix(catalog, 3, seed=5, maximum=case["maximum"])
             matrix.to(given["states"].dtype)
             noise = matrix()
             leaves |= {"observed": matrix.observed, "preferred": matrix.preferred}
@@ -131,7 +131,7 @@ def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]
             found[name, key] = arrays(result)
     for name, (num_items, maximum) in NOISES.items():
         catalog = CatalogSlice.of(num_items, group)
-        noise = NoiseMatrix(num_items, 3, seed=5, maximum=maximum, refresh=2, catalog=catalog)
+        noise = NoiseMatrix(catalog, 3, seed=5, maximum=maximum, refresh=2)
         found[name] = noise_steps(noise, catalog.rows)
     return found
 
@@ -175,8 +175,8 @@ def test_slices_give_the_values_and_gradients_of_whole_tables(
     world_size: int, catalog_parallel: int, key: str, setting: str
 ) -> None:
     chosen = SETTINGS[setting]
-    given = make(sum(NUM_EXAMPLES[world_size]), chosen, torch.float64)
-    expected, _ = solve(given, CASES[key], slice(None), None, 1 / float(given["weights"].sum()))
+    given, catalog = make(sum(NUM_EXAMPLES[world_size]), chosen, torch.float64), CatalogSlice.whole(chosen["num_items"])
+    expected, _ = solve(given, CASES[key], slice(None), catalog, 1 / float(given["weights"].sum()))
     ranks = [found[setting, key] for found in results(world_size, catalog_parallel)]
     assert ranks[0].keys() == expected.keys()
     near(sum(rank["sums"] for rank in ranks), expected.pop("sums"), chosen["dtype"], "sums")
@@ -198,7 +198,9 @@ def near(got: np.ndarray, expected: torch.Tensor, dtype: torch.dtype, name: str)
 @pytest.mark.parametrize(("world_size", "catalog_parallel"), LAYOUTS)
 def test_the_noise_matrix_is_the_whole_one_in_slices(world_size: int, catalog_parallel: int, name: str) -> None:
     num_items, maximum = NOISES[name]
-    whole = noise_steps(NoiseMatrix(num_items, 3, seed=5, maximum=maximum, refresh=2), slice(0, num_items))
+    whole = noise_steps(
+        NoiseMatrix(CatalogSlice.whole(num_items), 3, seed=5, maximum=maximum, refresh=2), slice(0, num_items)
+    )
     group = [found[name] for found in results(world_size, catalog_parallel)[:catalog_parallel]]
     for step, expected in enumerate(whole):
         for part, value in expected.items():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.losses import FactoredLabels, TopKLabels, distillation, distillation_parts, robust, tiles
 from tests.helpers.catalog_ranks import mesh
 from tests.helpers.ranks import run_ranks
@@ -64,12 +65,12 @@ def oracle(p: dict[str, Any], beta: float) -> list[torch.Tensor]:
     return [total.detach(), *torch.autograd.grad(total, leaves)]
 
 
-def tiled(p: dict[str, Any], beta: float, labels: Any = None, **options: Any) -> list[torch.Tensor]:
+def tiled(p: dict[str, Any], beta: float, labels: Any = None, group: Group = ALONE) -> list[torch.Tensor]:
     leaves = [p[k].clone().requires_grad_() for k in ("states", "weight", "bias")]
-    total, _ = distillation(
-        *leaves[:2], p["targets"], labels or p["labels"], temperature=T, beta=beta, kl="forward", item_bias=leaves[2],
-        **options,
-    )  # fmt: skip
+    states, weight, bias = leaves
+    labels = labels or p["labels"]
+    table = PlainTable(weight, bias, CatalogSlice.of(labels.num_items, group))
+    total = distillation_parts(states, table, p["targets"], labels, temperature=T, beta=beta, kl="forward").sum
     return [total.detach(), *torch.autograd.grad(total, leaves)]
 
 
@@ -120,7 +121,7 @@ def test_the_divergence_is_at_least_0_and_at_most_the_whole_one_and_grows_with_w
     found = []
     for keep in (1, 3, 30, 97):
         p = make(keep=keep)
-        args = p["states"], p["weight"], p["targets"]
+        args = p["states"], PlainTable.whole(p["weight"]), p["targets"]
         found.append(distillation_parts(*args, p["labels"], temperature=T, beta=0.5, kl="forward").divergence)
     whole = FactoredLabels(p["logits"], torch.eye(97, dtype=torch.float64))
     found.append(distillation_parts(*args, whole, temperature=T, beta=0.5, kl="forward").divergence)
@@ -158,14 +159,14 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="reverse direction is infinite"):
         distillation(*args, p["labels"], temperature=T, beta=0.5, kl="reverse")
     with pytest.raises(ValueError, match="robust loss has both directions"):
-        robust(*args, p["labels"], alpha=0.5)
+        robust(p["states"], PlainTable.whole(p["weight"]), p["targets"], p["labels"], alpha=0.5)
     with pytest.raises(ValueError, match=r"temperature 2\.0 were read at 3\.0"):
         distillation(*args, p["labels"], temperature=3.0, beta=0.5, kl="forward")
     other = p["targets"].clone()
     other[4] = next(item for item in range(1, 98) if item not in p["labels"].items[4].tolist())
     with pytest.raises(ValueError, match="belong to other targets"):
         distillation(p["states"], p["weight"], other, p["labels"], temperature=T, beta=0.5, kl="forward")
-    tempered = p["labels"].tempered(1 / T, p["states"])
+    tempered = p["labels"].tempered(1 / T, p["states"], CatalogSlice.whole(97))
     assert math.isnan(tempered.at(slice(4, 5), other[4:5] - 1, torch.float64))
 
 
@@ -189,7 +190,7 @@ def on_slices(rank: int, world_size: int) -> list[list[np.ndarray]]:
         catalog = CatalogSlice.of(num_items, group)
         own = {name: p[name][rows] for name in ("states", "targets")}
         own |= {name: p[name][catalog.rows] for name in ("weight", "bias")}
-        total, states, *slices = tiled(own, 0.5, p["labels"][rows], catalog=catalog)
+        total, states, *slices = tiled(own, 0.5, p["labels"][rows], group)
         found.append([part.numpy() for part in (total, states, *slices)])
     return found
 

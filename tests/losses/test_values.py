@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from csrec_dist import losses as losses
+from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.losses import DenseLabels, FactoredLabels, cross_entropy, distillation, distillation_parts, tiles
 
 torch.set_num_threads(1)
@@ -153,7 +154,8 @@ def test_parts_add_up_and_every_objective_is_in_the_table():
     args = problem["states"], problem["weight"], problem["targets"]
     kwargs = {"temperature": 3.0, "beta": 0.25, "weights": problem["weights"]}
     for kl in ("reverse", "forward"):
-        loss = distillation_parts(*args, problem["factored"], kl=kl, **kwargs)
+        table = PlainTable.whole(problem["weight"])
+        loss = distillation_parts(args[0], table, args[2], problem["factored"], kl=kl, **kwargs)
         torch.testing.assert_close(loss.sum, 0.75 * loss.cross_entropy + 0.25 * loss.divergence)
         assert loss.divergence > 0
         torch.testing.assert_close(loss.cross_entropy, cross_entropy(*args, weights=problem["weights"])[0])

@@ -36,7 +36,7 @@ def encoded(model: SequentialModel, items: torch.Tensor) -> tuple[np.ndarray, np
 def encode_in_slices(rank: int, world_size: int) -> States:
     prefixes.PREFIXES_AT_ONCE = 4
     catalog = shard_of(rank, world_size, world_size, NUM_ITEMS)
-    made = {name: models.build(small(name), NUM_ITEMS, MAX_LENGTH, 3, catalog).eval() for name in models.MODELS}
+    made = {name: models.build(small(name), NUM_ITEMS, MAX_LENGTH, 3, catalog.group).eval() for name in models.MODELS}
     return {name: encoded(model, histories(rank)) for name, model in made.items()}
 
 

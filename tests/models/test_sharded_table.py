@@ -12,11 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from csrec_dist import models
 from csrec_dist.distributed import catalog as module
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, slices_of
-from csrec_dist.distributed.groups import Group
-from csrec_dist.losses import Loss, cross_entropy
+from csrec_dist.distributed.groups import ALONE, Group
+from csrec_dist.losses import Loss, cross_entropy_parts
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs
-from csrec_dist.models.base import tables_on
-from csrec_dist.models.slices import sliced
+from csrec_dist.models.table import sliced, tables_on
 from csrec_dist.training import TrainStep
 from tests.helpers.catalog_ranks import mesh
 from tests.helpers.ranks import run_ranks
@@ -33,11 +32,11 @@ def config_of(name: str) -> models.ModelConfig:
     return models.config_class(name).model_validate({"width": 8, "dropout": 0.0, **KEYS.get(name, {})})
 
 
-def build(name: str, catalog: CatalogSlice | None = None) -> SequentialModel:
+def build(name: str, group: Group = ALONE) -> SequentialModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         make = partial(models.MODELS[name], config_of(name), NUM_ITEMS, LENGTH)
-        return make() if catalog is None else sliced(make, catalog)
+        return sliced(make, CatalogSlice.of(NUM_ITEMS, group))
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -45,8 +44,8 @@ def test_a_sliced_model_has_the_weights_of_the_whole_one(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "EXCHANGED_ROWS", 16)
     whole = models.build(config_of(name), NUM_ITEMS, LENGTH, seed=3).state_dict()
     for size, rank in ((1, 0), (2, 1), (3, 0), (50, 40)):
-        catalog = CatalogSlice.of(NUM_ITEMS, Group(tuple(range(size)), rank))
-        model = build(name, catalog)
+        model = build(name, Group(tuple(range(size)), rank))
+        catalog = model.item_table.catalog
         found = model.state_dict()
         assert found.keys() == whole.keys()
         assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
@@ -54,7 +53,7 @@ def test_a_sliced_model_has_the_weights_of_the_whole_one(monkeypatch: pytest.Mon
         for key, value in whole.items():
             assert torch.equal(found[key], value[catalog.rows] if key.startswith("item_table.") else value), key
         table = ["item_table.weight", "item_table.bias"][: 1 + (model.item_table.bias is not None)]
-        assert list(slices_of(model)) == table
+        assert list(slices_of(model)) == (table if size > 1 else [])
 
 
 def test_tables_without_memory_are_made_in_their_block_only() -> None:
@@ -64,7 +63,7 @@ def test_tables_without_memory_are_made_in_their_block_only() -> None:
 
 
 def test_a_slice_scores_no_whole_catalog() -> None:
-    model = build("gru4rec", CatalogSlice.of(NUM_ITEMS, Group((0, 1), 1)))
+    model = build("gru4rec", Group((0, 1), 1))
     with pytest.raises(AssertionError, match="slice"):
         model.score([[1, 2]])
 
@@ -82,14 +81,13 @@ def inputs_of(rows: slice) -> TrainingInputs:
 
 
 def loss_function(states: torch.Tensor, table: ItemTable, targets: torch.Tensor, labels: None) -> Loss:
-    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
-    return Loss(total, count, total.detach(), torch.zeros_like(total))
+    return cross_entropy_parts(states, table, targets)
 
 
 def gradients(rank: int, world_size: int, data: Group, group: Group, name: str) -> dict[str, Any]:
     """Loss and gradients of one global batch, by this rank's windows and its slice of the items."""
     world = Group(tuple(range(world_size)), rank, dist.group.WORLD if world_size > 1 else None)
-    model = build(name, CatalogSlice.of(NUM_ITEMS, group) if world_size > 1 else None).double()
+    model = build(name, group).double()
     inner = TrainStep(model, loss_function, world)
     slices = slices_of(inner)
     step: torch.nn.Module = inner

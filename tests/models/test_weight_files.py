@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.errors import UserError
 from csrec_dist.models import MODELS, SequentialModel, config_class, load
+from csrec_dist.models.pretrained import read_description
 from tests.helpers.permissions import as_a_colleague
 from tests.models.test_model_laws import MAX_LENGTH, NUM_ITEMS, WIDTH, every_model, make, windows
 
@@ -68,7 +69,7 @@ def test_a_loaded_slice_is_in_evaluation_mode_and_has_its_rows(name: str, in_par
     if in_parts:
         split(tmp_path)
     for size in (1, 2, 5):
-        slices = [load(tmp_path, CatalogSlice.of(NUM_ITEMS, Group(tuple(range(size)), rank))) for rank in range(size)]
+        slices = [load(tmp_path, Group(tuple(range(size)), rank)) for rank in range(size)]
         assert torch.equal(torch.cat([model.item_table.weight for model in slices]), table)
         assert not any(module.training for model in slices for module in model.modules())
 
@@ -98,9 +99,9 @@ def test_rows_that_are_not_finite_are_refused_by_whoever_reads_them(item: int, t
         catalog = CatalogSlice.of(NUM_ITEMS, Group((0, 1), rank))
         if catalog.first <= item < catalog.stop:
             with pytest.raises(UserError, match=f"numbers of {TABLE} are NaN"):
-                load(tmp_path, catalog)
+                load(tmp_path, catalog.group)
         else:
-            load(tmp_path, catalog)
+            load(tmp_path, catalog.group)
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -145,7 +146,7 @@ def test_the_message_names_tensor_and_shapes(tmp_path: Path) -> None:
         load(tmp_path)
     edit(tmp_path, num_layers=2)
     with pytest.raises(UserError, match="knows 37 items, not 36"):
-        load(tmp_path, CatalogSlice.of(36, Group((0,), 0)))
+        read_description(tmp_path).require_items(36, tmp_path)
 
 
 @pytest.fixture
@@ -197,9 +198,9 @@ def test_an_index_that_does_not_name_the_folder_s_files_and_all_rows_is_refused(
 ) -> None:
     load(parts)
     change_index(parts, change)
-    for catalog in (None, CatalogSlice.of(NUM_ITEMS, Group((0, 1), 1))):
+    for group in (ALONE, Group((0, 1), 1)):
         with pytest.raises(UserError, match=message):
-            load(parts, catalog)
+            load(parts, group)
 
 
 def test_rows_that_overlap_where_others_are_missing_are_refused(parts: Path) -> None:

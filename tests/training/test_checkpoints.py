@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.engines import DataParallel, Snapshot
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
@@ -17,6 +18,7 @@ from csrec_dist.training.checkpoints import Checkpoints, TrainState
 
 INPUTS = {"seed": 0, "training": {"learning_rate": 0.1}}
 ALONE = Layout(*[Group((0,), 0)] * 3)
+WHOLE = CatalogSlice.whole(1)
 
 
 class Model(DataParallel):
@@ -47,7 +49,7 @@ def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
     model = Model()
     model.train()
     kept = model.weight.clone()
-    checkpoints = Checkpoints(tmp_path / "c", INPUTS, ALONE)
+    checkpoints = Checkpoints(tmp_path / "c", INPUTS, ALONE, WHOLE)
     checkpoints.save(TrainState(total_steps=1), model.parts())
     model.train()
     checkpoints.check()
@@ -67,7 +69,7 @@ def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints_module, "save_tensors", full)
-    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, WHOLE)
     checkpoints.save(TrainState(), Model().parts())
     assert checkpoints._writing is not None
     wait([checkpoints._writing])
@@ -76,7 +78,7 @@ def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: py
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path: Path) -> None:
-    model, checkpoints = Model(), Checkpoints(tmp_path, INPUTS, ALONE, keep=3)
+    model, checkpoints = Model(), Checkpoints(tmp_path, INPUTS, ALONE, WHOLE, keep=3)
     for step in range(1, 5):
         model.train()
         checkpoints.save(TrainState(total_steps=step), model.parts())
@@ -92,19 +94,19 @@ def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path
     assert checkpoints.set_aside == ["step-000000004", "step-000000003"]
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002"]
     with pytest.raises(UserError, match=r"training\.learning_rate was 0\.1, is 0\.2\."):
-        Checkpoints(tmp_path, INPUTS | {"training": {"learning_rate": 0.2}}, ALONE).restore()
+        Checkpoints(tmp_path, INPUTS | {"training": {"learning_rate": 0.2}}, ALONE, WHOLE).restore()
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
 def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: str) -> None:
     """The damaged one has the highest step, so pruning by name would keep it and remove all that are written."""
-    model, before = Model(), Checkpoints(tmp_path, INPUTS, ALONE, keep=2)
+    model, before = Model(), Checkpoints(tmp_path, INPUTS, ALONE, WHOLE, keep=2)
     for step in (5, 9):
         before.save(TrainState(total_steps=step), model.parts())
     before.wait()
     damaged = tmp_path / "step-000000009" / file
     damaged.write_bytes(damaged.read_bytes()[:-7])
-    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, keep=1)
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, WHOLE, keep=1)
     restored = checkpoints.restore()
     assert restored is not None
     assert restored[0].total_steps == 5
@@ -118,7 +120,7 @@ def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: 
 
 
 def test_nothing_is_changed_when_all_checkpoints_are_damaged(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, WHOLE)
     for step in (1, 2):
         checkpoints.save(TrainState(total_steps=step), Model().parts())
     checkpoints.wait()
@@ -126,5 +128,5 @@ def test_nothing_is_changed_when_all_checkpoints_are_damaged(tmp_path: Path) -> 
         path.unlink()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"All checkpoints in .* are damaged"):
-        Checkpoints(tmp_path, INPUTS, ALONE).restore()
+        Checkpoints(tmp_path, INPUTS, ALONE, WHOLE).restore()
     assert sorted(tmp_path.rglob("*")) == before

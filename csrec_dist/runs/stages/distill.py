@@ -66,14 +66,12 @@ def student_loss(options: TrainingOptions) -> LossFunction:
         assert labels is not None
         return distillation_parts(
             states,
-            table.weight,
+            table,
             targets,
             labels,
             temperature=options.temperature,
             beta=options.beta,
             kl=options.kl,
-            item_bias=table.bias,
-            catalog=table.catalog,
         )
 
     return loss_function
@@ -124,12 +122,11 @@ def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
     After an error the copy is left for the next start.
     """
     folder, disk = run.folder / "labels", run.config.labels.stage_to
-    catalog = run.layout.catalog_slice(run.dataset.num_items)
     if disk is None:
-        yield LabelCache(folder, run.dataset, catalog)
+        yield LabelCache(folder, run.dataset, run.layout.catalog)
         return
     with staged_labels(run, folder, disk) as staged:
-        yield LabelCache(staged, run.dataset, catalog)
+        yield LabelCache(staged, run.dataset, run.layout.catalog)
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
@@ -148,7 +145,7 @@ def check_labels(run: ActiveRun) -> None:
     """Hold the shards to their checksums, each rank those it will read; UserError on every rank if any differs."""
     world = run.runtime.world
     with shared_errors():
-        labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog_slice(run.dataset.num_items))
+        labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
     found = world.gather_objects(labels.check_shards(owned_shards(run.dataset.num_shards, world.rank, world.size)))
     problems = [problem for part in found for problem in part]
     if problems:

@@ -29,6 +29,7 @@ from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
+from csrec_dist.models.pretrained import read_description
 from csrec_dist.runs.run import hidden_targets
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of, evaluate_model, evaluation_batches
 
@@ -92,8 +93,9 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(run: ActiveRun, folder: Path) -> SequentialModel:
-    """A trained model on this rank's device; with its slice of the catalog where that is split."""
-    return models.load(folder, run.layout.catalog_slice(run.dataset.num_items)).to(run.runtime.device)
+    """A trained model on this rank's device, its item table split as the catalog is."""
+    read_description(folder).require_items(run.dataset.num_items, folder)
+    return models.load(folder, run.layout.catalog).to(run.runtime.device)
 
 
 def teacher_module(run: ActiveRun) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from csrec_dist import models
@@ -20,7 +19,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelReader, SoftLabels
 from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
-from csrec_dist.losses import Loss, cross_entropy
+from csrec_dist.losses import Loss, cross_entropy_parts
 from csrec_dist.files import differences, flatten
 from csrec_dist.runs.stages.active import ActiveRun, changes_between, evaluate_model
 from csrec_dist.training.telemetry import StageLog
@@ -130,8 +129,7 @@ def fit(
         task.sample,
     )
     folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
-    catalog = layout.catalog_slice(run.dataset.num_items)
-    checkpoints = Checkpoints(folder, task.inputs, layout, keep, catalog)
+    checkpoints = Checkpoints(folder, task.inputs, layout, layout.catalog_slice(run.dataset.num_items), keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
         state = trainer.run(checkpoints, noted, hands_over)
         if state is None:
@@ -145,8 +143,7 @@ def fit(
 def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     """The model and its loss in the hands of the run's engine."""
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
-    catalog = layout.catalog_slice(dataset.num_items)
-    model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, catalog)
+    model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, layout.catalog)
     step = TrainStep(model, task.loss_function, layout.group, training.precision, task.one_hot_weight)
     inner = step.to(run.runtime.device)
     drawn = digest(inner)
@@ -195,5 +192,4 @@ def check_weights(drawn: float, engine: Engine) -> None:
 
 def one_hot(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
     """Cross-entropy with the next item: the loss of Base and of the members (ℓ_ce)."""
-    total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias, catalog=table.catalog)
-    return Loss(total, count, total.detach(), torch.zeros_like(total))
+    return cross_entropy_parts(states, table, targets)

@@ -6,7 +6,6 @@ from typing import Any
 
 from csrec_dist import models
 from csrec_dist.distributed import Group
-from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.layout import LabelColumn, label_columns
 from csrec_dist.files import sha256_file
 from csrec_dist.labels import LabelMember, write_labels
@@ -46,13 +45,13 @@ def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, optio
     """Write the labels that the members called `names` give all training examples, all ranks together."""
     runtime, training = run.runtime, run.config.training
     columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
-    group, catalog = runtime.join_group([column.ranks for column in columns]), run.layout.catalog_slice(run.dataset.num_items)
+    group = runtime.join_group([column.ranks for column in columns])
     column = next(column for column in columns if runtime.rank in column.ranks)
     with run.log(stage) as log:
         write_labels(
             folder,
             run.dataset,
-            load_members(run, names, column, group, catalog),
+            load_members(run, names, column, group),
             [label_member(run, name) for name in names],
             column,
             group,
@@ -62,7 +61,6 @@ def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, optio
             kl=training.kl,
             device=runtime.device,
             progress=log.progress,
-            catalog=catalog,
         )
 
 
@@ -89,9 +87,7 @@ def label_member(run: ActiveRun, name: str) -> LabelMember:
     return LabelMember(name=name, width=width, fingerprint=weights_fingerprint(folder))
 
 
-def load_members(
-    run: ActiveRun, names: list[str], column: LabelColumn, group: Group, catalog: CatalogSlice | None
-) -> dict[int, SequentialModel]:
-    """The members this rank labels with, by their position among `names`; with `catalog`, their slices of the items."""
+def load_members(run: ActiveRun, names: list[str], column: LabelColumn, group: Group) -> dict[int, SequentialModel]:
+    """The members this rank labels with, by their position among `names`, their tables split as the catalog is."""
     held = column.members_of(group.rank, len(names))
-    return {k: models.load(run.member_folder(names[k]), catalog).to(run.runtime.device) for k in held}
+    return {k: models.load(run.member_folder(names[k]), run.layout.catalog).to(run.runtime.device) for k in held}

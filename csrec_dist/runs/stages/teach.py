@@ -215,7 +215,7 @@ def member_task(run: ActiveRun, member: Member, inputs: dict[str, Any], layout: 
         loss_function=one_hot if member.regularised_by is None else main_teacher_loss(run, member, catalog),
         folder=run.member_folder(member.name),
         inputs=inputs,
-        labels=LabelCache(regulariser_folder(run, member.regularised_by), run.dataset, catalog) if member.regularised_by else None,
+        labels=LabelCache(regulariser_folder(run, member.regularised_by), run.dataset, layout.catalog) if member.regularised_by else None,
         sample=row_sample(run, member),
     )
 
@@ -233,18 +233,17 @@ def row_sample(run: ActiveRun, member: Member) -> RowSample | None:
     return sample
 
 
-def main_teacher_loss(run: ActiveRun, member: Member, catalog: CatalogSlice | None) -> RobustLoss:
+def main_teacher_loss(run: ActiveRun, member: Member, catalog: CatalogSlice) -> RobustLoss:
     """The loss of Eq. 18, with a noise matrix of its own unless the expectation term is left out."""
     options = run.config.teachers
     noise = None
     if options.expectation:
         noise = NoiseMatrix(
-            run.dataset.num_items,
+            catalog,
             options.noise_rank,
             seed=member.seed,
             maximum=options.noise_maximum,
             refresh=options.noise_refresh * run.config.training.accumulate,  # it is asked for each micro-batch
-            catalog=catalog,
         )
     return RobustLoss(options.alpha, noise)
 
