@@ -7,8 +7,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
@@ -61,10 +59,8 @@ class Runtime:
     _last_team_name: ClassVar[int] = 0
     """Largest number in a name of `_new_team`: the store that keeps the names outlives a runtime."""
 
-    def __init__(self, accelerator: Accelerator, timeout: timedelta) -> None:
-        self.device: torch.device = accelerator.device
-        self.rank: int = accelerator.process_index
-        self.world_size: int = accelerator.num_processes
+    def __init__(self, device: torch.device, rank: int, world_size: int, timeout: timedelta) -> None:
+        self.device, self.rank, self.world_size = device, rank, world_size
         handle = dist.group.WORLD if self.world_size > 1 else None
         store = dist.distributed_c10d._get_default_store() if handle else None
         self.watch = Watch(store, self.rank, self.world_size, timeout.total_seconds())
@@ -90,8 +86,13 @@ class Runtime:
         for name in LAUNCHER_ENGINES:
             os.environ.pop(f"ACCELERATE_USE_{name}", None)
         timeout = timedelta(minutes=timeout_minutes)
+        # Importing accelerate takes a second, which models and losses, that read slices and groups, do not need.
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
         handlers = [InitProcessGroupKwargs(timeout=_group_timeout(timeout))]
-        runtime = cls(Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers), timeout)
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+        runtime = cls(accelerator.device, accelerator.process_index, accelerator.num_processes, timeout)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if runtime.world_size != expected:
             raise UserError(
