@@ -2,56 +2,65 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from csrec_dist.models.options import ModelConfig
-from csrec_dist.options import Options
+from csrec_dist.options import MEMBERS, REGULARISED, Options, decides
+
+TRAINED = decides("teach", through=MEMBERS)
+ROBUST = decides("teach", through=REGULARISED)
 
 
 class TeacherOptions(Options):
     """`teachers`: the members to train, or trained models to use as members."""
 
-    num: int = Field(
+    num: Annotated[int, TRAINED] = Field(
         2, ge=1, le=8, strict=True, description="Number of members m of the teacher module (Alg. 1 and 2)."
     )
-    model: SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None = Field(
+    model: Annotated[SerializeAsAny[ModelConfig] | list[SerializeAsAny[ModelConfig]] | None, TRAINED] = Field(
         None,
         description="Model of the members, or a list with one for each (training_level: side, main); null: the "
         "student's.",
     )
-    pretrained: list[str] = Field(
+    pretrained: Annotated[list[str], TRAINED] = Field(
         [], description="Folders of trained models to use as members instead of training them."
     )
-    trust_item_order: bool = Field(
+    trust_item_order: Annotated[bool, TRAINED] = Field(
         False,
         description="Accept pretrained members whose folder does not say that they were trained on the items of this "
         "dataset; you vouch that row i + 1 of their item table is item i + 1 of items.parquet.",
     )
-    seed: int | None = Field(
+    seed: Annotated[int | None, TRAINED] = Field(
         None,
         ge=0,
         lt=2**31,
         strict=True,
         description="Seed from which the members' seeds are derived; null: the run's seed.",
     )
-    sample: float = Field(
+    sample: Annotated[float, TRAINED] = Field(
         0.8,
         gt=0,
         le=1,
         description="Sampling ratio p: share of the windows that a data-level member or the side teacher trains on.",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="α of Eq. 17: weight of KL(g₂‖g₁); KL(g₁‖g₂) has the weight 1−α.")
-    expectation: bool = Field(
+    alpha: Annotated[float, ROBUST] = Field(
+        0.5, ge=0, le=1, description="α of Eq. 17: weight of KL(g₂‖g₁); KL(g₁‖g₂) has the weight 1−α."
+    )
+    expectation: Annotated[bool, ROBUST] = Field(
         True, description="Whether to include the last term of Eq. 17, the expectation of the noise matrix."
     )
-    noise_rank: int = Field(64, ge=1, strict=True, description="Rank of the noise matrix M·N of Eq. 11.")
-    noise_maximum: Literal["exact", "norm"] = Field(
+    noise_rank: Annotated[int, ROBUST] = Field(
+        64, ge=1, strict=True, description="Rank of the noise matrix M·N of Eq. 11."
+    )
+    noise_maximum: Annotated[Literal["exact", "norm"], ROBUST] = Field(
         "exact",
         description="max_k of Eq. 17: an exact search over all items, or an upper bound by norms for large catalogs.",
     )
-    noise_refresh: int = Field(10, ge=1, strict=True, description="Steps between two searches for the exact maxima.")
+    noise_refresh: Annotated[int, ROBUST] = Field(
+        10, ge=1, strict=True, description="Steps between two searches for the exact maxima."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """The schema of a run's configuration: sections, keys, defaults, limits, and which combinations are impossible."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, SerializeAsAny, field_validator
@@ -11,26 +11,38 @@ from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.files import fingerprint
 from csrec_dist.labels.options import LabelOptions, combining_problem
 from csrec_dist.models.options import ModelConfig
-from csrec_dist.options import Options
+from csrec_dist.options import MEMBERS, NOTHING, Options, decides
 from csrec_dist.teachers import METHODS, TeacherModule, TeacherOptions
-from csrec_dist.training.options import TrainingOptions
+from csrec_dist.training.options import DISTILLATION, TrainingOptions
+
+STUDENT = decides("distill", "baseline")
 
 
 class Config(Options):
     """A whole run; `runs/<name>` is its folder."""
 
-    name: str = Field(min_length=1, pattern=r"^\w[\w.\-]*$", description="Name of the run and of its folder.")
-    seed: int = Field(0, ge=0, lt=2**31, strict=True, description="Seed of the student; members have their own seeds.")
-    output: str = Field("runs", description="Folder of all runs.")
-    dataset: DatasetOptions
-    model: SerializeAsAny[ModelConfig] = Field(description="Model of the student.")
-    method: str = Field("model_level", description="Method that makes the soft labels; base: no soft labels.")
-    baseline: bool = Field(False, description="Also train the student on one-hot labels alone, for comparison.")
+    name: Annotated[str, NOTHING] = Field(
+        min_length=1, pattern=r"^\w[\w.\-]*$", description="Name of the run and of its folder."
+    )
+    seed: Annotated[int, STUDENT, decides("teach", through=MEMBERS)] = Field(
+        0, ge=0, lt=2**31, strict=True, description="Seed of the student; members have their own seeds."
+    )
+    output: Annotated[str, NOTHING] = Field("runs", description="Folder of all runs.")
+    dataset: Annotated[DatasetOptions, decides("prepare")]
+    model: Annotated[SerializeAsAny[ModelConfig], STUDENT, decides("teach", through=MEMBERS)] = Field(
+        description="Model of the student."
+    )
+    method: Annotated[str, DISTILLATION, decides("teach", through=MEMBERS)] = Field(
+        "model_level", description="Method that makes the soft labels; base: no soft labels."
+    )
+    baseline: Annotated[bool, decides("evaluate", through="models")] = Field(
+        False, description="Also train the student on one-hot labels alone, for comparison."
+    )
     teachers: TeacherOptions = TeacherOptions()
     labels: LabelOptions = LabelOptions()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
-    distributed: DistributedOptions = DistributedOptions()
+    distributed: Annotated[DistributedOptions, NOTHING] = DistributedOptions()
 
     @field_validator("method")
     @classmethod
@@ -70,18 +82,6 @@ class Config(Options):
     def labelling_names(self) -> list[str]:
         """The members whose logits make the soft labels, in order."""
         return self._pretrained_names or list(self.module.labelling)
-
-    @property
-    def label_settings(self) -> dict[str, Any]:
-        """What decides the labels of given members: with the student's T and kl only where labels depend on them."""
-        names, form = {"form", "combine", "weights", "dtype"}, self.labels.form
-        is_auto = "auto" in (form, self.labels.dtype)
-        names |= {"keep"} if form in ("topk", "auto") else set()
-        names |= {"tolerance"} if is_auto else set()
-        settings = self.labels.model_dump(mode="json", include=names)
-        if is_auto or form == "topk":
-            settings |= self.training.model_dump(include={"temperature", "kl"} if is_auto else {"temperature"})
-        return settings
 
     @property
     def _pretrained_names(self) -> list[str]:

@@ -1,6 +1,6 @@
 """The `dataset` section of the config: the raw log, and how it becomes windows and splits."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,7 +8,7 @@ from csrec_dist.data.columns import NONE, Columns, Layout
 from csrec_dist.data.noise import NoiseKind
 from csrec_dist.data.readers import READERS
 from csrec_dist.errors import did_you_mean, listed
-from csrec_dist.options import Options
+from csrec_dist.options import NOTHING, Options
 
 
 class NoiseOptions(Options):
@@ -35,12 +35,15 @@ class NoiseOptions(Options):
 
 
 class DatasetOptions(Options):
-    """How to turn a raw log into a prepared dataset (or which prepared dataset to use)."""
+    """How to turn a raw log into a prepared dataset (or which prepared dataset to use).
 
-    source: str | None = Field(
+    The log's checksum decides what is made of it, not its place.
+    """
+
+    source: Annotated[str | None, NOTHING] = Field(
         default=None, description="Raw log: a file, a folder that contains one log, or the name of a fetched data set."
     )
-    path: str | None = Field(
+    path: Annotated[str | None, NOTHING] = Field(
         default=None, description="Folder of a dataset that is already prepared, instead of `source`."
     )
     format: str | None = Field(

@@ -4,27 +4,33 @@ from typing import Annotated
 
 from pydantic import Field
 
-from csrec_dist.options import Options
+from csrec_dist.options import TRAININGS, Options, decides
+
+EVALUATION = decides("evaluate")
 
 
 class EvaluationOptions(Options):
     """`evaluation`: full-catalog ranking."""
 
-    top_n: list[Annotated[int, Field(ge=1, strict=True)]] = Field(
+    top_n: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], EVALUATION] = Field(
         [5, 10, 20], min_length=1, description="Cut-offs n of Recall@n, NDCG@n and MRR@n."
     )
-    exclude_seen: bool = Field(False, description="Exclude the items of the history from rankings.")
-    min_rating: float = Field(
+    exclude_seen: Annotated[bool, decides(*TRAININGS, "evaluate")] = Field(
+        False, description="Exclude the items of the history from rankings."
+    )
+    min_rating: Annotated[float, EVALUATION] = Field(
         4.0,
         description="δ: Recall⁺ and NDCG⁺ cover test targets rated at least δ, Recall⁻ and NDCG⁻ those rated below.",
     )
-    lists: bool = Field(
+    lists: Annotated[bool, EVALUATION] = Field(
         True, description="Compute coverage, Gini index and average popularity of the top-n lists on test."
     )
-    calibration: bool = Field(
+    calibration: Annotated[bool, EVALUATION] = Field(
         True, description="Compute the expected calibration error of the models' probabilities on test."
     )
-    diversity: bool = Field(True, description="Compute how much the teachers' lists and probabilities differ on test.")
+    diversity: Annotated[bool, EVALUATION] = Field(
+        True, description="Compute how much the teachers' lists and probabilities differ on test."
+    )
 
     @property
     def cut_offs(self) -> list[int]:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from csrec_dist.options import Options
+from csrec_dist.options import NOTHING, Options, decides
 
 Combine = Literal["logit_mean", "weighted", "prob_mean"]
 """softmax(Σ e_k / (m T)), softmax(Σ w_k e_k / T), or Σ w_k softmax(e_k / T) with w_k = 1/m unless given."""
@@ -18,34 +18,39 @@ FORMS: tuple[Form, ...] = get_args(Form)
 DType = Literal["float32", "float16", "bfloat16"]
 
 
+LABELLING = decides("label")
+
+
 class LabelOptions(Options):
     """`labels`: how soft labels are combined and stored."""
 
-    form: Literal["factored", "dense", "topk", "auto"] = Field(
+    form: Annotated[Literal["factored", "dense", "topk", "auto"], LABELLING] = Field(
         "factored",
         description="What the cache stores: states and item tables, whole rows of logits, or the K largest logits; "
         "auto: the smallest within tolerance.",
     )
-    combine: Combine = Field(
+    combine: Annotated[Combine, LABELLING] = Field(
         "logit_mean",
         description="How members are combined: mean logits (Alg. 1, line 7), weighted logits, or mean probabilities.",
     )
-    weights: list[float] | Literal["fitted"] | None = Field(
+    weights: Annotated[list[float] | Literal["fitted"] | None, LABELLING] = Field(
         None,
         description="Weights of the members for weighted and prob_mean; fitted: fit them on validation (weighted "
         "only).",
     )
-    keep: int = Field(256, ge=1, strict=True, description="K: number of logits stored per example in form topk.")
-    dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
+    keep: Annotated[int, decides("label", when=lambda config: config.labels.form in ("topk", "auto"))] = Field(
+        256, ge=1, strict=True, description="K: number of logits stored per example in form topk."
+    )
+    dtype: Annotated[Literal["float32", "float16", "bfloat16", "auto"], LABELLING] = Field(
         "float16", description="Number type of what is stored per example; auto: the smallest within tolerance."
     )
-    tolerance: float = Field(
+    tolerance: Annotated[float, decides("label", when=lambda config: config.labels.is_auto)] = Field(
         1e-3,
         ge=0,
         description="Largest mean KL (nats) a smaller format may add when form or dtype is auto, at the student's T "
         "and kl.",
     )
-    stage_to: str | None = Field(
+    stage_to: Annotated[str | None, NOTHING] = Field(
         None,
         min_length=1,
         description="Folder on each node's own disk; before distillation each node copies the labels it reads there.",

@@ -1,4 +1,4 @@
-"""One run: a folder with its config, the records of its stages, its metrics and where everything lies. No torch here."""
+"""One run: a folder with its config, the records of its stages, its models and metrics. Reading it imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -129,7 +129,8 @@ class Run:
 
     def finish(self, stage: str, record: Record) -> None:
         """Note that a stage is done."""
-        write_json(self.record_file(stage), {"stage": stage, "fingerprint": fingerprint(record.inputs), **asdict(record)})
+        head = {"stage": stage, "fingerprint": fingerprint(record.inputs)}
+        write_json(self.record_file(stage), {**head, **asdict(record)})
 
     def adopt(self, stage: str, donor: "Run", leaves: Sequence[str]) -> None:
         """Take a finished stage of another run as this run's: its record is copied, what it left is linked to."""

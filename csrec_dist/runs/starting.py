@@ -9,10 +9,11 @@ from typing import Any, Literal
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_text
-from csrec_dist.files import changed_keys, differences, flatten
+from csrec_dist.files import changed_keys, flatten
 from csrec_dist.runs.stages.prepare import require_same
 from csrec_dist.runs.run import Record, Run
-from csrec_dist.runs.stages.active import ActiveRun, changes_between
+from csrec_dist.runs.inputs import changes
+from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.stage import Stage
 
 Way = Literal["leave", "do", "resume", "again", "continue"]
@@ -103,9 +104,9 @@ class _Start:
             if "source" in self.inputs[stage.name] and (self.run.folder / "dataset/dataset.json").exists():
                 require_same(self.run.folder / "dataset", self.inputs[stage.name])
             return "do"
-        if begun and (changes := changes_between(begun, now)):
+        if begun and (changed := changes(begun, now)):
             raise UserError(
-                f"Stage {stage.name} of {self.run.folder} was begun with other inputs: {changes}. {_redo(stage)}"
+                f"Stage {stage.name} of {self.run.folder} was begun with other inputs: {changed}. {_redo(stage)}"
             )
         return self._resumed(stage) if begun else "again"
 
@@ -116,7 +117,7 @@ class _Start:
         if stage.name == self.restart:
             is_repeated = self.run.restarts.request == stage.name and begun is None and not changed
             return "leave" if is_repeated else self._restarted(stage, begun, now)
-        is_begun = is_chosen and bool(begun) and not differences(begun or {}, now)
+        is_begun = is_chosen and bool(begun) and not changes(begun or {}, now)
         if is_begun and (changed or self.run.restarts.request == stage.name):
             return self._resumed(stage)
         if changed and stage.free and all(key.startswith(f"{stage.free}.") for key in changed):
@@ -124,7 +125,7 @@ class _Start:
         if changed:
             raise UserError(
                 f"Stage {stage.name} of {self.run.folder} was done with other inputs: "
-                f"{changes_between(record.inputs, now)}. {_redo(stage)}"
+                f"{changes(record.inputs, now)}. {_redo(stage)}"
             )
         self._require_leaves(stage)
         if not is_chosen or self._is_ended(stage, self.run.folder):
@@ -133,7 +134,7 @@ class _Start:
 
     def _restarted(self, stage: Stage, begun: dict[str, Any] | None, now: dict[str, Any]) -> Way:
         """A restart that was cut off is gone on with when it is asked for again."""
-        if self.run.restarts.request == stage.name and begun and not differences(begun, now):
+        if self.run.restarts.request == stage.name and begun and not changes(begun, now):
             return self._resumed(stage)
         return "again"
 

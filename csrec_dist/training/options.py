@@ -1,64 +1,95 @@
 """The `training` section of the config: the loop, its checkpoints, and the student's loss."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from csrec_dist.options import Options
+from csrec_dist.options import NOTHING, TRAININGS, Options, decides
 
 Precision = Literal["fp32", "bf16"]
 Direction = Literal["reverse", "forward"]
 """Of the divergence between soft labels and student: the names in `losses.DIVERGENCES`."""
 
 
+def _is_scheduled(config: Any) -> bool:
+    """Whether every learning rate depends on the last step of max_epochs."""
+    return config.training.schedule != "constant"
+
+
+def _is_read_in_labelling(config: Any) -> bool:
+    """Whether T decides labels: those of topk hold the log-sum-exp at T, and auto measures errors at T."""
+    return config.labels.is_auto or config.labels.form == "topk"
+
+
+TRAINING = decides(*TRAININGS)
+LIMIT = decides(*TRAININGS, can_rise=True)
+DISTILLATION = decides("distill", when=lambda config: config.method != "base")
+
+
 class LoopOptions(Options):
     """How long and how fast to train; shared by teachers and students."""
 
-    batch_size: int = Field(256, ge=1, strict=True, description="Windows in a global batch, over all processes.")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Adam's peak learning rate.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    batch_size: Annotated[int, TRAINING] = Field(
+        256, ge=1, strict=True, description="Windows in a global batch, over all processes."
+    )
+    learning_rate: Annotated[float, TRAINING] = Field(1e-3, gt=0, le=10, description="Adam's peak learning rate.")
+    schedule: Annotated[Literal["constant", "linear", "cosine"], TRAINING] = Field(
         "constant",
         description="Learning-rate schedule after warm-up; linear and cosine reach 0 at the last step of max_epochs "
         "(or max_steps).",
     )
-    warmup_steps: int = Field(
+    warmup_steps: Annotated[int, TRAINING] = Field(
         0, ge=0, strict=True, description="Steps over which the learning rate rises linearly to its peak."
     )
-    max_epochs: int = Field(100, ge=1, strict=True, description="Largest number of passes over the training rows.")
-    patience: int = Field(
+    max_epochs: Annotated[int, LIMIT, decides(*TRAININGS, when=_is_scheduled)] = Field(
+        100, ge=1, strict=True, description="Largest number of passes over the training rows."
+    )
+    patience: Annotated[int, LIMIT] = Field(
         10, ge=1, strict=True, description="Epochs without a better validation NDCG@10 before training stops early."
     )
-    max_steps: int | None = Field(
+    max_steps: Annotated[int | None, TRAINING] = Field(
         None, ge=1, strict=True, description="Largest number of steps, for trials; null: no limit."
     )
-    accumulate: int = Field(
+    accumulate: Annotated[int, TRAINING] = Field(
         1,
         ge=1,
         strict=True,
         description="Micro-batches into which a process splits its share of a batch, to save memory.",
     )
-    clip_norm: float | None = Field(
+    clip_norm: Annotated[float | None, TRAINING] = Field(
         None, gt=0, description="Gradients with a larger norm are scaled down to it; null: no clipping."
     )
-    precision: Precision = Field(
+    precision: Annotated[Precision, TRAINING] = Field(
         "fp32", description="Precision of the model's computation in training; weights and losses stay fp32."
     )
-    log_steps: int = Field(50, ge=1, strict=True, description="Steps between two points of the loss curve.")
+    log_steps: Annotated[int, NOTHING] = Field(
+        50, ge=1, strict=True, description="Steps between two points of the loss curve."
+    )
 
 
 class CheckpointOptions(Options):
     """When a training writes checkpoints, besides the end of each epoch; these keys decide no result."""
 
-    checkpoint_steps: int | None = Field(
+    checkpoint_steps: Annotated[int | None, NOTHING] = Field(
         None, ge=1, strict=True, description="Steps between two checkpoints within an epoch; null: only by minutes."
     )
-    checkpoint_minutes: float = Field(10, gt=0, le=1e6, description="Minutes between two checkpoints within an epoch.")
-    keep_checkpoints: int = Field(2, ge=1, strict=True, description="Number of checkpoints to keep during a training.")
+    checkpoint_minutes: Annotated[float, NOTHING] = Field(
+        10, gt=0, le=1e6, description="Minutes between two checkpoints within an epoch."
+    )
+    keep_checkpoints: Annotated[int, NOTHING] = Field(
+        2, ge=1, strict=True, description="Number of checkpoints to keep during a training."
+    )
 
 
 class TrainingOptions(CheckpointOptions, LoopOptions):
     """`training`: the loop, its checkpoints, and the student's loss of Eq. 20."""
 
-    temperature: float = Field(3.0, gt=0, description="T of Eq. 19, applied to the teacher only.")
-    beta: float = Field(0.5, ge=0, le=1, description="β of Eq. 20: weight of the soft labels in the loss.")
-    kl: Direction = Field("reverse", description="divergence of Eq. 20: KL(P_f ‖ r), or KL(r ‖ P_f)")
+    temperature: Annotated[float, DISTILLATION, decides("label", when=_is_read_in_labelling)] = Field(
+        3.0, gt=0, description="T of Eq. 19, applied to the teacher only."
+    )
+    beta: Annotated[float, DISTILLATION] = Field(
+        0.5, ge=0, le=1, description="β of Eq. 20: weight of the soft labels in the loss."
+    )
+    kl: Annotated[Direction, DISTILLATION, decides("label", when=lambda config: config.labels.is_auto)] = Field(
+        "reverse", description="Direction of the divergence of Eq. 20: KL(P_f ‖ r), or KL(r ‖ P_f)."
+    )

@@ -15,6 +15,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.labels import FactoredLabels, LabelCache, info, label_bytes, read_index
 from csrec_dist.labels import choose as measuring
 from csrec_dist.labels.choose import sampled_rows
+from csrec_dist.runs.inputs import deciding
 from tests.helpers import label_fixtures as fixtures
 
 T = 1.5
@@ -178,7 +179,8 @@ def test_impossible_settings_are_refused(values: dict[str, Any], words: str) -> 
 def test_labels_depend_on_the_temperature_where_they_should() -> None:
     def settings(**labels: Any) -> dict[str, Any]:
         config = {"name": "x", "dataset": {"source": "log.csv"}, "model": {"name": "gru4rec"}}
-        return parse_config(config | {"labels": labels, "training": {"kl": "forward"}}).label_settings
+        inputs = deciding(parse_config(config | {"labels": labels, "training": {"kl": "forward"}}), "label")
+        return inputs["labels"] | inputs.get("training", {})
 
     assert settings() == {"form": "factored", "combine": "logit_mean", "weights": None, "dtype": "float16"}
     assert settings(form="topk").keys() - settings().keys() == {"keep", "temperature"}

@@ -17,15 +17,16 @@ import pytest
 import torch
 from tests.helpers.ranks import run_ranks
 
-from csrec_dist.training.checkpoints import Checkpoints, TrainState
 from csrec_dist.config import Config, load_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.labels import writer as writing
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 from csrec_dist.runs.stages import fitting
 from csrec_dist.training import Stopped, StopSignals
 from csrec_dist.training import trainer as loop
+from csrec_dist.training.checkpoints import Checkpoints, TrainState
 from csrec_dist.training.stopping import Requests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,9 +194,8 @@ def test_a_signal_leaves_a_checkpoint_and_its_status(
 
 
 def test_where_the_time_went_is_in_tensorboard_the_book_and_the_report(unbroken: Path) -> None:
-    from csrec_dist.report import write_report
     from csrec_dist.report import tables as times
-    from csrec_dist.runs.run import Run
+    from csrec_dist.report import write_report
 
     busy, data = ([value for _, value in points(unbroken, f"time/{name}/max")] for name in ("busy", "data_wait"))
     assert len(busy) == len(data) == 3

@@ -15,8 +15,8 @@ from csrec_dist.evaluation.groups import rating_group
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.files import fingerprint, read_json
 from csrec_dist.report.paired import Evaluated
+from csrec_dist.runs.inputs import settings
 from csrec_dist.runs.run import Run
-from csrec_dist.training.options import CheckpointOptions
 
 TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
 """The stages whose time is a method's cost, and where the models lie that they train."""
@@ -27,13 +27,6 @@ PROTOCOL = "protocol"
 RANKS = "ranks"
 ENVIRONMENT = "environment/"
 RATING_GROUPS = "rating_groups"
-
-UNDECIDING = {
-    "": ("name", "output", "distributed"),
-    "dataset": ("source", "path"),
-    "training": (*CheckpointOptions.model_fields, "log_steps"),
-}
-"""Keys of the config, by section, that do not change what a run finds."""
 
 
 def collect(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -68,12 +61,7 @@ def check_settings(entries: Sequence[Entry]) -> None:
 
 def settings_key(config: Config) -> str:
     """Names all that decides a run: its config but for names, where its data lie, and which processes do it."""
-    values = config.dump()
-    for section, keys in UNDECIDING.items():
-        part = values[section] if section else values
-        for key in keys:
-            part.pop(key)
-    return fingerprint(values)
+    return fingerprint(settings(config))
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from functools import cached_property
 
 from csrec_dist.config import Config
 from csrec_dist.experiments.study.spec import Entry
-from csrec_dist.files import fingerprint, link
+from csrec_dist.files import link
+from csrec_dist.runs.inputs import dataset_key, labels_key, member_key
 from csrec_dist.runs.pipeline import stages_of
 from csrec_dist.runs.run import Run
-from csrec_dist.runs.stages.active import limits, loop_settings
 from csrec_dist.runs.starting import claim
-from csrec_dist.teachers import Member
 
 SHARED_STAGES = ("prepare", "teach", "label")
 
@@ -66,7 +65,7 @@ class Task:
     def makes(self) -> dict[str, str]:
         """What others can take from the run, and the last stage that it needs."""
         made = {dataset_key(self.config): "prepare", **dict.fromkeys(self.members, "teach")}
-        return made | ({teacher_key(self.config): "label"} if self.config.num_members else {})
+        return made | ({labels_key(self.config): "label"} if self.config.num_members else {})
 
 
 def plan_tasks(entries: Sequence[Entry], is_chosen: Callable[[Entry], bool] = lambda entry: True) -> list[Task]:
@@ -87,7 +86,7 @@ def plan_tasks(entries: Sequence[Entry], is_chosen: Callable[[Entry], bool] = la
 
 def _share(task: Task, makers: dict[str, Task]) -> None:
     others = {key: maker for key, maker in makers.items() if maker is not task}
-    teachers, dataset = (others.get(key(task.config)) for key in (teacher_key, dataset_key))
+    teachers, dataset = (others.get(key(task.config)) for key in (labels_key, dataset_key))
     if teachers is not None and task.config.num_members:
         task.donor, task.shared = teachers, SHARED_STAGES
         return
@@ -96,46 +95,6 @@ def _share(task: Task, makers: dict[str, Task]) -> None:
     for key, name in task.members.items():
         if key in others:
             task.lenders[name] = others[key], others[key].members[key]
-
-
-def dataset_key(config: Config) -> str:
-    """Names all that decides the dataset of a run."""
-    return fingerprint(config.dump()["dataset"])
-
-
-def teacher_key(config: Config) -> str:
-    """Names all that decides the labels of a run."""
-    values = config.dump()
-    teachers = {key: value for key, value in values["teachers"].items() if key not in ("seed", "model")}
-    return fingerprint(
-        {
-            "dataset": values["dataset"],
-            "method": config.method,
-            "teachers": teachers,
-            "models": [model.model_dump(mode="json") for model in config.teacher_models],
-            "seed": config.seed if config.teachers.seed is None else config.teachers.seed,
-            "training": loop_settings(config) | limits(config),
-            "labels": config.label_settings,
-            "exclude_seen": config.evaluation.exclude_seen,
-        }
-    )
-
-
-def member_key(config: Config, member: Member) -> str:
-    """Names all that decides a member: its regularising member and all teacher options too where it has one."""
-    values = config.dump()
-    side = [member_key(config, other) for other in config.module.members if other.name == member.regularised_by]
-    return fingerprint(
-        {
-            "dataset": values["dataset"],
-            "seed": member.seed,
-            "model": member.model.model_dump(mode="json"),
-            "sample": member.sample,
-            "regularised_by": [*side, values["teachers"]] if side else [],
-            "training": loop_settings(config) | limits(config),
-            "exclude_seen": config.evaluation.exclude_seen,
-        }
-    )
 
 
 def adopt(task: Task) -> None:

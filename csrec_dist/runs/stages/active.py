@@ -20,8 +20,6 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
-from csrec_dist.files import changed_keys, differences
-from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
 EVALUATION_ROWS = 256
@@ -109,14 +107,6 @@ def check_weights_of(run: ActiveRun, models: Mapping[str, str]) -> None:
     run.runtime.on_main(on_main)
 
 
-def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between flat inputs, and why max_epochs counts where it does."""
-    text = "; ".join(differences(before, now))
-    if "training.max_epochs" in changed_keys(before, now):
-        text += f" (with schedule {now['training.schedule']} every learning rate depends on it)"
-    return text
-
-
 def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
     """Metrics of a model on all rows of a split, each rank of the layout reading its own shards."""
     shards = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
@@ -137,23 +127,3 @@ def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], layout
     if catalog := layout.catalog_slice(run.dataset.num_items):
         batches = in_step(batches, catalog, device, lambda: blank_batch(window))
     return (batch.to(device) for batch in batches)
-
-
-def loop_settings(config: Config) -> dict[str, Any]:
-    """The part of `training` that decides a model trained on one-hot labels, but for limits that may be raised.
-
-    A schedule that falls to 0 at the last step depends on max_epochs.
-    """
-    options = config.training
-    left_out = {"log_steps", "patience"} | ({"max_epochs"} if options.schedule == "constant" else set())
-    return options.model_dump(mode="json", include=set(LoopOptions.model_fields) - left_out)
-
-
-def limits(config: Config) -> dict[str, Any]:
-    """The part of `training` that may be raised after a training has ended: it then goes on."""
-    return config.training.model_dump(mode="json", include={"max_epochs", "patience"})
-
-
-def selection(run: ActiveRun) -> dict[str, Any]:
-    """What early stopping looks at."""
-    return {"exclude_seen": run.config.evaluation.exclude_seen}

@@ -8,14 +8,14 @@ from csrec_dist.data.order import owned_shards
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
 from torch import Tensor
-from csrec_dist.config import Config
 from csrec_dist.errors import SharedUserError, shared_errors
 from csrec_dist.labels import LabelCache, LabelReader, SoftLabels
 from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.models import ItemTable
 from csrec_dist.losses import Loss, distillation_parts
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, loop_settings, selection, weights_fingerprint
+from csrec_dist.runs.inputs import deciding
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, weights_fingerprint
 from csrec_dist.training import LossFunction
 from csrec_dist.training.options import TrainingOptions
 
@@ -77,31 +77,15 @@ def student_loss(options: TrainingOptions) -> LossFunction:
     return loss_function
 
 
-def student_settings(config: Config) -> dict[str, Any]:
-    """The student's loss."""
-    return config.training.model_dump(mode="json", include={"temperature", "beta", "kl"})
-
-
 def baseline_inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, model, seed and loop settings of the student trained on one-hot labels."""
-    return {
-        "dataset": run.require("prepare").outputs["fingerprint"],
-        "model": run.config.model.model_dump(mode="json"),
-        "seed": run.config.seed,
-        "training": loop_settings(run.config),
-        "evaluation": selection(run),
-    }
+    """Dataset, and the keys that decide a student trained on one-hot labels."""
+    return {"dataset": run.require("prepare").outputs["fingerprint"]} | deciding(run.config, "baseline")
 
 
 def inputs(run: ActiveRun) -> dict[str, Any]:
-    """The baseline's inputs, and the labels and the loss where there are labels."""
-    inputs = baseline_inputs(run)
-    if run.config.num_members:
-        inputs |= {"labels": run.require("label").outputs}
-    if run.config.method != "base":
-        training = inputs["training"] | student_settings(run.config)
-        inputs |= {"method": run.config.method, "training": training}
-    return inputs
+    """Dataset, the labels where there are some, and the keys that decide the student."""
+    labels = {"labels": run.require("label").outputs} if run.config.num_members else {}
+    return {"dataset": run.require("prepare").outputs["fingerprint"], **labels} | deciding(run.config, "distill")
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:

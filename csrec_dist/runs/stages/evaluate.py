@@ -30,6 +30,7 @@ from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
+from csrec_dist.runs.inputs import deciding
 from csrec_dist.runs.run import hidden_targets
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of, evaluate_model, evaluation_batches
 
@@ -44,10 +45,10 @@ def trained_models(run: ActiveRun) -> dict[str, Path]:
 
 def inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset, all weights and the options of the evaluation."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "dataset": run.require("prepare").outputs["fingerprint"],
         "student": run.require("distill").outputs["weights"],
-        "evaluation": run.config.evaluation.model_dump(mode="json"),
+        **deciding(run.config, "evaluate"),
     }
     if run.config.num_members:
         inputs["members"] = run.require("teach").outputs["members"]

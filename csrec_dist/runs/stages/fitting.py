@@ -20,8 +20,9 @@ from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelReader, SoftLabels
 from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.losses import Loss, cross_entropy_parts
-from csrec_dist.files import differences, flatten
-from csrec_dist.runs.stages.active import ActiveRun, changes_between, evaluate_model
+from csrec_dist.files import flatten
+from csrec_dist.runs.inputs import changes
+from csrec_dist.runs.stages.active import ActiveRun, evaluate_model
 from csrec_dist.training.telemetry import StageLog
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.limits import exceeded, num_epochs
@@ -69,8 +70,8 @@ class Training:
                 raise UserError(f"All checkpoints in {self.checkpoints} are damaged. {REDO}")
             return False
         where = self.folder if self._is_trained else self.checkpoints
-        if changes := changes_between(saved.get("inputs", {}), flatten(self.inputs)):
-            raise UserError(f"{where} is of a training with other inputs: {changes}. {REDO}")
+        if changed := changes(saved.get("inputs", {}), flatten(self.inputs)):
+            raise UserError(f"{where} is of a training with other inputs: {changed}. {REDO}")
         is_within = not self._is_trained and saved["step"] > 0
         if problem := exceeded(saved["epochs"], is_within, options):
             raise UserError(f"{where}: {problem}. Give at least as much as was trained. {REDO}")
@@ -79,7 +80,7 @@ class Training:
     def is_of_others(self) -> bool:
         """Whether there is a model or a checkpoint of other inputs."""
         saved = self._saved
-        return saved is not None and bool(differences(saved.get("inputs", {}), flatten(self.inputs)))
+        return saved is not None and bool(changes(saved.get("inputs", {}), flatten(self.inputs)))
 
     def require_checkpoint(self) -> None:
         """UserError unless the checkpoint is there from which an ended training goes on."""

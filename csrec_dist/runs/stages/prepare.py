@@ -9,6 +9,7 @@ from csrec_dist.data.prepare import prepare
 from csrec_dist.data.download import downloads_folder, resolve
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
+from csrec_dist.runs.inputs import deciding
 from csrec_dist.runs.stages.active import ActiveRun
 
 
@@ -17,13 +18,13 @@ def inputs(run: ActiveRun) -> dict[str, Any]:
     options = run.config.dataset
     if options.path:
         return {"dataset": {"path": Dataset(options.path).fingerprint}}
-    settings = options.model_dump(mode="json", exclude={"source", "path"})
+    settings = deciding(run.config, "prepare")
     record = run.record("prepare")
     if record is not None and is_unchanged(options, record.outputs.get("log", {})):
         prefix = "source."
         known = {key.removeprefix(prefix): value for key, value in record.inputs.items() if key.startswith(prefix)}
-        return {"dataset": settings, "source": known}
-    return {"dataset": settings, "source": run.log_identity}
+        return {**settings, "source": known}
+    return {**settings, "source": run.log_identity}
 
 
 def is_unchanged(options: DatasetOptions, log: dict[str, Any]) -> bool:

@@ -21,31 +21,20 @@ from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
 from csrec_dist.runs.stages.label import label_into
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, loop_settings, selection, weights_fingerprint
+from csrec_dist.runs.inputs import deciding, members_of
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, weights_fingerprint
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals
 
 
 def inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, members and loop settings."""
+    """Dataset, members, and the keys that decide their training."""
     dataset = run.require("prepare").outputs["fingerprint"]
     if run.config.teachers.pretrained:
         found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
         return {"dataset": dataset, "pretrained": found}
-    members = {member.name: member_settings(run, member) for member in run.config.module.members}
-    return {"dataset": dataset, "members": members, "training": loop_settings(run.config), "evaluation": selection(run)}
-
-
-def member_settings(run: ActiveRun, member: Member) -> dict[str, Any]:
-    """What tells a member from others: the robust loss's settings only where it is trained with it."""
-    settings: dict[str, Any] = {"seed": member.seed, "model": member.model.model_dump(mode="json")}
-    if member.sample < 1:
-        settings["sample"] = member.sample
-    if member.regularised_by is not None:
-        robust = {"alpha", "expectation", "noise_rank", "noise_maximum", "noise_refresh"}
-        settings |= {"regularised_by": member.regularised_by, **run.config.teachers.model_dump(mode="json", include=robust)}
-    return settings
+    return {"dataset": dataset, "members": members_of(run.config), **deciding(run.config, "teach")}
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
