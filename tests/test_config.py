@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -9,6 +10,8 @@ from csrec_dist.config import load_config, parse_config
 from csrec_dist.config.reading import page
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.spec import load_study
+from csrec_dist.losses import DIVERGENCES
+from csrec_dist.training.options import Direction
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "configs/experiments").glob("*.yaml"))
@@ -75,6 +78,10 @@ def test_empty_sections_and_numbers_as_names_are_taken(tmp_path: Path) -> None:
     config = load_config(path, ["teachers.num=3"])
     assert (config.name, config.teachers.num) == ("5", 3)
     assert load_config(path).teachers.num == 2
+
+
+def test_the_directions_of_the_config_are_those_that_the_losses_have() -> None:
+    assert set(get_args(Direction)) == set(DIVERGENCES)
 
 
 def test_impossible_combinations_are_refused() -> None:
