@@ -10,20 +10,15 @@ from csrec_dist.distributed import Runtime, engines, set_deterministic
 from csrec_dist.distributed.layout import check_catalog_parallel
 from csrec_dist.environment import environment
 from csrec_dist.errors import UserError, shared_errors
-from csrec_dist.files import write_text
+from csrec_dist.files import flatten, write_text
 from csrec_dist.memory import explained
 from csrec_dist.runs.lock import RunLock
-from csrec_dist.runs.threads import threads_of_run
-from csrec_dist.files import flatten
-from csrec_dist.runs.stages import distill
-from csrec_dist.runs.stages import evaluate
-from csrec_dist.runs.stages import label
-from csrec_dist.runs.stages import prepare
-from csrec_dist.runs.stages import teach
 from csrec_dist.runs.run import Record, stage_names
+from csrec_dist.runs.stages import distill, evaluate, label, prepare, teach
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.stage import Stage
 from csrec_dist.runs.starting import Way, refuse_foreign, ways
+from csrec_dist.runs.threads import threads_of_run
 from csrec_dist.training.telemetry import measured
 
 PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, ("dataset",))

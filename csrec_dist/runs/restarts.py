@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.files import read_json, write_json
+from csrec_dist.files import flatten, read_json, write_json
 from csrec_dist.runs.run import Record, Run
-from csrec_dist.files import flatten
 
 FOLDER = "restart"
 

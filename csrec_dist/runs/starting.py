@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
-from csrec_dist.files import write_text
-from csrec_dist.files import changed_keys, flatten
-from csrec_dist.runs.stages.prepare import require_same
-from csrec_dist.runs.run import Record, Run
+from csrec_dist.files import changed_keys, flatten, write_text
 from csrec_dist.runs.inputs import changes
+from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages.active import ActiveRun
+from csrec_dist.runs.stages.prepare import require_same
 from csrec_dist.runs.stages.stage import Stage
 
 Way = Literal["leave", "do", "resume", "again", "continue"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.ranks import run_ranks
 from safetensors.torch import load_file
 
 from csrec_dist import models
@@ -15,6 +14,7 @@ from csrec_dist.distributed import Group, Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
+from tests.helpers.ranks import run_ranks
 
 RUN = """
 name: small

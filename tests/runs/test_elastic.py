@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.ranks import run_ranks
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import RankFailure, Runtime
@@ -20,6 +19,7 @@ from csrec_dist.runs.stages import elastic as teamwork
 from csrec_dist.runs.stages.fitting import Training
 from csrec_dist.training import Stopped, Trainer
 from csrec_dist.training import trainer as loop
+from tests.helpers.ranks import run_ranks
 
 RUN = """
 name: small

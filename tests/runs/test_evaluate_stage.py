@@ -12,16 +12,15 @@ import polars as pl
 import pytest
 import torch
 import torch.distributed as dist
-from tests.helpers.ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
 from csrec_dist.distributed import Group, Runtime
-from csrec_dist.files import read_json
+from csrec_dist.files import flatten, read_json
 from csrec_dist.models.gru4rec import GRU4Rec, GRU4RecConfig
 from csrec_dist.runs.pipeline import execute
-from csrec_dist.files import flatten
 from csrec_dist.runs.stages.active import ActiveRun, evaluate_model
+from tests.helpers.ranks import run_ranks
 
 TIMEOUT = 2.0  # seconds
 

@@ -3,18 +3,18 @@
 from pathlib import Path
 
 import pytest
-from tests.helpers.finished_runs import content, refused
-from tests.helpers.ranks import run_ranks
-from tests.runs.test_restarts import KilledError, killed_after
 
 from csrec_dist.cli import main
 from csrec_dist.config import load_config
-from csrec_dist.training.options import LoopOptions
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
 from csrec_dist.training.limits import exceeded, num_epochs
+from csrec_dist.training.options import LoopOptions
+from tests.helpers.finished_runs import content, refused
+from tests.helpers.ranks import run_ranks
+from tests.runs.test_restarts import KilledError, killed_after
 
 CONFIG = """
 name: r

@@ -1,4 +1,4 @@
-"""Every method from dataset to student: what is trained, what is regularised by what, and the same on any number of ranks."""
+"""Every method from dataset to student: what is trained, what regularises it, and the same on any number of ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers.ranks import run_ranks
 
 from csrec_dist import models
 from csrec_dist.config import Config, parse_config
@@ -17,6 +16,7 @@ from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
 from csrec_dist.models import config_class
 from csrec_dist.runs.pipeline import execute
+from tests.helpers.ranks import run_ranks
 
 LEVELS = ("model_level", "data_level", "training_level")
 

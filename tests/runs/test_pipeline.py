@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.helpers.finished_runs import CONFIG, content, refused
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
+from tests.helpers.finished_runs import CONFIG, content, refused
 
 
 @pytest.mark.parametrize(

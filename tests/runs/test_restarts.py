@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.finished_runs import content
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
@@ -16,6 +15,7 @@ from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages import evaluate
 from csrec_dist.training import trainer as loop
+from tests.helpers.finished_runs import content
 
 Copy = tuple[list[str], Path]
 

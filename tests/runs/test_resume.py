@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tests.helpers.ranks import run_ranks
 
 from csrec_dist.config import Config, load_config
 from csrec_dist.distributed import Runtime
@@ -28,6 +27,7 @@ from csrec_dist.training import Stopped, StopSignals
 from csrec_dist.training import trainer as loop
 from csrec_dist.training.checkpoints import Checkpoints, TrainState
 from csrec_dist.training.stopping import Requests
+from tests.helpers.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """

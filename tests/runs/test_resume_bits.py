@@ -14,9 +14,9 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.models import MODELS
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 from csrec_dist.training import Stopped
 from csrec_dist.training import trainer as loop
-from csrec_dist.runs.run import Run
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.helpers.finished_runs import content, refused
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json, write_json
+from tests.helpers.finished_runs import content, refused
 
 Change = Callable[[Path], None]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.ranks import run_ranks
 
 from csrec_dist.cli import main
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.runs.threads import threads_of_run
+from tests.helpers.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
+from csrec_dist.data.batches import Batch, blank_batch, shard_batches
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import owned_shards, refuse_idle_ranks
 from csrec_dist.data.prepare import identify
-from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.batches import Batch, blank_batch, shard_batches
 from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.catalog import in_step
 from csrec_dist.distributed.layout import Layout

@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from csrec_dist.data.order import owned_shards
-from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
+
 from torch import Tensor
-from csrec_dist.errors import SharedUserError, shared_errors
+
+from csrec_dist.data.order import owned_shards
+from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.labels import LabelCache, LabelReader, SoftLabels
 from csrec_dist.labels.popularity import PopularityLabels
-from csrec_dist.models import ItemTable
+from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
 from csrec_dist.losses import Loss, distillation_parts
-from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.models import ItemTable
 from csrec_dist.runs.inputs import deciding
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, weights_fingerprint
+from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
 from csrec_dist.training import LossFunction
 from csrec_dist.training.options import TrainingOptions
 
@@ -152,7 +153,12 @@ def baseline_trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> li
 
 
 def train_student(
-    run: ActiveRun, inputs: dict[str, Any], stage: str, name: str, loss_function: LossFunction, labels: LabelReader | None
+    run: ActiveRun,
+    inputs: dict[str, Any],
+    stage: str,
+    name: str,
+    loss_function: LossFunction,
+    labels: LabelReader | None,
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
     training = Training(run.path(name), run.path(f"checkpoints/{stage}"), inputs)
@@ -160,7 +166,14 @@ def train_student(
     if not run.runtime.on_main(lambda: training.is_ended(run.config.training)):
         one_hot_weight = 1.0 if labels is None else 1 - run.config.training.beta
         task = Fit(
-            stage, run.config.model, run.config.seed, loss_function, folder, inputs, labels, one_hot_weight=one_hot_weight
+            stage,
+            run.config.model,
+            run.config.seed,
+            loss_function,
+            folder,
+            inputs,
+            labels,
+            one_hot_weight=one_hot_weight,
         )
         with run.log(stage) as log:
             fit(run, task, run.layout, log)

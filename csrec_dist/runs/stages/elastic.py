@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.layout import Layout, TeachingSlot
 from csrec_dist.distributed.scheduler import Scheduler, Team
-from csrec_dist.distributed.layout import Layout
-from csrec_dist.distributed.layout import TeachingSlot
 from csrec_dist.training import Stopped, StopSignals
 
 LOOK_SECONDS = 2.0

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from csrec_dist import models
 from csrec_dist.config import Config
-from csrec_dist.data.order import owned_shards
 from csrec_dist.data.batches import Batch
+from csrec_dist.data.order import owned_shards
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
-from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.per_row import (
     RANKS_SCHEMA,
@@ -25,6 +24,7 @@ from csrec_dist.evaluation.per_row import (
     join_parts,
     write_part,
 )
+from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.scoring import COMBINE, alone
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
@@ -148,7 +148,9 @@ def shard_rows(run: ActiveRun, shard: int | None) -> Iterator[Batch]:
     return evaluation_batches(run, "test", [] if shard is None else [shard], run.layout)
 
 
-def keep(run: ActiveRun, name: str, schema: pa.Schema, shard_columns: Callable[[int | None], Iterable[Columns]]) -> None:
+def keep(
+    run: ActiveRun, name: str, schema: pa.Schema, shard_columns: Callable[[int | None], Iterable[Columns]]
+) -> None:
     """Write one file of test rows into ranks/, all ranks together, each its own shards.
 
     Ranks that share the catalog go through equally many shards: some through none at the end.

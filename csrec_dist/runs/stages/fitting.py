@@ -10,23 +10,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from csrec_dist import models
-from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.data.order import RowSample
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, build
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
-from csrec_dist.files import read_json, write_json
+from csrec_dist.files import flatten, read_json, write_json
 from csrec_dist.labels import LabelReader, SoftLabels
-from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.losses import Loss, cross_entropy_parts
-from csrec_dist.files import flatten
+from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.stages.active import ActiveRun, evaluate_model
-from csrec_dist.training.telemetry import StageLog
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
+from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.training.limits import exceeded, num_epochs
 from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.telemetry import StageLog
 
 REDO = "Restart the stage with --restart, or give the run another name."
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.download import downloads_folder, resolve
 from csrec_dist.data.log import log_files
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
-from csrec_dist.data.download import downloads_folder, resolve
-from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.runs.inputs import deciding
 from csrec_dist.runs.stages.active import ActiveRun

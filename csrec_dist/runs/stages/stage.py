@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.runs.stages.fitting import Training
 from csrec_dist.runs.stages.active import ActiveRun
+from csrec_dist.runs.stages.fitting import Training
 
 Inputs = dict[str, Any]
 

@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist import models
-from csrec_dist.data.order import RowSample
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.order import RowSample
 from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.distributed.layout import Layout
-from csrec_dist.distributed.layout import teaching_rounds
+from csrec_dist.distributed.layout import Layout, teaching_rounds
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json, write_json
 from csrec_dist.labels import LabelCache
 from csrec_dist.labels.options import LabelOptions
+from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import weight_files
-from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
-from csrec_dist.runs.restarts import remove
-from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
-from csrec_dist.runs.stages.label import label_into
 from csrec_dist.runs.inputs import deciding, members_of
+from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, weights_fingerprint
 from csrec_dist.runs.stages.elastic import train_together
+from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.runs.stages.label import label_into
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals
 
@@ -49,11 +48,13 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
 
 
 def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
-    """Those of the members that are trained here, under `root`; of one that is regularised by another once that is trained."""
+    """Those of the members that are trained here, under `root`; of a regularised one when its regulariser is."""
     if run.config.teachers.pretrained:
         return []
     members = run.config.module.members
-    can_begin = [each for each in members if not each.regularised_by or weight_files(root / "teachers" / each.regularised_by)]
+    can_begin = [
+        each for each in members if not each.regularised_by or weight_files(root / "teachers" / each.regularised_by)
+    ]
     return [member_training(inputs, member, root) for member in can_begin]
 
 
@@ -170,7 +171,11 @@ def require_id_map(folder: Path, dataset: Dataset) -> None:
 
 def member_inputs(inputs: dict[str, Any], member: Member, root: Path) -> dict[str, Any]:
     """What decides one member: the weights of the one that it is regularised by too, which may have gone on since."""
-    regularised_by = {"regularised_by": weights_fingerprint(root / "teachers" / member.regularised_by)} if member.regularised_by else {}
+    regularised_by = (
+        {"regularised_by": weights_fingerprint(root / "teachers" / member.regularised_by)}
+        if member.regularised_by
+        else {}
+    )
     return inputs | {"members": inputs["members"][member.name], **regularised_by}
 
 
@@ -204,7 +209,9 @@ def member_task(run: ActiveRun, member: Member, inputs: dict[str, Any], layout: 
         loss_function=one_hot if member.regularised_by is None else main_teacher_loss(run, member, catalog),
         folder=run.member_folder(member.name),
         inputs=inputs,
-        labels=LabelCache(regulariser_folder(run, member.regularised_by), run.dataset, layout.catalog) if member.regularised_by else None,
+        labels=LabelCache(regulariser_folder(run, member.regularised_by), run.dataset, layout.catalog)
+        if member.regularised_by
+        else None,
         sample=row_sample(run, member),
     )
 
