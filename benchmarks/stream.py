@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from csrec_dist.data.batches import Prefetcher, to_batch, train_stream
+from csrec_dist.data.batches import Prefetcher, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.order import EpochOrder
 from csrec_dist.data.prepare import prepare
 from csrec_dist.training.telemetry import peak_memory_mib, reset_peak_memory
 
@@ -70,10 +69,10 @@ def make_dataset(folder: Path, num_interactions: int, num_shards: int) -> Path:
 def stream_epoch(folder: Path, batch_size: int) -> dict[str, float]:
     """Stream one epoch; rows, rows a second, and how much the process's peak memory grew over it, in MiB."""
     dataset = Dataset(folder)
-    order = EpochOrder(dataset.splits["train"].shard_rows, batch_size, seed=0, epoch=0)
+    stream = dataset.stream("train", batch_size=batch_size, epoch=0)
     reset_peak_memory()
     before, begin, rows, examples = peak_memory_mib(), time.perf_counter(), 0, 0
-    for batch in Prefetcher(train_stream(dataset, order), to_batch):
+    for batch in Prefetcher(stream, to_batch):
         rows += int(batch.weights.sum())
         examples += batch.num_examples
     seconds = time.perf_counter() - begin

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from csrec_dist.config import parse_config
-from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
@@ -41,9 +41,9 @@ from csrec_dist.models import MODELS, TrainingInputs, build, config_class, load
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
 from csrec_dist.training import TrainStep
-from csrec_dist.training import trainer as loop
 from csrec_dist.training.step import seed_draws, training_inputs
 from tests.helpers.ranks import free_port, run_ranks
+from tests.helpers.training_streams import at_each_batch
 
 pytestmark = pytest.mark.gpu
 
@@ -289,28 +289,22 @@ class CutOffError(Exception):
     """What ends a training in its middle."""
 
 
-def test_a_cut_off_run_goes_on_where_it_was(
-    tmp_path: Path, small_dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_off_run_goes_on_where_it_was(tmp_path: Path, small_dataset: Path) -> None:
     """Checkpoints are copied from the device while it trains on, and read back to it; dropout is drawn there."""
     model = {"name": "sasrec", "width": 16, "dropout": 0.5}
     changes = {"method": "base", "model": model, "training": {"checkpoint_steps": 4, "max_epochs": 3}}
     whole, cut = (parse_config(config_values(tmp_path / name, small_dataset, changes)) for name in ("whole", "cut"))
     execute(whole, Runtime.start())
-    real, left = loop.train_stream, 9
+    left = 9
 
-    def stream(*arguments: Any, **options: Any) -> Iterator[Any]:
+    def count() -> None:
         nonlocal left
-        for batch in real(*arguments, **options):
-            if left == 0:
-                raise CutOffError
-            left -= 1
-            yield batch
+        if left == 0:
+            raise CutOffError
+        left -= 1
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_stream", stream)
-        with pytest.raises(CutOffError):
-            execute(cut, Runtime.start(), ["prepare", "distill"])
+    with at_each_batch(count), pytest.raises(CutOffError):
+        execute(cut, Runtime.start(), ["prepare", "distill"])
     assert list((cut.folder / "checkpoints/distill").glob("step-*"))
     execute(cut, Runtime.start())
     weights = [(Run.of(config).folder / "student/model.safetensors").read_bytes() for config in (cut, whole)]
@@ -392,7 +386,7 @@ def test_the_host_waits_twice_in_a_step(small_dataset: Path) -> None:
     runtime = Runtime.start()
     layout = runtime.layout([(0,)], 1)
     engine = DataParallel(step.to(GPU), layout, GPU)
-    batch = next(iter(shard_batches(dataset, "train", [0], 8))).to(GPU)
+    batch = to_batch(next(iter(dataset.stream("train", batch_size=8, shards=[0])))).to(GPU)
 
     def train(seed: int) -> None:
         loss = engine.forward(training_inputs(batch, seed), None)

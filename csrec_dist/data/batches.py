@@ -1,4 +1,4 @@
-"""Streamed batches: a rank's share of each global batch, read from its own shards as a `datasets.IterableDataset`."""
+"""Batches: rows padded into arrays, as tensors, and read ahead by a thread."""
 
 import queue
 import threading
@@ -8,12 +8,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Generic, Self, TypeVar
 
-import datasets
 import numpy as np
 import torch
 
-from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.order import EpochOrder, owned_shards
 from csrec_dist.data.shards import RowBlock
 
 T = TypeVar("T")
@@ -74,26 +71,7 @@ class Batch:
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
-class _ShardCursor:
-    """Hands out one shard's rows in the epoch's order; holds one row group."""
-
-    def __init__(self, dataset: Dataset, split: str, shard: int, order: EpochOrder, start: int) -> None:
-        self._shard = dataset.open_shard(split, shard)
-        self._groups = order.shard_order(shard, self._shard.group_rows, start)
-        self._rows: Iterator[int] = iter(())
-        self._block: RowBlock | None = None
-
-    def next_row(self) -> tuple[RowBlock, int]:
-        row = next(self._rows, None)
-        while row is None:
-            group, rows = next(self._groups)
-            self._block, self._rows = self._shard.read_group(group), iter(rows.tolist())
-            row = next(self._rows, None)
-        assert self._block is not None
-        return self._block, row
-
-
-def _columns(picked: list[tuple[RowBlock, int]], length: int | None = None) -> dict[str, np.ndarray]:
+def padded(picked: list[tuple[RowBlock, int]], length: int | None = None) -> dict[str, np.ndarray]:
     """Pad picked rows into arrays; without any row, one empty place keeps the shapes valid."""
     num_rows = max(len(picked), 1)
     lengths = np.zeros(num_rows, np.int64)
@@ -108,63 +86,14 @@ def _columns(picked: list[tuple[RowBlock, int]], length: int | None = None) -> d
     return {"items": items, "lengths": lengths, "weights": (lengths > 0).astype(np.float32), **columns}
 
 
-def _generate(dataset: Dataset, split: str, order: EpochOrder, start_step: int, rank: int, world_size: int) -> Any:
-    owned = owned_shards(order.num_shards, rank, world_size)
-    cursors: dict[int, _ShardCursor] = {}
-    for step in range(start_step, order.num_steps):
-        picked = []
-        for shard, index in zip(*(array.tolist() for array in order.batch(step)), strict=True):
-            if shard in owned:
-                if shard not in cursors:
-                    cursors[shard] = _ShardCursor(dataset, split, shard, order, index)
-                picked.append(cursors[shard].next_row())
-        yield _columns(picked)
-
-
-def train_stream(
-    dataset: Dataset, order: EpochOrder, *, start_step: int = 0, rank: int = 0, world_size: int = 1
-) -> datasets.IterableDataset:
-    """Stream a rank's share of every global batch of an epoch, from `start_step` on.
-
-    Each element is one step: arrays `items` [B, L+1], `lengths`, `weights`, `rows`, `users` and
-    `example_offsets` [B]. Every rank gets the same number of steps. Memory does not depend on the
-    number of rows: a rank holds one row group of each of its shards.
-    """
-    return datasets.IterableDataset.from_generator(
-        _generate,
-        gen_kwargs={
-            "dataset": dataset,
-            "split": "train",
-            "order": order,
-            "start_step": start_step,
-            "rank": rank,
-            "world_size": world_size,
-        },
-    )
-
-
-def shard_batches(dataset: Dataset, split: str, shards: Iterable[int], batch_rows: int) -> Iterator[Batch]:
-    """Rows of `shards` in file order, `batch_rows` at a time, padded to the dataset's window."""
-    picked: list[tuple[RowBlock, int]] = []
-    for shard in shards:
-        for block in dataset.open_shard(split, shard).blocks():
-            for row in range(len(block)):
-                picked.append((block, row))
-                if len(picked) == batch_rows:
-                    yield to_batch(_columns(picked, dataset.window))
-                    picked = []
-    if picked:
-        yield to_batch(_columns(picked, dataset.window))
+def to_batch(columns: dict[str, Any]) -> Batch:
+    """An element of a stream of batches, of arrays or of tensors."""
+    return Batch(**{field.name: torch.as_tensor(columns[field.name]) for field in fields(Batch)})
 
 
 def blank_batch(window: int) -> Batch:
-    """A batch without rows, as `shard_batches` would pad it: for a rank that takes part with nothing."""
-    return to_batch(_columns([], window))
-
-
-def to_batch(columns: dict[str, Any]) -> Batch:
-    """An element of the stream as tensors."""
-    return Batch(**{field.name: torch.from_numpy(columns[field.name]) for field in fields(Batch)})
+    """A batch without rows, padded to the window: for a rank that takes part with nothing."""
+    return to_batch(padded([], window))
 
 
 class Prefetcher(Generic[T]):

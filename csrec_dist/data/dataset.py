@@ -1,20 +1,24 @@
 """A prepared dataset on disk, opened for reading: what it holds, and its shards as blocks of rows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
+from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import Shard, readable
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.files import read_json, sha256_file
+
+if TYPE_CHECKING:
+    import datasets
 
 FORMAT_VERSION = 1
 SEQUENCES = "sequences.parquet"
@@ -96,6 +100,56 @@ class Dataset:
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
         return Shard(path)
+
+    def stream(
+        self,
+        split: str,
+        *,
+        batch_size: int | None = None,
+        epoch: int | None = None,
+        seed: int = 0,
+        sample: RowSample | None = None,
+        start: int = 0,
+        shards: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> "datasets.IterableDataset":
+        """The rows of a split as a `datasets.IterableDataset`, read from the shards as they are asked for.
+
+        With `epoch` each element is a step: what this rank has of one global batch, in the order that (seed, epoch)
+        decides. Every rank gets as many. Otherwise rows come in the order of the files: one by one, or with
+        `batch_size` that many together. A row has the columns of the files. A batch has arrays `items` [B, L + 1],
+        padded with 0, `lengths`, `weights` (0 for an empty place), `rows`, `users` and `example_offsets` [B].
+
+        Args:
+            batch_size: rows of a global batch with `epoch`, of this stream's own batches otherwise.
+            sample: the rows that an epoch goes through; all by default.
+            start: how many elements of an epoch, or rows in the order of the files, are passed over unread.
+            shards: the shards to read, in this order; all by default. Of these rank r reads number r, r + world_size, …
+
+        Raises:
+            UserError: there is no such split or rank, or an epoch has no `batch_size`.
+        """
+        from csrec_dist.data import stream  # here, as datasets takes seconds to import
+
+        if split not in self.splits:
+            raise UserError(f"{self.folder} has no split {quoted(split)}; it has {listed(self.splits)}.")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} of {world_size} was asked for; ranks are 0 to world_size - 1.")
+        refuse_idle_ranks(self.num_shards, self.splits["train"].num_rows, world_size)
+        files = stream.FileRows(partial(self.open_shard, split), self.splits[split].shard_rows)
+        elements: stream.Elements
+        if batch_size is None:
+            if epoch is not None:
+                raise UserError("The order of an epoch is one of batches: give batch_size beside epoch.")
+            elements = files
+        elif epoch is None:
+            elements = stream.FileBatches(files, batch_size, self.window)
+        else:
+            order = EpochOrder(files.shard_rows, batch_size, seed, epoch, sample)
+            elements = stream.EpochBatches(files.open_shard, order)
+        read = range(self.num_shards) if shards is None else shards
+        return stream.iterable(elements, read[rank::world_size], split, start)
 
     def sequences(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each user with all that this user ever had in the kept log, oldest first [length], one row group in memory.

@@ -1,4 +1,4 @@
-"""Shards: rows dealt out and written, one Parquet file each, numbered shard by shard; and read by row group."""
+"""Shards: rows dealt out and written, one Parquet file each, and read by row group; examples run shard by shard."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from csrec_dist.lazy import attributes
 
 if TYPE_CHECKING:
-    from csrec_dist.labels.cache import LabelCache, LabelReader, info, verify
+    from csrec_dist.labels.cache import LabelCache, LabelReader, info, label_fields, verify, with_labels
     from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
     from csrec_dist.labels.labeller import live_labels
     from csrec_dist.labels.options import COMBINES, Combine, combining_problem
@@ -30,18 +30,20 @@ __all__ = [
     "combining_problem",
     "info",
     "label_bytes",
+    "label_fields",
     "live_labels",
     "popularity_labels",
     "read_index",
     "target_counts",
     "verify",
+    "with_labels",
     "write_labels",
 ]
 
 __getattr__ = attributes(
     __name__,
     {
-        "csrec_dist.labels.cache": ["LabelCache", "LabelReader", "info", "verify"],
+        "csrec_dist.labels.cache": ["LabelCache", "LabelReader", "info", "label_fields", "verify", "with_labels"],
         "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "label_bytes", "read_index"],
         "csrec_dist.labels.labeller": ["live_labels"],
         "csrec_dist.labels.options": ["COMBINES", "Combine", "combining_problem"],

@@ -1,14 +1,15 @@
 """The soft-label cache, read by example id: any batch order, any world size; what it holds, and whether it is sound."""
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
@@ -19,6 +20,9 @@ from csrec_dist.labels.format import ItemShard, LabelIndex, LabelShard, TensorSp
 from csrec_dist.labels.shards import ARRAYS, as_tensor, map_tensor, read_header
 from csrec_dist.losses.soft_labels import DenseLabels, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def verify(folder: Path | str, dataset: Dataset | None = None, *, deep: bool = True) -> list[str]:
@@ -124,6 +128,28 @@ class LabelReader(Protocol):
 
     def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
         """The soft labels of what `fields` gave, on `device`."""
+
+
+LABEL_COLUMN = "label_"
+
+
+def with_labels(stream: "datasets.IterableDataset", labels: LabelReader) -> "datasets.IterableDataset":
+    """A stream of batches whose elements also have what `labels` keeps of their examples: `label_<field>` [N, …].
+
+    Row n belongs to `to_batch(element).example_ids[n]`: the join is by example id, whatever order the stream has.
+    """
+    return stream.map(partial(_label_columns, labels))
+
+
+def _label_columns(labels: LabelReader, element: dict[str, Any]) -> dict[str, Tensor]:
+    fields = labels.fields(to_batch(element).example_ids)
+    return {LABEL_COLUMN + name: field for name, field in fields.items()}
+
+
+def label_fields(element: dict[str, Any]) -> dict[str, Tensor]:
+    """What `with_labels` put into an element, under the names that `LabelReader.labels` knows."""
+    names = [name for name in element if name.startswith(LABEL_COLUMN)]
+    return {name.removeprefix(LABEL_COLUMN): element[name] for name in names}
 
 
 class LabelCache:

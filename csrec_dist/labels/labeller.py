@@ -11,7 +11,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from csrec_dist.data.batches import Batch, blank_batch, shard_batches
+from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelColumn
@@ -59,7 +59,8 @@ class Labeller:
     def shard_states(self, shard: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         """States [n, d] of this rank's members for the shard's examples, in the order of their ids, and targets [n]."""
         next_example = self.dataset.splits["train"].first_examples[shard]
-        for batch in self.group.watch.reading(shard_batches(self.dataset, "train", [shard], BATCH_ROWS)):
+        rows = self.dataset.stream("train", batch_size=BATCH_ROWS, shards=[shard])
+        for batch in self.group.watch.reading(map(to_batch, rows)):
             ids = batch.example_ids
             if not torch.equal(ids, torch.arange(next_example, next_example + len(ids))):
                 raise UserError(

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.scoring import question
 from csrec_dist.labels.labeller import BATCH_ROWS, item_biases
@@ -75,7 +75,7 @@ def validation_states(
     share = -(-most // dataset.num_shards)
     for shard in range(dataset.num_shards):
         left = share
-        for batch in shard_batches(dataset, "valid", [shard], BATCH_ROWS):
+        for batch in map(to_batch, dataset.stream("valid", batch_size=BATCH_ROWS, shards=[shard])):
             histories, found = question(batch.to(device))
             for kept, model in zip(states, models, strict=True):
                 kept.append(model.encode_last(histories)[:left])

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from csrec_dist.data.batches import Batch, Prefetcher, to_batch, train_stream
+from csrec_dist.data.batches import Batch, Prefetcher, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, RowSample
 from csrec_dist.distributed.catalog import slices_of
@@ -17,7 +17,7 @@ from csrec_dist.distributed.engines import Engine, copy_tensors
 from csrec_dist.environment import environment
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import differences
-from csrec_dist.labels import LabelReader
+from csrec_dist.labels import LabelReader, label_fields, with_labels
 from csrec_dist.losses import Loss
 from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
@@ -185,10 +185,19 @@ class Trainer:
         steps = range(state.step, min(order.num_steps, last))
         if not steps:
             return
-        stream = train_stream(
-            self._dataset, order, start_step=steps.start, rank=self._group.rank, world_size=self._group.size
+        stream = self._dataset.stream(
+            "train",
+            batch_size=order.batch_size,
+            epoch=order.epoch,
+            seed=order.seed,
+            sample=order.sample,
+            start=steps.start,
+            rank=self._group.rank,
+            world_size=self._group.size,
         )
-        reader = cast(Generator[Any, None, None], iter(Prefetcher(stream, self._attach_labels)))
+        if self._labels:
+            stream = with_labels(stream, self._labels)
+        reader = cast(Generator[Any, None, None], iter(Prefetcher(stream, self._micro_batches)))
         with closing(reader) as ahead:
             for _ in steps:
                 watch.at(self._log.stage, state.total_steps + 1)
@@ -196,12 +205,14 @@ class Trainer:
                     found = next(ahead)
                 yield found
 
-    def _attach_labels(self, columns: dict[str, Any]) -> list[tuple[Batch, Any]]:
-        """The step's micro-batches, with what is kept of their labels."""
-        parts = to_batch(columns).split(self._options.accumulate)
-        return [(batch, self._labels.fields(batch.example_ids) if self._labels else None) for batch in parts]
+    def _micro_batches(self, element: dict[str, Any]) -> list[tuple[Batch, dict[str, Tensor]]]:
+        """The step's micro-batches, each with what is kept of its examples' labels."""
+        parts = to_batch(element).split(self._options.accumulate)
+        counts = [batch.num_examples for batch in parts]
+        fields = {name: field.split(counts) for name, field in label_fields(element).items()}
+        return [(batch, {name: field[place] for name, field in fields.items()}) for place, batch in enumerate(parts)]
 
-    def _train_step(self, parts: list[tuple[Batch, Any]], curve: Meter) -> Agreed:
+    def _train_step(self, parts: list[tuple[Batch, dict[str, Tensor]]], curve: Meter) -> Agreed:
         """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
         watch, ranks = self._group.watch, self._group.ranks
         seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)

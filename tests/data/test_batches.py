@@ -1,57 +1,22 @@
-"""The stream of batches: the rows of the order, the same at any world size, and any step to start from."""
+"""Batches: the items and example ids of their rows, and reading ahead."""
 
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
-import datasets
 import polars as pl
 import pytest
 import torch
 
-from csrec_dist.data.batches import Batch, Prefetcher, shard_batches, to_batch, train_stream
+from csrec_dist.data.batches import Prefetcher, blank_batch, to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.order import EpochOrder
-
-
-def order_of(dataset: Dataset, epoch: int = 0) -> EpochOrder:
-    return EpochOrder(dataset.splits["train"].shard_rows, 6, seed=11, epoch=epoch)
-
-
-def rows_by_step(dataset: Dataset, rank: int, world_size: int, start: int = 0) -> list[list[int]]:
-    stream = train_stream(dataset, order_of(dataset), start_step=start, rank=rank, world_size=world_size)
-    batches = [to_batch(columns) for columns in stream]
-    return [batch.rows[batch.weights > 0].tolist() for batch in batches]
-
-
-def on_disk(folder: Path, split: str) -> pl.DataFrame:
-    return pl.concat([pl.read_parquet(path) for path in sorted(folder.glob(f"{split}-*.parquet"))])
-
-
-def test_an_epoch_streams_every_row_of_the_files_once(small_dataset: Path) -> None:
-    seen = [row for step in rows_by_step(Dataset(small_dataset), 0, 1) for row in step]
-    assert sorted(seen) == sorted(on_disk(small_dataset, "train")["row"].to_list())
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_ranks_together_hold_the_same_global_batches(small_dataset: Path, world_size: int) -> None:
-    dataset = Dataset(small_dataset)
-    alone = rows_by_step(dataset, 0, 1)
-    shares = [rows_by_step(dataset, rank, world_size) for rank in range(world_size)]
-    assert [sorted(step) for step in alone] == [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]
-
-
-@pytest.mark.parametrize("start", [1, 3])
-def test_a_stream_entered_at_a_step_goes_on_as_the_unbroken_one(small_dataset: Path, start: int) -> None:
-    dataset = Dataset(small_dataset)
-    assert rows_by_step(dataset, 1, 2, start) == rows_by_step(dataset, 1, 2)[start:]
 
 
 def test_batches_hold_the_items_and_example_ids_of_their_rows(small_dataset: Path) -> None:
     dataset = Dataset(small_dataset)
-    stored = {row["row"]: row for row in on_disk(small_dataset, "train").to_dicts()}
+    files = sorted(small_dataset.glob("train-*.parquet"))
+    stored = {row["row"]: row for row in pl.concat(pl.read_parquet(path) for path in files).to_dicts()}
     ids = []
-    for columns in train_stream(dataset, order_of(dataset)):
-        batch = to_batch(columns)
+    for batch in map(to_batch, dataset.stream("train", batch_size=6, epoch=0, seed=11)):
         expected_ids, expected_targets = [], []
         for row, items, weight in zip(batch.rows.tolist(), batch.items.tolist(), batch.weights.tolist(), strict=True):
             if weight:
@@ -65,18 +30,27 @@ def test_batches_hold_the_items_and_example_ids_of_their_rows(small_dataset: Pat
     assert sorted(ids) == list(range(dataset.splits["train"].num_examples))
 
 
-def test_shard_batches_are_padded_to_the_window_and_keep_file_order(small_dataset: Path) -> None:
-    dataset = Dataset(small_dataset)
-    batches = list(shard_batches(dataset, "test", [1, 3], 4))
-    expected = [pl.read_parquet(dataset.shard_file("test", shard))["row"].to_list() for shard in (1, 3)]
-    assert list(chain(*(batch.rows.tolist() for batch in batches))) == list(chain(*expected))
-    assert {batch.items.shape[1] for batch in batches} == {dataset.window}
+def test_an_element_in_torchs_format_is_the_same_batch(small_dataset: Path) -> None:
+    stream = Dataset(small_dataset).stream("valid", batch_size=4)
+    for element, formatted in zip(stream, stream.with_format("torch"), strict=True):
+        batch, other = to_batch(element), to_batch(formatted)
+        assert all(torch.equal(getattr(batch, name), getattr(other, name)) for name in element)
+        assert all(getattr(batch, name).dtype == getattr(other, name).dtype for name in element)
 
 
-def test_the_files_are_a_plain_streamable_hugging_face_dataset(small_dataset: Path) -> None:
-    files = sorted(str(path) for path in small_dataset.glob("train-*.parquet"))
-    plain = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-    assert [row["items"] for row in plain] == on_disk(small_dataset, "train")["items"].to_list()
+def test_a_batch_without_rows_has_one_empty_place() -> None:
+    batch = blank_batch(8)
+    assert batch.items.shape == (1, 8)
+    assert batch.num_examples == 0
+    assert batch.example_ids.tolist() == []
+    assert batch.weights.tolist() == [0]
+
+
+def test_parts_of_a_batch_hold_its_rows_in_order(small_dataset: Path) -> None:
+    batch = to_batch(next(iter(Dataset(small_dataset).stream("train", batch_size=7))))
+    parts = batch.split(3)
+    assert torch.equal(torch.cat([part.example_ids for part in parts]), batch.example_ids)
+    assert [part.num_examples for part in batch.split(9)].count(0) == 2
 
 
 def test_the_prefetcher_keeps_order_and_hands_errors_over() -> None:
@@ -88,18 +62,3 @@ def test_the_prefetcher_keeps_order_and_hands_errors_over() -> None:
     assert list(islice(elements, 5)) == [0, 10, 20, 30, 40]
     with pytest.raises(OSError, match="disk gone"):
         next(elements)
-
-
-def test_a_rank_without_rows_gets_one_empty_place() -> None:
-    order = EpochOrder((1, 1, 1), 1, seed=0, epoch=0)
-    assert [len(order.batch(step)[0]) for step in range(order.num_steps)] == [1, 1, 1]
-    columns = {
-        name: torch.zeros(1, dtype=torch.int64).numpy() for name in ("lengths", "rows", "users", "example_offsets")
-    }
-    batch = Batch(
-        items=torch.zeros(1, 2, dtype=torch.int64),
-        weights=torch.zeros(1),
-        **{name: torch.from_numpy(value) for name, value in columns.items()},
-    )
-    assert batch.num_examples == 0
-    assert batch.example_ids.tolist() == []

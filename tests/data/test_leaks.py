@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
@@ -13,7 +13,7 @@ from csrec_dist.data.prepare import prepare
 def rows(dataset: Dataset, split: str) -> dict[int, tuple[int, list[int]]]:
     """User and items of each row."""
     found = {}
-    for batch in shard_batches(dataset, split, range(dataset.num_shards), 5):
+    for batch in map(to_batch, dataset.stream(split, batch_size=5)):
         for row, user, items in zip(batch.rows.tolist(), batch.users.tolist(), batch.items.tolist(), strict=True):
             found[row] = user, [item for item in items if item]
     return found

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from csrec_dist import models
 from csrec_dist.config import Config, parse_config
 from csrec_dist.config.schema import impossible_engine
-from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import check
@@ -25,8 +25,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
-from csrec_dist.training import trainer as loop
 from tests.helpers.ranks import run_ranks
+from tests.helpers.training_streams import at_each_batch
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs/deepspeed"
 ZERO = [f"zero{stage}" for stage in (1, 2, 3)]
@@ -67,22 +67,18 @@ def config_of(folder: str, dataset: str, name: str, engine: str, changes: dict[s
 
 
 @contextmanager
-def cut_off_after(steps: int | None, begun: list[tuple[int, int]]) -> Iterator[None]:
-    """End the training in the block after so many steps, if any; `begun` gets where each stream of batches begins."""
-    real, left = loop.train_stream, steps
+def cut_off_after(steps: int | None) -> Iterator[list[tuple[int, int]]]:
+    """End the training in the block after so many steps, if any; gives where each stream of batches begins."""
+    left = steps
 
-    def stream(dataset: Dataset, order: Any, **options: Any) -> Iterator[Any]:
+    def count() -> None:
         nonlocal left
-        begun.append((order.epoch, options["start_step"]))
-        for batch in real(dataset, order, **options):
-            if left == 0:
-                raise CutOffError
-            left = None if left is None else left - 1
-            yield batch
+        if left == 0:
+            raise CutOffError
+        left = None if left is None else left - 1
 
-    with pytest.MonkeyPatch.context() as patch, nullcontext() if steps is None else pytest.raises(CutOffError):
-        patch.setattr(loop, "train_stream", stream)
-        yield
+    with at_each_batch(count) as begun, nullcontext() if steps is None else pytest.raises(CutOffError):
+        yield begun
 
 
 def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]) -> list[tuple[str, int, int]]:
@@ -91,8 +87,7 @@ def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]
     for name, engine, steps, changes in jobs:
         config = config_of(folder, dataset, name, engine, changes)
         stages = ["prepare", *(["teach", "label"] if config.num_members else []), "distill"]
-        begun: list[tuple[int, int]] = []
-        with cut_off_after(steps, begun):
+        with cut_off_after(steps) as begun:
             execute(config, runtime, stages)
         begins.append((name, *begun[0]))
         if steps is not None and runtime.is_main:
@@ -205,7 +200,7 @@ def test_a_run_says_which_engine_trained_on_which_ranks(engine: str, alone: Path
 @pytest.mark.parametrize("engine", MARKED)
 def test_what_is_exported_gives_the_same_lists(engine: str, alone: Path, together: Path, small_dataset: Path) -> None:
     dataset = Dataset(small_dataset)
-    batches = list(shard_batches(dataset, "test", range(dataset.num_shards), 64))
+    batches = list(map(to_batch, dataset.stream("test", batch_size=64)))
     expected, found = (models.load(folder / "student") for folder in (alone / "base", together / engine))
     with torch.no_grad():
         for batch in batches:

@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 
 from csrec_dist import models
-from csrec_dist.data.batches import to_batch, train_stream
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.order import EpochOrder
 from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.runs.stages.fitting import one_hot
@@ -63,8 +62,8 @@ def gradients(rank: int, world_size: int, dataset_folder: str, batch_size: int, 
         model.item_table.weight.mul_(20)
     layout = runtime.layout([runtime.world.ranks], 1)
     engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device)
-    order = EpochOrder(dataset.splits["train"].shard_rows, batch_size, seed=1, epoch=0)
-    batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
+    stream = dataset.stream("train", batch_size=batch_size, epoch=0, seed=1, rank=rank, world_size=world_size)
+    batch = to_batch(next(iter(stream)))
     loss = engine.forward(training_inputs(batch, seed=3), None)
     engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))
     sums = runtime.world.all_reduce_sum(torch.stack([loss.sum.detach(), loss.cross_entropy, loss.count])).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import label_columns
@@ -16,7 +16,9 @@ from csrec_dist.labels import (
     FactoredLabels,
     LabelCache,
     LabelMember,
+    label_fields,
     live_labels,
+    with_labels,
     write_labels,
 )
 from csrec_dist.labels.options import LabelOptions
@@ -48,7 +50,7 @@ def test_read_in_any_order_equals_the_oracle(dataset: Dataset, tmp_path: Path, f
 def test_cached_equals_live(dataset: Dataset, tmp_path: Path, num_members: int) -> None:
     fixtures.label_alone(dataset, tmp_path / "labels", num_members)
     cache, teachers = LabelCache(tmp_path / "labels", dataset), fixtures.make_teachers(num_members)
-    for batch in shard_batches(dataset, "train", [3, 0, 4, 1, 2], 7):
+    for batch in map(to_batch, dataset.stream("train", batch_size=7, shards=[3, 0, 4, 1, 2])):
         cached, live = cache.read(batch.example_ids), live_labels(teachers, batch)
         assert isinstance(cached, FactoredLabels)
         torch.testing.assert_close(cached.states, live.states, rtol=1e-6, atol=1e-6)
@@ -79,7 +81,7 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
         device=torch.device("cpu"),
         options=LabelOptions(dtype="float32"),
     )
-    batch = next(shard_batches(dataset, "train", [2, 1], 6))
+    batch = to_batch(next(iter(dataset.stream("train", batch_size=6, shards=[2, 1]))))
     cached, live = LabelCache(tmp_path).read(batch.example_ids), live_labels(teachers, batch)
     torch.testing.assert_close(cached.states, live.states, rtol=1e-5, atol=1e-6)
     assert torch.equal(cached.item_weight, live.item_weight)
@@ -87,7 +89,7 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
 
 def test_live_labels_ask_for_no_gradient_and_drop_nothing_out(dataset: Dataset) -> None:
     teachers = [teacher.train() for teacher in fixtures.make_teachers(2)]
-    batch = next(shard_batches(dataset, "train", [0], 7))
+    batch = to_batch(next(iter(dataset.stream("train", batch_size=7, shards=[0]))))
     first, second = live_labels(teachers, batch), live_labels(teachers, batch)
     assert torch.equal(first.states, second.states)
     assert not any(t.requires_grad for t in (first.states, first.item_weight, first.item_bias))
@@ -129,3 +131,22 @@ def test_the_cache_of_another_dataset_is_refused(cache_folder: Path, tmp_path: P
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Run `label` first"):
         LabelCache(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")  # torch_formatter of datasets does
+@pytest.mark.parametrize("options", [{}, {"epoch": 1, "rank": 1, "world_size": 2}])
+def test_a_stream_with_labels_gives_each_batch_those_of_its_examples(
+    dataset: Dataset, cache_folder: Path, options: dict[str, int]
+) -> None:
+    cache = LabelCache(cache_folder, dataset)
+    stream = with_labels(dataset.stream("train", batch_size=7, **options), cache)
+    elements = list(stream)
+    for element in elements:
+        ids = to_batch(element).example_ids
+        assert torch.equal(cache.labels(label_fields(element)).states, cache.read(ids).states)
+    for element, formatted in zip(elements, stream.with_format("torch"), strict=True):
+        assert torch.equal(element["label_states"], formatted["label_states"])
+    next(iter(stream))
+    resumed = with_labels(dataset.stream("train", batch_size=7, **options), cache)
+    resumed.load_state_dict(stream.state_dict())
+    assert [element["rows"].tolist() for element in resumed] == [element["rows"].tolist() for element in elements[1:]]

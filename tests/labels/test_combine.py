@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 
-from csrec_dist.data.batches import shard_batches
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.errors import UserError
@@ -79,7 +79,7 @@ def test_cached_equals_live(
     weights = WEIGHTS[num_members] if weighted else None
     fixtures.label_alone(dataset, tmp_path / "labels", num_members, form, combine=combine, weights=weights)
     cache, teachers = LabelCache(tmp_path / "labels", dataset), fixtures.make_teachers(num_members)
-    for batch in shard_batches(dataset, "train", [3, 0], 7):
+    for batch in map(to_batch, dataset.stream("train", batch_size=7, shards=[3, 0])):
         cached, live = cache.read(batch.example_ids), live_labels(teachers, batch, combine, weights)
         np.testing.assert_allclose(log_labels(cached, 2.0), log_labels(live, 2.0), rtol=0, atol=1e-5)
 

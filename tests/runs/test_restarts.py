@@ -14,8 +14,8 @@ from csrec_dist.files import read_json
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages import evaluate
-from csrec_dist.training import trainer as loop
 from tests.helpers.finished_runs import content
+from tests.helpers.training_streams import at_each_batch
 
 Copy = tuple[list[str], Path]
 
@@ -27,17 +27,14 @@ class KilledError(Exception):
 @contextmanager
 def killed_after(steps: int) -> Iterator[list[int]]:
     """In the block a training is cut off after so many steps; the steps that were done are noted."""
-    real, done = loop.train_stream, [0]
+    done = [0]
 
-    def stream(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for batch in real(*arguments, **options):
-            if done[0] == steps:
-                raise KilledError
-            done[0] += 1
-            yield batch
+    def count() -> None:
+        if done[0] == steps:
+            raise KilledError
+        done[0] += 1
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_stream", stream)
+    with at_each_batch(count):
         yield done
 
 

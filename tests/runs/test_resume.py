@@ -28,6 +28,7 @@ from csrec_dist.training import trainer as loop
 from csrec_dist.training.checkpoints import Checkpoints, TrainState
 from csrec_dist.training.stopping import Requests
 from tests.helpers.ranks import run_ranks
+from tests.helpers.training_streams import at_each_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -54,18 +55,15 @@ def make_config(folder: Path, dataset: Path, *overrides: str) -> Config:
 @contextmanager
 def acting_after(steps: int | None, act: Any) -> Iterator[None]:
     """In the block the stream of this process calls `act` in the place of the batch after that many steps."""
-    real, left = loop.train_stream, steps
+    left = steps
 
-    def stream(*arguments: Any, **options: Any) -> Iterator[Any]:
+    def count() -> None:
         nonlocal left
-        for batch in real(*arguments, **options):
-            if left == 0:
-                act()
-            left = None if left is None else left - 1
-            yield batch
+        if left == 0:
+            act()
+        left = None if left is None else left - 1
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_stream", stream)
+    with at_each_batch(count):
         yield
 
 
@@ -151,15 +149,7 @@ def test_resumed_at_the_same_number_of_ranks_is_bit_equal(
 
 def test_seconds_add_up_over_starts_without_the_time_between(small_dataset: Path, tmp_path: Path) -> None:
     """The first start takes a tenth of a second for each step of whose nine a checkpoint knows eight."""
-    real = loop.train_stream
-
-    def slow_stream(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for batch in real(*arguments, **options):
-            time.sleep(0.1)
-            yield batch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_stream", slow_stream)
+    with at_each_batch(partial(time.sleep, 0.1)):
         train(0, 1, str(tmp_path), str(small_dataset), 9)
     time.sleep(1.5)
     begin = time.monotonic()

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from csrec_dist import models
-from csrec_dist.data.batches import to_batch, train_stream
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.order import EpochOrder
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 from csrec_dist.training.step import Precision
@@ -19,8 +18,8 @@ def trained(name: str, precision: Precision, folder: Path) -> tuple[torch.Tensor
     dataset = Dataset(folder)
     config = models.config_class(name).model_validate({"name": name, "width": 16, "dropout": 0})
     step = TrainStep(models.build(config, dataset.num_items, dataset.window - 1, seed=0), one_hot, precision=precision)
-    order = EpochOrder(dataset.splits["train"].shard_rows, 16, seed=1, epoch=0)
-    batch = to_batch(next(iter(train_stream(dataset, order, rank=0, world_size=1))))
+    stream = dataset.stream("train", batch_size=16, epoch=0, seed=1)
+    batch = to_batch(next(iter(stream)))
     torch.manual_seed(0)
     loss = step(training_inputs(batch, seed=3), None)
     loss.sum.backward()

@@ -8,10 +8,9 @@ import torch
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
-from csrec_dist.data.batches import to_batch, train_stream
+from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.order import EpochOrder
 from csrec_dist.data.prepare import prepare
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import DataParallel
@@ -48,8 +47,8 @@ def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) 
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
     layout = runtime.layout([runtime.world.ranks], 1)
     engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device)
-    order = EpochOrder(dataset.splits["train"].shard_rows, 7, seed=1, epoch=0)
-    batch = to_batch(next(iter(train_stream(dataset, order, rank=rank, world_size=world_size))))
+    stream = dataset.stream("train", batch_size=7, epoch=0, seed=1, rank=rank, world_size=world_size)
+    batch = to_batch(next(iter(stream)))
     loss = engine.forward(training_inputs(batch, seed=3), None)
     engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))
     return {name: parameter.grad.tolist() for name, parameter in model.named_parameters() if parameter.grad is not None}

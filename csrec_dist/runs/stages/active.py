@@ -1,12 +1,12 @@
 """A run that is being worked on: with its processes, and what several stages ask of it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
-from csrec_dist.data.batches import Batch, blank_batch, shard_batches
+from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import owned_shards, refuse_idle_ranks
 from csrec_dist.data.prepare import identify
@@ -122,8 +122,7 @@ def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: L
 def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], layout: Layout) -> Iterator[Batch]:
     """The rows of some shards on the device; where ranks share an item table, equally many batches on each of them."""
     device, window = run.runtime.device, run.dataset.window
-    batches: Iterable[Batch] = shard_batches(run.dataset, split, shards, EVALUATION_ROWS)
-    batches = run.runtime.watch.reading(batches)
-    if catalog := layout.catalog_slice(run.dataset.num_items):
-        batches = in_step(batches, catalog, device, lambda: blank_batch(window))
+    rows = run.dataset.stream(split, batch_size=EVALUATION_ROWS, shards=shards)
+    batches = run.runtime.watch.reading(map(to_batch, rows))
+    batches = in_step(batches, layout.catalog_slice(run.dataset.num_items), device, lambda: blank_batch(window))
     return (batch.to(device) for batch in batches)
