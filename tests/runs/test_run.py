@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from run_folders import make_run
+from tests.helpers.run_folders import make_run
 
 READ = """
 import json, sys
