@@ -49,11 +49,13 @@ def work(args: argparse.Namespace) -> None:
     from csrec_dist import models
     from csrec_dist.distributed import Runtime
     from csrec_dist.distributed.engines import DataParallel
+    from csrec_dist.memory import keep_freed_memory
     from csrec_dist.models import TrainingInputs
     from csrec_dist.runs.stages.fitting import one_hot
     from csrec_dist.training import TrainStep
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     runtime = Runtime.start()
     on_gpu = runtime.device.type == "cuda"
     if args.limit and on_gpu:

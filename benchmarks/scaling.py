@@ -236,7 +236,9 @@ def train_as_rank(folder: Path) -> None:
         dist.init_process_group("gloo", timeout=timedelta(minutes=5))
 
     from csrec_dist.distributed import Runtime
+    from csrec_dist.memory import keep_freed_memory
 
+    keep_freed_memory()
     runtime = Runtime.start()
     epochs = timed_epochs(runtime, folder, task)
     if runtime.is_main:

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from csrec_dist import models
-from csrec_dist.distributed import Runtime, set_deterministic
+from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.engines import DataParallel, Engine
 from csrec_dist.evaluation import ranking
 from csrec_dist.losses import FactoredLabels, distillation, tiles
+from csrec_dist.memory import keep_freed_memory
 from csrec_dist.models import MODELS, TrainingInputs
+from csrec_dist.process_state import deterministic
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
 from csrec_dist.training.step import seed_draws
@@ -90,10 +92,10 @@ def time_models(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
     for name in args.models:
         found[name] = {}
         for way, wanted in (("as is", False), ("deterministic", True)):
-            set_deterministic(wanted)
-            engine = make_engine(name, args.items, runtime)
-            one = timed(lambda number, engine=engine: train(engine, items, number), runtime.device, args.repeats)
-            found[name][way] = one | {"equal bits": trains_alike(name, few, runtime)}
+            with deterministic(wanted):
+                engine = make_engine(name, args.items, runtime)
+                one = timed(lambda number, engine=engine: train(engine, items, number), runtime.device, args.repeats)
+                found[name][way] = one | {"equal bits": trains_alike(name, few, runtime)}
         print(name, found[name], flush=True)
     return found
 
@@ -164,11 +166,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    set_deterministic(True)  # cuBLAS reads its setting when it starts
-    runtime = Runtime.start()
+    keep_freed_memory()
+    with deterministic(True):  # cuBLAS reads its setting when it starts
+        runtime = Runtime.start()
+        result = {"models": time_models(args, runtime)}
     device = runtime.device
-    result = {"models": time_models(args, runtime)}
-    set_deterministic(False)
     result |= {"tiles": time_tiles(args, device), "blocks": time_blocks(args, device)}
     about = {"benchmark": "steps", "date": str(date.today()), "torch": torch.__version__, "cores": os.cpu_count()}
     about |= {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}

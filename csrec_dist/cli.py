@@ -168,9 +168,11 @@ def _run_stages(options: argparse.Namespace) -> int:
     with shared_errors():
         config = load_config(options.config, options.set)
     from csrec_dist.distributed import Runtime
+    from csrec_dist.memory import keep_freed_memory
     from csrec_dist.report import print_results, write_report
     from csrec_dist.runs.pipeline import execute
 
+    keep_freed_memory()
     with shared_errors():
         distributed = config.distributed
         runtime = Runtime.start(distributed.timeout_minutes, distributed.engine, config.training.precision)

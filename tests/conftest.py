@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: processes that tests start inherit it
@@ -37,14 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(skip)
-
-
-@pytest.fixture(autouse=True)
-def own_order_of_sums() -> Iterator[None]:
-    """A run in this process decides how sums are taken (`distributed.deterministic`); the next test does not see it."""
-    was = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(was)
 
 
 @pytest.fixture(scope="session")

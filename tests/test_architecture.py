@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
     {"errors", "threads", "processes", "options", "lazy"},
-    {"files", "memory", "environment"},
+    {"files", "memory", "environment", "process_state"},
     {"tensor_files"},
     {"data", "distributed"},
     {"models", "losses"},
@@ -106,6 +106,17 @@ def test_only_the_command_line_imports_experiments() -> None:
         if any(name.startswith("csrec_dist.experiments") for name in imports(path))
     }
     assert importers == {"cli", "experiments"}
+
+
+def test_only_the_command_line_changes_what_cannot_be_changed_back() -> None:
+    lasting = {"memory.keep_freed_memory", "processes.end_with_parent", "threads.choose"}
+    importers = {
+        module_name(path)
+        for path in package_files()
+        for name in imports(path)
+        if name.removeprefix("csrec_dist.") in lasting
+    }
+    assert importers == {"csrec_dist.cli"}
 
 
 def test_every_file_opens_with_one_line_that_says_what_it_is() -> None:

@@ -7,17 +7,17 @@ from csrec_dist.lazy import attributes
 if TYPE_CHECKING:
     from csrec_dist.distributed.failure import RankFailure
     from csrec_dist.distributed.groups import Group
-    from csrec_dist.distributed.runtime import Runtime, set_deterministic
+    from csrec_dist.distributed.runtime import Runtime
     from csrec_dist.distributed.watchdog import Waits, Watch
 
-__all__ = ["Group", "RankFailure", "Runtime", "Waits", "Watch", "set_deterministic"]
+__all__ = ["Group", "RankFailure", "Runtime", "Waits", "Watch"]
 
 __getattr__ = attributes(
     __name__,
     {
         "csrec_dist.distributed.failure": ["RankFailure"],
         "csrec_dist.distributed.groups": ["Group"],
-        "csrec_dist.distributed.runtime": ["Runtime", "set_deterministic"],
+        "csrec_dist.distributed.runtime": ["Runtime"],
         "csrec_dist.distributed.watchdog": ["Waits", "Watch"],
     },
 )

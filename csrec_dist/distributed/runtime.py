@@ -13,7 +13,7 @@ from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
 from csrec_dist.distributed.scheduler import Scheduler
 from csrec_dist.distributed.watchdog import Watch
 from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.memory import keep_freed_memory
+from csrec_dist.process_state import variables
 
 NCCL_GRACE = timedelta(minutes=1)
 """torch ends a process at the timeout of NCCL without naming who is behind; a rank that can, speaks before."""
@@ -82,16 +82,14 @@ class Runtime:
         and precision given (see `check_launch`).
         """
         check_launch(os.environ, engine, precision)
-        keep_freed_memory()
-        for name in LAUNCHER_ENGINES:
-            os.environ.pop(f"ACCELERATE_USE_{name}", None)
         timeout = timedelta(minutes=timeout_minutes)
         # Importing accelerate takes a second, which models and losses, that read slices and groups, do not need.
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
         handlers = [InitProcessGroupKwargs(timeout=_group_timeout(timeout))]
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+        with variables({f"ACCELERATE_USE_{name}": None for name in LAUNCHER_ENGINES}):
+            accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
         runtime = cls(accelerator.device, accelerator.process_index, accelerator.num_processes, timeout)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if runtime.world_size != expected:
@@ -215,17 +213,6 @@ class Runtime:
         self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def set_deterministic(wanted: bool) -> None:
-    """Whether sums are taken in the same order every time, instead of as threads come; before a GPU's first use.
-
-    torch would also fill every new tensor in this mode; nothing here reads what was not written, so that is left out.
-    """
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _group_timeout(timeout: timedelta) -> timedelta:

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from csrec_dist.config import Config
-from csrec_dist.distributed import Runtime, engines, set_deterministic
+from csrec_dist.distributed import Runtime, engines
 from csrec_dist.distributed.layout import check_catalog_parallel
 from csrec_dist.environment import environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, write_text
 from csrec_dist.memory import explained
+from csrec_dist.process_state import deterministic, restored
 from csrec_dist.runs.lock import RunLock
 from csrec_dist.runs.run import Record, stage_names
 from csrec_dist.runs.stages import distill, evaluate, label, prepare, teach
@@ -67,7 +68,7 @@ def execute(
 
     `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first stage
     that is to be done has found what it reads. `keep_threads`: a run that goes on computes with as many threads as it
-    began with, whatever this process has. Every rank calls this.
+    began with, whatever this process has. Every rank calls this; its process is left with the settings that it had.
 
     Raises:
         UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
@@ -75,12 +76,11 @@ def execute(
     """
     run = ActiveRun(config, runtime)
     plan = stages_of(config)
-    set_deterministic(config.distributed.deterministic)
     with shared_errors():
         chosen = choose(config, plan, names, restart)
         check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed)
-    with _in_use(run):
+    with deterministic(config.distributed.deterministic), restored(runtime.device), _in_use(run):
         decided = runtime.on_main(lambda: _open(run, plan, chosen, restart))
         with run.log("run") as log, threads_of_run(run.folder, runtime, log.say, keep_threads):
             for stage in chosen:

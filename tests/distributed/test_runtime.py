@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, DistributedType
 from torch import nn
 
 from csrec_dist.distributed import Runtime
@@ -129,7 +130,8 @@ def test_a_launcher_started_for_the_engine_of_the_run_passes() -> None:
 def test_accelerate_is_not_told_of_an_engine_that_csrec_dist_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert Runtime.start(engine="deepspeed").world_size == 1
-    assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
+    assert AcceleratorState().distributed_type == DistributedType.NO
+    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
 
 
 def test_right_launches_pass() -> None:

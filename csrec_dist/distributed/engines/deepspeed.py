@@ -16,6 +16,7 @@ from csrec_dist.distributed.engines.fsdp import without_memory
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
+from csrec_dist.process_state import variables
 
 STAGES = (1, 2, 3)
 OURS = {
@@ -220,18 +221,18 @@ def start(module: nn.Module, group: Group, device: torch.device, settings: dict[
     """DeepSpeed's engine on the ranks of a group.
 
     On CPUs it would compile an operator for inference first, and wait forever for a compilation that was killed. It
-    calls functions by names that torch warns of at every step.
+    calls functions by names that torch warns of at every step; the filter lasts until the run restores those of before.
     """
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
+    accelerator = os.environ.get("DS_ACCELERATOR", "cpu" if device.type == "cpu" else None)
+    with variables({"DS_ACCELERATOR": accelerator}):
+        import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = torch.optim.Adam(module.parameters())
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=settings, mpu=DataRanks(group), dist_init_required=False
-    )
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        optimizer = torch.optim.Adam(module.parameters())
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=settings, mpu=DataRanks(group), dist_init_required=False
+        )
     assert isinstance(engine, deepspeed.DeepSpeedEngine)
     return engine
 

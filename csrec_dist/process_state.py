@@ -1,0 +1,54 @@
+"""What a run sets in its process, and leaves as it was: torch's modes, random states, warnings, the environment."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Within the block environment variables have these values, or are absent where the value is None."""
+    before = {name: os.environ.get(name) for name in values}
+    _set_variables(values)
+    try:
+        yield
+    finally:
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within the block sums are taken in the same order every time, or else as threads come; begin before a GPU's use.
+
+    torch would also fill every new tensor in this mode; nothing here reads what was not written, so that is left out.
+    """
+    modes = torch.utils.deterministic
+    is_filling = modes.fill_uninitialized_memory  # type: ignore[attr-defined]
+    mode = torch.get_deterministic_debug_mode()
+    cublas = os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8" if wanted else None)
+    with variables({"CUBLAS_WORKSPACE_CONFIG": cublas}):
+        try:
+            torch.use_deterministic_algorithms(wanted)
+            modes.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+            modes.fill_uninitialized_memory = is_filling  # type: ignore[attr-defined]
+
+
+@contextmanager
+def restored(device: torch.device) -> Iterator[None]:
+    """After the block torch's random states on the host and this device, and the filters of warnings, are as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+        yield

@@ -1,0 +1,146 @@
+"""A run leaves the process as it was: whether it ends well or with an error, on one rank and on two."""
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from csrec_dist.config import load_config
+from csrec_dist.distributed import Runtime
+from csrec_dist.models import TrainingInputs, TrainingStates
+from csrec_dist.models.gru4rec import GRU4Rec
+from csrec_dist.process_state import variables
+from csrec_dist.runs.pipeline import execute
+from tests.helpers.ranks import run_ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+name: r
+output: {output}
+dataset: {{source: {log}, window: 8, min_interactions: 3, num_shards: 4}}
+model: {{name: gru4rec, width: 8, hidden: 8, dropout: 0.2}}
+teachers: {{num: 2}}
+training: {{max_epochs: 1, batch_size: 8, precision: bf16}}
+"""
+
+
+def state() -> dict[str, Any]:
+    """The settings of this process that a library may change, by name.
+
+    Without sys.excepthook: where a launcher started the process, torch has its tracebacks name the rank from then on.
+    """
+    loggers = {name: logging.getLogger(name) for name in [None, *logging.root.manager.loggerDict]}
+    backends = torch.backends
+    return {
+        "environment": dict(os.environ),
+        "working folder": os.getcwd(),
+        "hooks": (sys.displayhook, threading.excepthook, sys.stdout, sys.stderr),
+        "threads of Python": {thread.name for thread in threading.enumerate()},
+        "signal handlers": {each: signal.getsignal(each) for each in signal.valid_signals()},
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "logging": {name: (each.level, each.disabled, list(each.handlers)) for name, each in loggers.items()},
+        "random": random.getstate(),
+        "numpy's random": np.random.get_state()[1].tolist(),
+        "torch's random": torch.get_rng_state().tolist(),
+        "deterministic": torch.get_deterministic_debug_mode(),
+        "filled memory": torch.utils.deterministic.fill_uninitialized_memory,
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "matrix products": (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "mkldnn": backends.mkldnn.enabled,
+    }
+
+
+def changes(work: Callable[[], object]) -> dict[str, str]:
+    """What is other after the work; a logger that was not there before was not changed."""
+    before, known = state(), threading.enumerate()
+    work()
+    for thread in set(threading.enumerate()).difference(known):
+        thread.join(timeout=10)  # one that was told to end may need a moment
+    after = state()
+    after["logging"] = {name: after["logging"][name] for name in before["logging"]}
+    return {name: difference(before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def difference(before: Any, after: Any) -> str:
+    """Two values in words; of two dicts what they have not in common."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        before, after = ({name: each.get(name) for name in names} for each in (before, after))
+    return f"{before} → {after}"
+
+
+@contextmanager
+def broken_training() -> Iterator[None]:
+    """Within the block the third step of a training raises ArithmeticError."""
+    real, steps = GRU4Rec.training_states, count()
+
+    def training_states(model: GRU4Rec, inputs: TrainingInputs) -> TrainingStates:
+        if next(steps) == 2:
+            raise ArithmeticError("broken")
+        return real(model, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRU4Rec, "training_states", training_states)
+        yield
+
+
+def run_on_rank(rank: int, world_size: int, config: str, is_broken: bool, *settings: str) -> dict[str, str]:
+    """What a run changes in its process, whose settings are others than the run's."""
+    if "distributed.engine=deepspeed" in settings:  # its import adds to the environment
+        with variables({"DS_ACCELERATOR": "cpu"}):
+            import deepspeed  # noqa: F401
+    torch.set_deterministic_debug_mode("warn")
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+    def work() -> None:
+        runtime = Runtime.start()
+        if is_broken:
+            with broken_training(), pytest.raises(ArithmeticError, match="broken"):
+                execute(load_config(config, settings), runtime)
+        else:
+            execute(load_config(config, settings), runtime)
+        runtime.close()
+
+    return changes(work)
+
+
+@pytest.fixture
+def config(small_log: Path, tmp_path: Path) -> str:
+    """The path of the run's config."""
+    (tmp_path / "config.yaml").write_text(CONFIG.format(output=tmp_path, log=small_log))
+    return str(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize("order", ["true", "false"])
+def test_a_run_leaves_the_process_as_it_was(world_size: int, is_broken: bool, order: str, config: str) -> None:
+    setting = f"distributed.deterministic={order}"
+    assert run_ranks(run_on_rank, world_size, config, is_broken, setting) == [{}] * world_size
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_every_engine_leaves_the_process_as_it_was(engine: str, config: str) -> None:
+    settings = [f"distributed.engine={engine}"]
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed")
+        settings += [f"distributed.deepspeed={ROOT}/configs/deepspeed/zero1.json", "training.precision=fp32"]
+    assert run_ranks(run_on_rank, 2, config, False, *settings) == [{}] * 2
