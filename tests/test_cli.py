@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import csrec_dist.report  # noqa: F401 - a colleague may not read the interpreter's own folder, where the rest of it lies
-from csrec_dist import cli
 from csrec_dist.cli import EXAMPLES, build_parser, main
 from csrec_dist.config import load_config
 from csrec_dist.errors import SharedUserError, UserError
@@ -132,12 +131,12 @@ def test_the_help_of_a_command_shows_an_example_that_it_accepts(
 def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, error: UserError, said: str
 ) -> None:
-    def fail(options: object) -> int:
+    def fail(folder: str, **options: object) -> None:
         raise error
 
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(cli, "_run_stages", fail)
-    assert main(["run", "--config", "x"]) == 2
+    monkeypatch.setattr("csrec_dist.report.write_report", fail)
+    assert main(["report", "x"]) == 2
     assert capsys.readouterr().err == said
 
 

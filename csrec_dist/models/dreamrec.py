@@ -88,7 +88,7 @@ class DreamRec(SASRec):
         """x̂_0 [N, d] of all examples, each from its own step, noise and dropped or kept condition."""
         states = super().encode(inputs.histories)
         targets, examples, conditions = picked(inputs.targets > 0, inputs.targets, inputs.examples, states)
-        steps, noise, dropped = self._training_draws(examples, inputs.seed)
+        steps, noise, dropped = self.training_draws(examples, inputs.seed)
         conditions = torch.where(dropped, self.no_condition, conditions)
         start = self.item_table(targets).detach()
         x = noised(start, noise.to(start.dtype), self._kept(start)[steps].unsqueeze(-1))
@@ -107,7 +107,7 @@ class DreamRec(SASRec):
         conditions = super().encode(histories)[torch.arange(len(histories), device=histories.device), last]
         return self._sample(conditions, key_of(histories))
 
-    def _training_draws(self, examples: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def training_draws(self, examples: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Steps [N] in 1…T, noise [N, d], and whether the condition is dropped [N, 1]."""
         steps = (uniform(examples, seed, STEPS, 1).squeeze(-1) * self.config.num_steps).long() + 1
         dropped = uniform(examples, seed, DROPS, 1) < self.config.condition_drop

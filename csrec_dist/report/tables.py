@@ -27,14 +27,15 @@ def time_shares(run: Run, stage: str) -> list[str]:
         return [NONE] * len(HEADER)
     waited = [[_share(usage, usage[name]) for usage in usages] for name in TIMES.values()]
     busy = [1 - sum(shares) for shares in zip(*waited, strict=True)]
-    return [_spread(shares) for shares in (busy, *waited)]
+    return [spread(shares) for shares in (busy, *waited)]
 
 
 def _share(usage: Mapping[str, float], seconds: float) -> float:
     return seconds / usage["seconds"] if usage["seconds"] else 0.0
 
 
-def _spread(shares: Sequence[float]) -> str:
+def spread(shares: Sequence[float]) -> str:
+    """The ranks' shares; of many ranks the smallest and the largest."""
     if len(shares) <= MOST_RANKS:
         return ", ".join(f"{share:.0%}" for share in shares)
     return f"{min(shares):.0%} to {max(shares):.0%}"

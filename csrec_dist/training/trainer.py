@@ -73,6 +73,16 @@ class Trainer:
         self._state = TrainState()
         self._best = copy_tensors(self.model().state_dict())
 
+    @property
+    def stage(self) -> str:
+        """What is trained, as the log calls it: `distill`, `teach/teacher-0`."""
+        return self._log.stage
+
+    @property
+    def state(self) -> TrainState:
+        """Where the training stands."""
+        return self._state
+
     def model(self) -> SequentialModel:
         """The model as it is now, fit for evaluation; every rank calls this."""
         return cast(TrainStep, self._engine.readable()).model
@@ -109,10 +119,10 @@ class Trainer:
         self._checkpoints = checkpoints
         self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
         with checkpoints:
-            while not self._finished():
+            while not self.is_finished():
                 self._run_epoch()
                 self._save()
-                if hands_over and not self._finished() and hands_over():
+                if hands_over and not self.is_finished() and hands_over():
                     checkpoints.wait()
                     return None
             checkpoints.wait()
@@ -121,7 +131,7 @@ class Trainer:
     def _note_environment(self) -> None:
         """Record what the bits depend on, and say where it is other than before; ranks may come and go at any epoch."""
         known, now = self._state.environments, environment(self._group.size)
-        if known and (known[-1] == now or self._finished()):
+        if known and (known[-1] == now or self.is_finished()):
             return
         changes = differences(known[-1] | {"ranks": self._group.size}, now) if known else []
         if changes:
@@ -141,11 +151,12 @@ class Trainer:
         """Of the next step."""
         return learning_rate(self._options, self._state.total_steps, self._num_steps())
 
-    def _finished(self) -> bool:
+    def is_finished(self) -> bool:
+        """Whether patience or the limits have ended the training."""
         return self._state.step == 0 and num_epochs(self._state.epochs, self._options) is not None
 
     def _run_epoch(self) -> None:
-        curve = self._train_epoch()
+        curve = self.train_epoch()
         done, times = curve.so_far(), curve.times()
         self._log.scalars(times, self._state.total_steps)
         begin = time.perf_counter()
@@ -155,7 +166,7 @@ class Trainer:
         self._state.seconds += done.seconds + time.perf_counter() - begin
         self._conclude_epoch(done, metrics, model)
 
-    def _train_epoch(self) -> Meter:
+    def train_epoch(self) -> Meter:
         """The steps of the epoch that are still to do; the epoch's whole curve."""
         order, state = self._order(), self._state
         curve = Meter(self._group, state.so_far, self._options.log_steps, self._device)

@@ -87,7 +87,8 @@ def test_a_disk_that_is_too_small_or_no_folder_is_refused(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"labels.stage_to: labels cannot be copied to .*: File exists"):
         stage(labels, tmp_path / "file", [0])
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
     with pytest.raises(UserError, match=r"has 0.0 GiB free, and the labels that this node reads take"):
         stage(labels, tmp_path, [0])
 

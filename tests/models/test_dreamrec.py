@@ -177,14 +177,14 @@ def test_an_empty_history_has_some_state() -> None:
 def test_draws_cover_the_steps_drop_a_tenth_and_follow_from_the_examples() -> None:
     model, inputs = make(), training_inputs()
     examples = inputs.examples.flatten()
-    steps, noise, dropped = model._training_draws(examples, 3)
+    steps, noise, dropped = model.training_draws(examples, 3)
     assert (int(steps.min()), int(steps.max())) == (1, 500)
     assert steps.double().mean().item() == pytest.approx(250.5, abs=10)
     assert dropped.double().mean().item() == pytest.approx(0.1, abs=0.02)
     assert noise.shape == (len(examples), WIDTH)
-    for whole, part in zip((steps, noise, dropped), model._training_draws(examples[5:9], 3), strict=True):
+    for whole, part in zip((steps, noise, dropped), model.training_draws(examples[5:9], 3), strict=True):
         assert torch.equal(whole[5:9], part)
-    assert not torch.equal(model._training_draws(examples, 4)[0], steps)
+    assert not torch.equal(model.training_draws(examples, 4)[0], steps)
 
 
 def test_training_states_predict_from_the_noised_target() -> None:
@@ -192,7 +192,7 @@ def test_training_states_predict_from_the_noised_target() -> None:
     given = model.training_states(inputs)
     assert torch.equal(given.targets, inputs.targets.flatten())
     conditions = super(DreamRec, model).encode(inputs.histories).flatten(0, 1)
-    steps, noise, dropped = model._training_draws(inputs.examples.flatten(), inputs.seed)
+    steps, noise, dropped = model.training_draws(inputs.examples.flatten(), inputs.seed)
     kept = kept_by_loop()
     assert 0 < int(dropped.sum()) < len(dropped)
     for place in range(0, len(steps), 7):

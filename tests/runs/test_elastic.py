@@ -69,23 +69,23 @@ def teach(
     path.write_text(RUN % dataset)
     config = load_config(path, [f"output={folder}", *overrides])
     runtime = Runtime.start(timeout_minutes)
-    finished, train, is_ended = Trainer._finished, Trainer._train_epoch, Training.is_ended
+    finished, train, is_ended = Trainer.is_finished, Trainer.train_epoch, Training.is_ended
 
     def is_finished(trainer: Trainer) -> bool:
-        member = trainer._log.stage.partition("/")[2]
-        return finished(trainer) or (trainer._state.step == 0 and trainer._state.epoch >= EPOCHS.get(member, 99))
+        member = trainer.stage.partition("/")[2]
+        return finished(trainer) or (trainer.state.step == 0 and trainer.state.epoch >= EPOCHS.get(member, 99))
 
     def train_epoch(trainer: Trainer) -> Any:
         at_epoch(trainer)
         done = train(trainer)
         for file, member, epoch in waits:
-            if trainer._log.stage == f"teach/{member}" and trainer._state.epoch == epoch:
+            if trainer.stage == f"teach/{member}" and trainer.state.epoch == epoch:
                 found_within(Path(folder, "small", file))
         return done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_finished", is_finished)
-        patch.setattr(loop.Trainer, "_train_epoch", train_epoch)
+        patch.setattr(loop.Trainer, "is_finished", is_finished)
+        patch.setattr(loop.Trainer, "train_epoch", train_epoch)
         patch.setattr(Training, "is_ended", lambda self, options: is_ended(self, options) or is_saved(self))
         execute(config, runtime, ["prepare", "teach"])
     return runtime
@@ -100,7 +100,7 @@ def cut_off(rank: int, world_size: int, *arguments: Any) -> None:
     """All ranks of teacher-1 end before its last epoch."""
 
     def at_epoch(trainer: Trainer) -> None:
-        if trainer._log.stage == "teach/teacher-1" and trainer._state.epoch == 3:
+        if trainer.stage == "teach/teacher-1" and trainer.state.epoch == 3:
             raise CutOffError
 
     with pytest.raises(CutOffError):
@@ -143,7 +143,7 @@ def killed_quietly(rank: int, world_size: int, *arguments: Any) -> None:
     """Rank 1 is killed before teacher-1's last epoch."""
 
     def at_epoch(trainer: Trainer) -> None:
-        if rank == 1 and trainer._state.epoch == 3:
+        if rank == 1 and trainer.state.epoch == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
     teach(*arguments, at_epoch=at_epoch, timeout_minutes=0.05)

@@ -196,7 +196,7 @@ def test_where_the_time_went_is_in_tensorboard_the_book_and_the_report(unbroken:
     shares = times.time_shares(Run.open(unbroken / "small"), "distill")
     waited = usage["data_wait_seconds"] / usage["seconds"]
     assert shares == [f"{1 - waited:.0%}", f"{waited:.0%}", "0%"]
-    assert times._spread([0.5, 0.25, 0.75, 0.5, 0.5]) == "25% to 75%"
+    assert times.spread([0.5, 0.25, 0.75, 0.5, 0.5]) == "25% to 75%"
     page = write_report(unbroken / "small").with_suffix(".md").read_text()
     assert "| busy | waited for data | waited for others |" in page
 

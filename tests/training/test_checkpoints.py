@@ -1,7 +1,6 @@
 """Checkpoints: copies written beside the training, the newest whole one found, failures said."""
 
 import threading
-from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ class Model(DataParallel):
 def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, real = threading.Event(), Checkpoints._write
-    monkeypatch.setattr(Checkpoints, "_write", lambda *arguments: gate.wait(10) and real(*arguments))
+    gate, real = threading.Event(), checkpoints_module.save_tensors
+    monkeypatch.setattr(checkpoints_module, "save_tensors", lambda *arguments: gate.wait(10) and real(*arguments))
     model = Model()
     model.train()
     kept = model.weight.clone()
@@ -65,14 +64,18 @@ def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
 
 
 def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meets_full_disk = threading.Event()
+
     def full(*_: Any) -> None:
+        meets_full_disk.wait(10)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints_module, "save_tensors", full)
     checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, WHOLE)
     checkpoints.save(TrainState(), Model().parts())
-    assert checkpoints._writing is not None
-    wait([checkpoints._writing])
+    (writer,) = (thread for thread in threading.enumerate() if thread.name.startswith("checkpoint"))
+    meets_full_disk.set()
+    writer.join()
     with pytest.raises(UserError, match=r"No checkpoint can be written to .*: No space left on device"):
         checkpoints.check()
 

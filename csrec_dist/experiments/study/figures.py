@@ -97,7 +97,7 @@ def _series(
     return Series(name or options.metric, values)
 
 
-def _ticks(options: FigureOptions, names: Sequence[str]) -> list[float]:
+def ticks_of(options: FigureOptions, names: Sequence[str]) -> list[float]:
     """Where names stand on the x axis: numbers that rise along a line at their values, all else side by side."""
     places = [float(place) for place in range(len(names))]
     try:
@@ -109,7 +109,7 @@ def _ticks(options: FigureOptions, names: Sequence[str]) -> list[float]:
 
 
 def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series]) -> None:
-    width, ticks = BAR_SPACE / len(lines), _ticks(options, names)
+    width, ticks = BAR_SPACE / len(lines), ticks_of(options, names)
     for number, line in enumerate(lines):
         shift = (number - (len(lines) - 1) / 2) * width if options.style == "bars" else 0.0
         places = [tick + shift for tick, values in zip(ticks, line.values, strict=True) if values]

@@ -14,7 +14,7 @@ from scipy import stats
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
 from csrec_dist.experiments.study.collecting import collect, teacher_model, training_cost
-from csrec_dist.experiments.study.figures import _ticks, draw, draw_curve
+from csrec_dist.experiments.study.figures import draw, draw_curve, ticks_of
 from csrec_dist.experiments.study.tables import find_marks, in_percent, published, table
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
@@ -228,7 +228,7 @@ def test_a_figure_over_groups_has_bars_by_group(tmp_path: Path, drawn: list[Figu
     ],
 )
 def test_numbers_that_rise_along_a_line_stand_at_their_values(names: list[str], style: str, ticks: list[float]) -> None:
-    assert _ticks(FigureOptions(name="f", x="temperature", style=style), names) == ticks
+    assert ticks_of(FigureOptions(name="f", x="temperature", style=style), names) == ticks
 
 
 @pytest.mark.parametrize("rows", [[], [{key: value for key, value in ROWS[0].items() if key != "ndcg@10"}]])
