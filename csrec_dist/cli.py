@@ -304,10 +304,10 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from csrec_dist.report import compare, print_results, write_report
+    from csrec_dist.report import print_results, runs_table, write_report
 
     if len(options.runs) > 1:
-        Console().print(compare(options.runs))
+        Console().print(runs_table(options.runs))
         return 0
     write_report(options.runs[0])
     print_results(options.runs[0], Console())
@@ -372,13 +372,13 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from csrec_dist.doctor import examine
+    from csrec_dist.doctor import check_machine
 
-    console, findings = Console(), examine()
-    for finding in findings:
-        mark = ("ok  ", "green") if finding.ok else ("look", "red")
-        console.print(Text.assemble(mark, " ", (finding.name, "bold"), f": {finding.text}"), soft_wrap=True)
-    return 0 if all(finding.ok for finding in findings) else 1
+    console, checks = Console(), check_machine()
+    for check in checks:
+        mark = ("ok  ", "green") if check.ok else ("FAIL", "red")
+        console.print(Text.assemble(mark, " ", (check.name, "bold"), f": {check.text}"), soft_wrap=True)
+    return 0 if all(check.ok for check in checks) else 1
 
 
 def _add_labels(commands: argparse._SubParsersAction) -> None:

@@ -1,4 +1,4 @@
-"""A look at this machine: versions, devices, launcher, collectives, and what a run would write to."""
+"""Checks of this machine: versions, devices, launcher, collectives, and the output folder."""
 
 import os
 import platform
@@ -23,18 +23,18 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; `ok` is false where a run would fail or not be what it should."""
+class Check:
+    """The result of one check; `ok` is false if a run would fail or not do what it should."""
 
     name: str
     ok: bool
     text: str
 
 
-def examine(output: Path | str = "runs") -> list[Finding]:
-    """Look at everything a run depends on; `output` is the folder of all runs. Takes some seconds."""
+def check_machine(output: Path | str = "runs") -> list[Check]:
+    """Check everything a run depends on; `output` is the folder of all runs. Takes some seconds."""
     return [
-        Finding("Python", True, f"{platform.python_version()} on {platform.platform()}"),
+        Check("Python", True, f"{platform.python_version()} on {platform.platform()}"),
         *_packages(),
         _processor(),
         _gpus(),
@@ -46,10 +46,10 @@ def examine(output: Path | str = "runs") -> list[Finding]:
     ]
 
 
-def _packages() -> list[Finding]:
-    found = [Finding(name, _version(name) is not None, _version(name) or "not installed") for name in NEEDED]
+def _packages() -> list[Check]:
+    needed = [Check(name, _version(name) is not None, _version(name) or "not installed") for name in NEEDED]
     missing = "not installed (only needed for DeepSpeed)"
-    return found + [Finding(name, True, _version(name) or missing) for name in FOR_DEEPSPEED]
+    return needed + [Check(name, True, _version(name) or missing) for name in FOR_DEEPSPEED]
 
 
 def _version(name: str) -> str | None:
@@ -59,36 +59,36 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> Finding:
+def _processor() -> Check:
     cores, usable = os.cpu_count(), len(os.sched_getaffinity(0))
     memory = psutil.virtual_memory()
     text = f"{cores} cores, {usable} of them usable; memory {memory.total / GIB:.1f} GiB, "
-    return Finding("processor", True, f"{text}{memory.available / GIB:.1f} GiB of it free")
+    return Check("processor", True, f"{text}{memory.available / GIB:.1f} GiB of it free")
 
 
-def _gpus() -> Finding:
+def _gpus() -> Check:
     if not torch.cuda.is_available():
-        return Finding("GPUs", True, "none; ranks run on CPUs over gloo")
+        return Check("GPUs", True, "none; ranks run on CPUs over gloo")
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return Finding("GPUs", True, ", ".join(f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices))
+    return Check("GPUs", True, ", ".join(f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices))
 
 
-def _backends() -> list[Finding]:
+def _backends() -> list[Check]:
     built, gpus = backends(), torch.cuda.is_available()
-    nccl = "in torch" if built["nccl"] else "not in torch" + (": GPUs cannot be used together" if gpus else "")
+    nccl = "in torch" if built["nccl"] else "not in torch" + (": GPUs cannot work together" if gpus else "")
     return [
-        Finding("gloo", built["gloo"], "in torch" if built["gloo"] else "not in torch: CPU ranks cannot start"),
-        Finding("NCCL", built["nccl"] or not gpus, nccl if gpus or built["nccl"] else f"{nccl}, and no GPU needs it"),
+        Check("gloo", built["gloo"], "in torch" if built["gloo"] else "not in torch: CPU ranks cannot start"),
+        Check("NCCL", built["nccl"] or not gpus, nccl if gpus or built["nccl"] else f"{nccl}, but no GPU needs it"),
     ]
 
 
-def _all_reduce() -> Finding:
+def _all_reduce() -> Check:
     problem = try_all_reduce()
-    return Finding("two processes", problem is None, problem or "a gloo all-reduce between two of them works")
+    return Check("two processes", problem is None, problem or "a gloo all-reduce between two processes works")
 
 
-def launcher(environ: Mapping[str, str]) -> Finding:
-    """The launcher's environment variables as this process sees them, and whether they make sense together."""
+def launcher(environ: Mapping[str, str]) -> Check:
+    """The launcher's environment variables in this process, and whether they are consistent."""
     seen = [
         f"{name}={environ[name]}"
         for name in sorted(environ)
@@ -98,22 +98,22 @@ def launcher(environ: Mapping[str, str]) -> Finding:
     try:
         check_launch(environ)
     except UserError as error:
-        return Finding("launcher", False, f"{error} Seen: {text}")
-    return Finding("launcher", True, text)
+        return Check("launcher", False, f"{error} Variables: {text}")
+    return Check("launcher", True, text)
 
 
-def _compiler() -> Finding:
+def _compiler() -> Check:
     missing = [name for name in ("g++", "ninja") if shutil.which(name) is None]
     text = f"{' and '.join(missing)} not found (only needed for DeepSpeed's CPU optimizer)"
-    return Finding("compiler", True, text if missing else "g++ and ninja found (only DeepSpeed needs them)")
+    return Check("compiler", True, text if missing else "g++ and ninja found (only DeepSpeed needs them)")
 
 
-def writable(output: Path) -> Finding:
-    """Whether a run could write its folder: tried on the nearest folder that exists, by permission."""
+def writable(output: Path) -> Check:
+    """Whether a run could write its folder, judged by the permissions of the nearest folder that exists."""
     nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not nearest.is_dir():
-        return Finding("output", False, f"{nearest} is a file, not a folder; choose another output")
+        return Check("output", False, f"{nearest} is a file, not a folder; set another output")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return Finding("output", False, f"{nearest} cannot be written to; choose another output")
+        return Check("output", False, f"{nearest} is not writable; set another output")
     free = shutil.disk_usage(nearest).free / GIB
-    return Finding("output", True, f"{output.absolute()} can be written to; {free:.1f} GiB are free")
+    return Check("output", True, f"{output.absolute()} is writable; {free:.1f} GiB are free")

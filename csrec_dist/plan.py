@@ -1,4 +1,4 @@
-"""What a run would do and need, before any work: stages, layout of the ranks, steps, bytes."""
+"""An estimate of what a run does and needs, before it starts: stages, layout of the ranks, steps, bytes."""
 
 import sys
 from dataclasses import dataclass
@@ -34,21 +34,21 @@ class PlanRow:
     value: str
 
 
-def plan(config: Config, world_size: int) -> list[PlanRow]:
-    """The plan of a run on `world_size` processes; sizes are there once the dataset is prepared.
+def plan_rows(config: Config, world_size: int) -> list[PlanRow]:
+    """The plan of a run on `world_size` processes; it has sizes once the dataset is prepared.
 
     Raises:
         UserError: `world_size` is not positive, or there are more processes than shards.
     """
     if world_size < 1:
-        raise UserError(f"A plan for {world_size} processes was asked for; give at least 1.")
+        raise UserError(f"--num-processes must be at least 1, not {world_size}.")
     planner = _Planner(config, world_size)
     return [*planner.stages(), *planner.data(), *planner.layout(), *planner.steps(), *planner.sizes()]
 
 
 def print_plan(config: Config, world_size: int, console: Console) -> None:
-    """Print the plan as a table; raises as `plan` does."""
-    rows = plan(config, world_size)
+    """Print the plan as a table; raises as `plan_rows` does."""
+    rows = plan_rows(config, world_size)
     table = Table(title=f"plan of {config.name} on {world_size} processes", title_justify="left", show_header=False)
     previous = None
     for row in rows:
@@ -75,14 +75,14 @@ class _Planner:
 
     @cached_property
     def _members(self) -> list[ModelConfig]:
-        """The members' models; those of pretrained ones as their folders say."""
+        """The models of the members; those of pretrained members come from their folders."""
         teachers = self.config.teachers
-        found = [(read_description(folder), folder) for folder in teachers.pretrained]
-        given = [description.parse_config(config_class(description.model_type), at) for description, at in found]
-        return given or self.config.teacher_models
+        descriptions = [(read_description(folder), folder) for folder in teachers.pretrained]
+        pretrained = [each.parse_config(config_class(each.model_type), folder) for each, folder in descriptions]
+        return pretrained or self.config.teacher_models
 
     def stages(self) -> list[PlanRow]:
-        """Which stages are done, and what has changed since in the config."""
+        """Which stages are done, and which config keys have changed since."""
         run = Run.of(self.config)
         return [
             PlanRow("run", "folder", str(run.folder)),
@@ -90,7 +90,7 @@ class _Planner:
                 PlanRow("run", stage, "to do" if run.record(stage) is None else "done")
                 for stage in stage_names(self.config)
             ),
-            *(PlanRow("run", "changed since it began", change) for change in self._changes()),
+            *(PlanRow("run", "changed since the run began", change) for change in self._changes()),
         ]
 
     def _changes(self) -> list[str]:
@@ -102,7 +102,7 @@ class _Planner:
         return [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in keys]
 
     def data(self) -> list[PlanRow]:
-        """The dataset's size, or where it will come from."""
+        """The size of the dataset, or its source."""
         options, dataset = self.config.dataset, self._dataset
         if dataset is None:
             return [PlanRow("dataset", "not prepared yet", f"source {options.source or options.path}")]
@@ -112,10 +112,10 @@ class _Planner:
             PlanRow("dataset", "training windows, examples", f"{train.num_rows:,}, {train.num_examples:,}"),
         ]
         shards = [len(owned_shards(dataset.num_shards, rank, self.world_size)) for rank in range(self.world_size)]
-        return [*rows, PlanRow("dataset", "shards of a rank", f"{_range(shards)} of {dataset.num_shards}")]
+        return [*rows, PlanRow("dataset", "shards per rank", f"{_range(shards)} of {dataset.num_shards}")]
 
     def layout(self) -> list[PlanRow]:
-        """Members on ranks, for teaching round by round and for labelling column by column."""
+        """Members on ranks: teaching by round, labelling by column."""
         student = PlanRow("ranks", "student", f"on all {self.world_size}")
         if not self._members:
             return [student]
@@ -123,43 +123,43 @@ class _Planner:
 
     def _teaching(self) -> list[PlanRow]:
         if self.config.teachers.pretrained:
-            return [PlanRow("ranks", "teach", "members are taken from folders")]
+            return [PlanRow("ranks", "teach", "members are pretrained")]
         texts = [text for members in self.config.module.rounds for text in self._rounds([m.name for m in members])]
         return [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
 
     def _rounds(self, names: list[str]) -> list[str]:
-        """Who is taught where: all rounds, or, where ranks are reassigned, who begins and who follows."""
-        dealt = teaching_rounds(list(range(len(names))), self.world_size, self.config.distributed.catalog_parallel)
-        rounds = ["; ".join(f"{names[slot.member]} on {_ranks(slot.ranks)}" for slot in slots) for slots in dealt]
+        """Which members train on which ranks: all rounds or, with `reassign`, which members begin and which follow."""
+        assigned = teaching_rounds(list(range(len(names))), self.world_size, self.config.distributed.catalog_parallel)
+        rounds = ["; ".join(f"{names[slot.member]} on {_ranks(slot.ranks)}" for slot in slots) for slots in assigned]
         if not self.config.distributed.reassign or self.world_size == 1:
             return rounds
-        waiting = names[len(dealt[0]) :]
-        return ["; ".join([rounds[0], *(f"{name} on the ranks that are free first" for name in waiting)])]
+        waiting = names[len(assigned[0]) :]
+        return ["; ".join([rounds[0], *(f"{name} on the first free ranks" for name in waiting)])]
 
     def _labelling(self) -> list[PlanRow]:
         names = self.config.labelling_names
         rows = []
         for column in label_columns(len(names), self.world_size, self.config.distributed.catalog_parallel):
-            held = [
+            ranks = [
                 f"rank {rank}: " + ", ".join(names[k] for k in column.members_of(place, len(names)))
                 for place, rank in enumerate(column.ranks)
             ]
-            rows.append(PlanRow("ranks", "label", "; ".join(held)))
+            rows.append(PlanRow("ranks", "label", "; ".join(ranks)))
         return rows
 
     def steps(self) -> list[PlanRow]:
-        """Steps of an epoch, and at most."""
+        """Steps per epoch, and at most in all."""
         training = self.config.training
         rows = [PlanRow("steps", "global batch", f"{training.batch_size} windows")]
         if self._dataset is None:
             return rows
         order = EpochOrder(self._dataset.splits["train"].shard_rows, training.batch_size, self.config.seed, 0)
         most = min(order.num_steps * training.max_epochs, training.max_steps or sys.maxsize)
-        rows.append(PlanRow("steps", "steps of an epoch", f"{order.num_steps:,}"))
-        return [*rows, PlanRow("steps", "steps at most", f"{most:,} for each model")]
+        rows.append(PlanRow("steps", "steps per epoch", f"{order.num_steps:,}"))
+        return [*rows, PlanRow("steps", "maximum number of steps", f"{most:,} for each model")]
 
     def sizes(self) -> list[PlanRow]:
-        """Bytes of the models, of the soft labels, and of what every rank holds."""
+        """Bytes of the models, of the soft labels, and of each rank."""
         if self._dataset is None:
             return []
         student, members = self._size(self.config.model), [self._size(member) for member in self._members]
@@ -168,15 +168,15 @@ class _Planner:
         trained = [] if self.config.teachers.pretrained else members
         parts = self.config.distributed.catalog_parallel
         of_models = [MODEL_COPIES * model.in_slices(parts) for model in (student, *trained)]
-        held = max(of_models[0] + tables // parts, *of_models)
-        text = f"{mebibytes(held)} and the activations of about {self._windows_of_a_rank()} windows"
+        peak = max(of_models[0] + tables // parts, *of_models)
+        text = f"{mebibytes(peak)} and the activations of about {self._windows_of_a_rank()} windows"
         names = self.config.member_names
         rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
         return [
             PlanRow("bytes", "student", student.text),
             *rows,
             *self._label_rows(any(member.has_bias for member in members)),
-            PlanRow("bytes", "a rank holds", text),
+            PlanRow("bytes", "memory per rank", text),
         ]
 
     def _label_rows(self, has_bias: bool) -> list[PlanRow]:
@@ -192,12 +192,12 @@ class _Planner:
         return [
             PlanRow("bytes", f"soft labels, {form}{' (used)' * (form == options.form)}", mebibytes(size))
             for form, size in ((form, label_bytes(form, *of_one)) for form in FORMS)
-        ] + [PlanRow("bytes", "soft labels", f"in {dtype}; form and number type are chosen when they are written")] * (
-            "auto" in (options.form, options.dtype)
-        )
+        ] + [
+            PlanRow("bytes", "soft labels", f"in {dtype}; form and number type are chosen when the labels are written")
+        ] * ("auto" in (options.form, options.dtype))
 
     def _windows_of_a_rank(self) -> int:
-        """Windows of a batch on the rank with the most shards, for a model that all ranks train."""
+        """Windows per batch on the rank with the most shards, for a model that all ranks train."""
         assert self._dataset is not None
         num_shards = self._dataset.num_shards
         return -(-self.config.training.batch_size * len(owned_shards(num_shards, 0, self.world_size)) // num_shards)
@@ -218,14 +218,14 @@ class _ModelSize:
     has_bias: bool
 
     def in_slices(self, num_parts: int) -> int:
-        """Bytes of the parameters that a rank has with the item table in so many slices."""
+        """Bytes of a rank's parameters when the item table has that many slices."""
         return self.parameters - self.item_table + self.item_table // num_parts
 
     @property
     def text(self) -> str:
         return (
             f"{mebibytes(self.parameters)} ({mebibytes(self.item_table)} of it the item table), "
-            f"gradients as much, Adam's states {mebibytes(2 * self.parameters)}"
+            f"gradients the same, Adam's states {mebibytes(2 * self.parameters)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Top-n lists of a run's student, from raw ids to raw ids, as Parquet."""
+"""Top-n lists of a run's student as Parquet, with the raw ids of users and items."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -34,25 +34,25 @@ def recommend(
     batch_size: int = 256,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the n best items of every history by the run's student; the path of the Parquet file.
+    """Write the n items that the run's student scores highest for every history; return the path of the Parquet file.
 
-    Its columns are user, items (best first) and scores (logits). The histories are those of `histories`, a
-    file of JSON lines {"user": …, "items": [raw ids, oldest first]}, or else all that each user of the dataset
-    ever had, validation and test targets and what came after them included. Of a long history the model reads the
-    latest items. Raw ids that the dataset does not know are skipped and counted. Memory holds one batch and the id
-    maps.
+    Its columns are user, items (best first) and scores (logits). The histories come from `histories`, a
+    file of JSON lines {"user": …, "items": [raw ids, oldest first]}; by default they are everything each user of the
+    dataset ever had, including validation and test targets and what followed them. Of a long history the model reads
+    the latest items. Raw ids that the dataset does not know are skipped and counted. Memory holds one batch and the
+    id maps.
 
     Args:
         output: default recommendations.parquet in the run's folder.
-        exclude_seen: leave out all items of the history, also those older than what the model reads.
-        say: receives one line about what was done and what was skipped.
+        exclude_seen: leave out all items of the history, including those older than what the model reads.
+        say: receives one line about what was written and what was skipped.
 
     Raises:
-        UserError: the run has no student, a line is no history, no item is known, n is not in 1…V, or `output`
-            is no file, or a file of something else.
+        UserError: the run has no student, a line is not a history, no item is known, n is not in 1…V, or `output`
+            is not a file, or a file with other content.
     """
     if batch_size < 1:
-        raise UserError(f"A batch of {batch_size} histories was asked for; give at least 1.")
+        raise UserError(f"The batch size must be at least 1, not {batch_size}.")
     run = Run.open(run_folder)
     output = output or run.folder / "recommendations.parquet"
     require_replaceable(output)
@@ -70,15 +70,15 @@ def recommend(
             num_lists += len(batch)
         if num_lists == 0:
             raise UserError(
-                f"Nothing to recommend: {source.skipped or 'there is no history'}. Items are named by the ids of the "
-                "raw log, as in the dataset's items.parquet."
+                f"There is nothing to recommend: {source.skipped or 'there is no history'}. Name items by the ids of "
+                "the raw log, as in the dataset's items.parquet."
             )
-    say(f"{num_lists:,} lists of {n} items" + (f"; {source.skipped}" if source.skipped else ""))
+    say(f"wrote {num_lists:,} lists of {n} items" + (f"; {source.skipped}" if source.skipped else ""))
     return output
 
 
 def _refuse_foreign(output: Path) -> None:
-    """UserError for a file that is there and holds no lists."""
+    """UserError for an existing file that holds no lists."""
     if not output.exists():
         return
     try:
@@ -86,27 +86,29 @@ def _refuse_foreign(output: Path) -> None:
     except (pa.ArrowException, OSError):
         names = []
     if not {"items", "scores"} <= set(names):
-        raise UserError(f"{output} exists and holds no recommendations. Name another file, or move it away.")
+        raise UserError(
+            f"{output} exists and does not hold recommendations. Give another --output, or move the file away."
+        )
 
 
 def _load_student(folder: Path, dataset: Dataset) -> SequentialModel:
-    """The student on its device; UserError when it was not trained on this dataset."""
+    """The student on its device; UserError if it was not trained on this dataset."""
     model = models.load(folder)
     if (model.num_items, model.max_length) != (dataset.num_items, dataset.window - 1):
         raise UserError(
-            f"{folder} knows {model.num_items} items and reads {model.max_length} of a history, but {dataset.folder} "
-            f"has {dataset.num_items} items in windows of {dataset.window}: they are not of one run."
+            f"{folder} knows {model.num_items} items and reads histories of {model.max_length}, but {dataset.folder} "
+            f"has {dataset.num_items} items in windows of {dataset.window}: they do not belong to the same run."
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _raw_ids(dataset: Dataset, name: str) -> pa.Array:
-    """Raw ids of the users or items 1, 2, … at places 0, 1, …"""
+    """Raw ids of the users or items 1, 2, …, at indices 0, 1, …"""
     return pq.read_table(dataset.folder / f"{name}s.parquet", columns=["raw"])["raw"].combine_chunks()
 
 
 class _DatasetHistories:
-    """All that each user of the dataset ever had, by user."""
+    """Everything each user of the dataset ever had, by user."""
 
     skipped = ""
 
@@ -121,7 +123,7 @@ class _DatasetHistories:
 
 
 class _FileHistories:
-    """Histories of a file of JSON lines. An id is an integer or a text; 7 and "7" are the same item."""
+    """Histories from a file of JSON lines. An id is an integer or a string; 7 and "7" are the same item."""
 
     def __init__(self, path: Path, dataset: Dataset) -> None:
         self._path = path
@@ -132,7 +134,7 @@ class _FileHistories:
 
     @property
     def skipped(self) -> str:
-        """How many items are unknown, and how many histories have no known one."""
+        """How many items are unknown, and how many histories have no known item."""
         if not self._num_unknown and not self._num_skipped:
             return ""
         return (
@@ -152,7 +154,7 @@ class _FileHistories:
 
     def _lines(self) -> Iterator[tuple[int | str, list[int | str]]]:
         if not self._path.is_file():
-            raise UserError(f"{self._path} is not a file; give JSON lines with a user and items in each.")
+            raise UserError(f"{self._path} is not a file; give a file of JSON lines, each with a user and items.")
         with open(self._path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -163,12 +165,12 @@ def _parse_history(line: bytes, place: str) -> tuple[int | str, list[int | str]]
     try:
         value = json.loads(line)
     except ValueError:
-        raise UserError(f"{place} is not JSON; a line holds a user and a list of items.") from None
+        raise UserError(f"{place} is not JSON; each line needs a user and a list of items.") from None
     fits = isinstance(value, dict) and _is_id(value.get("user")) and isinstance(value.get("items"), list)
     if not fits or not all(map(_is_id, value["items"])):
         raise UserError(
-            f"{place} is no history: a line holds a user and a list of items, all integers or texts, "
-            'like {"user": 7, "items": [12, 5]}.'
+            f"{place} is not a history: each line needs a user and a list of items, all integers or strings, "
+            'such as {"user": 7, "items": [12, 5]}.'
         )
     return value["user"], value["items"]
 
@@ -195,7 +197,7 @@ def _top(model: SequentialModel, histories: tuple[list[int], ...], n: int, exclu
 
 
 def _distinct(histories: tuple[list[int], ...]) -> Tensor:
-    """The different items of each history, [B, most], filled up with 0."""
+    """The distinct items of each history, [B, longest], padded with 0."""
     return pad_sequence([torch.tensor(list(set(items))) for items in histories], batch_first=True)
 
 
@@ -205,14 +207,14 @@ def _schema(source: _DatasetHistories | _FileHistories, item_ids: pa.Array) -> p
 
 
 def _table(users: tuple, top: tuple[Tensor, Tensor], item_ids: pa.Array, schema: pa.Schema) -> pa.Table:
-    """One batch of lists; items left out (score −inf) are not in them."""
+    """One batch of lists, without excluded items (score −inf)."""
     items, scores = (tensor.cpu() for tensor in top)
-    held = scores > -torch.inf
-    offsets = pa.array(np.concatenate([[0], held.sum(1).cumsum(0).numpy()]), pa.int32())
-    raw = item_ids.take(pa.array(items[held].numpy() - 1))
+    mask = scores > -torch.inf
+    offsets = pa.array(np.concatenate([[0], mask.sum(1).cumsum(0).numpy()]), pa.int32())
+    raw = item_ids.take(pa.array(items[mask].numpy() - 1))
     columns = [
         pa.array(users, schema.field("user").type),
         pa.ListArray.from_arrays(offsets, raw),
-        pa.ListArray.from_arrays(offsets, pa.array(scores[held].float().numpy())),
+        pa.ListArray.from_arrays(offsets, pa.array(scores[mask].float().numpy())),
     ]
     return pa.table(columns, schema=schema)

@@ -7,7 +7,7 @@ import pytest
 
 from csrec_dist import doctor
 from csrec_dist.distributed.selfcheck import backends, try_all_reduce
-from csrec_dist.doctor import examine, launcher, writable
+from csrec_dist.doctor import check_machine, launcher, writable
 
 
 @pytest.mark.launch
@@ -29,7 +29,7 @@ def test_processes_that_do_not_answer_are_stopped() -> None:
     assert "no answer within 0.01 s" in (try_all_reduce(2, timeout_seconds=0.01) or "")
 
 
-def test_all_is_examined_and_a_broken_network_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_is_checked_and_a_broken_network_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def version(name: str) -> str:
         if name == "polars":
             raise PackageNotFoundError
@@ -37,11 +37,11 @@ def test_all_is_examined_and_a_broken_network_is_not_ok(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(doctor, "try_all_reduce", lambda: "the network is down")
     monkeypatch.setattr(doctor, "version", version)
-    findings = {finding.name: finding for finding in examine(tmp_path / "runs")}
-    wanted = {"Python", "torch", "deepspeed", "processor", "GPUs", "gloo", "NCCL", "two processes", "launcher"}
-    assert wanted <= findings.keys()
-    assert [name for name, finding in findings.items() if not finding.ok] == ["polars", "two processes"]
-    assert findings["two processes"].text == "the network is down"
+    checks = {check.name: check for check in check_machine(tmp_path / "runs")}
+    expected = {"Python", "torch", "deepspeed", "processor", "GPUs", "gloo", "NCCL", "two processes", "launcher"}
+    assert expected <= checks.keys()
+    assert [name for name, check in checks.items() if not check.ok] == ["polars", "two processes"]
+    assert checks["two processes"].text == "the network is down"
     assert not any(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ from csrec_dist.config import Config, load_config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import info
-from csrec_dist.plan import mebibytes, plan, print_plan
+from csrec_dist.plan import mebibytes, plan_rows, print_plan
 from csrec_dist.runs.run import Run
 from tests.helpers.run_folders import make_config, make_run, model_names, stage_names
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(config: Config, world_size: int = 1) -> dict[str, list[str]]:
     """The plan's values by section and name."""
     found: dict[str, list[str]] = {}
-    for row in plan(config, world_size):
+    for row in plan_rows(config, world_size):
         found.setdefault(f"{row.section}: {row.what}", []).append(row.value)
     return found
 
@@ -52,13 +52,13 @@ def test_an_unprepared_dataset_is_named_by_its_source(tmp_path: Path) -> None:
 
 def test_changed_settings_are_named(run: Path) -> None:
     found = values(config_of(run, "training.beta=0.75"))
-    assert found["run: changed since it began"] == ["training.beta: was 0.5, is 0.75"]
-    assert "run: changed since it began" not in values(config_of(run))
+    assert found["run: changed since the run began"] == ["training.beta: was 0.5, is 0.75"]
+    assert "run: changed since the run began" not in values(config_of(run))
 
 
 def test_members_beyond_the_ranks_follow_or_have_rounds(run: Path) -> None:
     three = config_of(run, "teachers.num=3")
-    follows = "teacher-0 on rank 0; teacher-1 on rank 1; teacher-2 on the ranks that are free first"
+    follows = "teacher-0 on rank 0; teacher-1 on rank 1; teacher-2 on the first free ranks"
     assert values(three, 2)["ranks: teach, round 1"] == [follows]
     kept = values(config_of(run, "teachers.num=3", "distributed.reassign=false"), 2)
     assert kept["ranks: teach, round 2"] == ["teacher-2 on ranks 0 to 1"]
@@ -87,9 +87,9 @@ def test_steps_follow_the_longest_shard(run: Path) -> None:
     shard_rows = json.loads((run / "dataset" / "dataset.json").read_text())["splits"]["train"]["shard_rows"]
     steps = next(n for n in range(10**6) if n * 5 >= max(shard_rows) * len(shard_rows))
     found = values(config_of(run))
-    assert found["steps: steps of an epoch"] == [str(steps)]
-    assert found["steps: steps at most"] == [f"{4 * steps} for each model"]
-    assert values(config_of(run, "training.max_steps=3"))["steps: steps at most"] == ["3 for each model"]
+    assert found["steps: steps per epoch"] == [str(steps)]
+    assert found["steps: maximum number of steps"] == [f"{4 * steps} for each model"]
+    assert values(config_of(run, "training.max_steps=3"))["steps: maximum number of steps"] == ["3 for each model"]
 
 
 def test_bytes_are_those_of_the_trained_models_and_written_labels(run: Path) -> None:
@@ -109,7 +109,7 @@ def test_pretrained_members_count_with_their_own_sizes(run: Path, tmp_path: Path
     taken = f"teachers.pretrained={json.dumps([str(folder) for folder in folders])}"
     config = config_of(run, taken, "teachers.num=3", "model.width=64")
     found = values(config)
-    assert found["ranks: teach"] == ["members are taken from folders"]
+    assert found["ranks: teach"] == ["members are pretrained"]
     teacher = models.load(folders[2])
     size = sum(parameter.nbytes for parameter in teacher.parameters())
     assert found["bytes: teacher-2"][0].startswith(mebibytes(size))
@@ -125,16 +125,16 @@ def test_method_base_has_no_teachers(tmp_path: Path) -> None:
 
 def test_impossible_numbers_of_processes_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="4 processes share 3 shards"):
-        plan(config_of(run), 4)
-    with pytest.raises(UserError, match="give at least 1"):
-        plan(config_of(run), 0)
+        plan_rows(config_of(run), 4)
+    with pytest.raises(UserError, match="must be at least 1"):
+        plan_rows(config_of(run), 0)
 
 
 def test_the_table_shows_every_row(run: Path) -> None:
     console = Console(width=160, file=io.StringIO())
     print_plan(config_of(run), 2, console)
     text = console.file.getvalue()
-    for row in plan(config_of(run), 2):
+    for row in plan_rows(config_of(run), 2):
         assert row.what in text
         assert row.value.split(",")[0] in text
 
@@ -144,7 +144,7 @@ def test_a_slice_of_the_catalog_takes_its_share(run: Path) -> None:
 
     def held(catalog_parallel: int) -> float:
         found = values(config_of(run, *settings, f"distributed.catalog_parallel={catalog_parallel}"), 2)
-        return float(found["bytes: a rank holds"][0].split(" MiB")[0].replace(",", ""))
+        return float(found["bytes: memory per rank"][0].split(" MiB")[0].replace(",", ""))
 
     table = Dataset(run / "dataset").num_items * 16384 * 4 / 2**20
     copies, members = 8, 2

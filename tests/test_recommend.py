@@ -93,7 +93,7 @@ def test_lists_go_into_the_run_by_default_and_are_counted(run: Path) -> None:
     said: list[str] = []
     path = recommend(run, 2, say=said.append)
     assert path == run / "recommendations.parquet"
-    assert said[0].startswith(f"{len(read(path))} lists of 2 items")
+    assert said[0].startswith(f"wrote {len(read(path))} lists of 2 items")
 
 
 def write_histories(path: Path, histories: dict) -> Path:
@@ -144,13 +144,13 @@ def test_user_ids_keep_their_type_where_they_have_one(run: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"user": 1, "items": ["nothing"]}', "Nothing to recommend: 1 items of .* are not in the dataset"),
-        ("", "Nothing to recommend: there is no history"),
-        ('\n{"user": 1}', "line 2 is no history"),
-        ('{"user": true, "items": []}', "line 1 is no history"),
-        ('{"user": 1, "items": [1.5]}', "line 1 is no history"),
-        ('{"user": 1, "items": 3}', "line 1 is no history"),
-        ("[1, 2]", "line 1 is no history"),
+        ('{"user": 1, "items": ["nothing"]}', "There is nothing to recommend: 1 items of .* are not in the dataset"),
+        ("", "There is nothing to recommend: there is no history"),
+        ('\n{"user": 1}', "line 2 is not a history"),
+        ('{"user": true, "items": []}', "line 1 is not a history"),
+        ('{"user": 1, "items": [1.5]}', "line 1 is not a history"),
+        ('{"user": 1, "items": 3}', "line 1 is not a history"),
+        ("[1, 2]", "line 1 is not a history"),
         ("user,items", "line 1 is not JSON"),
         ("\udcff", "line 1 is not JSON"),
     ],
@@ -194,7 +194,9 @@ def test_a_student_of_another_dataset_is_refused(run: Path, tmp_path: Path, key:
     sizes[key] = 1
     model = models.build(models.config_class("gru4rec").model_validate({"width": 8}), **sizes, seed=0)
     model.save_pretrained(copy / "student")
-    with pytest.raises(UserError, match=rf"knows {sizes['num_items']} items and reads {sizes['max_length']} of a hist"):
+    with pytest.raises(
+        UserError, match=rf"knows {sizes['num_items']} items and reads histories of {sizes['max_length']}"
+    ):
         recommend(copy, 3)
 
 

@@ -1,7 +1,7 @@
-"""What a run's folder says: tables for the terminal, pages, curves, and several runs compared."""
+"""Reports on runs: tables for the terminal, pages with figures, and comparisons of runs and models."""
 
 from csrec_dist.report.page import write_report
-from csrec_dist.report.several import compare
+from csrec_dist.report.several import runs_table
 from csrec_dist.report.tables import print_results, results_table
 
-__all__ = ["compare", "print_results", "results_table", "write_report"]
+__all__ = ["print_results", "results_table", "runs_table", "write_report"]

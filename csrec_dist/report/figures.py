@@ -19,7 +19,7 @@ DOTS_PER_INCH = 120
 
 
 def draw_curves(run: Run, folder: Path) -> dict[str, Path]:
-    """Write loss.png and validation.png into `folder`; their paths by title, empty when nothing was trained here."""
+    """Write loss.png and validation.png into `folder` and return their paths by title; empty if nothing was trained."""
     epochs = {run.title(name): training["epochs"] for name, training in run.trainings.items() if "epochs" in training}
     if not epochs:
         return {}
@@ -29,11 +29,11 @@ def draw_curves(run: Run, folder: Path) -> dict[str, Path]:
     }
 
 
-Meter = tuple[str, str, str, list[int], list[float]]  # label, colour, line style, epochs from 1, values
+Curve = tuple[str, str, str, list[int], list[float]]  # label, colour, line style, epochs (from 1), values
 
 
-def _losses(epochs: dict[str, list[dict]]) -> list[Meter]:
-    """The parts of each model's loss; parts that are the loss itself, or zero throughout, are left out."""
+def _losses(epochs: dict[str, list[dict]]) -> list[Curve]:
+    """The parts of each model's loss, without parts that equal the loss or are always zero."""
     curves = []
     for number, (title, points) in enumerate(epochs.items()):
         for part, style in LOSS_PARTS.items():
@@ -43,7 +43,7 @@ def _losses(epochs: dict[str, list[dict]]) -> list[Meter]:
     return curves
 
 
-def _validation(epochs: dict[str, list[dict]]) -> list[Meter]:
+def _validation(epochs: dict[str, list[dict]]) -> list[Curve]:
     return [
         (title, f"C{number}", "-", _numbers(points), [point["valid"]["ndcg@10"] for point in points])
         for number, (title, points) in enumerate(epochs.items())
@@ -54,7 +54,7 @@ def _numbers(points: list[dict]) -> list[int]:
     return [point["epoch"] + 1 for point in points]
 
 
-def _draw(path: Path, ylabel: str, curves: list[Meter]) -> Path:
+def _draw(path: Path, ylabel: str, curves: list[Curve]) -> Path:
     figure, axes = new_figure()
     for label, colour, style, numbers, values in curves:
         axes.plot(numbers, values, style, color=colour, label=label, marker="." if len(values) == 1 else None)
@@ -64,7 +64,7 @@ def _draw(path: Path, ylabel: str, curves: list[Meter]) -> Path:
 
 
 def new_figure() -> tuple[Figure, Axes]:
-    """A figure of the report's size with one plot, which needs no display."""
+    """A figure with one plot, in the size of the report; it needs no display."""
     figure = Figure(figsize=SIZE, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Axes = figure.subplots()
@@ -84,16 +84,16 @@ DECILES = "NDCG@10 by decile of the target's popularity"
 RELIABILITY = "Reliability: accuracy by confidence"
 LARGEST_MARK, SMALLEST_MARK = 150.0, 6.0  # square points
 FEWEST_ROWS = 10
-"""Bins with fewer are not drawn: their accuracy says nothing."""
+"""Bins with fewer rows are not drawn: their accuracy means nothing."""
 
 Bins = Sequence[Mapping[str, Any]]
 
 
 def draw_diagrams(run: Run, folder: Path) -> dict[str, Path]:
-    """Write deciles.png and reliability.png into `folder`; the paths of those that have something to show, by title."""
+    """Write deciles.png and reliability.png into `folder`, if there is data for them; their paths by title."""
     deciles = {row.title: row.groups["popularity_decile"] for row in run.results if "popularity_decile" in row.groups}
     filled = {row.title: _filled(row.calibration["bins"]) for row in run.results if row.calibration}
-    bins = {title: kept for title, kept in filled.items() if kept}
+    bins = {title: each for title, each in filled.items() if each}
     drawn = {}
     if deciles:
         drawn[DECILES] = _draw_deciles(deciles, folder / "deciles.png")
@@ -103,7 +103,7 @@ def draw_diagrams(run: Run, folder: Path) -> dict[str, Path]:
 
 
 def _draw_deciles(deciles: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> Path:
-    """A line for each model; a gap where no target is of the decile."""
+    """A line for each model, with a gap at deciles without targets."""
     figure, axes = new_figure()
     for title, groups in deciles.items():
         values = [math.nan if group["ndcg@10"] is None else group["ndcg@10"] for group in groups.values()]
@@ -118,20 +118,20 @@ def _filled(bins: Bins) -> Bins:
 
 
 def _draw_reliability(models: Mapping[str, Bins], path: Path) -> Path:
-    """Accuracy over mean confidence of each bin, marks as large as the share of rows in it."""
+    """Accuracy over mean confidence of each bin; the size of a mark shows the bin's share of the rows."""
     figure, axes = new_figure()
     for number, (title, bins) in enumerate(models.items()):
         _draw_bins(axes, f"C{number}", title, bins)
     limit = 1.05 * max(each[name] for bins in models.values() for each in bins for name in ("confidence", "accuracy"))
     axes.plot([0, limit], [0, limit], "--", color="gray", linewidth=1, label="calibrated")
-    xlabel = f"mean confidence of a bin of at least {FEWEST_ROWS} rows; a larger mark holds more rows"
+    xlabel = f"mean confidence of a bin of at least {FEWEST_ROWS} rows; larger marks have more rows"
     axes.set(xlabel=xlabel, ylabel="accuracy")
     return save_figure(figure, path)
 
 
 def _draw_bins(axes: Axes, colour: str, title: str, bins: Bins) -> None:
-    places = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
+    points = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
     total = sum(each["count"] for each in bins)
     sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * each["count"] / total for each in bins]
-    axes.plot(*places, color=colour, linewidth=1, alpha=0.6, label=title)
-    axes.scatter(*places, sizes, color=colour)
+    axes.plot(*points, color=colour, linewidth=1, alpha=0.6, label=title)
+    axes.scatter(*points, sizes, color=colour)

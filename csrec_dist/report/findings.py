@@ -1,4 +1,4 @@
-"""What evaluation found about a run's models, as sections of its report; what was not asked for is left out."""
+"""The evaluation of a run's models as sections of its report; metrics that were not requested have no section."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ GROUPINGS = {
     "popularity": "popularity of the target",
     "popularity_decile": "decile of the target's popularity",
     "history_length": "items in the history",
-    "repeat": "whether the history has the target",
-    "leak": "whether training has the target of the same user",
+    "repeat": "whether the history contains the target",
+    "leak": "whether the target is a training target of the same user",
 }
 OF_TRUE = "_true"
 
 
-def findings(run: Run, diagrams: Mapping[str, Path]) -> Iterator[str]:
-    """The sections in their order; `diagrams` by title, each shown where its section is."""
+def evaluation_sections(run: Run, diagrams: Mapping[str, Path]) -> Iterator[str]:
+    """The sections in order; `diagrams`, by title, are shown in their sections."""
     yield from _metrics(run)
     yield from _groups(run.results, diagrams)
     yield from _lists(run.results)
@@ -34,7 +34,7 @@ def findings(run: Run, diagrams: Mapping[str, Path]) -> Iterator[str]:
 def _metrics(run: Run) -> Iterator[str]:
     yield "## Metrics"
     if not run.results:
-        yield "No model is trained yet."
+        yield "No model has been trained yet."
     tests = {row.title: row.test for row in run.results}
     names = _names(tests.values())
     rated = [name for name in names if name.partition("@")[0].endswith(("+", "-"))]
@@ -42,42 +42,42 @@ def _metrics(run: Run) -> Iterator[str]:
     plain = [name for name in names if name not in (*rated, *true)]
     yield from _by_model("### Test", plain, tests)
     if run.hidden_targets:
-        yield f"{run.hidden_targets} Figures over the other targets are under Groups of test rows."
+        yield f"{run.hidden_targets} Groups of test rows below has the metrics without them."
     if rated:
         delta = f"δ = {run.config.evaluation.min_rating:g}"
-        lines = f"⁺: over the test rows whose target is rated at least {delta}; ⁻: over those rated below."
+        lines = f"⁺: test rows whose target is rated at least {delta}; ⁻: test rows whose target is rated lower."
         yield from _by_model(f"### Test, by rating\n\n{lines}", rated, tests)
     titles = [metric_title(name.replace(OF_TRUE, "")) for name in true]
-    lines = "Ranks of the items that users truly preferred, in place of the logged targets."
+    lines = "Computed from the ranks of the items users truly preferred instead of the logged targets."
     yield from _by_model(f"### Test, true targets\n\n{lines}", true, tests, titles)
     valid = {row.title: row.valid for row in run.results}
     yield from _by_model("### Validation", _names(valid.values()), valid)
 
 
-def _names(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for metrics in found for name in metrics))
+def _names(models: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for metrics in models for name in metrics))
 
 
 def _by_model(
     head: str,
     names: Sequence[str],
-    found: Mapping[str, Mapping[str, float | None]],
+    models: Mapping[str, Mapping[str, float | None]],
     titles: Sequence[str] | None = None,
 ) -> Iterator[str]:
-    """A heading and a table of these metrics, one row for each model that has some; nothing without metrics."""
-    rows = [[title, *(figure(metrics, name) for name in names)] for title, metrics in found.items() if metrics]
+    """A heading and a table of these metrics, with a row for each model that has them; nothing without metrics."""
+    rows = [[title, *(figure(metrics, name) for name in names)] for title, metrics in models.items() if metrics]
     if names and rows:
         yield head
         yield table(["model", *(titles or map(metric_title, names))], rows)
 
 
 def _groups(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Iterator[str]:
-    """NDCG@10 of all models in each group of test rows: a table for each way of grouping."""
+    """NDCG@10 of all models in each group of test rows, with a table for each grouping."""
     grouped = [row for row in results if row.groups]
     if not grouped:
         return
     yield "## Groups of test rows"
-    yield f"{metric_title(GROUP_METRIC)} in each group; the other metrics are in metrics.json."
+    yield f"{metric_title(GROUP_METRIC)} of each group; metrics.json has the other metrics."
     for name, title in GROUPINGS.items():
         if name in grouped[0].groups:
             yield table([title, "rows", *(row.title for row in grouped)], _group_rows(grouped, name))
@@ -104,17 +104,18 @@ def _group_title(name: str, group: str) -> str:
 
 
 def _lists(results: Sequence[ResultRow]) -> Iterator[str]:
-    found = {row.title: row.lists for row in results if row.lists}
-    names = _names(found.values())
+    models = {row.title: row.lists for row in results if row.lists}
+    names = _names(models.values())
     if not names:
         return
     yield "## Recommended lists"
     yield (
-        "Coverage is the share of the catalog in at least one list; the Gini index, between 0 and 1, says how unevenly "
-        "the lists use the items; average popularity is the mean training count of what they hold."
+        "Coverage is the share of the catalog that appears in at least one list; the Gini index, between 0 and 1, "
+        "measures how unevenly the lists use the items; average popularity is the mean training count of the listed "
+        "items."
     )
     titles = [name.replace("_", " ").capitalize().replace("Gini", "Gini index") for name in names]
-    rows = [[title, *(_list_figure(lists, name) for name in names)] for title, lists in found.items()]
+    rows = [[title, *(_list_figure(lists, name) for name in names)] for title, lists in models.items()]
     yield table(["model", *titles], rows)
 
 
@@ -125,34 +126,34 @@ def _list_figure(lists: Mapping[str, float], name: str) -> str:
 
 
 def _calibration(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Iterator[str]:
-    found = {row.title: row.calibration for row in results if row.calibration}
-    if not found:
+    models = {row.title: row.calibration for row in results if row.calibration}
+    if not models:
         return
     yield "## Calibration"
     yield (
-        "Confidence is the probability of a model's first item in the whole catalog, at T = 1; accuracy is the share "
-        "of test rows in which that item is the target; ECE is the expected calibration error in "
+        "Confidence is the probability, over the full catalog at T = 1, of a model's top-1 item; accuracy is the share "
+        "of test rows in which that item is the target; ECE is the expected calibration error over "
         f"{NUM_BINS} bins of confidence."
     )
     names = ("ece", "confidence", "accuracy")
-    rows = [[title, *(figure(values, name) for name in names)] for title, values in found.items()]
+    rows = [[title, *(figure(values, name) for name in names)] for title, values in models.items()]
     yield table(["model", "ECE", "mean confidence", "accuracy"], rows)
     yield from _shown(diagrams, RELIABILITY)
 
 
-def _diversity(found: Mapping[str, Any]) -> Iterator[str]:
-    """How much the members differ: each pair, and the mean where there are several pairs."""
-    if not found:
+def _diversity(diversity: Mapping[str, Any]) -> Iterator[str]:
+    """How much the members differ: each pair, and the mean if there are several pairs."""
+    if not diversity:
         return
-    names = [name for name in found if name not in ("count", "pairs")]
+    names = [name for name in diversity if name not in ("count", "pairs")]
     yield "## Diversity of the teachers"
     yield (
-        f"Means over {found['count']:,} test rows. Disagreement@n is the share of the top-n list that two members do "
-        f"not have in common; the Jensen–Shannon divergence of their probabilities is at most ln 2 = {math.log(2):.4f}."
+        f"Means over {diversity['count']:,} test rows. Disagreement@n is the share of the top-n lists that two members "
+        f"do not share; the Jensen–Shannon divergence of their probabilities is at most ln 2 = {math.log(2):.4f}."
     )
-    rows = [[", ".join(pair["members"]), *(figure(pair, name) for name in names)] for pair in found["pairs"]]
+    rows = [[", ".join(pair["members"]), *(figure(pair, name) for name in names)] for pair in diversity["pairs"]]
     if len(rows) > 1:
-        rows.append(["mean of the pairs", *(figure(found, name) for name in names)])
+        rows.append(["mean of the pairs", *(figure(diversity, name) for name in names)])
     titles = {"jensen_shannon": "Jensen–Shannon divergence, nats"}
     yield table(["members", *(titles.get(name, name.capitalize()) for name in names)], rows)
 

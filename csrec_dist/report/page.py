@@ -10,7 +10,7 @@ import markdown
 
 from csrec_dist.files import write_text
 from csrec_dist.report.figures import draw_curves, draw_diagrams
-from csrec_dist.report.findings import findings
+from csrec_dist.report.findings import evaluation_sections
 from csrec_dist.report.tables import HEADER, NONE, figure, images, number, table, time_shares
 from csrec_dist.runs.run import Run, best_epoch
 
@@ -37,10 +37,10 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 14px; }}
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write report/report.md, report.html and the figures of a run, finished or not; the path of the HTML page.
+    """Write report/report.md, report.html and the figures of a run, finished or not; return the path of the HTML page.
 
     Raises:
-        UserError: the folder is not a run's.
+        UserError: the folder is not the folder of a run.
     """
     run = Run.open(folder)
     target = run.folder / "report"
@@ -56,8 +56,8 @@ def _sections(run: Run, curves: dict[str, Path], diagrams: dict[str, Path]) -> I
     yield f"# Run `{config.name}`"
     yield f"Method `{config.method}`, model `{config.model.name}`, seed {config.seed}."
     if run.missing:
-        yield f"**This run is not finished.** Stages not done yet: {', '.join(run.missing)}."
-    yield from findings(run, diagrams)
+        yield f"**This run is not finished.** Missing stages: {', '.join(run.missing)}."
+    yield from evaluation_sections(run, diagrams)
     yield from _trainings(run, curves)
     yield from _stages(run)
     yield from _dataset(run)
@@ -78,7 +78,7 @@ def _trainings(run: Run, curves: dict[str, Path]) -> Iterable[str]:
 def _training_row(title: str, training: dict[str, Any]) -> list[str]:
     epochs = training.get("epochs")
     if not epochs:
-        return [title, f"taken from {training['taken_from']}", *[NONE] * 7]
+        return [title, f"pretrained in {training['taken_from']}", *[NONE] * 7]
     speed = sum(epoch["examples_per_second"] for epoch in epochs) / len(epochs)
     waited = sum(epoch["data_wait_share"] for epoch in epochs) / len(epochs)
     best = best_epoch(training)
@@ -88,7 +88,7 @@ def _training_row(title: str, training: dict[str, Any]) -> list[str]:
 
 
 def trained_by(record: dict[str, Any] | None) -> str:
-    """The engine that really ran and its ranks: "deepspeed, ZeRO 2, ranks 0, 1"; a dash where nothing says so."""
+    """The engine that ran and its ranks: "deepspeed, ZeRO 2, ranks 0, 1"; a dash if this is not recorded."""
     if record is None:
         return NONE
     stage = f", ZeRO {record['zero_stage']}" if "zero_stage" in record else ""
@@ -109,7 +109,7 @@ def _stages(run: Run) -> Iterable[str]:
 def _dataset(run: Run) -> Iterable[str]:
     yield "## Dataset"
     if not (run.dataset_folder / "dataset.json").exists():
-        yield "Not prepared yet."
+        yield "The dataset has not been prepared yet."
         return
     statistics = run.dataset.statistics
     source = run.dataset.info.get("source", {})
@@ -121,7 +121,7 @@ def _dataset(run: Run) -> Iterable[str]:
     if "leaked_test_targets" in statistics:
         yield (
             f"Of {run.dataset.splits['test'].num_rows:,} test targets, {statistics['leaked_test_targets']:,} "
-            f"({statistics['leaked_test_targets_share']:.1%}) are also a training target of the same user."
+            f"({statistics['leaked_test_targets_share']:.1%}) are also training targets of the same user."
         )
 
 
@@ -136,20 +136,20 @@ def _labels(run: Run) -> Iterable[str]:
         ["examples × items", f"{labels['num_examples']:,} × {labels['num_items']:,}"],
         ["shards", number(labels["num_shards"])],
         ["bytes", number(labels["bytes"])],
-        ["bytes an example", f"{labels['bytes_per_example']:,.0f}"],
+        ["bytes per example", f"{labels['bytes_per_example']:,.0f}"],
         ["dense equivalent, bytes", number(labels["dense_bytes"])],
         ["share of the dense equivalent", f"{labels['ratio']:.2%}"],
     ]
     if labels["measured"] is not None:
         used = [labels[name] for name in ("form", "dtype", "keep")]
         errors = labels["measured"]["errors"]
-        lost = next(e for e in errors if [e["form"], e["dtype"], e.get("keep")] == used)
-        rows.append(["divergence from exact labels, nats", f"{lost['divergence']:.2g}"])
+        error = next(e for e in errors if [e["form"], e["dtype"], e.get("keep")] == used)
+        rows.append(["divergence from exact labels, nats", f"{error['divergence']:.2g}"])
     yield table(["soft labels", "value"], rows)
 
 
 def _to_html(page: str, title: str, images: Iterable[Path]) -> str:
-    """The Markdown page as HTML with its images inside."""
+    """The Markdown page as HTML, with its images embedded."""
     body = markdown.markdown(page, extensions=["tables", "fenced_code"])
     for path in images:
         data = base64.b64encode(path.read_bytes()).decode()

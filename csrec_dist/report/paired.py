@@ -1,4 +1,4 @@
-"""Whether two models differ on the same test rows, each perhaps trained with several seeds."""
+"""Paired tests of whether two models, perhaps trained with several seeds, differ on the same test rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from csrec_dist.report.tables import metric_title
 from csrec_dist.runs.run import Run
 
 METRICS = {"recall": recall, "ndcg": ndcg, "mrr": reciprocal_rank}
-SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their place in `rating_group`
+SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their index in `rating_group`
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model of one run, and what its evaluation was made of."""
+    """One evaluated model of one run."""
 
     run: Run
     model: str
@@ -35,7 +35,7 @@ class Evaluated:
 
     @property
     def protocol(self) -> dict[str, object]:
-        """What has to be the same for two models to be compared; UserError when the run is not evaluated."""
+        """What must be equal for two models to be comparable; UserError if the run is not evaluated."""
         inputs = self.run.require("evaluate").inputs
         options = self.run.config.evaluation
         return {
@@ -46,7 +46,7 @@ class Evaluated:
 
     @property
     def path(self) -> Path:
-        """Where its ranks are, if it has some."""
+        """The file of its ranks, which may not exist."""
         return self.run.folder / "ranks" / f"{self.model}-test.parquet"
 
     @property
@@ -54,15 +54,15 @@ class Evaluated:
         """The ranks of its test targets, by row."""
         if not self.path.exists():
             raise UserError(
-                f"{self.path} is missing: the run has no model {self.model}, or an earlier version evaluated it; then "
-                "evaluate again with --restart evaluate."
+                f"{self.path} is missing: either the run has no model {self.model}, or an earlier version evaluated "
+                "it. In that case evaluate again with --restart evaluate."
             )
         return pl.read_parquet(self.path)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One metric: two models paired on the same rows, and with several seeds the difference of each."""
+    """One metric: two models paired on the same rows, and the difference for each seed."""
 
     metric: str  # as in metrics.json
     paired: Paired
@@ -79,10 +79,10 @@ class Comparison:
 
 
 def parse_side(text: str) -> list[Evaluated]:
-    """The models that RUN[:MODEL][,RUN[:MODEL]…] names; the model is the student unless said.
+    """The models that RUN[:MODEL][,RUN[:MODEL]…] names; the default model is the student.
 
     Raises:
-        UserError: a folder is not a run's.
+        UserError: a folder is not the folder of a run.
     """
     return [_parse_one(part) for part in text.split(",")]
 
@@ -97,17 +97,17 @@ def _parse_one(text: str) -> Evaluated:
 def compare_models(
     first: str, second: str, *, top_n: Sequence[int] = (10,), num_resamples: int = 2000, seed: int = 0
 ) -> Comparison:
-    """Recall, NDCG and MRR at each n of two models, paired by row; with ratings the filtered and adverse ones too.
+    """Recall, NDCG and MRR at each n of two models, paired by row; with ratings also the filtered and adverse ones.
 
-    Each side is RUN[:MODEL], or several of these with commas between: the same model trained with several seeds.
-    Seeds are paired; a row's value is its mean over the seeds, so that rows, not seeds, are the sample.
+    Each side is RUN[:MODEL], or several of these separated by commas: the same model trained with several seeds.
+    Seeds are paired; a row's value is its mean over the seeds, so rows, not seeds, are the sample.
 
     Raises:
         UserError: a side is not a run or not evaluated, the sides have different seeds, they were evaluated on
             different datasets, rows or options, or a cut-off is less than 1.
     """
     if min(top_n) < 1:
-        raise UserError(f"Metrics at {min(top_n)} items were asked for; a cut-off is at least 1, e.g. -n 5 10.")
+        raise UserError(f"A cut-off must be at least 1, not {min(top_n)}: for example -n 5 10.")
     sides = _paired_by_seed(parse_side(first), parse_side(second))
     _check_protocol([model for side in sides for model in side])
     tables = [[model.ranks for model in side] for side in sides]
@@ -122,36 +122,36 @@ def compare_models(
 def compare_ranks(
     first: Tensor, second: Tensor, ratings: Tensor, *, top_n: Sequence[int], num_resamples: int = 2000, seed: int = 0
 ) -> list[Line]:
-    """Recall, NDCG and MRR at each n of two sides, whose targets have these ranks [S, N]: S seeds, N rows in one order.
+    """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.
 
-    `ratings` [N] are the rows' places among `rating_group`'s groups, for the filtered and the adverse metrics. Metrics
-    of fewer than two rows are left out.
+    `ratings` [N] are the rows' groups as `rating_group` numbers them, for the filtered and the adverse metrics.
+    Metrics of fewer than two rows are left out.
     """
     lines = []
     for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
         rows = ratings == SIGNS[sign] if sign else torch.ones_like(ratings, dtype=torch.bool)
         if int(rows.sum()) > 1 and not (sign and metric == "mrr"):
             values = [METRICS[metric](side[:, rows], n).numpy() for side in (first, second)]
-            found = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
-            lines.append(Line(f"{metric}{sign}@{n}", found, tuple((values[1] - values[0]).mean(1).tolist())))
+            test = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
+            lines.append(Line(f"{metric}{sign}@{n}", test, tuple((values[1] - values[0]).mean(1).tolist())))
     return lines
 
 
 def _column(table: pl.DataFrame, name: str) -> Tensor:
-    """A column as a tensor, NaN where a value is missing."""
+    """A column as a tensor, with NaN for missing values."""
     column = table[name]
     return torch.from_numpy((column if column.dtype.is_integer() else column.fill_null(float("nan"))).to_numpy().copy())
 
 
 def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[list[Evaluated], list[Evaluated]]:
-    """Both sides in the order of their seeds, which are the same; one model each is a pair whatever its seed."""
+    """Both sides in the order of their seeds, which must be equal; two single models may have different seeds."""
     if len(first) == len(second) == 1:
         return first, second
     sides = [sorted(side, key=lambda model: model.run.config.seed) for side in (first, second)]
     seeds = [[model.run.config.seed for model in side] for side in sides]
     if seeds[0] != seeds[1] or len(set(seeds[0])) < len(seeds[0]):
         raise UserError(
-            f"Runs are paired by their seeds, but one side has seeds {seeds[0]}, the other {seeds[1]}: give each "
+            f"Runs are paired by their seeds, but one side has seeds {seeds[0]}, the other {seeds[1]}; give each "
             "seed once on both sides."
         )
     return sides[0], sides[1]
@@ -164,7 +164,7 @@ def _check_protocol(models: list[Evaluated]) -> None:
         if differing:
             raise UserError(
                 f"{one.name} and {other.name} cannot be compared: they were evaluated with different "
-                f"{' and '.join(differing)}. Compare runs of one dataset and one evaluation."
+                f"{' and '.join(differing)}. Compare runs with the same dataset and evaluation options."
             )
 
 
@@ -172,7 +172,7 @@ def _check_rows(sides: Sequence[list[Evaluated]], tables: list[list[pl.DataFrame
     columns = ["row", "user", "target"]
     one, name = tables[0][0].select(columns), sides[0][0].name
     if len(one) < 2:
-        raise UserError(f"{name} has {len(one)} test rows; at least two are needed to compare models.")
+        raise UserError(f"{name} has {len(one)} test rows; a comparison needs at least two.")
     for side, models in zip(tables, sides, strict=True):
         for table, model in zip(side, models, strict=True):
             if not table.select(columns).equals(one):
@@ -192,18 +192,18 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _cells(line: Line) -> list[str]:
-    found = line.paired
-    change = f"{found.difference / found.first:+.1%}" if found.first else "–"
-    mark = "*" if found.is_significant else " "
+    test = line.paired
+    change = f"{test.difference / test.first:+.1%}" if test.first else "–"
+    mark = "*" if test.is_significant else " "
     num_seeds = len(line.differences)
     better = [f"{sum(value > 0 for value in line.differences)} of {num_seeds}"] if num_seeds > 1 else []
     return [
-        f"{found.count:,}",
-        f"{found.first:.4f}",
-        f"{found.second:.4f}",
-        f"{found.difference:+.4f}",
+        f"{test.count:,}",
+        f"{test.first:.4f}",
+        f"{test.second:.4f}",
+        f"{test.difference:+.4f}",
         change,
-        f"{found.low:+.4f} … {found.high:+.4f}",
-        f"{found.p_value:.2g}{mark}",
+        f"{test.low:+.4f} … {test.high:+.4f}",
+        f"{test.p_value:.2g}{mark}",
         *better,
     ]

@@ -1,4 +1,4 @@
-"""Several runs in one table; runs that differ in their seeds only are taken together, mean ± standard deviation."""
+"""Several runs in one table; runs that differ only in their seeds share a row, as mean ± standard deviation."""
 
 import statistics
 from collections import defaultdict
@@ -17,14 +17,14 @@ METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 NOT_SETTINGS = {"name", "seed", "output"}
 
 
-def compare(folders: Sequence[Path | str]) -> Table:
+def runs_table(folders: Sequence[Path | str]) -> Table:
     """The test metrics of several runs side by side, for the terminal.
 
-    Runs whose configs differ in name, output and seed only are taken together: mean ± sample standard
-    deviation over them. Below the runs' names stand the settings in which the groups differ.
+    Runs whose configs differ only in name, output and seed form a group, shown as mean ± sample standard
+    deviation. The settings in which groups differ are listed below the runs' names.
 
     Raises:
-        UserError: one of the folders is not a run's.
+        UserError: one of the folders is not the folder of a run.
     """
     groups = _groups([Run.open(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)])
     table = Table(title="full catalog, test", title_justify="left")
@@ -45,7 +45,7 @@ def compare(folders: Sequence[Path | str]) -> Table:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation of several values, one value as it is, a dash for none."""
+    """Mean ± sample standard deviation of several values; a single value unchanged; a dash for none."""
     if not values:
         return NONE
     mean = f"{statistics.mean(values):.4f}"
@@ -69,7 +69,7 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
 
 
 def _differing(groups: list[list[Run]]) -> list[list[str]]:
-    """For each group its settings that are not the same in all groups."""
+    """The settings of each group that are not the same in all groups."""
     settings = [_settings(runs[0]) for runs in groups]
     keys = sorted({key for each in settings for key in each})
     varied = [key for key in keys if len({fingerprint(each.get(key)) for each in settings}) > 1]
@@ -78,8 +78,8 @@ def _differing(groups: list[list[Run]]) -> list[list[str]]:
 
 def _by_model(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
     """Test metrics of each model in each run of a group, by the model's title."""
-    found: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    metrics: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     for run in runs:
         for row in run.results:
-            found[row.title].append(row.test)
-    return dict(found)
+            metrics[row.title].append(row.test)
+    return dict(metrics)

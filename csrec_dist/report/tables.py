@@ -1,4 +1,4 @@
-"""Tables of a report, on the terminal and in Markdown: numbers and names for readers, and where the time went."""
+"""Tables of a report, on the terminal and in Markdown: metrics, stages, and where the time went."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +16,10 @@ MOST_RANKS = 4
 
 
 def time_shares(run: Run, stage: str) -> list[str]:
-    """A finished stage's cells under `HEADER`: shares of each rank's seconds, or their range where ranks are many.
+    """A finished stage's cells under `HEADER`: shares of each rank's seconds, or their range if there are many ranks.
 
-    Waits in the gradients' all-reduce, which overlaps with the backward pass, count as busy, and so do rows that
-    evaluation and labelling read.
+    Waits in the gradients' all-reduce, which overlaps with the backward pass, count as busy, as does reading rows in
+    evaluation and labelling.
     """
     record = run.record(stage)
     usages = record.usage if record else []
@@ -46,25 +46,25 @@ NONE = "–"
 
 def results_table(folder: Path | str) -> list[ResultRow]:
     """The run's models with their metrics: Base if it was trained, the student, each teacher, and the
-    teacher ensemble where several make the soft labels.
+    teacher ensemble if several members make the soft labels.
 
     Raises:
-        UserError: the folder is not a run's.
+        UserError: the folder is not the folder of a run.
     """
     return Run.open(folder).results
 
 
 def figure(metrics: Mapping[str, float | None], name: str) -> str:
-    """A metric with four decimals, or a dash where there is none."""
+    """A metric with four decimals, or a dash if it is missing."""
     value = metrics.get(name)
     return NONE if value is None else f"{value:.4f}"
 
 
 def print_results(folder: Path | str, console: Console) -> None:
-    """Print the models' Recall@10 and NDCG@10 on test, what each stage took, and where run and report are.
+    """Print the models' Recall@10 and NDCG@10 on test, the cost of each stage, and the paths of run and report.
 
     Raises:
-        UserError: the folder is not a run's.
+        UserError: the folder is not the folder of a run.
     """
     run = Run.open(folder)
     console.print(_models(run))
@@ -72,7 +72,7 @@ def print_results(folder: Path | str, console: Console) -> None:
         console.print(run.hidden_targets, highlight=False, soft_wrap=True)
     console.print(_stages(run))
     if run.missing:
-        console.print(f"Not done yet: {', '.join(run.missing)}.", highlight=False)
+        console.print(f"Missing stages: {', '.join(run.missing)}.", highlight=False)
     report = run.folder / "report" / "report.html"
     for name, path in (("run", run.folder), ("report", report)):
         if path.exists():
@@ -102,25 +102,25 @@ SIGNS = str.maketrans("+-", "⁺⁻")
 
 
 def metric_title(name: str) -> str:
-    """A metric's name for readers: Recall@10, NDCG@10, MRR; filtered Recall⁺@10, adverse Recall⁻@10."""
+    """A metric's display name: Recall@10, NDCG@10, MRR; filtered Recall⁺@10, adverse Recall⁻@10."""
     return (name.capitalize() if name.startswith("recall") else name.upper()).translate(SIGNS)
 
 
 def number(value: Any) -> str:
-    """A statistic for readers: thousands separated, six significant digits, a dash for none."""
+    """A statistic for display: separated thousands, six significant digits, a dash for none."""
     if value is None:
         return NONE
     return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; what its cells hold is text, never markup."""
+    """A Markdown table; the content of cells is text, never markup."""
     lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def images(paths: Mapping[str, Path]) -> Iterable[str]:
-    """The figures that lie beside the page, by title."""
+    """Links to the figures beside the page, by title."""
     for title, path in paths.items():
         yield f"![{title}]({path.name})"
 

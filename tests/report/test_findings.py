@@ -185,7 +185,7 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
     config.write_text(config.read_text().replace("exclude_seen: false", "exclude_seen: true"))
     page = page_of(run)
     assert sentence in page
-    assert tables_of(page)["whether the history has the target"]["yes"]["rows"] == str(repeated)
+    assert tables_of(page)["whether the history contains the target"]["yes"]["rows"] == str(repeated)
     console = Console(file=io.StringIO(), width=120)
     print_results(run, console)
     assert sentence in console.file.getvalue()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from csrec_dist.errors import UserError
-from csrec_dist.report import compare, print_results, results_table, write_report
+from csrec_dist.report import print_results, results_table, runs_table, write_report
 from csrec_dist.report.page import trained_by
 from csrec_dist.report.several import spread
 from csrec_dist.report.tables import table
@@ -78,18 +78,18 @@ def test_an_unfinished_run_is_reported_with_what_is_missing(unfinished: Path) ->
     assert set(rows) == {"student", "teacher-0", "teacher-1"}
     assert rows["student"].test == {}
     assert rows["student"].valid["ndcg@10"] == 0.1234, "the best epoch's, not the last one's"
-    assert "Not done yet: baseline, evaluate." in printed(lambda console: print_results(unfinished, console))
+    assert "Missing stages: baseline, evaluate." in printed(lambda console: print_results(unfinished, console))
     write_report(unfinished)
     page = (unfinished / "report" / "report.md").read_text()
-    assert "Stages not done yet: baseline, evaluate." in page
+    assert "Missing stages: baseline, evaluate." in page
     assert "| evaluate | not done |" in page
 
 
 def test_a_run_with_nothing_but_a_config_is_reported(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "config.yaml", tmp_path)
     page = (write_report(tmp_path).parent / "report.md").read_text()
-    assert "No model is trained yet." in page
-    assert "Not prepared yet." in page
+    assert "No model has been trained yet." in page
+    assert "The dataset has not been prepared yet." in page
 
 
 def test_the_page_holds_metrics_statistics_labels_and_config(run: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_member_taken_from_a_folder_has_no_curve(unfinished: Path) -> None:
     (unfinished / "teachers" / "teacher-1" / "metrics.json").write_text('{"taken_from": "else/where"}')
     write_report(unfinished)
     page = (unfinished / "report" / "report.md").read_text()
-    assert "| teacher-1 | taken from else/where |" in page
+    assert "| teacher-1 | pretrained in else/where |" in page
 
 
 class Cells(HTMLParser):
@@ -167,7 +167,7 @@ def test_runs_of_several_seeds_are_averaged_and_differences_named(tmp_path: Path
     shifts = [0.0, 1.0, 4.0]
     runs = [make_run(tmp_path, shift, name=f"seed-{k}", seed=k) for k, shift in enumerate(shifts)]
     other = make_run(tmp_path, 7.0, name="other", training={"beta": 0.25})
-    text = printed(lambda console: console.print(compare([*runs, other, runs[0]])))
+    text = printed(lambda console: console.print(runs_table([*runs, other, runs[0]])))
     values = [json.loads((run / "metrics.json").read_text())["models"]["student"]["test"]["ndcg@10"] for run in runs]
     mean = math.fsum(values) / 3
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / 2)
@@ -184,7 +184,7 @@ def test_one_value_is_shown_without_a_spread(value: float) -> None:
     assert spread([value]) == f"{value:.4f}"
 
 
-@pytest.mark.parametrize("function", [results_table, write_report, lambda folder: compare([folder])])
+@pytest.mark.parametrize("function", [results_table, write_report, lambda folder: runs_table([folder])])
 def test_a_folder_that_is_no_run_is_refused(function: Callable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not the folder of a run.*config\.yaml"):
         function(tmp_path)

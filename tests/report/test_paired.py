@@ -149,7 +149,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("top_n", [(0,), (-1,), (10, 0)])
 def test_cut_offs_below_1_are_refused(tmp_path: Path, top_n: tuple[int, ...]) -> None:
     run = str(make_run(tmp_path, "a"))
-    with pytest.raises(UserError, match=f"Metrics at {min(top_n)} items were asked for; a cut-off is at least 1"):
+    with pytest.raises(UserError, match=f"A cut-off must be at least 1, not {min(top_n)}"):
         compare_models(run, f"{run}:base", top_n=top_n)
 
 
