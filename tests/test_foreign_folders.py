@@ -82,7 +82,7 @@ def test_lists_are_not_written_over_another_file(
     text.write_text("years of work")
     before = content(tmp_path)
     for file in (table, text):
-        assert "holds no recommendations" in refused(capsys, "recommend", str(folder), "--output", str(file))
+        assert "does not hold recommendations" in refused(capsys, "recommend", str(folder), "--output", str(file))
     assert content(tmp_path) == before
     for n in ("2", "3"):
         assert main(["recommend", str(folder), "-n", n, "--output", str(lists)]) == 0
@@ -94,7 +94,7 @@ def test_a_log_is_not_fetched_over_one_of_the_same_name(tmp_path: Path) -> None:
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
     other.write_text("1\t2\t3\t4\n")
-    with pytest.raises(UserError, match=r"not empty and not of a fetch: it holds u\.data"):
+    with pytest.raises(UserError, match=r"contains files that were not fetched: u\.data"):
         fetch("ml-100k", tmp_path / "data", source=other)
     assert mine.read_text() == "years of work"
     mine.unlink()

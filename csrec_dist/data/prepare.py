@@ -1,4 +1,4 @@
-"""From a raw log to a prepared dataset folder: the one way through, step by step."""
+"""From a raw log to a prepared dataset folder, step by step."""
 
 import hashlib
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from csrec_dist.files import fingerprint, new_folder, remove_leftovers, sha256_f
 
 NOT_IN_FINGERPRINT = {"source", "path", "format"}
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
-NOISE_STREAM = 0x6E6F6973  # keeps the noise apart from the dealing of rows, which may have the same seed
+NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
 
 
 def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Prepare the log `options.source` into `folder` and return the content of its dataset.json.
 
-    The folder appears whole or not at all; what killed preparations of it left behind is removed. Raises
-    UserError when it exists already, when the log is not there, cannot be read or is empty, and when nothing
+    The folder appears whole or not at all; leftovers of interrupted preparations are removed. Raises
+    UserError if the folder already exists, if the log is missing, unreadable or empty, and if nothing
     is left to train on or to evaluate.
     """
     say = progress or (lambda line: None)
@@ -50,7 +50,7 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
     say_left_out(counts, say)
     if not options.noise.is_none:
         flat = _with_noise(flat, splits["train"], options.noise, len(items), files[0])
-        say(f"replaced {flat.num_replaced:,} training interactions by others ({options.noise.kind} noise)")
+        say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
     with new_folder(folder) as new:
         info = _write(new, flat, splits, options)
         _write_ids(new, splits["train"], flat, users, items)
@@ -67,17 +67,17 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
 
 def _refuse_to_overwrite(folder: Path) -> None:
     if (folder / "dataset.json").exists():
-        raise UserError(f"{folder} already holds a prepared dataset: remove it or prepare into another folder.")
+        raise UserError(f"{folder} already contains a prepared dataset; remove it, or prepare into another folder.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder: prepare into a new one.")
+        raise UserError(f"{folder} is not an empty folder; prepare into a new one.")
 
 
 def _without_duplicates(log: Log, rule: str, path: Path) -> tuple[Log, dict[str, int]]:
-    """The log without the duplicates that the rule drops; how many rows repeat another one, how many are dropped."""
+    """The log without the duplicates that the rule drops, and the counts of repeated and of dropped rows."""
     if rule == "exact" and not log.has_times:
         raise UserError(
-            f"{path} has no timestamps, so a row written twice cannot be told from an item taken twice: choose another "
-            "dataset.duplicates than exact."
+            f"{path} has no timestamps, so a row written twice cannot be distinguished from an item taken twice; set "
+            "dataset.duplicates to something other than exact."
         )
     frame = drop_duplicates(log.frame, rule)
     distinct = log.frame.select("user", "item", "timestamp", "rating").n_unique() if log.has_times else len(log.frame)
@@ -89,15 +89,15 @@ def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Serie
     """The k-core: the interactions with final numbers, and the raw ids of 1, 2, …"""
     frame = log.frame
     users, items = frame["user"].to_numpy(), frame["item"].to_numpy()
-    kept = k_core(users, items, options.min_interactions, options.k_core == "iterated")
-    if len(kept) == 0:
+    indices = k_core(users, items, options.min_interactions, options.k_core == "iterated")
+    if len(indices) == 0:
         raise UserError(
-            f"{path}: of {len(frame):,} interactions none is left when users and items need "
-            f"{options.min_interactions} each; lower dataset.min_interactions."
+            f"{path}: none of the {len(frame):,} interactions is left when each user and item needs "
+            f"{options.min_interactions}; lower dataset.min_interactions."
         )
-    frame = frame[kept]
-    users, old_users = renumber(users[kept])
-    items, old_items = renumber(items[kept])
+    frame = frame[indices]
+    users, old_users = renumber(users[indices])
+    items, old_items = renumber(items[indices])
     ratings = frame["rating"].to_arrow().cast("float32")
     times = frame["timestamp"].to_numpy() if log.has_times else None
     true_items = _renumbered(frame["true_item"], old_items, len(log.items)) if log.has_true_items else None
@@ -106,33 +106,33 @@ def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Serie
 
 
 def _renumbered(numbers: pl.Series, old_items: np.ndarray, num_old: int) -> np.ndarray:
-    """Items by their final numbers; 0 for nulls and for items that are not kept."""
+    """Items by their final numbers; 0 for nulls and for dropped items."""
     final = np.zeros(num_old + 1, np.int32)
     final[old_items] = np.arange(1, len(old_items) + 1)
     return final[numbers.fill_null(num_old).to_numpy()]
 
 
 def _with_noise(flat: Flat, train: Spans, noise: NoiseOptions, num_items: int, path: Path) -> Flat:
-    """The interactions with a share of those in training rows replaced, each once for all rows that hold it."""
-    places = np.flatnonzero(covered(train, len(flat.items)))
+    """The interactions, with a share of those in training rows replaced, each once for all rows that contain it."""
+    indices = np.flatnonzero(covered(train, len(flat.items)))
     law = noise_law(noise.kind, training_counts(flat.items, train, num_items))
     try:
         source = NoiseSource(law)
     except ValueError:
         raise UserError(
-            f"{path}: dataset.noise has nothing to replace an item by, since the training interactions are all with "
-            "one item; leave it out."
+            f"{path}: dataset.noise cannot replace any item, because all training interactions are with one item; "
+            "remove dataset.noise."
         ) from None
     random = np.random.RandomState([NOISE_STREAM, noise.seed])
     training_items = flat.items.copy()
-    training_items[places], replaced = source.replace(flat.items[places], noise.rate, random)
+    training_items[indices], replaced = source.replace(flat.items[indices], noise.rate, random)
     return replace(flat, training_items=training_items, num_replaced=int(replaced.sum()))
 
 
 def _cut(
     flat: Flat, times: Times, options: DatasetOptions, path: Path
 ) -> tuple[Spans, dict[str, Spans], Periods | None]:
-    """The windows (those before the first cut, for the temporal split), the rows of each split, and its periods."""
+    """The windows (for the temporal split those before the first cut), the rows of each split, and its periods."""
     lengths = np.bincount(flat.users)[1:]
     offsets = np.cumsum(lengths) - lengths
     rule = (options.window, options.windows, options.min_interactions)
@@ -156,26 +156,26 @@ def _cut(
 
 
 def _refuse_empty(splits: dict[str, Spans], counts: str, path: Path) -> None:
-    """UserError with counts when a split has no row."""
+    """UserError, with counts, if a split has no row."""
     empty = [name for name, spans in splits.items() if len(spans) == 0]
     if empty:
         raise UserError(
-            f"{path}: the split '{empty[0]}' has no row: {counts}. Training needs two items of a sequence before what "
-            "is evaluated, and a target needs a history; change dataset.split, temporal_shares or min_interactions."
+            f"{path}: the split '{empty[0]}' has no row: {counts}. Training needs two items of a sequence before the "
+            "evaluated ones, and a target needs a history; change dataset.split, temporal_shares or min_interactions."
         )
 
 
 def _why_empty(periods: Periods, times: Times, cuts: tuple[float, float]) -> str:
     users = [
         f"{periods.num_users(name):,} users have interactions {when} ({periods.num_without_history(name):,} of them a "
-        "single one and none before)"
+        "single one without history)"
         for name, when in (
             ("train", "before the first cut"),
             ("valid", "between the cuts"),
             ("test", "after the second"),
         )
     ]
-    return f"the cuts lie at {times.shown(cuts[0])} and {times.shown(cuts[1])}; {', '.join(users)}"
+    return f"the cuts are at {times.shown(cuts[0])} and {times.shown(cuts[1])}; {', '.join(users)}"
 
 
 def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def identify(options: DatasetOptions) -> dict[str, Any]:
     """Name, reader, size and checksum of the log, and the fingerprint of the dataset that `prepare` makes of it.
 
     Raises:
-        UserError: the log is not there.
+        UserError: the log is missing.
     """
     return _provenance(options, *_locate(options))
 

@@ -1,4 +1,4 @@
-"""What a prepared dataset looks like, and how much its protocol leaks."""
+"""Statistics of a prepared dataset, and how much its windows leak."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ def training_counts(numbers: np.ndarray, train: Spans, num: int) -> np.ndarray:
 
 
 def leaked_targets(flat: Flat, train: Spans, test: Spans, num_items: int) -> int:
-    """Test rows whose target is also a training target of the same user, in whatever window, noise included."""
+    """Number of test rows whose target is also a training target of the same user, in any window, noise included."""
     targets = indices(train.starts + 1, train.stops)
     trained = np.sort(_user_item_keys(flat.users[targets], flat.training_items[targets], num_items))
-    wanted = _user_item_keys(flat.users[test.stops - 1], flat.items[test.stops - 1], num_items)
-    places = np.minimum(np.searchsorted(trained, wanted), len(trained) - 1)
-    return int((trained[places] == wanted).sum())
+    tested = _user_item_keys(flat.users[test.stops - 1], flat.items[test.stops - 1], num_items)
+    nearest = np.minimum(np.searchsorted(trained, tested), len(trained) - 1)
+    return int((trained[nearest] == tested).sum())
 
 
 def _evaluation(flat: Flat, splits: dict[str, Spans], num_items: int) -> dict[str, Any]:
@@ -62,18 +62,18 @@ def _evaluation(flat: Flat, splits: dict[str, Spans], num_items: int) -> dict[st
 
 
 def _noise(flat: Flat, splits: dict[str, Spans]) -> dict[str, Any]:
-    """What is known of noise: put in by `dataset.noise`, or said by the log's true items. Empty where nothing is."""
-    found: dict[str, Any] = {}
+    """Counts of noise, added by `dataset.noise` or known from the log's true items; empty if neither applies."""
+    counts: dict[str, Any] = {}
     if flat.num_replaced is not None:
-        found["training_interactions"] = int(covered(splits["train"], len(flat.items)).sum())
-        found["replaced_training_interactions"] = flat.num_replaced
+        counts["training_interactions"] = int(covered(splits["train"], len(flat.items)).sum())
+        counts["replaced_training_interactions"] = flat.num_replaced
     if flat.true_items is not None:
         for name in ("valid", "test"):
             last = splits[name].stops - 1
             known = flat.true_items[last] > 0
-            found[f"{name}_true_targets_unknown"] = int((~known).sum())
-            found[f"{name}_targets_not_true"] = int((flat.true_items[last] != flat.items[last])[known].sum())
-    return found
+            counts[f"{name}_true_targets_unknown"] = int((~known).sum())
+            counts[f"{name}_targets_not_true"] = int((flat.true_items[last] != flat.items[last])[known].sum())
+    return counts
 
 
 def _user_item_keys(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
@@ -81,13 +81,13 @@ def _user_item_keys(users: np.ndarray, items: np.ndarray, num_items: int) -> np.
 
 
 def _num_repeats(flat: Flat, num_items: int) -> int:
-    """Interactions of a user with an item that this user has had before."""
+    """Number of interactions of a user with an item the user had before."""
     keys = np.sort(_user_item_keys(flat.users, flat.items, num_items))
     return int((keys[1:] == keys[:-1]).sum())
 
 
 def _share_of_equal_times(flat: Flat) -> float | None:
-    """Share of a user's neighbouring interactions that have one timestamp; None without timestamps."""
+    """Share of neighbouring interactions of a user with equal timestamps; None without timestamps."""
     same_user = flat.users[1:] == flat.users[:-1]
     if flat.times is None or not same_user.any():
         return None

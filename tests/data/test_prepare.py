@@ -254,10 +254,10 @@ def test_a_session_over_both_cuts_does_not_hide_the_others(tmp_path):
     assert rows["valid"] == {9: [1, 2, 3], 99: [1, 2, 3]}
     assert rows["test"] == {10: [1, 2], 99: [1, 2, 3, 4]}
     assert info["statistics"]["test_users_without_history"] == 1
-    assert "left out: 1 users have one interaction after the second cut and none before to test with" in said
+    assert "left out: 1 users have a single interaction after the last cut and no history to predict it" in said
     in_rows = 8 * 4 + 3 + 2 + 4
     assert info["statistics"]["interactions_in_no_row"] == 45 - in_rows
-    assert f"left out: {45 - in_rows} interactions are in no row of train, valid and test" in said
+    assert f"left out: {45 - in_rows} interactions are in no row of train, valid or test" in said
 
 
 def test_a_temporal_split_without_rows_says_why_in_numbers(tmp_path):
@@ -267,10 +267,10 @@ def test_a_temporal_split_without_rows_says_why_in_numbers(tmp_path):
     )
     options = DatasetOptions(source=str(path), min_interactions=1, split="temporal", temporal_shares=(0.9, 0.05, 0.05))
     with pytest.raises(
-        UserError, match=r"'valid' has no row: the cuts lie at 9 and 9; 9 users .*0 users .* between"
+        UserError, match=r"'valid' has no row: the cuts are at 9 and 9; 9 users .*0 users .* between"
     ) as said:
         prepare(options, tmp_path / "out")
-    assert "2 users have interactions after the second (1 of them a single one and none before)" in str(said.value)
+    assert "2 users have interactions after the second (1 of them a single one without history)" in str(said.value)
 
 
 def test_only_rows_written_twice_are_exact_duplicates(tmp_path):
@@ -311,7 +311,7 @@ def test_prepare_says_what_it_read_and_keeps_it(tmp_path):
     info = prepare(DatasetOptions(source=str(path)), tmp_path / "out", said.append)
     assert said[:7] == [
         f"read {path} as delimited: user: User ID, item: item, rating: none, timestamp: event_time, true_item: none",
-        "columns that were not taken, though their names are usual ones: date, user_session",
+        "columns not used, although they have usual names: date, user_session",
         "timestamps: numbers, seconds since 1970 in UTC, from 2014-05-13 16:53:20 UTC to 2014-05-13 20:53:20 UTC",
         "read 25 interactions of 5 users and 5 items",
         "dropped 1 row without a user or an item",
@@ -335,7 +335,7 @@ def test_prepare_says_that_the_order_of_rows_is_taken(tmp_path):
     info = prepare(
         DatasetOptions(source=str(path), columns=IN_ORDER, min_interactions=1), tmp_path / "out", said.append
     )
-    assert "no timestamps: the order of the rows is taken for the order in time" in said
+    assert "no timestamps: the order of the rows counts as the order in time" in said
     assert info["reading"]["first_time"] is None
 
 
@@ -383,7 +383,7 @@ def test_a_prepared_dataset_is_not_overwritten(tmp_path):
     options = DatasetOptions(source=str(small_log(tmp_path)))
     prepare(options, tmp_path / "out")
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="already holds a prepared dataset"):
+    with pytest.raises(UserError, match="already contains a prepared dataset"):
         prepare(options, tmp_path / "out")
     with pytest.raises(UserError, match="not an empty folder"):
         prepare(options, tmp_path)
@@ -426,8 +426,8 @@ def test_rows_without_ids_are_dropped_and_said(tmp_path):
     ("text", "options", "message"),
     [
         ("", {}, "is empty"),
-        ("user,item,time\n", {}, "holds no interactions"),
-        ("user,item,time\n1,2,3\n", {}, "of 1 interactions none is left when users and items need 5"),
+        ("user,item,time\n", {}, "has no interactions"),
+        ("user,item,time\n1,2,3\n", {}, "none of the 1 interactions is left when each user and item needs 5"),
         ("user,item,time\n1,2,3\n", {"min_interactions": 1}, "no row: the longest of 1 windows has 1 items"),
         ("user,item\n1,2\n", {"columns": {"user": "usr"}}, r"no column 'usr'.*did you mean 'user'.*user, item"),
         ("a,b\n1,x\n", {}, "no column that looks like the user; its columns are a, b"),
@@ -438,7 +438,7 @@ def test_rows_without_ids_are_dropped_and_said(tmp_path):
         ("user,item,time\n1,2,7\n1,3,2020-01-01\n", {}, "mix forms, such as '7' and '2020-01-01'"),
         ("user,item,time\n1,2,2020-13-45\n", {}, "timestamp '2020-13-45' is neither"),
         ("user,item,rating,time\n1,2,good,1\n", {}, "rating 'good' is not a number"),
-        ("user,item,time\n1,2,3,4\n", {}, "could not be read by the reader 'delimited'"),
+        ("user,item,time\n1,2,3,4\n", {}, "The reader 'delimited' could not read"),
         ("user,item\n1,1\n", {"columns": IN_ORDER, "min_interactions": 1, "split": "temporal"}, "has no timestamps"),
         ("user,item\n1,1\n", {"columns": IN_ORDER, "duplicates": "exact"}, "has no timestamps"),
         ("just words\n", {}, "no reader knows this file"),
@@ -470,9 +470,9 @@ def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
         ({"path": " "}, "is empty"),
         ({"source": "a", "columns": {"user": "x", "item": "x"}}, "user and item are both 'x'"),
         ({"source": "a", "columns": {"item": "none"}}, "item cannot be none"),
-        ({"source": "a", "columns": {"item": 0}}, "a column's name, or its position from 1"),
-        ({"source": "a", "columns": {"item": True}}, "a column's name, or its position from 1"),
-        ({"source": "a", "columns": {"item": ""}}, "a column's name, or its position from 1"),
+        ({"source": "a", "columns": {"item": 0}}, "needs a column name, or a position from 1"),
+        ({"source": "a", "columns": {"item": True}}, "needs a column name, or a position from 1"),
+        ({"source": "a", "columns": {"item": ""}}, "needs a column name, or a position from 1"),
         ({"source": "a", "columns": {"user": 1}}, "set header: false"),
         ({"source": "a", "header": "no"}, "header"),
         ({"source": "a", "header": False}, "needs columns by position"),

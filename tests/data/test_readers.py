@@ -155,7 +155,7 @@ def test_parquet_parts_are_read_in_the_order_of_their_names(tmp_path):
 
 
 def test_a_folder_must_hold_one_log(tmp_path):
-    with pytest.raises(UserError, match="holds no log"):
+    with pytest.raises(UserError, match="contains no log"):
         log_files(tmp_path)
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("user,item\n1,2\n")
@@ -199,7 +199,7 @@ def test_an_inter_column_may_be_named_with_or_without_its_type(tmp_path):
 def test_broken_json_is_the_users_error(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"user": 1, "item": 2}\n{"user": 1, "it\n')
-    with pytest.raises(UserError, match="could not be read by the reader 'json_lines'"):
+    with pytest.raises(UserError, match="The reader 'json_lines' could not read"):
         read(path, timestamp="none")
 
 
@@ -221,7 +221,7 @@ def test_damaged_gzip_is_the_users_error(tmp_path, name, kind):
     }[name]
     path = tmp_path / (name + ".gz")
     path.write_bytes(damaged("\n".join(lines).encode(), kind))
-    with pytest.raises(UserError, match=rf"{name}\.gz (is a damaged gzip file|could not be read)"):
+    with pytest.raises(UserError, match=rf"{name}\.gz( is a damaged gzip file|:)"):
         read(path, timestamp="none")
 
 
