@@ -29,7 +29,7 @@ def test_a_study_does_not_write_among_other_files(
         (output / "small" / name).write_text("years of work")
     before = content(tmp_path)
     for more in ([], ["--results"]):
-        assert "holds neither runs nor results of a study" in refused(
+        assert "contains neither runs nor results of a study" in refused(
             capsys, "study", str(study), "--output", str(output), *more
         )
     assert content(tmp_path) == before

@@ -1,4 +1,4 @@
-"""A simulated log on disk: Parquet parts to prepare like any other log, and the truth to score against."""
+"""A simulated log on disk: Parquet parts to prepare like any other log, and the true preferences."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -25,14 +25,14 @@ Say = Callable[[str], None]
 
 
 def simulation_options(values: Mapping[str, Any]) -> SimulationOptions:
-    """The options with these values, None being the default; UserError that names everything wrong."""
+    """The options with these values, None meaning the default; UserError that lists all mistakes."""
     try:
         return SimulationOptions.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         problems = [
-            ": ".join([*map(str, found["loc"]), found["msg"].removeprefix("Value error, ")]) for found in error.errors()
+            ": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in error.errors()
         ]
-        raise UserError(f"No world can be simulated so: {'; '.join(problems)}.") from None
+        raise UserError(f"The simulation has impossible options: {'; '.join(problems)}.") from None
 
 
 def simulate(options: SimulationOptions, folder: Path, progress: Say | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def simulate(options: SimulationOptions, folder: Path, progress: Say | None = No
         UserError: the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder: simulate into a new one.")
+        raise UserError(f"{folder} is not an empty folder; simulate into a new one.")
     remove_leftovers(folder)
     world = World.make(options)
     with new_folder(folder) as new:
@@ -59,20 +59,20 @@ def simulate(options: SimulationOptions, folder: Path, progress: Say | None = No
 
 
 def load_world(folder: Path) -> World:
-    """The world of a simulated folder, its catalog from the files; UserError when it is not one."""
+    """The world of a simulated folder, with the catalog from its files; UserError if it is not one."""
     truth = read_json(folder / "truth.json")
     if not isinstance(truth, dict) or truth.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder / 'truth.json'} is not of format {FORMAT_VERSION}: simulate again.")
+        raise UserError(f"{folder / 'truth.json'} is not of format {FORMAT_VERSION}; simulate again.")
     options = simulation_options(truth["options"])
     try:
         items, clusters = (pq.read_table(folder / f"{name}.parquet") for name in ("items", "clusters"))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{folder} is not whole ({error}): simulate again.") from None
+        raise UserError(f"{folder} is not whole ({error}); simulate again.") from None
     return World(options, _factors(clusters), _factors(items), items["exposure"].to_numpy())
 
 
 def oracle_ranks(world: World, chunk: Chunk, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks [rows] of the true and of the observed item in the order of P(j | s): what no student can better.
+    """Ranks [rows] of the true and of the observed item in the order of P(j | s), which no student can surpass.
 
     An item's rank is 1 + the number of more probable items.
     """
@@ -81,8 +81,8 @@ def oracle_ranks(world: World, chunk: Chunk, rows: np.ndarray) -> tuple[np.ndarr
         some = rows[start : start + ORACLE_BLOCK]
         probabilities = world.true_probabilities(chunk.tastes[some])
         for kind, items in enumerate((chunk.true_items, chunk.items)):
-            own = probabilities[np.arange(len(some)), items[some] - 1]
-            ranks[kind, start : start + ORACLE_BLOCK] = 1 + (probabilities > own[:, None]).sum(1)
+            of_item = probabilities[np.arange(len(some)), items[some] - 1]
+            ranks[kind, start : start + ORACLE_BLOCK] = 1 + (probabilities > of_item[:, None]).sum(1)
     return ranks[0], ranks[1]
 
 
@@ -105,7 +105,7 @@ def _write_catalog(world: World, folder: Path) -> None:
 
 
 def _write_log(world: World, folder: Path, say: Say) -> dict[str, Any]:
-    """Write the parts; how much was replaced, and how well the truth itself predicts."""
+    """Write the parts; the number of replaced interactions, and how well the true preferences predict."""
     replaced = written = 0
     oracle: dict[str, Any] = {}
     for part, chunks in enumerate(_parts(world)):
@@ -117,7 +117,7 @@ def _write_log(world: World, folder: Path, say: Say) -> dict[str, Any]:
                 writer.write_table(_table(chunk), row_group_size=len(chunk.users))
                 replaced += int((chunk.items != chunk.true_items).sum())
                 written += len(chunk.users)
-        say(f"{written:,} of {world.options.num_interactions:,} interactions")
+        say(f"wrote {written:,} of {world.options.num_interactions:,} interactions")
     assert written == world.options.num_interactions
     return {"num_replaced": replaced, "oracle": oracle}
 
@@ -130,16 +130,16 @@ def _parts(world: World) -> Iterator[Iterator[Chunk]]:
 
 
 def _oracle(world: World, chunk: Chunk) -> dict[str, Any]:
-    """Recall@10 and NDCG@10 of P(j | s) on the last interactions of the first users, true and observed."""
+    """Recall@10 and NDCG@10 of P(j | s) on the first users' last interactions, against true and observed items."""
     lasts = np.flatnonzero(np.diff(chunk.users, append=0))[:ORACLE_EXAMPLES]
-    found: dict[str, Any] = {"examples": len(lasts)}
+    metrics: dict[str, Any] = {"examples": len(lasts)}
     for name, ranks in zip(("true", "observed"), oracle_ranks(world, chunk, lasts), strict=True):
         in_list = ranks <= 10
-        found[name] = {
+        metrics[name] = {
             "recall@10": float(in_list.mean()),
             "ndcg@10": float((in_list / np.log2(ranks + 1)).mean()),
         }
-    return found
+    return metrics
 
 
 def _table(chunk: Chunk) -> pa.Table:

@@ -1,4 +1,4 @@
-"""A simulated world: a catalog and users whose true preferences P(j | s) are known exactly.
+"""A simulated world: a catalog, and users whose true preferences P(j | s) are known exactly.
 
 A user has a taste u, a vector of d numbers that drifts: u ← ρ·u + √(1 − ρ²)·ξ with ρ = 1 − drift and standard normal
 ξ, so that it stays standard normal. Items lie in C clusters. The item that the user prefers next is drawn in two steps:
@@ -9,7 +9,7 @@ A user has a taste u, a vector of d numbers that drifts: u ← ρ·u + √(1 −
 
 where exposure_j = rank_j^(−popularity) (Zipf, ranks at random) and mass_c is the sum of its items' exposure. With
 one cluster this is the softmax over the catalog; with √V clusters an interaction costs about 2·√V instead of V numbers.
-What is observed is another item with probability `noise_rate` (Eq. 1).
+With probability `noise_rate` the observed item is another one (Eq. 1).
 
 Shapes: n interactions, V items, C clusters, d width.
 """
@@ -24,42 +24,46 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from csrec_dist.data.noise import NoiseKind, NoiseSource, noise_law
 
 CHUNK_INTERACTIONS = 2**16
-"""Users are simulated together until they have about this many interactions."""
+"""A chunk of users has about this many interactions."""
 BLOCK_NUMBERS = 2**16
-"""Logits computed at once: half a MiB, which stays in a cache."""
+"""Logits computed at once: half a MiB, which fits a CPU cache."""
 GROUP = 16
 SHORTEST = 5
 ONE_CLUSTER_ITEMS = 1000
 YEAR, DAY = 365 * 86400, 86400
 FIRST_TIME = 1_600_000_000
-# What random numbers are drawn for: each has a stream of its own, so that noise does not change tastes.
+# Purposes of random numbers: each has its own stream, so that noise does not change tastes.
 CATALOG, LENGTHS, TIMES, TASTES, CHOICES, NOISE = range(6)
 
 
 class SimulationOptions(BaseModel):
-    """What world is made; it decides every byte."""
+    """Options of a simulated world, which decide every byte."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    num_interactions: int = Field(default=100_000, ge=10, le=10**9, description="interactions in all")
-    num_users: int = Field(default=2_000, ge=1, le=10**8, description="users")
-    num_items: int = Field(default=1_000, ge=2, le=10**7, description="items V")
-    num_clusters: int | None = Field(default=None, ge=1, description="clusters C; null: 1 up to 1,000 items, else √V")
-    width: int = Field(default=16, ge=1, le=1024, description="numbers d in a taste")
-    sharpness: float = Field(default=3.0, ge=0, le=50, description="standard deviation of the logits over tastes")
-    drift: float = Field(default=0.02, ge=0, le=1, description="how far a taste moves a step; 0: never, 1: anew")
-    popularity: float = Field(default=0.5, ge=0, le=3, description="exponent of the items' exposure; 0: all alike")
-    noise_rate: float = Field(default=0.0, ge=0, le=1, description="share of interactions with another item")
-    noise_kind: NoiseKind = Field(default="uniform", description="law of the other item")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of everything")
+    num_interactions: int = Field(default=100_000, ge=10, le=10**9, description="Total number of interactions.")
+    num_users: int = Field(default=2_000, ge=1, le=10**8, description="Number of users.")
+    num_items: int = Field(default=1_000, ge=2, le=10**7, description="Number of items V.")
+    num_clusters: int | None = Field(
+        default=None, ge=1, description="Number of clusters C; null: 1 up to 1,000 items, else √V."
+    )
+    width: int = Field(default=16, ge=1, le=1024, description="Dimensions d of a taste.")
+    sharpness: float = Field(default=3.0, ge=0, le=50, description="Standard deviation of the logits over tastes.")
+    drift: float = Field(
+        default=0.02, ge=0, le=1, description="How far a taste moves per step; 0: not at all, 1: redrawn."
+    )
+    popularity: float = Field(default=0.5, ge=0, le=3, description="Exponent of the items' exposure; 0: all equal.")
+    noise_rate: float = Field(default=0.0, ge=0, le=1, description="Probability that another item is observed.")
+    noise_kind: NoiseKind = Field(default="uniform", description="Distribution of the other item.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of everything.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         mean = self.num_interactions / self.num_users
         if not SHORTEST <= mean <= CHUNK_INTERACTIONS:
             raise ValueError(
-                f"{self.num_users} users have {mean:g} interactions each; between {SHORTEST} and "
-                f"{CHUNK_INTERACTIONS} are needed"
+                f"{self.num_users} users have {mean:g} interactions each; each needs between {SHORTEST} and "
+                f"{CHUNK_INTERACTIONS}"
             )
         if self.num_clusters is not None and self.num_clusters > self.num_items:
             raise ValueError(f"{self.num_clusters} clusters are more than {self.num_items} items")
@@ -67,7 +71,7 @@ class SimulationOptions(BaseModel):
 
     @property
     def clusters(self) -> int:
-        """C, the default resolved."""
+        """C, with the default resolved."""
         return self.num_clusters or (1 if self.num_items <= ONE_CLUSTER_ITEMS else round(self.num_items**0.5))
 
     @property
@@ -102,7 +106,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class World:
-    """The catalog, from which with the options all users follow."""
+    """The catalog; with the options it determines all users."""
 
     options: SimulationOptions
     cluster_factors: np.ndarray  # float32 [C, d]: m_c
@@ -131,12 +135,12 @@ class World:
 
     @cached_property
     def masses(self) -> np.ndarray:
-        """[C] exposure of each cluster's items together."""
+        """[C] total exposure of each cluster's items."""
         return np.add.reduceat(self.exposure, self.starts[:-1])
 
     @cached_property
     def noise(self) -> NoiseSource:
-        """Where the other items come from; popularity is exposure."""
+        """The source of the other items; popularity is exposure."""
         return NoiseSource(noise_law(self.options.noise_kind, self.exposure))
 
     def true_probabilities(self, tastes: np.ndarray) -> np.ndarray:
@@ -157,10 +161,10 @@ class World:
 
     def chunk(self, chunk: int) -> Chunk:
         """All interactions of a chunk of users; a pure function of the options and the chunk's number."""
-        made = self.users(chunk)
-        true_items = self._choices(chunk, made.tastes)
+        users = self.users(chunk)
+        true_items = self._choices(chunk, users.tastes)
         items, _ = self.noise.replace(true_items, self.options.noise_rate, _stream(self.options, NOISE, chunk))
-        return Chunk(made.users, items, self._times(chunk, made.users), true_items, made.tastes)
+        return Chunk(users.users, items, self._times(chunk, users.users), true_items, users.tastes)
 
     def _lengths(self, chunk: int) -> np.ndarray:
         """Interactions of each user of the chunk, at least `SHORTEST`; over all chunks they add up to the options'."""
@@ -172,13 +176,13 @@ class World:
         return SHORTEST + np.diff((ends / ends[-1] * spare).astype(np.int64), prepend=0)
 
     def _tastes(self, chunk: int, lengths: np.ndarray) -> np.ndarray:
-        kept = 1 - self.options.drift
+        rho = 1 - self.options.drift
         tastes = _stream(self.options, TASTES, chunk).standard_normal((lengths.sum(), self.options.width))
         firsts = np.cumsum(lengths) - lengths
-        new = (1 - kept**2) ** 0.5
+        new = (1 - rho**2) ** 0.5
         for step in range(1, lengths.max()):
             rows = firsts[lengths > step] + step
-            tastes[rows] = kept * tastes[rows - 1] + new * tastes[rows]
+            tastes[rows] = rho * tastes[rows - 1] + new * tastes[rows]
         return tastes
 
     def _times(self, chunk: int, users: np.ndarray) -> np.ndarray:
@@ -211,7 +215,7 @@ def draw(tastes: np.ndarray, factors: np.ndarray, weights: np.ndarray, uniform: 
         tastes: [n, d].
         factors: [K, d].
         weights: [K] > 0.
-        uniform: [n] numbers of [0, 1) that decide.
+        uniform: [n] numbers in [0, 1).
 
     Memory is bounded by `BLOCK_NUMBERS` logits, or one row if that is more.
     """
@@ -234,22 +238,22 @@ def draw(tastes: np.ndarray, factors: np.ndarray, weights: np.ndarray, uniform: 
 def _inverse(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Index [n] at which the running sum of weights [n, K] passes the share `uniform` [n] of their sum.
 
-    Groups are summed first, and the running sum is taken over groups and within the one that is hit: over all K it
-    would cost more than all the rest.
+    Groups are summed first, and the running sum is taken over groups and within the group that is hit: over all K it
+    would cost more than everything else.
     """
     rows = np.arange(len(weights))
     groups = weights.reshape(len(weights), -1, GROUP)
     sums = weights.reshape(-1, GROUP) @ np.ones(GROUP)
     ends = np.cumsum(sums.reshape(len(weights), -1), axis=1)
-    places = uniform * ends[:, -1]
-    group = np.minimum((ends <= places[:, None]).sum(1), ends.shape[1] - 1)
-    places -= np.where(group > 0, ends[rows, group - 1], 0)
-    inside = (np.cumsum(groups[rows, group], axis=1) <= places[:, None]).sum(1)
+    thresholds = uniform * ends[:, -1]
+    group = np.minimum((ends <= thresholds[:, None]).sum(1), ends.shape[1] - 1)
+    thresholds -= np.where(group > 0, ends[rows, group - 1], 0)
+    inside = (np.cumsum(groups[rows, group], axis=1) <= thresholds[:, None]).sum(1)
     return group * GROUP + np.minimum(inside, GROUP - 1)
 
 
 def _stream(options: SimulationOptions, purpose: int, chunk: int = 0) -> np.random.RandomState:
-    """Random numbers for one purpose and chunk; RandomState's streams are frozen."""
+    """Random numbers for one purpose and chunk; the streams of RandomState never change between versions."""
     return np.random.RandomState([options.seed, purpose, chunk])
 
 

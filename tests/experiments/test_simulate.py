@@ -291,7 +291,10 @@ def test_a_folder_is_not_overwritten_and_a_failure_leaves_nothing(tmp_path, monk
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_users": 100, "num_interactions": 499}, "100 users have 4.99 interactions each; between 5 and"),
+        (
+            {"num_users": 100, "num_interactions": 499},
+            "100 users have 4.99 interactions each; each needs between 5 and",
+        ),
         ({"num_users": 1, "num_interactions": 10**6}, "1 users have 1e\\+06 interactions each"),
         ({"num_items": 5, "num_clusters": 6}, "6 clusters are more than 5 items"),
         ({"drift": 2, "seed": -1}, "drift: .*; seed: "),

@@ -1,4 +1,4 @@
-"""Studies: grids of runs that share what they can, and the tables and figures made of them."""
+"""Studies: grids of runs that share datasets, teachers and labels, and their tables and figures."""
 
 from csrec_dist.experiments.study.running import study_command
 

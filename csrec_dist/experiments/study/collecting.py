@@ -19,7 +19,7 @@ from csrec_dist.runs.inputs import settings
 from csrec_dist.runs.run import Run
 
 TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
-"""The stages whose time is a method's cost, and where the models lie that they train."""
+"""The stages whose time is the cost of a method, and the folders of the models they train."""
 TEACHER_MODEL = "teacher_model"
 TEACHER = "teacher/"
 SETTINGS = "settings"
@@ -30,14 +30,14 @@ RATING_GROUPS = "rating_groups"
 
 
 def collect(entries: Sequence[Entry]) -> pl.DataFrame:
-    """One row for each finished run: its cell, seed and folder, what its training took, and its figures.
+    """One row for each finished run: its cell, seed and folder, the cost of its training, and its metrics.
 
     The student's test metrics have their own names, others a path: `valid/ndcg@10`, `popularity/rest_80%/ndcg@10`,
-    `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; under `teacher/` stands the same of the teacher
-    module, that is of the model `teacher_model` in the run. `ranks` are those of the targets in the order of the test
-    rows, `rating_groups` the rows' places among those of `rating_group` (null without ratings): what paired tests need.
-    `protocol` names what was evaluated and how, `settings` all that decides the run but its data's place, and
-    `environment/…` what the bits of its student depend on besides.
+    `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; `teacher/` has the same for the teacher ensemble,
+    the model `teacher_model` of the run. Paired tests need `ranks`, of the targets in the order of the test
+    rows, and `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol` is a fingerprint of
+    what was evaluated and how, `settings` of everything that decides the run except where its data are, and
+    `environment/…` is what the bits of its student depend on otherwise.
     """
     rows = [_row(entry) for entry in entries if is_finished(entry.config)]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
@@ -49,7 +49,7 @@ def is_finished(config: Config) -> bool:
 
 
 def check_settings(entries: Sequence[Entry]) -> None:
-    """Raises UserError if a finished run has other settings than its study gives it now: it would pass for that run."""
+    """UserError if a finished run has other settings than its study has now: it would count as the present run."""
     finished = [entry.run for entry in entries if is_finished(entry.config)]
     others = [run for run in finished if settings_key(Run.open(run.folder).config) != settings_key(run.config)]
     if others:
@@ -60,60 +60,60 @@ def check_settings(entries: Sequence[Entry]) -> None:
 
 
 def settings_key(config: Config) -> str:
-    """Names all that decides a run: its config but for names, where its data lie, and which processes do it."""
+    """A fingerprint of everything that decides a run: its config except names, data paths and layout of processes."""
     return fingerprint(settings(config))
 
 
 def _row(entry: Entry) -> dict[str, Any]:
     folder = entry.run.folder
-    found = read_json(folder / "metrics.json")
-    teacher = teacher_model(entry.config, found["models"])
-    figures = _numbers(_sections(found) | {"valid": found["valid"], "diversity": found.get("diversity", {})})
-    taught = _numbers(_sections(found["models"][teacher]), TEACHER) if teacher else {}
+    metrics = read_json(folder / "metrics.json")
+    teacher = teacher_model(entry.config, metrics["models"])
+    of_student = _numbers(_sections(metrics) | {"valid": metrics["valid"], "diversity": metrics.get("diversity", {})})
+    of_teacher = _numbers(_sections(metrics["models"][teacher]), TEACHER) if teacher else {}
     origin = {"seed": entry.seed, "run": folder.name, SETTINGS: settings_key(entry.config), TEACHER_MODEL: teacher}
-    flat = {**entry.cell, **origin, **environments(folder), **training_cost(folder), **figures, **taught}
+    flat = {**entry.cell, **origin, **environments(folder), **training_cost(folder), **of_student, **of_teacher}
     return {key: [value] for key, value in flat.items()} | _tested(folder, teacher)
 
 
 def environments(folder: Path) -> dict[str, str]:
-    """What a run's student was trained in, by name; where starts differed, one after the other."""
+    """The environments a run's student was trained in, by name; in sequence if starts differed."""
     trained = read_json(folder / "student/metrics.json").get("environments", [])
     values = {name: dict.fromkeys(str(each[name]) for each in trained) for name in NAMES}
     return {f"{ENVIRONMENT}{name}": ", then ".join(texts) for name, texts in values.items() if texts}
 
 
 def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
-    """What paired tests need of a run's student and of the model that teaches it; nothing of one without ranks."""
+    """What paired tests need of a run's student and its teacher model; nothing for a model without ranks."""
     run = Run.open(folder)
-    found: dict[str, list[Any]] = {}
+    columns: dict[str, list[Any]] = {}
     for prefix, model in (("", "student"), (TEACHER, teacher)):
         evaluated = Evaluated(run, model or "")
         if not evaluated.path.exists():
             continue
         ranks = evaluated.ranks
-        found[f"{prefix}{RANKS}"] = [ranks["rank"].cast(pl.UInt32)]
+        columns[f"{prefix}{RANKS}"] = [ranks["rank"].cast(pl.UInt32)]
         ratings = torch.from_numpy(ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy().copy())
         groups = rating_group(ratings, run.config.evaluation.min_rating)
-        found[RATING_GROUPS] = [None if ratings.isnan().all() else pl.Series(groups.numpy()).cast(pl.Int8)]
-        found[PROTOCOL] = [fingerprint(evaluated.protocol)]
-    return found
+        columns[RATING_GROUPS] = [None if ratings.isnan().all() else pl.Series(groups.numpy()).cast(pl.Int8)]
+        columns[PROTOCOL] = [fingerprint(evaluated.protocol)]
+    return columns
 
 
 def teacher_model(config: Config, models: dict[str, Any]) -> str | None:
-    """The model that makes a run's soft labels; of Base, beside which Table 5 puts teachers, the student itself."""
+    """The model that makes a run's soft labels; for Base, which Table 5 compares with teachers, the student itself."""
     if config.method == "base":
         return "student"
     return "teachers" if "teachers" in models else next(iter(config.module.labelling), None)
 
 
-def _sections(found: dict[str, Any]) -> dict[str, Any]:
-    """A model's test metrics, then by group, of its lists and of its probabilities."""
-    others = {name: found[name] for name in ("lists", "calibration") if name in found}
-    return {**found["test"], **found.get("groups", {}), **others}
+def _sections(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A model's metrics on test, then by group, of its lists and of its calibration."""
+    others = {name: metrics[name] for name in ("lists", "calibration") if name in metrics}
+    return {**metrics["test"], **metrics.get("groups", {}), **others}
 
 
 def _numbers(value: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested sections by their path; lists and what is missing are left out."""
+    """The numbers of nested sections by their path, without lists and missing values."""
     flat: dict[str, float] = {}
     for key, item in value.items():
         if isinstance(item, dict):
@@ -124,10 +124,10 @@ def _numbers(value: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def training_cost(folder: Path) -> dict[str, float | None]:
-    """What a run's teachers, labels and student took: `seconds` of the slowest rank, `cpu_seconds` of all ranks.
+    """The cost of a run's teachers, labels and student: `seconds` of the slowest rank, `cpu_seconds` of all ranks.
 
-    Teachers shared with other runs count in full. None where a training was cut off and went on, or took models that
-    another run trained, as the records only knows what the last process took; and where it kept no CPU seconds.
+    Teachers shared with other runs count in full. The cost is None if a training was interrupted or took models that
+    another run trained, because the records only cover the last process, and if CPU seconds were not recorded.
     """
     run, total = Run(folder), {"seconds": 0.0, "cpu_seconds": 0.0}
     unknown: dict[str, float | None] = dict.fromkeys(total)
@@ -148,5 +148,5 @@ def training_cost(folder: Path) -> dict[str, float | None]:
 
 
 def trained_seconds(folder: Path, models: str) -> float:
-    """Seconds in the epochs of a stage's models, those before an interruption included."""
+    """Seconds of all epochs of a stage's models, including those before an interruption."""
     return sum(read_json(path).get("seconds", 0.0) for path in folder.glob(f"{models}/metrics.json"))

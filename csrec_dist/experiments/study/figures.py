@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.experiments.study.spec import Entry, matches
-from csrec_dist.experiments.study.tables import held, in_percent
+from csrec_dist.experiments.study.tables import in_percent, select
 from csrec_dist.experiments.study.views import GROUPS, CurveOptions, FigureOptions
 from csrec_dist.files import atomic_path
 from csrec_dist.report.findings import GROUPINGS
@@ -26,32 +26,32 @@ BAR_SPACE = 0.8
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel: its name, and at each place of the x axis the values of all seeds."""
+    """One line of a panel: its name, and the values of all seeds at each position of the x axis."""
 
     name: str
     values: list[list[float]]
 
 
 def draw(options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFrame, path: Path) -> bool:
-    """Means over seeds with their range, as PNG; False, and no file, where there is nothing to show yet.
+    """Draw means over seeds with their range, as PNG; False, and no file, if there are no results yet.
 
     Args:
-        axes: the values of the study's axes in their order, for the x axis, lines and panels.
-        results: of all finished runs, as `collect` gives them.
+        axes: the ordered values of the study's axes, for the x axis, lines and panels.
+        results: the rows of all finished runs, from `collect`.
     """
     if not len(results):
         return False
-    shown = held(results, options.where)
+    shown = select(results, options.where)
     columns = _columns(options, axes, shown)
     drawn = shown.join(_level(options, shown), on="run", how="anti")
     if not columns or not len(drawn):
         return False
-    panels = _found(axes, options.panels, drawn)
+    panels = _present(axes, options.panels, drawn)
     figure = Figure(figsize=(2 + 4 * len(panels), 3.6), layout="constrained")
-    for place, panel in enumerate(panels):
-        plot = figure.add_subplot(1, len(panels), place + 1)
+    for index, panel in enumerate(panels):
+        plot = figure.add_subplot(1, len(panels), index + 1)
         rows = _of(drawn, options.panels, panel)
-        names = _found(axes, options.lines, rows)
+        names = _present(axes, options.lines, rows)
         _draw_panel(plot, options, list(columns), [_series(options, columns, rows, name) for name in names])
         _draw_level(plot, options, shown, panel)
         plot.set_title(panel or "")
@@ -63,22 +63,22 @@ def draw(options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFra
 def _columns(
     options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFrame
 ) -> dict[str, tuple[str, str | None]]:
-    """What stands on the x axis: for each name the column of its values, and the value that the axis x has there."""
+    """The x axis: for each tick label the column of its values, and the value of the axis x there."""
     if options.x not in GROUPS:
         names = axes[options.x] if options.metric in results.columns else []
         return {name: (options.metric, name) for name in names}
     start, end = f"{options.x}/", f"/{options.metric}"
-    found = [name for name in results.columns if name.startswith(start) and name.endswith(end)]
-    return {name.removeprefix(start).removesuffix(end): (name, None) for name in found}
+    columns = [name for name in results.columns if name.startswith(start) and name.endswith(end)]
+    return {name.removeprefix(start).removesuffix(end): (name, None) for name in columns}
 
 
 def _level(options: FigureOptions, rows: pl.DataFrame) -> pl.DataFrame:
     """The runs of the cells of `level`."""
-    return held(rows, options.level) if options.level else rows.clear()
+    return select(rows, options.level) if options.level else rows.clear()
 
 
-def _found(axes: dict[str, list[str]], axis: str | None, rows: pl.DataFrame) -> list[str | None]:
-    """The values of an axis that rows have, in the study's order; one None without an axis."""
+def _present(axes: dict[str, list[str]], axis: str | None, rows: pl.DataFrame) -> list[str | None]:
+    """The values of an axis that occur in the rows, in the study's order; one None without an axis."""
     return [value for value in axes[axis] if value in rows[axis]] if axis else [None]
 
 
@@ -98,29 +98,29 @@ def _series(
 
 
 def ticks_of(options: FigureOptions, names: Sequence[str]) -> list[float]:
-    """Where names stand on the x axis: numbers that rise along a line at their values, all else side by side."""
-    places = [float(place) for place in range(len(names))]
+    """Positions on the x axis: rising numbers of a line at their values, everything else side by side."""
+    side_by_side = [float(index) for index in range(len(names))]
     try:
         values = [float(name) for name in names]
     except ValueError:
-        return places
+        return side_by_side
     rises = all(one < other for one, other in pairwise(values)) and all(map(isfinite, values))
-    return values if rises and options.style != "bars" else places
+    return values if rises and options.style != "bars" else side_by_side
 
 
 def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series]) -> None:
     width, ticks = BAR_SPACE / len(lines), ticks_of(options, names)
     for number, line in enumerate(lines):
         shift = (number - (len(lines) - 1) / 2) * width if options.style == "bars" else 0.0
-        places = [tick + shift for tick, values in zip(ticks, line.values, strict=True) if values]
-        found = [values for values in line.values if values]
-        means = [mean(values) for values in found]
-        lows = [middle - min(values) for middle, values in zip(means, found, strict=True)]
-        highs = [max(values) - middle for middle, values in zip(means, found, strict=True)]
+        positions = [tick + shift for tick, values in zip(ticks, line.values, strict=True) if values]
+        samples = [values for values in line.values if values]
+        means = [mean(values) for values in samples]
+        lows = [middle - min(values) for middle, values in zip(means, samples, strict=True)]
+        highs = [max(values) - middle for middle, values in zip(means, samples, strict=True)]
         if options.style == "bars":
-            plot.bar(places, means, width, yerr=[lows, highs], capsize=2, label=line.name)
+            plot.bar(positions, means, width, yerr=[lows, highs], capsize=2, label=line.name)
         else:
-            plot.errorbar(places, means, yerr=[lows, highs], marker="o", capsize=3, label=line.name)
+            plot.errorbar(positions, means, yerr=[lows, highs], marker="o", capsize=3, label=line.name)
     plot.set_axisbelow(True)
     plot.set_xticks(ticks, names)
     plot.set_xlabel(GROUPINGS.get(options.x, options.x))
@@ -129,22 +129,22 @@ def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Seq
 
 
 def _draw_level(plot: Axes, options: FigureOptions, shown: pl.DataFrame, panel: str | None) -> None:
-    """A dashed line at the mean of the cells of `level`: of the panel's own, unless they are cells of no panel."""
+    """A dashed line at the mean of the panel's cells of `level`, or of all if `level` fixes the panels' axis."""
     rows = _level(options, shown)
     values = rows if options.panels in options.level else _of(rows, options.panels, panel)
-    found = [_scale(options.metric) * value for value in values[options.metric].drop_nulls()]
-    if found:
+    level = [_scale(options.metric) * value for value in values[options.metric].drop_nulls()]
+    if level:
         name = ", ".join(rows[next(iter(options.level))].unique(maintain_order=True))
-        plot.axhline(mean(found), color="gray", linestyle="--", label=name)
+        plot.axhline(mean(level), color="gray", linestyle="--", label=name)
 
 
 def _add_legend(figure: Figure, title: str | None) -> None:
-    """One for all panels, beside them."""
-    found: dict[str, Any] = {}
+    """One legend for all panels, beside them."""
+    handles: dict[str, Any] = {}
     for plot in figure.axes:
         for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(found.values(), found.keys(), title=title, loc="outside right upper", fontsize="small")
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), title=title, loc="outside right upper", fontsize="small")
 
 
 def _scale(metric: str) -> int:
@@ -157,7 +157,7 @@ def _axis_label(metric: str) -> str:
 
 
 def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> bool:
-    """The number of training interactions of each item, the most popular first; False where no dataset is there."""
+    """Draw the number of training interactions of each item, the most popular first; False if no dataset exists."""
     datasets: dict[str, Path] = {}
     for entry in entries:
         folder = entry.run.dataset_folder
@@ -171,9 +171,9 @@ def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> b
 def _draw_datasets(datasets: Iterable[tuple[str, Path]], path: Path) -> None:
     shown = list(datasets)
     figure = Figure(figsize=(1 + 4 * len(shown), 3.6), layout="constrained")
-    for place, (name, folder) in enumerate(shown):
+    for index, (name, folder) in enumerate(shown):
         counts = sorted(ItemPopularity.read(Dataset(folder)).counts.tolist(), reverse=True)
-        plot = figure.add_subplot(1, len(shown), place + 1)
+        plot = figure.add_subplot(1, len(shown), index + 1)
         plot.fill_between(range(1, len(counts) + 1), counts, alpha=0.6)
         plot.set_xlabel("item, by number of interactions")
         plot.set_ylabel("training interactions")

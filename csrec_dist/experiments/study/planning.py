@@ -17,13 +17,13 @@ SHARED_STAGES = ("prepare", "teach", "label")
 
 @dataclass(eq=False)
 class Task:
-    """A run to do, after the run whose finished stages `shared` it takes, and those that lend it single members."""
+    """A run to do, after its donor has finished the stages `shared`, and its lenders the single members it borrows."""
 
     entry: Entry
     donor: "Task | None" = None
     shared: tuple[str, ...] = ()
     lenders: dict[str, tuple["Task", str]] = field(default_factory=dict)
-    """By member: the run that trains it, and what it is called there."""
+    """By member: the run that trains it, and its name there."""
 
     @property
     def config(self) -> Config:
@@ -42,7 +42,7 @@ class Task:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all is there that it takes from others."""
+        """Whether everything it takes from other runs is finished."""
         donated = self.donor is None or all(self.donor.has_done(stage) for stage in self.shared)
         return donated and all(lender.has_done("teach") for lender, _ in self.lenders.values())
 
@@ -53,23 +53,23 @@ class Task:
     def forget(self, failed: "Task") -> None:
         """Take nothing from a run that failed."""
         self.donor = None if self.donor is failed else self.donor
-        self.lenders = {name: found for name, found in self.lenders.items() if found[0] is not failed}
+        self.lenders = {name: lender for name, lender in self.lenders.items() if lender[0] is not failed}
 
     @cached_property
     def members(self) -> dict[str, str]:
-        """The members that the run would train, by what decides them."""
+        """The names of the members that the run would train, by the fingerprint of what decides them."""
         module = () if self.config.teachers.pretrained else self.config.module.members
         return {member_key(self.config, member): member.name for member in module}
 
     @cached_property
     def makes(self) -> dict[str, str]:
-        """What others can take from the run, and the last stage that it needs."""
+        """The fingerprints of what others can take from the run, and the last stage that each needs."""
         made = {dataset_key(self.config): "prepare", **dict.fromkeys(self.members, "teach")}
         return made | ({labels_key(self.config): "label"} if self.config.num_members else {})
 
 
 def plan_tasks(entries: Sequence[Entry], is_chosen: Callable[[Entry], bool] = lambda entry: True) -> list[Task]:
-    """The chosen runs in order; each takes what it can from runs that have it, else from chosen ones before it."""
+    """The chosen runs in order; each takes what it can from finished runs, otherwise from chosen runs before it."""
     tasks = [Task(entry) for entry in entries]
     makers: dict[str, Task] = {}
     for task in tasks:
@@ -98,7 +98,7 @@ def _share(task: Task, makers: dict[str, Task]) -> None:
 
 
 def adopt(task: Task) -> None:
-    """Take what others have finished, and the task has not done itself; UserError for a folder that is not a run's."""
+    """Take what other runs have finished and this one has not; UserError if its folder is not the folder of a run."""
     if not task.is_ready:
         return
     claim(task.run)

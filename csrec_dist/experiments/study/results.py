@@ -1,4 +1,4 @@
-"""The results of a study: collected from its runs and from other machines, and written."""
+"""Writing the results of a study, from its own runs and from those of other machines."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,22 +11,22 @@ from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.collecting import ENVIRONMENT, SETTINGS, collect, settings_key
 from csrec_dist.experiments.study.figures import draw, draw_curve
 from csrec_dist.experiments.study.spec import Entry, Study
-from csrec_dist.experiments.study.tables import held, table
+from csrec_dist.experiments.study.tables import select, table
 from csrec_dist.files import atomic_path, write_text
 
 NOTE = (
-    "Test, full catalog: mean ± sample standard deviation over the seeds, their number in brackets; recall, NDCG and "
-    "MRR in percent. Below, where the paper has it, its figure."
+    "Test, full catalog: mean ± sample standard deviation over the seeds, with the number of seeds in brackets; "
+    "recall, NDCG and MRR in percent. The paper's value, where it has one, is below."
 )
 
 
 def refuse_foreign(folder: Path) -> None:
-    """UserError for a folder with something in it that no study put there: its files might be written over."""
+    """UserError for a folder with content other than a study's, which might be overwritten."""
     content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if content and not _is_study(folder):
         raise UserError(
-            f"{folder} is not empty and holds neither runs nor results of a study, but {', '.join(content[:5])}. Give "
-            "another --output, or move these files away."
+            f"{folder} contains neither runs nor results of a study, but {', '.join(content[:5])}. Give another "
+            "--output, or move these files away."
         )
 
 
@@ -38,13 +38,13 @@ def _is_study(folder: Path) -> bool:
 
 
 def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:
-    """Write results.parquet, results.md and the figures of what is finished, here or elsewhere; the page's path."""
+    """Write results.parquet, results.md and the figures of all finished runs, here or elsewhere; the page's path."""
     results = with_rows(study, collect(entries), elsewhere)
     page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
     if len(results):
         with atomic_path(folder / "results.parquet") as temporary:
             results.write_parquet(temporary, compression="zstd")
-        shown = [options for options in study.tables if len(held(results, options.where))]
+        shown = [options for options in study.tables if len(select(results, options.where))]
         page += [_titled(options.title, table(study, options, results)) for options in shown]
     page += _images(study, entries, results, folder)
     path = folder / "results.md"
@@ -53,7 +53,7 @@ def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewher
 
 
 def _images(study: Study, entries: Sequence[Entry], results: pl.DataFrame, folder: Path) -> Iterator[str]:
-    """Draw the figures for which there is something, and link to them."""
+    """Draw the figures that have data, and link to them."""
     for curve in study.curves:
         if draw_curve(curve, entries, folder / f"{curve.name}.png"):
             yield _titled(curve.title, f"![number of interactions by item]({curve.name}.png)")
@@ -77,52 +77,55 @@ def read_elsewhere(
     say: Callable[[str], None],
     here: Mapping[str, object],
 ) -> pl.DataFrame:
-    """The rows that stand for runs of the study as it is now, each run once.
+    """The rows from other machines for runs of the present study, each run once.
 
-    Rows of other settings than the run of that name has now are left out, and it is said how many. So are rows of
-    runs that this study has not: it may be a part of theirs. Rows of runs that were trained in another environment than
-    `here` are taken, and it is said in which: the settings do not hold what the bits of a training depend on.
+    Rows whose settings differ from the run of that name are left out, and their number is reported. Rows of
+    runs that this study does not have are left out silently, because it may be a part of theirs. Rows of runs that were
+    trained in another environment than `here` are taken and reported: settings do not include what bits depend on.
 
     Raises:
-        UserError: a file is no results.parquet of this study.
+        UserError: a file is not a results.parquet of this study.
     """
     settings = {key_of(study, entry): settings_key(entry.config) for entry in entries}
-    found: dict[Key, pl.DataFrame] = {}
+    chosen: dict[Key, pl.DataFrame] = {}
     for path in paths:
         rows = {key: row for key, row in _by_key(study, _read(study, path)).items() if key in settings}
         fit = {key: row for key, row in rows.items() if settings[key] == row[SETTINGS].item()}
         if len(fit) < len(rows):
-            say(f"{path}: {len(rows) - len(fit)} of {len(rows)} runs have other settings than this study; left out")
+            say(
+                f"{path}: {len(rows) - len(fit)} of {len(rows)} runs have other settings than this study and are left "
+                "out"
+            )
         for text, count in Counter(_other_environment(row, here) for row in fit.values()).items():
             if text:
                 say(f"{path}: {count} of {len(fit)} runs are taken although {text}; a run done here may differ")
-        found |= fit
-    return _joined(list(found.values()))
+        chosen |= fit
+    return _joined(list(chosen.values()))
 
 
 def _other_environment(row: pl.DataFrame, here: Mapping[str, object]) -> str:
-    """In what a row's run was trained otherwise than one would be here; empty where there is nothing."""
+    """How the environment of a row's run differs from the one here; empty if it does not."""
     columns = {name: f"{ENVIRONMENT}{name}" for name in here}
     there = {name: row[column].item() for name, column in columns.items() if column in row.columns}
     if not any(there.values()):
-        return "it is not recorded on what they were trained"
+        return "their environment is not recorded"
     changed = [f"{name} {there[name]} (here {value})" for name, value in here.items() if there.get(name) != str(value)]
     return f"they were trained with {', '.join(changed)}" if changed else ""
 
 
 def key_of(study: Study, entry: Entry) -> Key:
-    """What tells a run from the others of its study."""
+    """What distinguishes a run from the others of its study."""
     return (*(entry.cell[axis] for axis in study.axes), entry.seed)
 
 
 def keys_of(study: Study, rows: pl.DataFrame) -> set[Key]:
-    """The runs that rows stand for."""
+    """The keys of the runs in the rows."""
     return set(_by_key(study, rows))
 
 
-def with_rows(study: Study, own: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
-    """A study's own results, and the rows of others for runs that are not among them."""
-    return _joined(list((_by_key(study, others) | _by_key(study, own)).values()))
+def with_rows(study: Study, results: pl.DataFrame, elsewhere: pl.DataFrame) -> pl.DataFrame:
+    """A study's results here, and the rows from elsewhere for runs that are not among them."""
+    return _joined(list((_by_key(study, elsewhere) | _by_key(study, results)).values()))
 
 
 def _by_key(study: Study, rows: pl.DataFrame) -> dict[Key, pl.DataFrame]:
@@ -137,7 +140,9 @@ def _read(study: Study, path: Path) -> pl.DataFrame:
     try:
         rows = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"--with {path}: it cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"--with {path} is not readable as Parquet ({str(error).splitlines()[0]}).") from None
     if missing := [name for name in (*study.axes, "seed", SETTINGS) if name not in rows.columns]:
-        raise UserError(f"--with {path}: it lacks {', '.join(missing)}; give a results.parquet of study {study.name}.")
+        raise UserError(
+            f"--with {path} lacks the columns {', '.join(missing)}; give a results.parquet of study {study.name}."
+        )
     return rows

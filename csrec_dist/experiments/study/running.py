@@ -1,4 +1,4 @@
-"""The runs of a study, several at once, and its command."""
+"""Doing the runs of a study, several at a time, and its command."""
 
 import os
 import subprocess
@@ -21,20 +21,20 @@ from csrec_dist.processes import Children
 from csrec_dist.runs.pipeline import execute
 
 POLL_SECONDS = 5.0
-"""A run that waits for another's labels may begin before that one ends."""
+"""How often to look for runs whose shared parts are ready, which may be before another run ends."""
 
 Say = Callable[[str], None]
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say, keep_threads: bool = False) -> None:
-    """Do all that are not done: `jobs` at once in processes of one thread each, or with all ranks one by one.
+    """Do the unfinished runs: `jobs` at a time in processes of one thread each, or one by one on all ranks.
 
-    `keep_threads` as `execute` takes it.
+    `keep_threads` is that of `execute`.
     """
     say(f"{len(tasks)} runs, {sum(not task.is_done for task in tasks)} to do")
     if jobs > 1:
         if runtime.world_size > 1:
-            raise UserError("--jobs starts processes of its own; do not start it under a launcher with several.")
+            raise UserError("--jobs starts its own processes; do not use it under a launcher with several processes.")
         _run_side_by_side(tasks, jobs, say)
         return
     for task in tasks:
@@ -44,16 +44,16 @@ def run_tasks(tasks: Sequence[Task], jobs: int, runtime: Runtime, say: Say, keep
 
 
 def begin(task: Task) -> bool:
-    """Whether the run is to be done; if so, with what it shares taken."""
+    """Whether the run has to be done; if so, it has taken what it shares."""
     if not task.is_done:
         adopt(task)
     return not task.is_done
 
 
 def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
-    """Runs wait for what they share; the others go on when one fails, and the failures are said at the end.
+    """Runs wait for what they share; if one fails, the others continue, and failures are reported at the end.
 
-    A signal stops all that run, each with a checkpoint, and then this process.
+    A signal stops all active runs, each with a checkpoint, and then this process.
     """
     waiting = [task for task in tasks if not task.is_done]
     running: dict[Future[None], Task] = {}
@@ -67,7 +67,7 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
             for task in ready[: jobs - len(running)]:
                 waiting.remove(task)
                 running[pool.submit(run_alone, task, children)] = task
-            assert running or not waiting, f"{waiting[0].config.name} waits for a run that is not among those to do"
+            assert running or not waiting, f"{waiting[0].config.name} waits for a run that is not to be done"
             for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                 task, error = running.pop(future), future.exception()
                 if error is None:
@@ -77,13 +77,13 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
                 for other in waiting:
                     other.forget(task)
         if children.stopped_by:
-            say(f"stopped by {children.stopped_by.name}; the same command goes on from there")
+            say(f"stopped by {children.stopped_by.name}; give the same command again to resume")
     if failures:
         raise UserError(" ".join(failures))
 
 
 def run_alone(task: Task, children: Children) -> None:
-    """One run in a process of its own on one thread; what it prints goes into <run>/study.log."""
+    """Do one run in a separate process on one thread; its output goes to <run>/study.log."""
     adopt(task)
     config = task.run.folder / "study.yaml"
     write_text(config, task.config.to_yaml())
@@ -109,10 +109,10 @@ def study_command(
     elsewhere: Sequence[Path] = (),
     keep_threads: bool = False,
 ) -> int:
-    """Do the runs of a study that are not done, then write its results; the exit status.
+    """Do the unfinished runs of a study, then write its results; the exit status.
 
-    Runs that have a row in the files `elsewhere`, results.parquet of the same study, are done. `keep_threads` as
-    `execute` takes it.
+    Runs that have a row in the files `elsewhere`, each a results.parquet of the same study, count as finished.
+    `keep_threads` is that of `execute`.
 
     Raises:
         UserError: there is no such study, its file or a run's config is wrong, a finished run has other settings than
@@ -141,7 +141,7 @@ def study_command(
 
 
 def environment_here(jobs: int) -> dict[str, object]:
-    """What the runs of the study would be trained in here: side by side, each has one thread."""
+    """The environment in which the study's runs would train here: with several jobs, each has one thread."""
     here = environment(int(os.environ.get("WORLD_SIZE", "1")))
     return here | ({"threads": 1} if jobs > 1 else {})
 
@@ -156,12 +156,12 @@ def find(name: str) -> Path:
 
 
 def is_chosen(study: Study, entry: Entry, only: Sequence[str]) -> bool:
-    """Whether an entry has, of each axis (or seed) that is named, one of the values named."""
-    wanted: dict[str, set[str]] = {}
+    """Whether an entry has one of the given values of each axis (or seed) in `only`."""
+    allowed: dict[str, set[str]] = {}
     for each in only:
         axis, equals, value = each.partition("=")
         if not equals or axis not in (*study.axes, "seed"):
             raise UserError(f"--only takes AXIS=VALUE with an axis of {', '.join(study.axes)} or seed, not {each!r}.")
-        wanted.setdefault(axis, set()).add(value)
+        allowed.setdefault(axis, set()).add(value)
     values = {**entry.cell, "seed": str(entry.seed)}
-    return all(values[axis] in named for axis, named in wanted.items())
+    return all(values[axis] in named for axis, named in allowed.items())

@@ -1,4 +1,4 @@
-"""What a study is: a base config, axes whose values override it, seeds, and what is to be shown of the results."""
+"""The definition of a study: a base config, axes whose values override it, seeds, tables and figures."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -19,11 +19,11 @@ Setting = dict[str, Any]
 Cell = dict[str, str]
 
 RUNS_KEYS = ("config", "seeds", "axes", "adjust", "skip", "published")
-"""What a study that is part of another takes from it, unless it says so itself."""
+"""What a study that is part of another inherits, unless it sets it itself."""
 
 
 def matches(when: When, cell: Cell) -> bool:
-    """Whether a cell has, of each axis in `when`, the value or one of the values named."""
+    """Whether a cell has the value, or one of the values, of each axis in `when`."""
     return all(cell.get(axis) in ([value] if isinstance(value, str) else value) for axis, value in when.items())
 
 
@@ -35,7 +35,7 @@ class Adjustment(Part):
 
 
 class Published(Part):
-    """Figures of the paper for the cells with these values, in percent, and where they stand."""
+    """Values of the paper, in percent, for the cells that match."""
 
     when: When
     values: dict[str, float]
@@ -46,14 +46,14 @@ class Study(Part):
 
     path: Path
     title: str
-    source: str = Field("", description="the table or figure of the paper, and what is not as there")
-    part_of: str | None = Field(None, description="the study beside it whose runs these are")
-    only: When = Field({}, description="the combinations that are taken of them")
-    config: str = Field(description="the base config, relative to the study's file")
+    source: str = Field("", description="The table or figure of the paper, and how this one differs.")
+    part_of: str | None = Field(None, description="The study in the same folder whose runs this one uses.")
+    only: When = Field({}, description="The combinations to take from it.")
+    config: str = Field(description="The base config, relative to the study's file.")
     seeds: list[int] = Field([0], min_length=1)
     axes: dict[str, dict[str, Setting]] = Field(min_length=1)
     adjust: list[Adjustment] = Field([])
-    skip: list[When] = Field([], description="combinations that are left out")
+    skip: list[When] = Field([], description="Combinations to leave out.")
     tables: list[TableOptions] = Field([])
     figures: list[FigureOptions] = Field([])
     curves: list[CurveOptions] = Field([])
@@ -62,7 +62,7 @@ class Study(Part):
     @field_validator("axes", mode="before")
     @classmethod
     def _name_values(cls, axes: Any) -> Any:
-        """Values are named by text; one without settings changes nothing."""
+        """Names of values are text; a value without settings changes nothing."""
         if not isinstance(axes, dict):
             return axes
         return {
@@ -76,16 +76,18 @@ class Study(Part):
     def _axes_and_values_are_known(self) -> Self:
         named = {axis for view in self._views for axis in view.axes} | {axis for axis, _ in self._named}
         if unknown := sorted(named - self.axes.keys()):
-            raise ValueError(f"no axis is called {', '.join(unknown)}; there are {', '.join(self.axes)}")
+            raise ValueError(f"unknown axis {', '.join(unknown)}; the axes are {', '.join(self.axes)}")
         for axis, values in self._named:
             missing = ({values} if isinstance(values, str) else set(values)) - self.axes[axis].keys()
             if missing:
-                raise ValueError(f"{axis} has no value {', '.join(missing)}; there are {', '.join(self.axes[axis])}")
+                raise ValueError(
+                    f"{axis} has no value {', '.join(missing)}; its values are {', '.join(self.axes[axis])}"
+                )
         return self
 
     @property
     def _named(self) -> list[tuple[str, str | list[str]]]:
-        """Each place where a value of an axis is named, or several."""
+        """Every mention of values of an axis."""
         whens = [*self.skip, self.only, *(each.when for each in self.adjust), *(each.when for each in self.published)]
         whens += [view.where for view in self._views] + [figure.level for figure in self.figures]
         whens += [{each.columns: each.better_than} for each in self.tables]
@@ -99,7 +101,7 @@ class Study(Part):
             mixed = [axis for axis in self.axes if axis not in {*view.axes, *self.constants(view.where)}]
             if mixed:
                 raise ValueError(
-                    f"{view.label} would average over {', '.join(mixed)}: show it, or say where it is fixed"
+                    f"{view.label} would average over {', '.join(mixed)}; show it, or fix its value with where"
                 )
         return self
 
@@ -114,12 +116,12 @@ class Study(Part):
 
     @property
     def home(self) -> str:
-        """The study that keeps the runs."""
+        """The study whose folder has the runs."""
         return self.part_of or self.name
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All combinations of the axes' values but those left out."""
+        """All combinations of the axes' values except those left out."""
         combinations = product(*self.axes.values())
         cells = [dict(zip(self.axes, values, strict=True)) for values in combinations]
         return [
@@ -127,7 +129,7 @@ class Study(Part):
         ]
 
     def constants(self, where: When) -> Cell:
-        """The axes that have one value in all cells that match, and that value."""
+        """The axes with a single value in all matching cells, and that value."""
         return {axis: values[0] for axis, values in self.values(where).items() if len(values) == 1}
 
     def values(self, where: When) -> dict[str, list[str]]:
@@ -139,7 +141,7 @@ class Study(Part):
         }
 
     def entries(self, output: Path, overrides: dict[str, Any]) -> Iterator["Entry"]:
-        """The runs, the first seed of all cells first; UserError that names a cell whose config is wrong."""
+        """The runs, by seed and then by cell; UserError that names a cell whose config is wrong."""
         raw = read_yaml(self.path.parent / self.config)
         for seed in self.seeds:
             for cell in self.cells:
@@ -157,7 +159,7 @@ class Study(Part):
         try:
             return Entry(cell, seed, parse_config(raw))
         except UserError as error:
-            raise UserError(f"Study {self.name}, {name}: {error}") from None
+            raise UserError(f"Study {self.name}, run {name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Entry:
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study's YAML file; UserError that lists what is wrong with it."""
+    """Read a study's YAML file; UserError that lists its mistakes."""
     path = Path(path)
     raw = read_yaml(path)
     if isinstance(raw.get("part_of"), str):

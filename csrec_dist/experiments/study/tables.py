@@ -26,10 +26,10 @@ Marks = dict[tuple[str, str], str]
 
 
 def find_marks(options: TableOptions, columns: list[str], group: pl.DataFrame) -> tuple[Marks, str]:
-    """Superscripts by (column, metric) of one line of a table, and why a pair of columns could not be tested, if so.
+    """Superscripts by (column, metric) of one row of a table, and the reason if a pair of columns could not be tested.
 
-    Two columns are compared over the seeds that both have. Of `better_than` itself each is tested against those
-    before it.
+    Two columns are compared over the seeds that both have. The columns of `better_than` are each tested against the
+    ones before.
     """
     marks: defaultdict[tuple[str, str], str] = defaultdict(str)
     problem = ""
@@ -46,7 +46,7 @@ def find_marks(options: TableOptions, columns: list[str], group: pl.DataFrame) -
 
 
 def _differing(pair: list[pl.DataFrame], metrics: Iterable[str]) -> list[str]:
-    """The metrics, students' and teachers', in which two columns differ."""
+    """The metrics, of students and teachers, in which two columns differ."""
     return [
         f"{prefix}{name}"
         for prefix in ("", TEACHER)
@@ -57,15 +57,15 @@ def _differing(pair: list[pl.DataFrame], metrics: Iterable[str]) -> list[str]:
 
 
 def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]:
-    """Those of the metrics in which the students (or with the prefix their teachers) differ, p < 0.05."""
-    top_n = sorted({int(found[1]) for metric in metrics if (found := TESTED.fullmatch(metric))})
+    """The metrics in which the students (or, with the prefix, their teachers) differ, p < 0.05."""
+    top_n = sorted({int(match[1]) for metric in metrics if (match := TESTED.fullmatch(metric))})
     sides = [_tested(side, prefix) for side in pair]
     seeds = sorted(sides[0].keys() & sides[1].keys())
     if not top_n or not seeds:
         return set()
     rows = [[side[seed] for seed in seeds] for side in sides]
     if len({row[PROTOCOL] for side in rows for row in side}) > 1:
-        raise UserError("runs of one line were evaluated on different data or with different options.")
+        raise UserError("runs of one row were evaluated on different data or with different options.")
     first, second = (torch.stack([_numbers(row[f"{prefix}{RANKS}"]) for row in side]) for side in rows)
     groups = rows[0][0].get(RATING_GROUPS)
     ratings = torch.full(first.shape[1:], -1) if groups is None else _numbers(groups)
@@ -74,7 +74,7 @@ def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]
 
 
 def _tested(side: pl.DataFrame, prefix: str) -> dict[int, dict[str, Any]]:
-    """By seed, the runs of a column that have ranks of the student, or with the prefix of their teachers."""
+    """By seed, the runs of a column that have ranks of the student (or, with the prefix, of its teachers)."""
     name = f"{prefix}{RANKS}"
     return {row["seed"]: row for row in side.to_dicts() if row.get(name) is not None}
 
@@ -94,7 +94,7 @@ def in_percent(metric: str) -> bool:
     return metric.rpartition("/")[2].startswith(PERCENTAGES)
 
 
-def held(results: pl.DataFrame, where: When) -> pl.DataFrame:
+def select(results: pl.DataFrame, where: When) -> pl.DataFrame:
     """The rows whose cells have these values."""
     for axis, value in where.items():
         results = results.filter(pl.col(axis).is_in([value] if isinstance(value, str) else value))
@@ -102,10 +102,10 @@ def held(results: pl.DataFrame, where: When) -> pl.DataFrame:
 
 
 def table(study: Study, options: TableOptions, results: pl.DataFrame) -> str:
-    """A Markdown table; below it the tests, the number of lines won and the cost against each of `better_than`."""
+    """A Markdown table, with the tests, the number of rows won and the costs against `better_than` below it."""
     values = study.values(options.where)
     columns = values[options.columns]
-    groups = _groups(options, values, held(results, options.where))
+    groups = _groups(options, values, select(results, options.where))
     head = [*options.rows, *(f"{column} {metric}" for column in columns for metric in options.metrics)]
     tests = [find_marks(options, columns, group) for _, group in groups]
     lines = [
@@ -122,16 +122,16 @@ def table(study: Study, options: TableOptions, results: pl.DataFrame) -> str:
 
 
 def _groups(options: TableOptions, values: dict[str, list[str]], results: pl.DataFrame) -> list[Group]:
-    """The values of the rows' axes and the runs of each line of the table, in the order of the axes."""
-    found = results.partition_by(options.rows, as_dict=True)
+    """The values of the axes `rows` and the runs of each row of the table, in the order of the axes."""
+    parts = results.partition_by(options.rows, as_dict=True)
     order = product(*(values[axis] for axis in options.rows))
-    return [(dict(zip(options.rows, line, strict=True)), found[line]) for line in order if line in found]
+    return [(dict(zip(options.rows, line, strict=True)), parts[line]) for line in order if line in parts]
 
 
 def _cells(
     study: Study, options: TableOptions, fixed: Cell, columns: list[str], group: pl.DataFrame, marks: Marks
 ) -> list[str]:
-    """The figures of one line."""
+    """The cells of one row."""
     fixed = study.constants(options.where) | fixed
     return [
         _figure(study, fixed | {options.columns: column}, group, metric, marks.get((column, metric), ""))
@@ -144,20 +144,20 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _values(group: pl.DataFrame, cell: Cell, metric: str) -> list[float]:
-    return held(group, {**cell})[metric].drop_nulls().to_list() if metric in group.columns else []
+    return select(group, {**cell})[metric].drop_nulls().to_list() if metric in group.columns else []
 
 
 def _figure(study: Study, cell: Cell, group: pl.DataFrame, metric: str, mark: str) -> str:
     scale, digits = (100, 2) if in_percent(metric) else (1, 4)
     values = [scale * value for value in _values(group, cell, metric)]
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    found = f"{mean(values):.{digits}f}{mark}{spread} ({len(values)})" if values else NONE
+    ours = f"{mean(values):.{digits}f}{mark}{spread} ({len(values)})" if values else NONE
     paper = published(study.published, cell, metric)
-    return found if paper is None else f"{found}<br>{paper:.2f}"
+    return ours if paper is None else f"{ours}<br>{paper:.2f}"
 
 
 def published(figures: Sequence[Published], cell: Cell, metric: str) -> float | None:
-    """The paper's figure for a cell, in percent, or None."""
+    """The paper's value for a cell, in percent, or None."""
     for each in figures:
         if metric in each.values and matches(each.when, cell):
             return each.values[metric]
@@ -165,21 +165,22 @@ def published(figures: Sequence[Published], cell: Cell, metric: str) -> float | 
 
 
 def _legend(options: TableOptions, problems: list[str]) -> str:
-    marks = [f"{letter} differs from {other}" for letter, other in zip(LETTERS, options.better_than, strict=False)]
-    text = f"{'; '.join(marks)}: p < 0.05, paired t-test over test rows, a row's value being its mean over the seeds."
+    pairs = zip(LETTERS, options.better_than, strict=False)
+    marks = "; ".join(f"{letter} differs from {other}" for letter, other in pairs)
+    text = f"{marks}: p < 0.05, paired t-test over test rows; a test row's value is its mean over the seeds."
     problem = next(filter(None, problems), None)
-    return f"{text} Not every line could be tested: {problem}" if problem else text
+    return f"{text} Not every row could be tested: {problem}" if problem else text
 
 
 def _wins(options: TableOptions, columns: list[str], groups: list[Group]) -> str:
-    """In how many lines a column's mean is above another's, of those where both are there."""
+    """In how many rows a column's mean is higher than another's, among the rows with both."""
     sentences = []
     for column, other in product(columns, options.better_than):
         if column not in options.better_than:
             counts = [_count_wins(options, column, other, groups, metric) for metric in options.metrics]
             pairs = zip(options.metrics, counts, strict=True)
             listed = ", ".join(f"{metric} {won} of {of}" for metric, (won, of) in pairs)
-            sentences.append(f"- {column} is above {other}: {listed}")
+            sentences.append(f"- {column} is higher than {other}: {listed}")
     return "\n".join(sentences)
 
 
@@ -190,13 +191,13 @@ def _count_wins(options: TableOptions, column: str, other: str, groups: list[Gro
 
 
 def _costs(options: TableOptions, columns: list[str], groups: list[Group]) -> str:
-    """What each column takes as a multiple of the first one of `better_than`, in CPU seconds of training."""
+    """The CPU seconds of training of each column, as multiples of the first column of `better_than`."""
     base = options.better_than[0]
-    head = _line([f"CPU seconds of training, multiples of {base}", *columns])
+    head = _line([f"CPU seconds of training, as multiples of {base}", *columns])
     cells = []
     for column in columns:
         pairs = [[_values(g, {options.columns: each}, "cpu_seconds") for each in (column, base)] for _, g in groups]
         ratios = [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and theirs and mean(theirs)]
         cells.append(f"{mean(ratios):.1f} ({len(ratios)})" if ratios else NONE)
-    note = "Teachers, labels and student, shared teachers in full; the number of lines in brackets, uninterrupted ones."
-    return "\n".join([head, _line(["---"] * (len(columns) + 1)), _line(["mean over the lines", *cells]), "", note])
+    note = "Covers teachers (shared ones in full), labels and student; brackets count the rows of uninterrupted runs."
+    return "\n".join([head, _line(["---"] * (len(columns) + 1)), _line(["mean over the rows", *cells]), "", note])

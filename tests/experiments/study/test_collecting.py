@@ -59,7 +59,7 @@ def test_rows_of_other_settings_are_counted_and_left_out(study_file: Path, tmp_p
     assert keys_of(study, found) == {("Base", "3", 0)}
     assert "1 of 2 runs have other settings" in said[0]
     assert len(said) == 4
-    assert "1 of 1 runs are taken although it is not recorded on what they were trained" in said[1]
+    assert "1 of 1 runs are taken although their environment is not recorded" in said[1]
 
 
 def test_it_is_said_where_runs_were_trained_otherwise(study_file: Path, tmp_path: Path) -> None:
@@ -101,7 +101,11 @@ def test_a_file_that_is_no_result_of_the_study_is_refused(
     path = tmp_path / "rows.parquet"
     line(study_file, 0).drop("temperature").write_parquet(path)
     (tmp_path / "text").write_text("text")
-    for file, words in ((path, "it lacks temperature"), (tmp_path / "text", "cannot be read"), (tmp_path / "no", "no")):
+    for file, words in (
+        (path, "lacks the columns temperature"),
+        (tmp_path / "text", "is not readable as Parquet"),
+        (tmp_path / "no", "no"),
+    ):
         assert main(["study", str(study_file), "--output", str(tmp_path / "o"), "--with", str(file)]) == 2
         assert words in capsys.readouterr().err
 

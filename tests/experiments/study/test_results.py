@@ -61,10 +61,10 @@ def test_tables_say_means_spreads_wins_and_costs(study_file: Path) -> None:
     text = table(study, study.tables[0], pl.DataFrame(ROWS))
     assert "| 1 | 11.00 ± 1.41 (2)<br>12.50 | 20.00 ± 0.00 (2) |" in text
     assert "10.00 (1)" in text
-    assert "CSRec-M is above Base: ndcg@10 1 of 2" in text
-    assert "| mean over the lines | 1.0 (2) | 4.0 (2) |" in text
+    assert "CSRec-M is higher than Base: ndcg@10 1 of 2" in text
+    assert "| mean over the rows | 1.0 (2) | 4.0 (2) |" in text
     assert "ᵃ differs from Base" in text
-    assert "Not every line could be tested" not in text
+    assert "Not every row could be tested" not in text
 
 
 def test_a_table_shows_what_it_is_asked_for(study_file: Path) -> None:

@@ -141,17 +141,17 @@ def test_a_failed_run_is_named_and_the_others_are_done(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("columns: method", "columns: student", "no axis is called student"),
+        ("columns: method", "columns: student", "unknown axis student"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("training.temperature: 3", "training.heat: 3", "training.heat"),
         ("config: base.yaml", "config: other.yaml", "other.yaml does not exist"),
         ("title: A small study", "tilte: A small study", "tilte"),
-        ("Base, temperature: 1", "Base, temperature: 2", "temperature has no value 2; there are 1, 3"),
+        ("Base, temperature: 1", "Base, temperature: 2", "temperature has no value 2; its values are 1, 3"),
         ("better_than: [Base]", "better_than: [base]", "method has no value base"),
         ("better_than: [Base], ", "", "costs are multiples"),
         ("x: temperature, lines: method", "x: temperature", "figure curve would average over method"),
         ("rows: [temperature]", "rows: []", "would average over temperature"),
-        ("x: temperature,", "x: rating, level: {method: Base},", "over rating there is no level"),
+        ("x: temperature,", "x: rating, level: {method: Base},", "a figure over rating has no level"),
         ("title: A small study", "title: A part\npart_of: nowhere", "nowhere.yaml does not exist"),
     ],
 )
