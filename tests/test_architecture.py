@@ -99,6 +99,11 @@ def test_only_distributed_knows_the_engines() -> None:
     assert not knowing
 
 
+def test_no_import_is_hidden_from_these_rules() -> None:
+    """What is imported for annotations alone is imported too: such an import may not run upwards either."""
+    assert [path for path in package_files() if "typing.TYPE_CHECKING" in imports(path)] == []
+
+
 def test_only_the_command_line_imports_experiments() -> None:
     importers = {
         part(module_name(path))

@@ -113,10 +113,6 @@ class CatalogSlice:
         held = (items > self.first) & (items <= self.stop)
         return (items - 1 - self.first).masked_fill(~held, 0), held
 
-    def only_here(self, values: Tensor, here: Tensor) -> Tensor:
-        """The values [..] of items where they are `here`, in this slice, and 0 elsewhere; items are somewhere."""
-        return values if self.is_whole else values.masked_fill(~here, 0)
-
     def at_items(self, values: Tensor, items: Tensor) -> Tensor:
         """Of `values` [N, n items of the slice] that of one item (1…V) for each row [N], from the rank that has it."""
         if self.is_whole:

@@ -60,6 +60,10 @@ class Problem:
     divergence: Divergence
     costs: NoiseCosts | None
 
+    def only_here(self, values: Tensor, rows: slice) -> Tensor:
+        """The values [R] of the targets of examples `rows`, 0 for those in another rank's slice."""
+        return values if self.catalog.is_whole else values.masked_fill(~self.here[rows], 0)
+
 
 @dataclass
 class Gradients:
@@ -174,7 +178,7 @@ class RowBlock:
         found = factors.at(self.rows, problem.index[self.rows], problem.weights.dtype)
         if self.shifts is not None and side < len(self.shifts):
             found = found - self.shifts[side]
-        return problem.catalog.only_here(found, problem.here[self.rows])
+        return problem.only_here(found, self.rows)
 
     def add_gradients(self, terms: Terms, of_student: Gradients, of_costs: Gradients | None) -> None:
         """Pass 2: add this block's share to the gradients, from kept tiles or from tiles made again."""
@@ -205,7 +209,7 @@ class RowBlock:
         student, index = self.problem.student, self.problem.index[self.rows]
         if not student.num_items:
             return
-        coefficient = self.problem.catalog.only_here(coefficient, self.problem.here[self.rows])
+        coefficient = self.problem.only_here(coefficient, self.rows)
         if gradients.states is not None:
             gradients.states[self.rows].addcmul_(student.item_weight[index], coefficient.unsqueeze(1))
         if gradients.item_weight is not None:
