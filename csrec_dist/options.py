@@ -52,3 +52,8 @@ NOTHING = decides()
 TRAININGS = ("teach", "distill", "baseline")
 MEMBERS, REGULARISED = "members", "the regularised member"
 """What `teach` compares in place of keys: each member's seed, model and share of the rows; the robust loss of one."""
+
+
+def undeciding(section: type[Options]) -> set[str]:
+    """The keys of a section that are marked with NOTHING."""
+    return {name for name, field in section.model_fields.items() if NOTHING in field.metadata}

@@ -22,8 +22,8 @@ from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, new_folder, remove_leftovers, sha256_file, write_json
+from csrec_dist.options import undeciding
 
-NOT_IN_FINGERPRINT = {"source", "path", "format"}
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
 NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
 
@@ -230,7 +230,8 @@ def _locate(options: DatasetOptions) -> tuple[list[Path], str]:
 def _provenance(options: DatasetOptions, files: list[Path], format: str) -> dict[str, Any]:
     digests = [sha256_file(file) for file in files]
     digest = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    deciding = options.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
+    guessed = {"format"}  # the reader that was found stands in its place
+    deciding = options.model_dump(mode="json", exclude=undeciding(DatasetOptions) | guessed)
     return {
         "name": options.source if len(files) > 1 else files[0].name,
         "format": format,

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import pytest
 
 from csrec_dist.config import Config, parse_config
+from csrec_dist.data.options import DatasetOptions
 from csrec_dist.files import changed_keys, flatten
-from csrec_dist.options import NOTHING, STAGES, Options
+from csrec_dist.options import NOTHING, STAGES, Options, undeciding
 from csrec_dist.runs.inputs import deciding, labels_key, marks_of, member_key, members_of, settings
 from csrec_dist.training.options import TrainingOptions
 
@@ -71,6 +72,10 @@ def test_a_key_decides_the_stages_it_should(key: str, value: object, others: dic
     before, after = config_of(others), config_of(others | {key: value})
     assert before != after
     assert {stage for stage in STAGES if decided(before, stage) != decided(after, stage)} == stages
+
+
+def test_a_dataset_has_the_fingerprint_of_what_decides_it_and_not_of_its_place() -> None:
+    assert undeciding(DatasetOptions) == {"source", "path"}
 
 
 def test_what_differs_is_named_by_its_key() -> None:
