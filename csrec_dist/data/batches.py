@@ -88,7 +88,8 @@ def padded(picked: list[tuple[RowBlock, int]], length: int | None = None) -> dic
 
 def to_batch(columns: dict[str, Any]) -> Batch:
     """An element of a stream of batches, of arrays or of tensors."""
-    return Batch(**{field.name: torch.as_tensor(columns[field.name]) for field in fields(Batch)})
+    columns = {field.name: columns[field.name] for field in fields(Batch)}
+    return Batch(**{name: c if torch.is_tensor(c) else torch.from_numpy(c) for name, c in columns.items()})
 
 
 def blank_batch(window: int) -> Batch:
