@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint golden demo clean
+.PHONY: help install test long lint golden demo clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt | $(BIN)/python
 
 test: install  ## run the tests
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+long: install  ## run the long tests too: whole runs on many ranks
+	@CSREC_LONG_TESTS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install  ## check style, format and types
 	@$(BIN)/ruff check .
