@@ -106,4 +106,4 @@ def test_what_all_ranks_miss_when_they_work_is_said_once(tmp_path: Path, small_l
     (tmp_path / "runs/r/student/model.safetensors").unlink()
     done = launch([*launcher, "-m", "csrec_dist", "evaluate", *command], tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count("csrec-dist: ") == done.stderr.count("student holds no trained model") == 1, done.stderr
+    assert done.stderr.count("csrec-dist: ") == done.stderr.count("student has no trained model") == 1, done.stderr

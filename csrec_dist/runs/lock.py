@@ -44,13 +44,13 @@ class RunLock:
             holder = self._holder()
             self._close()
             raise UserError(
-                f"The run's folder {self._folder} is in use by {holder}. Wait until that has ended, end it, or give "
+                f"The run's folder {self._folder} is in use by {holder}. Wait for it to end, stop it, or give "
                 "this run another name."
             ) from None
         except OSError as error:
             self._close()
             if error.errno not in WITHOUT_LOCKS:
-                raise UserError(f"The run's folder {self._folder} cannot be written: {error.strerror}.") from None
+                raise UserError(f"The run's folder {self._folder} is not writable: {error.strerror}.") from None
 
     def release(self) -> None:
         """Let go of the lock, if this process has it."""

@@ -82,8 +82,8 @@ class Run:
         run = cls(folder)
         if not is_resolved(run.folder / "config.yaml"):
             raise UserError(
-                f"{run.folder} is not the folder of a run: it has no config.yaml that a run wrote. Give a folder that "
-                "`csrec-dist run` made, e.g. runs/demo."
+                f"{run.folder} is not the folder of a run: it has no config.yaml written by a run. Give a folder that "
+                "`csrec-dist run` created, such as runs/demo."
             )
         run.config = load_config(run.folder / "config.yaml")
         return run
@@ -123,7 +123,7 @@ class Run:
         record = self.record(stage)
         if record is None:
             raise UserError(
-                f"Stage {stage} of {self.folder} is not done yet: run `csrec-dist {stage}` (or `run`) first."
+                f"Stage {stage} of {self.folder} is not done yet; run `csrec-dist {stage}` (or `run`) first."
             )
         return record
 

@@ -32,8 +32,8 @@ def refuse_foreign(folder: Path) -> None:
     if content and not is_resolved(folder / "config.yaml"):
         shown = ", ".join(content[:5]) + (", …" if len(content) > 5 else "")
         raise UserError(
-            f"{folder} is not empty and not the folder of a run, which begins with a config.yaml whose first line is "
-            f"its hash: it holds {shown}. Give the run another name or output, or move these files away."
+            f"{folder} is not empty and not the folder of a run (whose config.yaml has its hash in the first line): it "
+            f"contains {shown}. Give the run another name or output, or move these files away."
         )
 
 
@@ -78,7 +78,7 @@ class _Start:
         absent = [name for name in waits_for if self.run.record(name) is None]
         if absent and absent == waits_for and stage.name != self.restart:
             raise UserError(
-                f"Stage {stage.name} of {self.run.folder} is done, but {', '.join(absent)}, which it depends on, is "
+                f"Stage {stage.name} of {self.run.folder} is complete, but its input {', '.join(absent)} is "
                 f"not. {_redo(stage)}"
             )
         return "again" if waits_for else self._done(stage, record)
@@ -105,7 +105,7 @@ class _Start:
             return "do"
         if begun and (changed := changes(begun, now)):
             raise UserError(
-                f"Stage {stage.name} of {self.run.folder} was begun with other inputs: {changed}. {_redo(stage)}"
+                f"Stage {stage.name} of {self.run.folder} was started with different inputs: {changed}. {_redo(stage)}"
             )
         return self._resumed(stage) if begun else "again"
 
@@ -123,7 +123,7 @@ class _Start:
             return "again" if is_chosen else "leave"
         if changed:
             raise UserError(
-                f"Stage {stage.name} of {self.run.folder} was done with other inputs: "
+                f"Stage {stage.name} of {self.run.folder} was done with different inputs: "
                 f"{changes(record.inputs, now)}. {_redo(stage)}"
             )
         self._require_leaves(stage)
@@ -156,7 +156,9 @@ class _Start:
     def _require_leaves(self, stage: Stage) -> None:
         path = self.run.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
         if not path.exists():
-            raise UserError(f"Stage {stage.name} of {self.run.folder} is done, but {path} is gone. {_redo(stage)}")
+            raise UserError(
+                f"Stage {stage.name} of {self.run.folder} is complete, but {path} is missing. {_redo(stage)}"
+            )
 
     def check_replaced(self) -> None:
         """UserError unless what is to be replaced is a run's own, and the disk has room for old and new."""
@@ -165,8 +167,8 @@ class _Start:
             foreign = [path for leaf in stage.all_leaves for path in _foreign_files(self.run.folder / leaf)]
             if foreign:
                 raise UserError(
-                    f"Stage {stage.name} is to be done again, which would replace {foreign[0]}; no run writes such a "
-                    "file. Move it away first."
+                    f"Doing stage {stage.name} again would replace {foreign[0]}, a file that no run writes. Move it "
+                    "away first."
                 )
         self._check_room([stage for stage in replaced if stage.name in self.chosen])
 
@@ -181,14 +183,14 @@ class _Start:
         if max(needed, default=0) > free:
             stage = replaced[needed.index(max(needed))]
             raise UserError(
-                f"Stage {stage.name} is done again beside its old result, which takes {max(needed) / GIB:.2f} GiB, but "
-                f"the disk of {self.run.folder} has {free / GIB:.2f} GiB free. Make room, or give the run another name "
-                "or output."
+                f"The new result of stage {stage.name} is written beside the old one and takes {max(needed) / GIB:.2f} "
+                f"GiB, but the disk of {self.run.folder} has {free / GIB:.2f} GiB free. Free some space, or give the "
+                "run another name or output."
             )
 
 
 def _redo(stage: Stage) -> str:
-    return f"Redo it and what depends on it with --restart {stage.name}, or give the run another name."
+    return f"Re-run it and what depends on it with --restart {stage.name}, or give the run another name."
 
 
 def _foreign_files(folder: Path) -> list[Path]:

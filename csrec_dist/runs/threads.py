@@ -39,8 +39,8 @@ def threads_of_run(folder: Path, runtime: Runtime, say: Callable[[str], None], k
 
 def _explained(began_with: int, now: int, keep: bool) -> str:
     if keep:
-        return f"goes on with {began_with} threads, as the run began; to have {now}, set OMP_NUM_THREADS={now}"
-    return f"the run began with {began_with} threads and goes on with {now}: the last bits of its weights may differ"
+        return f"resumes with {began_with} threads, as the run began; to use {now}, set OMP_NUM_THREADS={now}"
+    return f"the run began with {began_with} threads and resumes with {now}: the last bits of its weights may differ"
 
 
 def _record(folder: Path, runtime: Runtime) -> None:

@@ -184,7 +184,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"No checkpoint can be written to {self.folder}: {error.strerror}. Mend that and start again; the "
-                "run goes on from its newest checkpoint."
+                "run resumes from its newest checkpoint."
             ) from error
 
     def restore(self) -> tuple[TrainState, StoredState] | None:
@@ -233,7 +233,7 @@ class Checkpoints:
                 continue
             if changes := differences(saved["inputs"], self._inputs):
                 raise UserError(
-                    f"{folder} is of a training with other inputs: {'; '.join(changes)}. "
+                    f"{folder} belongs to a training with different inputs: {'; '.join(changes)}. "
                     "Restart the stage with --restart, or give the run another name."
                 )
             self._tidy(damaged)

@@ -108,7 +108,7 @@ class Trainer:
         restored = checkpoints.restore()
         if checkpoints.set_aside:
             names = ", ".join(checkpoints.set_aside)
-            self._log.say(f"damaged checkpoints were set aside as damaged-…: {names}; the one before them is taken")
+            self._log.say(f"damaged checkpoints were renamed to damaged-…: {names}; resuming from the one before them")
         if restored:
             self._state, saved = restored
             self._engine.restore(saved)
@@ -135,7 +135,7 @@ class Trainer:
             return
         changes = differences(known[-1] | {"ranks": self._group.size}, now) if known else []
         if changes:
-            self._log.say(f"goes on in another environment: {'; '.join(changes)}. The last bits may differ")
+            self._log.say(f"resumes in another environment: {'; '.join(changes)}. The last bits may differ")
         known.append(now)
 
     def _order(self) -> EpochOrder:
@@ -258,7 +258,7 @@ class Trainer:
             self._group.barrier()
             self._log.say(
                 f"stopped by {agreed.signal.name} after step {state.step} of epoch {state.epoch + 1}; the checkpoint "
-                "is written. The same command goes on from there."
+                "is written. Give the same command again to resume."
             )
             raise Stopped(agreed.signal)
 

@@ -82,5 +82,5 @@ def test_a_holder_that_is_not_named_yet_is_another_process(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+    with pytest.raises(UserError, match="is not writable: Not a directory"):
         RunLock(tmp_path / "file/r").acquire()

@@ -20,7 +20,7 @@ from tests.helpers.finished_runs import CONFIG, content, refused
         ),
         (["evaluate", "--restart", "prepare"], "this command does evaluate"),
         (["run", "--restart", "polish"], "this command does"),
-        (["run", "--set", "baseline=true"], "baseline, which it depends on, is not"),
+        (["run", "--set", "baseline=true"], "is complete, but its input baseline is not"),
         (["baseline"], "Set baseline: true"),
         (["run", "--set", "seed=1"], "--restart"),
     ],
@@ -70,7 +70,7 @@ def test_a_done_stage_whose_result_is_gone_is_not_taken_for_done(
 ) -> None:
     options, folder = run_copy
     (folder / gone).rename(folder / "elsewhere")
-    assert f"{gone} is gone" in refused(capsys, "run", *options)
+    assert f"{gone} is missing" in refused(capsys, "run", *options)
 
 
 def test_a_model_left_by_a_killed_stage_is_not_taken_for_one_of_other_settings(

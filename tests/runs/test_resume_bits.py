@@ -93,6 +93,6 @@ def test_another_number_of_threads_is_said_and_recorded(
         train(config)
     with threads(2):
         train(config)
-    assert "goes on in another environment: threads was 1, is 2." in " ".join(capsys.readouterr().out.split())
+    assert "resumes in another environment: threads was 1, is 2." in " ".join(capsys.readouterr().out.split())
     environments = read_json(Run.of(config).folder / "student/metrics.json")["environments"]
     assert [each["threads"] for each in environments] == [1, 2]

@@ -97,7 +97,7 @@ REFUSALS: dict[str, tuple[Change, list[str], str]] = {
     "raised, but the checkpoint is gone": (
         without("checkpoints"),
         ["run", "--set", "training.max_epochs=3"],
-        "the checkpoint that it would go on from is not in",
+        "the checkpoint to resume from is not in",
     ),
     "restart of a stage with changes before it": (
         nothing,
@@ -134,7 +134,7 @@ REFUSALS: dict[str, tuple[Change, list[str], str]] = {
         ["run", "--restart", "teach", "--set", "teachers={pretrained: [SMALLER]}"],
         "knows",
     ),
-    "a result that is gone": (without("student"), ["run"], "student is gone"),
+    "a result that is gone": (without("student"), ["run"], "student is missing"),
     "a record that is damaged": (
         lambda folder: (folder / "teach.done.json").write_text("{}") and None,
         ["run"],
@@ -148,22 +148,26 @@ REFUSALS: dict[str, tuple[Change, list[str], str]] = {
     "checkpoints that are all damaged": (all_damaged, ["run", "--set", "training.log_steps=7"], "are damaged"),
     "an unknown stage": (nothing, ["run", "--restart", "polish"], "this command does"),
     "a stage of another command": (nothing, ["evaluate", "--restart", "prepare"], "this command does evaluate"),
-    "a stage that waits": (without("teach.done.json"), ["label"], "teach, which it depends on, is not"),
+    "a stage that waits": (without("teach.done.json"), ["label"], "is complete, but its input teach is not"),
     "an earlier stage that is missing": (
         without("distill.done.json", "evaluate.done.json"),
         ["evaluate"],
         "Stage distill",
     ),
-    "a baseline without its stage": (nothing, ["run", "--set", "baseline=true"], "baseline, which it depends on, is"),
+    "a baseline without its stage": (
+        nothing,
+        ["run", "--set", "baseline=true"],
+        "is complete, but its input baseline is",
+    ),
     "a method without a baseline": (nothing, ["baseline"], "Set baseline: true"),
     "a file that no run writes": (with_file("student/thesis.txt"), ["run", "--restart", "distill"], "student/thesis.t"),
     "one in a stage that depends on it": (
         with_file("ranks/notes.md"),
         ["run", "--restart", "teach"],
-        "ranks/notes.md; no run writes such a file",
+        "ranks/notes.md, a file that no run writes",
     ),
     "a folder of somebody else's": (somebodys, ["run", "--restart", "distill"], "not the folder of a run"),
-    "to prepare in one": (somebodys, ["prepare"], "it holds config.yaml, student"),
+    "to prepare in one": (somebodys, ["prepare"], "it contains config.yaml, student"),
     "a file in its place": (a_file, ["run"], "is a file"),
     "more shards than the labels have": (nothing, ["run", "--set", "dataset.num_shards=2"], "num_shards was 4, is 2"),
 }
@@ -221,7 +225,9 @@ def test_a_disk_without_room_for_old_and_new_is_said_before(
     usage = shutil.disk_usage(tmp_path)
     before = content(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=taken - 1))
-    assert "Stage label is done again beside its old result" in refused(capsys, "label", *options, "--restart", "label")
+    assert "The new result of stage label is written beside the old one" in refused(
+        capsys, "label", *options, "--restart", "label"
+    )
     assert content(tmp_path) == before
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * taken))
     assert main(["label", *options, "--restart", "label"]) == 0

@@ -35,11 +35,11 @@ def test_a_run_keeps_the_threads_that_it_began_with(tmp_path: Path) -> None:
     assert compute(tmp_path, runtime, 2, keep=True) == (2, [])
     inside, said = compute(tmp_path, runtime, 1, keep=True)
     assert inside == 2
-    assert "goes on with 2 threads, as the run began; to have 1, set OMP_NUM_THREADS=1" in said[0]
+    assert "resumes with 2 threads, as the run began; to use 1, set OMP_NUM_THREADS=1" in said[0]
     assert read_json(tmp_path / "threads.json")["threads"] == [2]
     inside, said = compute(tmp_path, runtime, 1, keep=False)
     assert inside == 1
-    assert "began with 2 threads and goes on with 1" in said[0]
+    assert "began with 2 threads and resumes with 1" in said[0]
     assert compute(tmp_path, runtime, 3, keep=True)[0] == 1, "what it has done last"
 
 
@@ -77,5 +77,5 @@ def test_the_command_line_goes_on_with_the_recorded_threads_on_a_machine_with_fe
     pinned = [sys.executable, "-c", script, sys.executable, "-m", "csrec_dist", *command]
     environ |= {"PYTHONPATH": str(ROOT), "GOMP_SPINCOUNT": "7"}
     done = subprocess.run(pinned, env=environ, capture_output=True, text=True, check=True, timeout=240)
-    assert "goes on with 2 threads, as the run began; to have 1" in done.stdout
+    assert "resumes with 2 threads, as the run began; to use 1" in done.stdout
     assert read_json(record) == {"threads": [2], "wait_policy": ["gomp_spincount=7"]}

@@ -75,7 +75,7 @@ def weights_fingerprint(folder: Path) -> str:
     """16 digits that name a trained model's weights; UserError when there are none."""
     files = weight_files(folder)
     if not files:
-        raise UserError(f"{folder} holds no trained model: model.safetensors is missing.")
+        raise UserError(f"{folder} has no trained model: model.safetensors is missing.")
     sums = [sha256_file(path) for path in files]
     return sums[0][:16] if len(sums) == 1 else fingerprint(sums)
 
@@ -86,10 +86,12 @@ def check_dataset(run: ActiveRun) -> None:
     def on_main() -> None:
         dataset = run.dataset
         if dataset.fingerprint != run.require("prepare").outputs["fingerprint"]:
-            raise UserError(f"{dataset.folder} is not the dataset that stage prepare of {run.folder} made; restart it.")
+            raise UserError(
+                f"{dataset.folder} is not the dataset that stage prepare of {run.folder} made; re-run prepare."
+            )
         files = [dataset.shard_file(split, shard) for split in dataset.splits for shard in range(dataset.num_shards)]
         if missing := [file.name for file in files if not file.exists()]:
-            raise UserError(f"{dataset.folder} is not whole: {', '.join(missing)} missing. Prepare it again.")
+            raise UserError(f"{dataset.folder} is incomplete: {', '.join(missing)} missing. Prepare it again.")
 
     run.runtime.on_main(on_main)
 
@@ -101,7 +103,7 @@ def check_weights_of(run: ActiveRun, models: Mapping[str, str]) -> None:
         for name, expected in models.items():
             if weights_fingerprint(run.folder / name) != expected:
                 raise UserError(
-                    f"{run.folder / name} holds other weights than the stage that trained it left; restart that stage."
+                    f"{run.folder / name} has other weights than the stage that trained it wrote; restart that stage."
                 )
 
     run.runtime.on_main(on_main)

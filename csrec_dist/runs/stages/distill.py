@@ -37,7 +37,9 @@ def staged_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
         if problem := part.get("error"):
             raise SharedUserError(problem)
     if problems := sorted({problem for part in found for problem in part.get("problems", [])}):
-        raise SharedUserError(f"The soft labels are damaged: {'; '.join(problems)}. Label again with --restart label.")
+        raise SharedUserError(
+            f"The soft labels are damaged: {'; '.join(problems)}. Write them again with --restart label."
+        )
     yield staged
     if is_first:
         remove_staged(staged)
@@ -134,7 +136,9 @@ def check_labels(run: ActiveRun) -> None:
     found = world.gather_objects(labels.check_shards(owned_shards(run.dataset.num_shards, world.rank, world.size)))
     problems = [problem for part in found for problem in part]
     if problems:
-        raise SharedUserError(f"The soft labels are damaged: {'; '.join(problems)}. Label again with --restart label.")
+        raise SharedUserError(
+            f"The soft labels are damaged: {'; '.join(problems)}. Write them again with --restart label."
+        )
 
 
 def baseline_work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from csrec_dist.training.limits import exceeded, num_epochs
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
-REDO = "Restart the stage with --restart, or give the run another name."
+REDO = "Re-run the stage with --restart, or give the run another name."
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Training:
             return False
         where = self.folder if self._is_trained else self.checkpoints
         if changed := changes(saved.get("inputs", {}), flatten(self.inputs)):
-            raise UserError(f"{where} is of a training with other inputs: {changed}. {REDO}")
+            raise UserError(f"{where} belongs to a training with different inputs: {changed}. {REDO}")
         is_within = not self._is_trained and saved["step"] > 0
         if problem := exceeded(saved["epochs"], is_within, options):
-            raise UserError(f"{where}: {problem}. Give at least as much as was trained. {REDO}")
+            raise UserError(f"{where}: {problem}. Set it to at least what was trained. {REDO}")
         return self._is_trained and num_epochs(saved["epochs"], options) is not None
 
     def is_of_others(self) -> bool:
@@ -87,7 +87,7 @@ class Training:
         if last is None or last["inputs"] != flatten(self.inputs) or len(last["epochs"]) != epochs:
             raise UserError(
                 f"training.max_epochs or training.patience was raised after {self.folder} was trained, but the "
-                f"checkpoint that it would go on from is not in {self.checkpoints}. {REDO}"
+                f"checkpoint to resume from is not in {self.checkpoints}. {REDO}"
             )
 
     @property

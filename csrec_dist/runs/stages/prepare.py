@@ -47,7 +47,9 @@ def stat_of(options: DatasetOptions) -> list[list[Any]]:
 def require_same(folder: Path, inputs: dict[str, Any]) -> None:
     """UserError for a dataset, left by a process that was killed, of another log or other options."""
     if Dataset(folder).fingerprint != inputs["source"]["fingerprint"]:
-        raise UserError(f"{folder} was prepared from another log or with other options; use --restart prepare.")
+        raise UserError(
+            f"{folder} was prepared from another log or with different options; re-run it with --restart prepare."
+        )
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:

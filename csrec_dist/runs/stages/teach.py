@@ -146,9 +146,9 @@ def require_fit(model: SequentialModel, folder: str, dataset: Dataset) -> None:
         )
     if model.max_length < dataset.window - 1:
         raise UserError(
-            f"The pretrained member {folder} takes histories up to {model.max_length} items, but those of this dataset "
-            f"have up to {dataset.window - 1}; set dataset.window={model.max_length + 1} or less, or give a model for "
-            "longer histories."
+            f"The pretrained member {folder} reads histories of up to {model.max_length} items, but those of this "
+            f"dataset have up to {dataset.window - 1}; set dataset.window={model.max_length + 1} or less, or give a "
+            "model for longer histories."
         )
 
 
@@ -224,7 +224,7 @@ def row_sample(run: ActiveRun, member: Member) -> RowSample | None:
     rows = run.dataset.splits["train"].shard_rows
     if not sum(sample.shard_counts(rows)):
         raise SharedUserError(
-            f"teachers.sample: a share of {member.sample:g} of {sum(rows)} windows is none; choose a larger one."
+            f"teachers.sample: {member.sample:g} of {sum(rows)} windows is less than one window; set a larger share."
         )
     return sample
 
