@@ -78,7 +78,7 @@ def test_the_runs_of_a_study_end_with_it_and_leave_checkpoints(
     for log in runs.glob("*/study.log"):
         assert "stopped by SIGTERM after step" in log.read_text()
     if signum != signal.SIGKILL:
-        assert f"stopped by {signum.name}; the same command goes on" in (tmp_path / "said").read_text()
+        assert f"stopped by {signum.name}; give the same command again to resume" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.launch

@@ -205,7 +205,7 @@ def test_wrong_noise_is_refused(options, message):
 def test_a_log_of_one_item_bears_no_noise(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,time\n" + "1,2,3\n" * 6)
-    with pytest.raises(UserError, match="all with one item"):
+    with pytest.raises(UserError, match="are with one item"):
         prepare(DatasetOptions(source=str(path), min_interactions=1, noise={"rate": 0.1}), tmp_path / "out")
 
 

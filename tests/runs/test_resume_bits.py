@@ -78,10 +78,10 @@ def test_stopped_twice_in_mid_epoch_ends_with_the_bytes_of_an_unbroken_training(
         for step, place in ((2, [0, 2]), (6, [1, 3])):
             with stopped_in(step), pytest.raises(Stopped):
                 train(cut)
-            newest = read_json(max((cut.folder / "checkpoints/distill").glob("step-*")) / "state.json")
+            newest = read_json(max((Run.of(cut).folder / "checkpoints/distill").glob("step-*")) / "state.json")
             assert [newest["epoch"], newest["step"]] == place
         assert train(cut) == whole
-    environments = read_json(cut.folder / "student/metrics.json")["environments"]
+    environments = read_json(Run.of(cut).folder / "student/metrics.json")["environments"]
     assert [each["threads"] for each in environments] == [num_threads]
 
 

@@ -16,12 +16,13 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
-from csrec_dist.runs import run as run_module
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.stages import active
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 from csrec_dist.training.step import seed_draws
 from tests.helpers.ranks import run_ranks
+from tests.helpers.training_streams import at_each_batch
 
 RUN = """
 name: small
@@ -132,8 +133,8 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    real = run_module.evaluate
-    monkeypatch.setattr(run_module, "evaluate", evaluate_twice)
+    real = active.evaluate
+    monkeypatch.setattr(active, "evaluate", evaluate_twice)
     with pytest.raises(KeyboardInterrupt):
         execute(config, runtime)
     monkeypatch.undo()
@@ -198,7 +199,12 @@ def test_members_are_joined_by_place_only_if_their_user_vouches_for_it(
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_config_decides_whether_sums_are_taken_in_order(small_dataset: Path, tmp_path: Path, wanted: bool) -> None:
-    config = small_config(tmp_path, small_dataset, "gru4rec", f"distributed.deterministic={str(wanted).lower()}")
-    execute(config, Runtime.start(), ["prepare"])
-    assert torch.are_deterministic_algorithms_enabled() == wanted
-    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    settings = [f"distributed.deterministic={str(wanted).lower()}", "method=base", "training.max_epochs=1"]
+    config, modes = small_config(tmp_path, small_dataset, "gru4rec", *settings), set()
+
+    def note() -> None:
+        modes.add((torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()))
+
+    with at_each_batch(note):
+        execute(config, Runtime.start())
+    assert modes == {(wanted, False)}
