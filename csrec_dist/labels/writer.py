@@ -108,7 +108,7 @@ def write_labels(
 ) -> LabelIndex:
     """Label the train split into `folder`; every rank of `world` calls this, and every rank gets the index.
 
-    There is one shard for each shard. A rank writes the shards of the shards it owns, after its
+    There is one label shard for each dataset shard. A rank writes those of the shards that it owns, after its
     column has computed them together; the files' bytes do not depend on the number of ranks. On a CPU
     labelling therefore runs on one thread, whatever the process is set to: the order of a sum may change with the
     number of threads.

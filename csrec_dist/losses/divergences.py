@@ -68,7 +68,7 @@ class Terms(NamedTuple):
 
 
 class Divergence(Protocol):
-    """What the tiled evaluation asks of an loss."""
+    """What the tiled evaluation asks of a loss."""
 
     @property
     def num_kept(self) -> int:

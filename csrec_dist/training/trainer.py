@@ -156,8 +156,8 @@ class Trainer:
         return self._state.step == 0 and num_epochs(self._state.epochs, self._options) is not None
 
     def _run_epoch(self) -> None:
-        curve = self.train_epoch()
-        done, times = curve.so_far(), curve.times()
+        meter = self.train_epoch()
+        done, times = meter.so_far(), meter.times()
         self._log.scalars(times, self._state.total_steps)
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
@@ -169,24 +169,24 @@ class Trainer:
     def train_epoch(self) -> Meter:
         """The steps of the epoch that are still to do; the epoch's whole curve."""
         order, state = self._order(), self._state
-        curve = Meter(self._group, state.so_far, self._options.log_steps, self._device)
+        meter = Meter(self._group, state.so_far, self._options.log_steps, self._device)
         self._inner.train()
         for parts in self._batches(order):
             seed_draws(step_seed(self._seed, state.total_steps, self._group.rank), self._device)
-            agreed = self._train_step(parts, curve)
+            agreed = self._train_step(parts, meter)
             state.step += 1
             state.total_steps += 1
-            if curve.is_full:
-                self._log_point(curve)
-            self._log.advance(f"epoch {order.epoch + 1}  {curve.note}")
-            self._act(agreed, order, curve)
-        self._log_point(curve)
-        return curve
+            if meter.is_full:
+                self._log_point(meter)
+            self._log.advance(f"epoch {order.epoch + 1}  {meter.note}")
+            self._act(agreed, order, meter)
+        self._log_point(meter)
+        return meter
 
-    def _log_point(self, curve: Meter) -> None:
+    def _log_point(self, meter: Meter) -> None:
         """Write a point of the curve; a training whose loss is not finite ends here."""
-        self._log.scalars(curve.point(), self._state.total_steps)
-        if not curve.is_finite:
+        self._log.scalars(meter.point(), self._state.total_steps)
+        if not meter.is_finite:
             raise self._diverged("the loss is")
 
     def _batches(self, order: EpochOrder) -> Iterator[Any]:
@@ -223,7 +223,7 @@ class Trainer:
         fields = {name: field.split(counts) for name, field in label_fields(element).items()}
         return [(batch, {name: field[place] for name, field in fields.items()}) for place, batch in enumerate(parts)]
 
-    def _train_step(self, parts: list[tuple[Batch, dict[str, Tensor]]], curve: Meter) -> Agreed:
+    def _train_step(self, parts: list[tuple[Batch, dict[str, Tensor]]], meter: Meter) -> Agreed:
         """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
         watch, ranks = self._group.watch, self._group.ranks
         seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
@@ -240,16 +240,16 @@ class Trainer:
                 self._engine.backward(loss.sum * factor, is_last=place == len(micro) - 1)
             losses.append(Loss(*(part.detach() for part in loss)))
         self._engine.step(self._learning_rate())
-        curve.add(Loss(*map(sum_of, zip(*losses, strict=True))))
+        meter.add(Loss(*map(sum_of, zip(*losses, strict=True))))
         return self._requests.agreed()
 
-    def _act(self, agreed: Agreed, order: EpochOrder, curve: Meter) -> None:
+    def _act(self, agreed: Agreed, order: EpochOrder, meter: Meter) -> None:
         """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
         state, every = self._state, self._options.checkpoint_steps
         self._checkpoints.check()
         is_due = agreed.save or (every is not None and state.total_steps % every == 0)
         if agreed.signal or (is_due and state.step < order.num_steps):
-            state.so_far = curve.so_far()
+            state.so_far = meter.so_far()
             if not state.so_far.is_finite:
                 raise self._diverged("the loss is")
             self._save()

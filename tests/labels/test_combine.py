@@ -43,7 +43,7 @@ def oracle(combine: str, num_members: int, weights: tuple[float, ...] | None, te
 
 
 def log_labels(labels: SoftLabels, temperature: float) -> np.ndarray:
-    """log of the labels as an loss reads them."""
+    """log of the labels as a loss reads them."""
     like = torch.zeros(0, dtype=torch.float32)
     out = torch.empty(labels.num_examples, labels.num_items)
     labels.tempered(1 / temperature, like, CatalogSlice.whole(labels.num_items)).tile(
