@@ -142,9 +142,11 @@ class SequentialModel(nn.Module, ABC):
         """
         description = pretrained.read_description(folder)
         description.require_architecture(cls.__name__, folder)
-        model = description.without_memory(cls, description.parse_config(cls.Config, folder), folder)
+        config = description.parse_config(cls.Config, folder)
+        model = description.without_memory(cls, config, folder)
         weights = StoredWeights(folder)
         weights.require({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        weights.require_config(description.fingerprint(config))
         catalog = CatalogSlice.of(description.num_items, group)
         model.item_table.take(catalog)
         model.to_empty(device="cpu")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.errors import UserError
-from csrec_dist.files import read_json, write_json
-from csrec_dist.models.weight_files import INDEX_FILE, SHARD_FILE, WEIGHTS_FILE, row_name
+from csrec_dist.files import fingerprint, read_json, write_json
+from csrec_dist.models.weight_files import CONFIG_KEY, INDEX_FILE, SHARD_FILE, WEIGHTS_FILE, row_name
 from csrec_dist.tensor_files import StreamedTensor, save_tensors, stream_tensors
 
 CONFIG_FILE = "config.json"
@@ -44,6 +44,15 @@ class Description(BaseModel):
             return config_class.model_validate(self.config)
         except ValidationError as error:
             raise UserError(f"{Path(folder) / CONFIG_FILE} is not a valid model config: {error}") from None
+
+    def fingerprint(self, config: BaseModel | None = None) -> str:
+        """What the weights' files say of the config.json that they were saved with.
+
+        Given the parsed `config`, the spelling of its values (1 or 1.0) does not count. Keys that the file does not
+        give are left out, so that a new option with a default changes no fingerprint.
+        """
+        values = self.config if config is None else config.model_dump(mode="json", exclude_unset=True)
+        return fingerprint(self.model_dump(mode="json") | {"config": values})
 
     def require_items(self, num_items: int, folder: Path | str) -> None:
         """UserError unless the model knows so many items."""
@@ -91,7 +100,7 @@ def write(
     parts = {name: _row_blocks(catalog, weights[name]) for name in sliced}
     streamed = {name: StreamedTensor(weights[name].dtype, shapes[name], parts[name]) for name in sliced}
     path = Path(folder) / WEIGHTS_FILE if catalog.group.is_leader else None
-    stream_tensors(path, whole | streamed, {"format": "pt"})
+    stream_tensors(path, whole | streamed, _metadata(description))
     if catalog.group.is_leader:
         (Path(folder) / INDEX_FILE).unlink(missing_ok=True)
         write_json(Path(folder) / CONFIG_FILE, description.model_dump(mode="json"))
@@ -114,7 +123,7 @@ def write_sharded(
     if group.is_leader:
         own |= {name: tensor for name, tensor in weights.items() if name not in sliced}
     file = SHARD_FILE.format(group.rank + 1, group.size)
-    save_tensors(folder / file, own, metadata={"format": "pt"})
+    save_tensors(folder / file, own, metadata=_metadata(description))
     size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())
     found = group.gather_objects({"file": file, "names": sorted(own), "size": size})
     if group.is_leader:
@@ -123,6 +132,10 @@ def write_sharded(
         (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # a reader would take it rather than the index
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": files})
         write_json(folder / CONFIG_FILE, description.model_dump(mode="json"))
+
+
+def _metadata(description: Description) -> dict[str, str]:
+    return {"format": "pt", CONFIG_KEY: description.fingerprint()}
 
 
 def _refuse_foreign(folder: Path | str) -> None:

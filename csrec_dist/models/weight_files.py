@@ -20,6 +20,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_FILE = "model-{:05d}-of-{:05d}.safetensors"
 ROW_NAME = re.compile(r"(.+)\[(\d+):(\d+)\]")
+CONFIG_KEY = "config"
+"""Names, in a file's metadata, the fingerprint of the config.json that the weights were saved with."""
 REPAIR = "Write the model again, or take back the files as they were saved."
 
 Shape = tuple[int, ...]
@@ -61,6 +63,7 @@ class StoredWeights:
         is_split = not plain.exists() and index.exists()
         self.path = index if is_split else plain
         self._parts: dict[str, list[Part]] = {}
+        self._configs: dict[Path, str] = {}
         opened = cache(_open)
         names = _read_index(index).weight_map if is_split else dict.fromkeys(opened(plain).keys(), WEIGHTS_FILE)
         for name, file in names.items():
@@ -71,6 +74,9 @@ class StoredWeights:
     def _add(self, name: str, path: Path, file: Any) -> None:
         with _explained(path):
             shape = tuple(file.get_slice(name).get_shape())
+            config = (file.metadata() or {}).get(CONFIG_KEY)
+        if config is not None:
+            self._configs[path] = config
         match = ROW_NAME.fullmatch(name) if self.path.name == INDEX_FILE else None
         whole, first, stop = (match[1], int(match[2]), int(match[3])) if match else (name, 0, 0)
         if match and shape[:1] != (stop - first,):
@@ -87,6 +93,19 @@ class StoredWeights:
             raise UserError(
                 f"{self.path} does not fit the config.json beside it: {'; '.join(sorted(problems)[:3])}. {REPAIR}"
             )
+
+    def require_config(self, fingerprint: str) -> None:
+        """UserError where a file was saved with another config.json than the one of this fingerprint.
+
+        Many options, such as the longest history of a recurrent model, are in no tensor's shape, and change scores
+        without a word. Files that do not name their config.json, as other tools write them, are taken as they are.
+        """
+        for path, saved_with in self._configs.items():
+            if saved_with != fingerprint:
+                raise UserError(
+                    f"{path} was saved with another config.json than the one beside it: that was edited, or the "
+                    f"weights are another model's. {REPAIR}"
+                )
 
     def _misfits(self, name: str, shape: Shape) -> list[str]:
         parts = self._parts[name]

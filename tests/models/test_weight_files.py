@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.errors import UserError
-from csrec_dist.models import MODELS, SequentialModel, config_class, load
+from csrec_dist.models import MODELS, SequentialModel, build, config_class, load
 from csrec_dist.models.pretrained import read_description
 from tests.helpers.permissions import as_a_colleague
-from tests.models.test_model_laws import MAX_LENGTH, NUM_ITEMS, WIDTH, every_model, make, windows
+from tests.models.test_model_laws import MAX_LENGTH, NUM_ITEMS, WIDTH, every_model, make, small, windows
 
 CUTS = (0, 20, 21, NUM_ITEMS)
 INDEX = "model.safetensors.index.json"
@@ -33,18 +34,24 @@ def saved(folder: Path, name: str) -> SequentialModel:
     return model
 
 
+def metadata(path: Path) -> Map:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def split(folder: Path) -> Path:
     """Cut the folder's file into three: rows of the item table each, all else in the first; with an index."""
-    weights, names = load_file(folder / "model.safetensors"), {}
+    whole, names = folder / "model.safetensors", {}
+    weights = load_file(whole)
     for part, (first, stop) in enumerate(pairwise(CUTS), 1):
         file = f"model-{part:05d}-of-00003.safetensors"
         rows = {f"{key}[{first}:{stop}]": weights[key][first:stop] for key in weights if key.startswith("item_table.")}
         others = {key: weights[key] for key in weights if not key.startswith("item_table.") and part == 1}
-        save_file(rows | others, folder / file)
+        save_file(rows | others, folder / file, metadata(whole))
         (folder / file).chmod(0o644)
         names |= dict.fromkeys(rows | others, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
-    (folder / "model.safetensors").unlink()
+    whole.unlink()
     return folder
 
 
@@ -131,6 +138,57 @@ def test_sizes_that_are_not_those_of_the_weights_are_refused(
             load(tmp_path)
         (tmp_path / "config.json").write_text(original)
     load(tmp_path)
+
+
+@every_model
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_an_edited_config_is_refused_even_where_no_tensor_has_another_shape(
+    name: str, in_parts: bool, tmp_path: Path
+) -> None:
+    model = saved(tmp_path, name)
+    expected, original = model.score(windows()), (tmp_path / "config.json").read_text()
+    if in_parts:
+        split(tmp_path)
+    edits: dict[str, float] = {"dropout": 0.25}
+    edits |= {} if hasattr(model, "positions") else {"max_length": MAX_LENGTH - 1}
+    edits |= {"num_heads": 4} if "num_heads" in type(model.config).model_fields else {}
+    for key, value in edits.items():
+        edit(tmp_path, **{key: value})
+        with pytest.raises(UserError, match=rf"{tmp_path}\S+ was saved with another config\.json .*edited"):
+            load(tmp_path)
+        with pytest.raises(UserError, match="was saved with another config"):
+            load(tmp_path, Group((0, 1), 1))
+        (tmp_path / "config.json").write_text(original)
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(original), sort_keys=True))
+    assert_repeats(load(tmp_path), expected)
+
+
+def test_numbers_of_a_config_may_be_spelled_otherwise(tmp_path: Path) -> None:
+    make("gru4rec", dropout=0.0).save_pretrained(tmp_path)
+    assert '"dropout": 0.0' in (tmp_path / "config.json").read_text()
+    edit(tmp_path, dropout=0)
+    load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_each_of_several_files_names_its_config(number: int, parts: Path, tmp_path: Path) -> None:
+    """A file of a model that has tensors of the same shapes but reads longer histories."""
+    other, file = tmp_path / "other", f"model-{number:05d}-of-00003.safetensors"
+    build(small("gru4rec", dropout=0.5), NUM_ITEMS, MAX_LENGTH + 1, 1).save_pretrained(other)
+    shutil.copy(split(other) / file, parts / file)
+    with pytest.raises(UserError, match=rf"{file} was saved with another config"):
+        load(parts)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_weights_that_another_tool_has_written_are_loaded_without_the_name_of_their_config(
+    in_parts: bool, tmp_path: Path
+) -> None:
+    expected = saved(tmp_path, "gru4rec").score(windows())
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
+    if in_parts:
+        split(tmp_path)
+    assert_repeats(load(tmp_path), expected)
 
 
 def test_the_message_names_tensor_and_shapes(tmp_path: Path) -> None:
