@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 PARENT = "CSREC_PARENT"
@@ -15,20 +16,40 @@ PARENT = "CSREC_PARENT"
 PR_SET_PDEATHSIG = 1
 
 
+LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch", "deepspeed.launcher.launch")
+"""Scripts and modules that start ranks without marking their environment as torch's launcher does.
+
+With one process and without --multi_gpu, accelerate only sets variables that every program in a shell below inherits.
+"""
+
+
 def end_with_parent(environ: Mapping[str, str] = os.environ) -> None:
     """Have Linux send this process SIGTERM when its parent ends, if that is a study or a launcher of ranks.
 
-    SIGTERM lets a training write a checkpoint first. A killed launcher (torch's, which accelerate uses) would
-    otherwise leave its ranks training, and a killed study its runs. A process that somebody else has started, such as
-    a shell that the run is to outlive, does not end with it.
+    SIGTERM lets a training write a checkpoint first. A killed launcher would otherwise leave its ranks training, and
+    a killed study its runs. A process that somebody else has started, such as a shell that the run is to outlive, does
+    not end with it.
     """
-    parent = environ.get(PARENT)
-    if sys.platform != "linux" or (parent is None and "TORCHELASTIC_RUN_ID" not in environ):
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    if PARENT not in environ and "TORCHELASTIC_RUN_ID" not in environ and not _is_launcher(parent):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # The end of a study before this call sends nothing any more. A rank whose launcher has ended meets no others.
-    if parent is not None and os.getppid() != int(parent):
+    # The end of a parent before this call sends nothing any more.
+    if os.getppid() != int(environ.get(PARENT, parent)):
         signal.raise_signal(signal.SIGTERM)
+
+
+def _is_launcher(pid: int) -> bool:
+    """Whether the process runs one of LAUNCHERS in Python; False if it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return False
+    # What follows the script or module are arguments, in which a launcher may only be mentioned.
+    program = next((word for word in words[1:] if not word.startswith("-")), "")
+    return Path(program).name in LAUNCHERS
 
 
 class Children:

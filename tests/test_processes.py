@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -81,20 +82,24 @@ def test_the_runs_of_a_study_end_with_it_and_leave_checkpoints(
         assert f"stopped by {signum.name}; give the same command again to resume" in (tmp_path / "said").read_text()
 
 
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+
+
 @pytest.mark.launch
 @pytest.mark.parametrize(
-    "launcher",
+    ("launcher", "num_ranks"),
     [
-        ["torch.distributed.run", "--nproc_per_node", "2"],
+        (TORCHRUN, 2),
         pytest.param(
-            ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-            marks=pytest.mark.long,
+            [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], 2, marks=pytest.mark.long
         ),
+        ([*ACCELERATE, "--num_processes", "1"], 1),
     ],
-    ids=["torchrun", "accelerate"],
+    ids=["torchrun", "accelerate", "accelerate-one"],
 )
 def test_ranks_end_with_a_killed_launcher_and_the_same_command_goes_on(
-    tmp_path: Path, config: Path, launcher: list[str]
+    tmp_path: Path, config: Path, launcher: list[str], num_ranks: int
 ) -> None:
     command = [*launcher, "-m", "csrec_dist", "run", "--config", config.name]
     for text in ("", "continues at epoch"):
@@ -106,6 +111,50 @@ def test_ranks_end_with_a_killed_launcher_and_the_same_command_goes_on(
             ranks = psutil.Process(launched.pid).children()
             launched.kill()
             ended = have_ended(ranks)
-        assert len(ranks) == 2
+        assert len(ranks) == num_ranks
         assert ended
         launched.wait(PATIENCE)
+
+
+SIGNAL_AT_PARENT_S_END = """\
+import ctypes
+from csrec_dist.processes import end_with_parent
+
+end_with_parent()
+signum = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(signum))  # PR_GET_PDEATHSIG
+print("signal at the parent's end:", signum.value)
+"""
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("command", "signum"),
+    [
+        (["PYTHON", "-m", *ACCELERATE, "--num_processes", "1", "child.py"], signal.SIGTERM),
+        (["accelerate", "launch", *ACCELERATE[1:], "--num_processes", "1", "child.py"], signal.SIGTERM),
+        (["accelerate-launch", *ACCELERATE[1:], "--num_processes", "1", "child.py"], signal.SIGTERM),
+        pytest.param(
+            ["PYTHON", "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--no_local_rank", "child.py"],
+            signal.SIGTERM,
+            marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+        ),
+        (
+            ["PYTHON", "-m", *ACCELERATE, "--num_processes", "1", "--no_python", "sh", "-c", "PYTHON child.py; true"],
+            0,
+        ),
+        (["sh", "-c", "PYTHON child.py; true", "accelerate"], 0),
+        (["PYTHON", "parent.py", "accelerate", "launch"], 0),
+    ],
+    ids=["module", "command", "script", "deepspeed", "shell-below-a-launcher", "shell", "another-program"],
+)
+def test_only_the_child_of_a_launcher_ends_with_its_parent(tmp_path: Path, command: list[str], signum: int) -> None:
+    """A launcher's variables, or its name among the arguments, do not make a parent a launcher."""
+    (tmp_path / "child.py").write_text(SIGNAL_AT_PARENT_S_END)
+    (tmp_path / "parent.py").write_text("import subprocess, sys\nsubprocess.run([sys.executable, 'child.py'])\n")
+    environ = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+    environ |= {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    words = [word.replace("PYTHON", sys.executable) for word in command]
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=PATIENCE)
+    assert f"signal at the parent's end: {int(signum)}\n" in done.stdout, done.stderr
