@@ -36,6 +36,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
+def test_prepare_prints_how_the_log_was_read(
+    tmp_path: Path, small_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "--config", config_of(tmp_path, small_log)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"read {small_log} as delimited: user: user, item: item, rating: rating, timestamp: timestamp" in said
+    assert f"prepare wrote {tmp_path / 'runs/r/dataset'}: " in said
+
+
 def test_a_wrong_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config_of(tmp_path, "x.csv")
     assert "did you mean beta?" in refused(capsys, "run", "--config", path, "--set", "training.betta=1")

@@ -6,16 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
+from csrec_dist.processes import Children
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120
 TRAINING = "training: {batch_size: 2, max_epochs: 100000, patience: 100000, checkpoint_steps: 2}\n"
-STUDY = "title: Two\nconfig: config.yaml\nseeds: [0, 1]\naxes: {method: {Base: {method: base}}}\n"
+STUDY = "title: Three\nconfig: config.yaml\nseeds: [0, 1, 2]\naxes: {method: {Base: {method: base}}}\n"
 
 
 @pytest.fixture
@@ -64,9 +67,9 @@ def have_ended(processes: list[psutil.Process]) -> bool:
 def test_the_runs_of_a_study_end_with_it_and_leave_checkpoints(
     tmp_path: Path, config: Path, signum: signal.Signals
 ) -> None:
-    (tmp_path / "two.yaml").write_text(STUDY)
-    study = start(["csrec_dist", "study", "two.yaml", "--jobs", "2"], tmp_path)
-    runs = tmp_path / "studies/two/runs"
+    (tmp_path / "three.yaml").write_text(STUDY)
+    study = start(["csrec_dist", "study", "three.yaml", "--jobs", "2"], tmp_path)
+    runs = tmp_path / "studies/three/runs"
     try:
         until(lambda: len(begun(runs)) == 2, study, tmp_path)
     finally:
@@ -76,10 +79,36 @@ def test_the_runs_of_a_study_end_with_it_and_leave_checkpoints(
     assert len(children) == 2
     assert ended
     assert study.wait(PATIENCE) == (-signum if signum == signal.SIGKILL else 128 + signum)
-    for log in runs.glob("*/study.log"):
-        assert "stopped by SIGTERM after step" in log.read_text()
+    logs = [log.read_text() for log in runs.glob("*/study.log")]
+    assert ["stopped by SIGTERM after step" in log for log in logs] == [True, True], "the third run was not begun"
     if signum != signal.SIGKILL:
         assert f"stopped by {signum.name}; give the same command again to resume" in (tmp_path / "said").read_text()
+
+
+def test_a_signal_ends_the_children_and_lets_none_start_before_this_process_ends(tmp_path: Path) -> None:
+    children, handler = Children(), signal.getsignal(signal.SIGTERM)
+    ready, late = tmp_path / "ready", tmp_path / "late"
+    wait_for_a_signal = (
+        f"import pathlib, signal; signal.alarm({PATIENCE}); pathlib.Path({str(ready)!r}).touch(); signal.pause()"
+    )
+
+    def run_two() -> list[int]:
+        first = children.run([sys.executable, "-c", wait_for_a_signal], os.environ)
+        return [first, children.run(["touch", str(late)], os.environ)]
+
+    def end_both() -> None:
+        with children.stopped_by_signals(), ThreadPoolExecutor() as pool:
+            statuses = pool.submit(run_two)
+            while not ready.exists():
+                assert not statuses.done()
+            signal.raise_signal(signal.SIGTERM)
+            assert statuses.result() == [-signal.SIGTERM, 128 + signal.SIGTERM]
+
+    with pytest.raises(SystemExit) as ended:
+        end_both()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not late.exists()
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2"]

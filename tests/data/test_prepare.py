@@ -339,6 +339,35 @@ def test_prepare_says_that_the_order_of_rows_is_taken(tmp_path):
     assert info["reading"]["first_time"] is None
 
 
+def test_prepare_says_how_many_parts_a_log_has(tmp_path):
+    (tmp_path / "log").mkdir()
+    for name, users in (("a", range(3)), ("b", range(3, 6)), ("c", range(6, 9))):
+        rows = [(user, item, item) for user in users for item in range(5)]
+        frame = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+        frame.write_parquet(tmp_path / "log" / f"{name}.parquet")
+    said: list[str] = []
+    prepare(DatasetOptions(source=str(tmp_path / "log")), tmp_path / "out", said.append)
+    assert said[0].startswith(f"read {tmp_path / 'log' / 'a.parquet'} and 2 more as parquet: ")
+
+
+def test_prepare_says_what_is_left_out_and_what_is_replaced(tmp_path):
+    """A user has two items only; all training items become noise; a user's only item lies between the cuts."""
+    rows = [(user, item, 10 * user + item) for user in range(9) for item in range(4)] + [(9, 0, 90), (9, 1, 91)]
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows))
+    said: list[str] = []
+    options = DatasetOptions(source=str(path), min_interactions=1, noise={"rate": 1.0})
+    prepare(options, tmp_path / "out", said.append)
+    assert "left out: 1 windows with fewer than 3 items are not evaluated" in said
+    assert "replaced 20 training interactions by uniform noise" in said
+    assert said[-1] == f"wrote {tmp_path / 'out'}: 10 training examples in 10 shards"
+    said.clear()
+    path.write_text(path.read_text() + "x,1,75\n")
+    options = DatasetOptions(source=str(path), min_interactions=1, split="temporal", temporal_shares=(0.7, 0.15, 0.15))
+    prepare(options, tmp_path / "temporal", said.append)
+    assert "left out: 1 users have a single interaction between the cuts and no history to predict it" in said
+
+
 def test_hugging_face_datasets_reads_the_files(tmp_path):
     prepare(DatasetOptions(source=str(small_log(tmp_path)), num_shards=3), tmp_path / "out")
     loaded = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))

@@ -1,5 +1,7 @@
 """A run's folder is one run's: a second one is refused, and a dead one is no obstacle."""
 
+import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -64,11 +66,40 @@ def test_a_lock_is_released_and_names_its_holder_meanwhile(tmp_path: Path) -> No
     with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         second.acquire()
     second.release()
-    with pytest.raises(UserError, match="in use"):
+    with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         second.acquire()
     first.release()
     second.acquire()
     second.release()
+
+
+def test_a_lock_on_a_file_that_its_holder_removes_meanwhile_is_taken_on_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, flock = RunLock(tmp_path / "r"), RunLock(tmp_path / "r"), fcntl.flock
+    first.acquire()
+
+    def flock_after_the_release(file: int, operation: int) -> None:
+        first.release()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_the_release)
+    second.acquire()
+    assert (tmp_path / "r/.lock").exists()
+    with pytest.raises(UserError, match="in use"):
+        RunLock(tmp_path / "r").acquire()
+
+
+def test_a_file_system_without_locks_protects_nothing_and_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for lock in (RunLock(tmp_path / "r"), RunLock(tmp_path / "r")):
+        lock.acquire()
+        lock.release()
 
 
 def test_a_holder_that_is_not_named_yet_is_another_process(tmp_path: Path) -> None:
