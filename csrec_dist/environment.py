@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from csrec_dist import __version__
 
 PACKAGE = Path(__file__).resolve().parent
@@ -16,6 +14,8 @@ NAMES = ("commit", "torch", "processor", "threads", "ranks")
 
 def environment(num_ranks: int) -> dict[str, Any]:
     """Of this process, as one of `num_ranks`: by the names of `NAMES`."""
+    import torch
+
     return {
         "commit": commit(),
         "torch": torch.__version__,
@@ -37,6 +37,8 @@ def commit() -> str:
 @cache
 def processor() -> str:
     """The GPU's name, or without one the CPU's and the instructions that torch uses of it."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:

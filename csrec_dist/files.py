@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from csrec_dist.errors import UserError
 
 
@@ -140,6 +138,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the hidden siblings that `new_folder` made for `folder` in processes that are no more."""
     if not folder.parent.is_dir():
         return
+    import psutil
+
     for sibling in folder.parent.iterdir():
         found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
         if found and not psutil.pid_exists(int(found[1])):

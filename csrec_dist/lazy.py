@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first asked for, so that options and records cost no torch."""
+"""Names and functions whose modules are imported when first used, so that options and records cost no torch."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,3 +18,12 @@ def attributes(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[st
         return value
 
     return get
+
+
+def function(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments)
+
+    return call

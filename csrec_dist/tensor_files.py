@@ -1,4 +1,7 @@
-"""Safetensors files: written whole or not at all, tensor by tensor where they are large, and opened checked."""
+"""Safetensors files: written whole or not at all, tensor by tensor where they are large, and opened checked.
+
+A type of numbers is its name here ("float32"), so that headers are read and checked without torch.
+"""
 
 import json
 from collections import deque
@@ -7,34 +10,59 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, Self
-
-import torch
-from safetensors import safe_open
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path
 
+if TYPE_CHECKING:
+    import torch
+    from safetensors import safe_open
+
+MAX_HEADER_BYTES = 100_000_000
 SAFETENSORS_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
 }
+"""What the format calls a type of numbers; its last digits are the bits of one."""
+
+
+class TensorSpec(NamedTuple):
+    """The type and shape of a tensor in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: "torch.Tensor | StreamedTensor") -> Self:
+        """Those of a tensor at hand."""
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return int(SAFETENSORS_TYPES[self.dtype].lstrip("BFI")) // 8
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * self.itemsize
 
 
 @dataclass(frozen=True)
 class StreamedTensor:
     """A tensor that is written block by block of its rows, which in order make up `shape`."""
 
-    dtype: torch.dtype
+    dtype: "torch.dtype"
     shape: tuple[int, ...]
-    blocks: Iterable[torch.Tensor]
+    blocks: "Iterable[torch.Tensor]"
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Self:
+    def of(cls, tensor: "torch.Tensor") -> Self:
         """A tensor that is at hand, as one block."""
         return cls(tensor.dtype, tuple(tensor.shape), [tensor.detach()])
 
@@ -44,19 +72,22 @@ def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor
 
     So that processes which make the blocks together go through them in one order, and one of them writes.
     """
+    import torch
+
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     blocks = chain.from_iterable(tensor.blocks for tensor in ordered.values())
     if path is None:
         deque(blocks, maxlen=0)
         return
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(safetensors_header(ordered, metadata))
+        specs = {name: TensorSpec.of(tensor) for name, tensor in ordered.items()}
+        file.write(safetensors_header(specs, metadata))
         for block in blocks:
             file.write(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def save_tensors(
-    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: Path | str, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file atomically. Equal tensors and metadata give equal bytes.
 
@@ -65,7 +96,7 @@ def save_tensors(
     stream_tensors(path, {name: StreamedTensor.of(tensor) for name, tensor in tensors.items()}, metadata or {})
 
 
-def open_tensors(path: Path) -> safe_open:
+def open_tensors(path: Path) -> "safe_open":
     """A safetensors file, opened for reading.
 
     Raises:
@@ -73,6 +104,8 @@ def open_tensors(path: Path) -> safe_open:
         SafetensorError: it is no whole safetensors file.
         UserError: it cannot be read for another reason, of which safetensors would say that it is absent.
     """
+    from safetensors import safe_open
+
     try:
         with open(path, "rb"):
             return safe_open(path, framework="pt")
@@ -82,19 +115,7 @@ def open_tensors(path: Path) -> safe_open:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-class TensorLike(Protocol):
-    """Number type and shape of a tensor."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number type."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape."""
-
-
-def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str, str]) -> bytes:
+def safetensors_header(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
     """What a safetensors file of these tensors, in this order, begins with.
 
     The header's length (8 bytes, little endian), and the header: JSON, filled up to a multiple of 8 bytes.
@@ -102,7 +123,7 @@ def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str,
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name, tensor in tensors.items():
-        end = start + prod(tensor.shape) * tensor.dtype.itemsize
+        end = start + tensor.num_bytes
         header[name] = {
             "dtype": SAFETENSORS_TYPES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -112,3 +133,49 @@ def safetensors_header(tensors: Mapping[str, TensorLike], metadata: Mapping[str,
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself; `start` is where the tensors' bytes begin."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, dict[str, Any]]
+    start: int
+
+    @property
+    def file_bytes(self) -> int:
+        """The size that a whole file with this header has."""
+        return self.start + max((tensor["data_offsets"][1] for tensor in self.tensors.values()), default=0)
+
+    def holds(self, specs: Mapping[str, TensorSpec]) -> bool:
+        """Whether the tensors are exactly these."""
+        found = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in self.tensors.items()}
+        return found == {name: (SAFETENSORS_TYPES[spec.dtype], spec.shape) for name, spec in specs.items()}
+
+
+def read_header(path: Path | str) -> Header:
+    """The header of a safetensors file; UserError when it is not sound."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        text = file.read(size) if size <= MAX_HEADER_BYTES else b""
+    try:
+        tensors = json.loads(text) if len(text) == size else None
+    except ValueError:
+        tensors = None
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path} is not a whole safetensors file.")
+    metadata = tensors.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(map(_is_entry, tensors.values())):
+        raise UserError(f"{path} has a damaged header.")
+    return Header(metadata, tensors, 8 + size)
+
+
+def _is_entry(tensor: Any) -> bool:
+    """Whether a header's value says where a tensor lies, and of which shape it is."""
+    if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
+        return False
+    shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(isinstance(number, int) and number >= 0 for number in shape + offsets)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import csrec_dist.report  # noqa: F401 - a colleague may not read the interpreter's own folder, where the rest of it lies
-from csrec_dist.cli import EXAMPLES, build_parser, main
+from csrec_dist.cli import build_parser, main
+from csrec_dist.cli.parsing import EXAMPLES
 from csrec_dist.config import load_config
 from csrec_dist.errors import SharedUserError, UserError
 from tests.helpers.permissions import as_a_colleague

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from csrec_dist.config import load_config, parse_config
-from csrec_dist.config.reading import page
+from csrec_dist.config.page import page
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.spec import load_study
 from csrec_dist.losses import DIVERGENCES
@@ -148,7 +148,7 @@ def test_files_that_hold_no_config_are_refused(tmp_path: Path, text: str) -> Non
 
 
 def test_the_page_of_all_keys_is_up_to_date() -> None:
-    assert (ROOT / "docs/configuration.md").read_text() == page(), "run python -m csrec_dist.config.reading"
+    assert (ROOT / "docs/configuration.md").read_text() == page(), "run python -m csrec_dist.config.page"
 
 
 @pytest.mark.parametrize(

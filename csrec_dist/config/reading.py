@@ -1,16 +1,14 @@
-"""Reading a run's configuration: YAML, --set overrides, a complete check before any work, and the page of all keys."""
+"""Reading a run's configuration: YAML, --set overrides, a complete check before any work."""
 
 import difflib
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from csrec_dist.config.schema import Config, impossible
 from csrec_dist.errors import UserError, shortened
@@ -207,56 +205,3 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
 def _nearest(name: str, names: Any) -> str:
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else f"; allowed: {', '.join(names)}"
-
-
-INTRODUCTION = """\
-# Configuration
-
-One YAML file configures a run (examples: configs/experiments); `--set section.key=value` overrides a key and reads the
-value as YAML. Unknown keys, wrong values and impossible combinations are all reported at once, before any work. `plan`
-estimates what a configuration needs. `python -m csrec_dist.config.reading` generates this page from the schema.
-"""
-
-
-def page() -> str:
-    """The whole page."""
-    tables = [table("Run and sections", Config, "")]
-    tables += [table(f"`model.name: {name}`", options, "model.") for name, options in CONFIGS.items()]
-    return "\n".join([INTRODUCTION, *tables])
-
-
-def table(title: str, schema: type[BaseModel], prefix: str) -> str:
-    """A table of the keys of one schema, nested sections included."""
-    lines = [f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]
-    for key, field in keys(schema, prefix):
-        lines.append(f"| `{key}` | {default_of(field)} | {described(field)} |")
-    return "\n".join([*lines, ""])
-
-
-def keys(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted names of all keys below a schema; a model's own keys have tables of their own."""
-    for name, field in schema.model_fields.items():
-        section: Any = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and name != "model":
-            yield from keys(section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
-def described(field: FieldInfo) -> str:
-    """A key's description, and its values where they are few."""
-    values = [f"`{value}`" for value in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
-    return " ".join(filter(None, [field.description or "", f"({', '.join(values)})" if len(values) > 1 else ""]))
-
-
-def default_of(field: FieldInfo) -> str:
-    """A key's default as YAML shows it."""
-    if field.default is PydanticUndefined:
-        return "required"
-    if field.default is None:
-        return "null"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -9,7 +9,7 @@ from itertools import chain, pairwise
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
-from csrec_dist.errors import UserError
+from csrec_dist.distributed.options import check_catalog_parallel
 
 
 def split_ranks(num_ranks: int, num_parts: int) -> list[tuple[int, ...]]:
@@ -86,16 +86,6 @@ def data_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, 
     """The same mesh by its columns: the ranks that hold the same slice, and average its gradients."""
     check_catalog_parallel(len(ranks), catalog_parallel)
     return [tuple(ranks[place::catalog_parallel]) for place in range(catalog_parallel)]
-
-
-def check_catalog_parallel(num_ranks: int, catalog_parallel: int) -> None:
-    """Refuse a size of catalog groups that does not divide the number of ranks."""
-    if not 1 <= catalog_parallel <= num_ranks or num_ranks % catalog_parallel:
-        fitting = [str(size) for size in range(1, num_ranks + 1) if num_ranks % size == 0]
-        raise UserError(
-            f"distributed.catalog_parallel: {catalog_parallel} slices of the catalog do not fit {num_ranks} ranks; "
-            f"start a multiple of {catalog_parallel} ranks, or choose {' or '.join(fitting)}."
-        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from csrec_dist.errors import UserError
 from csrec_dist.options import Options
 
 
@@ -41,3 +42,13 @@ class DistributedOptions(Options):
     timeout_minutes: float = Field(
         30, gt=0, le=1e6, description="Minutes a rank waits for one that makes no progress before it gives up."
     )
+
+
+def check_catalog_parallel(num_ranks: int, catalog_parallel: int) -> None:
+    """Refuse a size of catalog groups that does not divide the number of ranks."""
+    if not 1 <= catalog_parallel <= num_ranks or num_ranks % catalog_parallel:
+        fitting = [str(size) for size in range(1, num_ranks + 1) if num_ranks % size == 0]
+        raise UserError(
+            f"distributed.catalog_parallel: {catalog_parallel} slices of the catalog do not fit {num_ranks} ranks; "
+            f"start a multiple of {catalog_parallel} ranks, or choose {' or '.join(fitting)}."
+        )

@@ -1,14 +1,16 @@
 """The processes of a run: started by a launcher, checked against what was asked for, wrapped for data parallelism."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
 
+from csrec_dist.distributed.alone import Waits
 from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.launching import LAUNCH_HINT, LAUNCHER_ENGINES, check_launch
 from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
 from csrec_dist.distributed.scheduler import Scheduler
 from csrec_dist.distributed.watchdog import Watch
@@ -17,40 +19,6 @@ from csrec_dist.process_state import variables
 
 NCCL_GRACE = timedelta(minutes=1)
 """torch ends a process at the timeout of NCCL without naming who is behind; a rank that can, speaks before."""
-
-LAUNCH_HINT = (
-    "Use `accelerate launch --multi_gpu --num_processes N -m csrec_dist ...` (with and without GPUs) "
-    "or `torchrun --nproc_per_node N -m csrec_dist ...`."
-)
-
-
-LAUNCHER_ENGINES = {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
-"""What accelerate's launcher calls the engines that it can be started for."""
-
-
-def check_launch(environ: Mapping[str, str], engine: str = "ddp", precision: str = "fp32") -> None:
-    """Refuse a launcher that starts fewer processes than it was asked for, or for another engine or precision.
-
-    `accelerate launch --cpu --num_processes N` (and a MULTI_CPU config) exports the address of a rendezvous and
-    then starts one process without a rank.
-    """
-    if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ and "RANK" not in environ:
-        raise UserError(
-            "accelerate was asked for several processes but started one: its CPU launcher does not "
-            f"start ranks. {LAUNCH_HINT}"
-        )
-    asked = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
-    if asked not in ("no", precision):
-        raise UserError(
-            f"The launcher asks for mixed precision {asked}, but training.precision, which decides, is {precision} "
-            "(fp32 or bf16). Ask the launcher for `no`."
-        )
-    for name, meant in LAUNCHER_ENGINES.items():
-        if environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and engine != meant:
-            raise UserError(
-                f"The launcher was started for {name}, but distributed.engine is {engine}. Set distributed.engine to "
-                f"{meant}, or start it without {name}. {LAUNCH_HINT}"
-            )
 
 
 class Runtime:
@@ -102,6 +70,15 @@ class Runtime:
     def is_main(self) -> bool:
         """Whether this is rank 0 of the run."""
         return self.rank == 0
+
+    def begin(self, stage: str) -> Waits:
+        """This rank begins a stage; what it has waited so far, which goes on growing."""
+        self.watch.at(stage)
+        return self.watch.waits
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all ranks, on every rank."""
+        return self.world.gather_objects(value)
 
     @property
     def node(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from csrec_dist.distributed.alone import Waits
 from csrec_dist.distributed.failure import (
     Note,
     RankFailure,
@@ -35,14 +36,6 @@ RANKS_READ_AT_ONCE = 16
 _INSTANCES = itertools.count()
 
 Batch = TypeVar("Batch")
-
-
-@dataclass
-class Waits:
-    """Seconds that this rank has waited so far, for data and for other ranks."""
-
-    data: float = 0.0
-    ranks: float = 0.0
 
 
 @dataclass

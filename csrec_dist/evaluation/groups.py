@@ -91,9 +91,3 @@ def length_group(lengths: Tensor) -> Tensor:
 
 def _bucket_name(low: int, high: int | None) -> str:
     return f"{low}+" if high is None else f"{low}-{high}"
-
-
-def rating_group(ratings: Tensor, min_rating: float) -> Tensor:
-    """0 where the target's rating [N] is at least δ (Recall⁺, NDCG⁺), 1 below (Recall⁻, NDCG⁻), −1 for NaN."""
-    groups = (ratings < min_rating).long()
-    return groups.masked_fill(ratings.isnan(), -1)

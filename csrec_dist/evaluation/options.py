@@ -7,6 +7,8 @@ from pydantic import Field
 from csrec_dist.options import TRAININGS, Options, decides
 
 EVALUATION = decides("evaluate")
+NUM_BINS = 15
+"""Bins of confidence of the calibration."""
 
 
 class EvaluationOptions(Options):

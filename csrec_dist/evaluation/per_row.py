@@ -70,6 +70,11 @@ class TargetFacts:
         return replace(self, ratings=self.ratings[rows], true_targets=self.true_targets[rows], leaked=self.leaked[rows])
 
 
+def rating_group(ratings: np.ndarray, min_rating: float) -> np.ndarray:
+    """0 where the target's rating [N] is at least δ (Recall⁺, NDCG⁺), 1 below (Recall⁻, NDCG⁻), −1 for NaN: [N]."""
+    return np.where(np.isnan(ratings), -1, ratings < np.float32(min_rating)).astype(np.int64)
+
+
 def part_path(path: Path, shard: int) -> Path:
     """Where the rows of one shard wait for those of the others."""
     return path.with_name(f".{path.stem}.parts") / f"{shard:05d}.parquet"

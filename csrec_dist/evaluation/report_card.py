@@ -21,16 +21,13 @@ from csrec_dist.evaluation.groups import (
     ItemPopularity,
     length_buckets,
     length_group,
-    rating_group,
 )
 from csrec_dist.evaluation.metrics import MetricSums
-from csrec_dist.evaluation.options import EvaluationOptions
-from csrec_dist.evaluation.per_row import Columns, TargetFacts
+from csrec_dist.evaluation.options import NUM_BINS, EvaluationOptions
+from csrec_dist.evaluation.per_row import Columns, TargetFacts, rating_group
 from csrec_dist.evaluation.ranking import best_in, hide_seen, ranks_in
 from csrec_dist.evaluation.scoring import alone, logits_by_block, question
 from csrec_dist.models import SequentialModel
-
-NUM_BINS = 15
 
 
 class CalibrationSums:
@@ -179,8 +176,8 @@ class Examination:
             lengths, deciles = batch.lengths - 1, self._deciles[targets - 1]
             self._all.update(ranks, batch.weights)
             self._true.update(true_ranks, batch.weights * (true_targets > 0))
-            ratings = torch.from_numpy(known.ratings).to(ranks.device)
-            self._rating.update(rating_group(ratings, self._options.min_rating), ranks, batch.weights)
+            rated = torch.from_numpy(rating_group(known.ratings, self._options.min_rating)).to(ranks.device)
+            self._rating.update(rated, ranks, batch.weights)
             self._leak.update(torch.from_numpy(known.leaked).long().to(ranks.device), ranks, batch.weights)
             self._repeat.update(_is_repeated(batch).long(), ranks, batch.weights)
             self._decile.update(deciles - 1, ranks, batch.weights)

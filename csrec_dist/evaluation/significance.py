@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
 CONFIDENCE = 0.95
@@ -43,6 +42,8 @@ def paired(first: np.ndarray, second: np.ndarray, *, num_resamples: int = 2000, 
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"pairs of at least two examples are needed, got {len(first)} and {len(second)}")
+    from scipy import stats
+
     differences = second.astype(np.float64) - first
     interval = stats.bootstrap(
         (differences,),
@@ -67,4 +68,6 @@ def _p_value(first: np.ndarray, second: np.ndarray, differences: np.ndarray) -> 
     """The t-test's; where all differences are one number, which it cannot divide by: 1 if that is 0, else 0."""
     if np.ptp(differences) == 0:
         return float(differences[0] == 0)
+    from scipy import stats
+
     return float(stats.ttest_rel(second, first).pvalue)

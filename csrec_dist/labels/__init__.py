@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from csrec_dist.lazy import attributes
 
 if TYPE_CHECKING:
-    from csrec_dist.labels.cache import LabelCache, LabelReader, info, label_fields, verify, with_labels
+    from csrec_dist.labels.cache import LabelCache, LabelReader, label_fields, with_labels
+    from csrec_dist.labels.contents import info, verify
     from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
     from csrec_dist.labels.labeller import live_labels
     from csrec_dist.labels.options import COMBINES, Combine, combining_problem
@@ -43,7 +44,8 @@ __all__ = [
 __getattr__ = attributes(
     __name__,
     {
-        "csrec_dist.labels.cache": ["LabelCache", "LabelReader", "info", "label_fields", "verify", "with_labels"],
+        "csrec_dist.labels.cache": ["LabelCache", "LabelReader", "label_fields", "with_labels"],
+        "csrec_dist.labels.contents": ["info", "verify"],
         "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "label_bytes", "read_index"],
         "csrec_dist.labels.labeller": ["live_labels"],
         "csrec_dist.labels.options": ["COMBINES", "Combine", "combining_problem"],

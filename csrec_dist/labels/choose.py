@@ -16,9 +16,9 @@ from torch import Tensor
 from csrec_dist.data.batches import Batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.labels.format import TORCH_TYPES, LabelError, Measured, label_bytes
+from csrec_dist.labels.format import LabelError, Measured, label_bytes
 from csrec_dist.labels.labeller import Labeller, member_states
-from csrec_dist.labels.options import FORMS, DType, Form, LabelOptions
+from csrec_dist.labels.options import DTYPES, FORMS, DType, Form, LabelOptions
 from csrec_dist.labels.top_k import ONE, TopKRows, item_blocks, log_sums
 
 SAMPLE_SEED = 0
@@ -42,7 +42,7 @@ def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
         unfit = {"topk"} if kl != "forward" else set()
         unfit |= {"dense", "topk"} if options.combine == "prob_mean" else set()
         forms = [form for form in forms if form not in unfit]
-    return list(product(forms, [dtype for dtype in TORCH_TYPES if options.dtype in ("auto", dtype)]))
+    return list(product(forms, [dtype for dtype in DTYPES if options.dtype in ("auto", dtype)]))
 
 
 def decided(
@@ -147,9 +147,9 @@ class _Sample:
             largest, mean, log_q = self._of_kept(dtype)
         else:
             if form == "factored":
-                logits = self._logits(self.states.to(TORCH_TYPES[dtype]))
+                logits = self._logits(self.states.to(getattr(torch, dtype)))
             else:
-                logits = [part.float().to(TORCH_TYPES[dtype]).double() for part in self.exact]
+                logits = [part.float().to(getattr(torch, dtype)).double() for part in self.exact]
             largest, mean = self._differences(logits)
             log_q = self._log_q(logits)
         exact, found = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
@@ -186,7 +186,7 @@ class _Sample:
     def _of_kept(self, dtype: DType) -> tuple[float, float, Tensor]:
         """Largest and mean difference of the kept logits, and log q with the others' mass spread evenly over them."""
         found, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
-        values = found["values"].to(TORCH_TYPES[dtype]).float()
+        values = found["values"].to(getattr(torch, dtype)).float()
         sums = log_sums(values, found["sums"], self.temperature).double()
         kept = values.double() / self.temperature - sums.unsqueeze(1)
         others = (1 - kept.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)

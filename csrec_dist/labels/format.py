@@ -2,30 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import check_cover, fingerprint, read_json, write_json
 from csrec_dist.labels.options import Combine, DType, Form, combining_problem
+from csrec_dist.tensor_files import TensorSpec
 
 FORMAT_VERSION = 1
 INDEX_NAME = "label_cache.index.json"
-
-TORCH_TYPES: dict[DType, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-
-class TensorSpec(NamedTuple):
-    """The type and shape of a tensor in a file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 class _Value(BaseModel):
@@ -128,23 +115,22 @@ class LabelSource(_Value):
 
     def label_tensors(self, num_examples: int) -> dict[str, TensorSpec]:
         """What a file keeps of `num_examples` examples, by name."""
-        dtype = TORCH_TYPES[self.dtype]
         if self.form == "factored":
-            return {"states": TensorSpec(dtype, (num_examples, sum(self.widths)))}
+            return {"states": TensorSpec(self.dtype, (num_examples, sum(self.widths)))}
         if self.form == "dense":
-            return {"logits": TensorSpec(dtype, (num_examples, self.num_items))}
+            return {"logits": TensorSpec(self.dtype, (num_examples, self.num_items))}
         assert self.keep is not None
         return {
-            "items": TensorSpec(torch.int32, (num_examples, self.keep)),
-            "logsumexp": TensorSpec(torch.float32, (num_examples,)),
-            "values": TensorSpec(dtype, (num_examples, self.keep)),
+            "items": TensorSpec("int32", (num_examples, self.keep)),
+            "logsumexp": TensorSpec("float32", (num_examples,)),
+            "values": TensorSpec(self.dtype, (num_examples, self.keep)),
         }
 
     def item_tensors(self, num_items: int, has_bias: bool) -> dict[str, TensorSpec]:
         """What a file keeps of `num_items` items, by name."""
-        tensors = {"item_weight": TensorSpec(torch.float32, (num_items, sum(self.widths)))}
+        tensors = {"item_weight": TensorSpec("float32", (num_items, sum(self.widths)))}
         if has_bias:
-            tensors["item_bias"] = TensorSpec(torch.float32, self.bias_shape(num_items))
+            tensors["item_bias"] = TensorSpec("float32", self.bias_shape(num_items))
         return tensors
 
     def bias_shape(self, num_items: int) -> tuple[int, ...]:
@@ -228,7 +214,7 @@ def label_bytes(
     Factored s·N·D + 4·V·(D + 1), dense s·N·V, topk N·(K·(s + 4) + 4). Without a bias the factored form takes 4·V less,
     for prob_mean of m members 4·V·(m − 1) more.
     """
-    size = TORCH_TYPES[dtype].itemsize
+    size = TensorSpec(dtype, ()).itemsize
     if form == "dense":
         return size * num_examples * num_items
     if form == "topk":

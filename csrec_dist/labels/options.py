@@ -16,6 +16,7 @@ WEIGHT_TOLERANCE = 1e-6
 Form = Literal["factored", "dense", "topk"]
 FORMS: tuple[Form, ...] = get_args(Form)
 DType = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[DType, ...] = get_args(DType)
 
 
 LABELLING = decides("label")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path
-from csrec_dist.labels.cache import file_problem
+from csrec_dist.labels.contents import file_problem
 from csrec_dist.labels.format import INDEX_NAME, ItemShard, LabelShard, read_index
 
 BLOCK_BYTES = 1 << 24

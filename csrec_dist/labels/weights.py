@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from csrec_dist.data.batches import to_batch
@@ -42,6 +41,8 @@ def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: 
         states: [N, d_k] of each member, for the same N ≥ 1 examples; `tables`: the members'.
         targets: [N] in 1…V.
     """
+    from scipy.optimize import minimize
+
     loss = _MixedLoss(states, tables, targets)
     equal = np.full(len(tables), 1 / len(tables))
     before = loss(equal)[0]

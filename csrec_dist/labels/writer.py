@@ -19,7 +19,6 @@ from csrec_dist.files import sha256_file
 from csrec_dist.labels.choose import decided
 from csrec_dist.labels.format import (
     INDEX_NAME,
-    TORCH_TYPES,
     DType,
     Form,
     ItemShard,
@@ -39,7 +38,7 @@ from csrec_dist.models import SequentialModel
 
 def stored_states(states: Tensor, members: Sequence[LabelMember], dtype: DType) -> Tensor:
     """States [n, D] of the members side by side in the type they are kept in; UserError for what does not fit it."""
-    found = states.to(TORCH_TYPES[dtype])
+    found = states.to(getattr(torch, dtype))
     if not bool(found.isfinite().all()):
         for member, part in zip(members, states.split([member.width for member in members], 1), strict=True):
             _check(part, f"member {member.name} gives states", dtype)
@@ -48,7 +47,7 @@ def stored_states(states: Tensor, members: Sequence[LabelMember], dtype: DType) 
 
 def stored_logits(logits: Tensor, members: Sequence[LabelMember], dtype: DType) -> Tensor:
     """Logits of the members together in the type they are kept in; UserError for what does not fit it."""
-    found = logits.to(TORCH_TYPES[dtype])
+    found = logits.to(getattr(torch, dtype))
     if not bool(found.isfinite().all()):
         _check(logits, f"the members {', '.join(member.name for member in members)} give logits", dtype)
     return found
@@ -57,8 +56,8 @@ def stored_logits(logits: Tensor, members: Sequence[LabelMember], dtype: DType) 
 def _check(numbers: Tensor, who: str, dtype: DType) -> None:
     if not bool(numbers.isfinite().all()):
         raise UserError(f"labels: {who} that are not finite: look at the curves of their trainings, and teach again.")
-    largest, most = float(numbers.abs().max()), torch.finfo(TORCH_TYPES[dtype]).max
-    if not bool(numbers.to(TORCH_TYPES[dtype]).isfinite().all()):
+    largest, most = float(numbers.abs().max()), torch.finfo(getattr(torch, dtype)).max
+    if not bool(numbers.to(getattr(torch, dtype)).isfinite().all()):
         raise UserError(
             f"labels.dtype: {who} up to {largest:.4g}; {dtype} ends at {most:.4g}. Choose bfloat16, which has fewer "
             "digits, or float32."

@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import check_cover, read_json
 from csrec_dist.tensor_files import open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -121,8 +122,10 @@ class StoredWeights:
             return [str(error)]
         return []
 
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
+    def read(self, name: str, rows: slice | None = None) -> "Tensor":
         """A tensor that `require` has allowed, or some of its rows; UserError where a number in it is not finite."""
+        import torch
+
         pieces = []
         for part in self._parts[name]:
             if rows is None:
@@ -137,7 +140,7 @@ class StoredWeights:
         return tensor
 
 
-def require_finite(weights: Mapping[str, Tensor], source: str) -> None:
+def require_finite(weights: "Mapping[str, Tensor]", source: str) -> None:
     """UserError if a weight is NaN or infinite: a model with such weights ranks nothing."""
     for name, tensor in weights.items():
         num_wrong = tensor.numel() - int(tensor.isfinite().sum())

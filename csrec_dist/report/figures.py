@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from csrec_dist.files import atomic_path
+from csrec_dist.report.findings import DECILES, RELIABILITY
 from csrec_dist.runs.run import Run
 
 LOSS_PARTS = {"loss": "-", "cross_entropy": "--", "divergence": ":"}
@@ -80,8 +81,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-DECILES = "NDCG@10 by decile of the target's popularity"
-RELIABILITY = "Reliability: accuracy by confidence"
 LARGEST_MARK, SMALLEST_MARK = 150.0, 6.0  # square points
 FEWEST_ROWS = 10
 """Bins with fewer rows are not drawn: their accuracy means nothing."""

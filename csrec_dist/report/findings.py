@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.evaluation.report_card import NUM_BINS
-from csrec_dist.report.figures import DECILES, RELIABILITY
+from csrec_dist.evaluation.options import NUM_BINS
 from csrec_dist.report.tables import NONE, figure, images, metric_title, table
 from csrec_dist.runs.run import ResultRow, Run
 
+DECILES = "NDCG@10 by decile of the target's popularity"
+RELIABILITY = "Reliability: accuracy by confidence"
+"""Titles of the diagrams that stand in sections of their own."""
 GROUP_METRIC = "ndcg@10"
 GROUPINGS = {
     "rating": "rating of the target",

@@ -6,10 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import markdown
-
 from csrec_dist.files import write_text
-from csrec_dist.report.figures import draw_curves, draw_diagrams
 from csrec_dist.report.findings import evaluation_sections
 from csrec_dist.report.tables import HEADER, NONE, figure, images, number, table, time_shares
 from csrec_dist.runs.run import Run, best_epoch
@@ -43,6 +40,8 @@ def write_report(folder: Path | str) -> Path:
         UserError: the folder is not the folder of a run.
     """
     run = Run.open(folder)
+    from csrec_dist.report.figures import draw_curves, draw_diagrams  # here, as importing matplotlib takes a while
+
     target = run.folder / "report"
     curves, diagrams = draw_curves(run, target), draw_diagrams(run, target)
     page = "\n\n".join(_sections(run, curves, diagrams)) + "\n"
@@ -150,6 +149,8 @@ def _labels(run: Run) -> Iterable[str]:
 
 def _to_html(page: str, title: str, images: Iterable[Path]) -> str:
     """The Markdown page as HTML, with its images embedded."""
+    import markdown
+
     body = markdown.markdown(page, extensions=["tables", "fenced_code"])
     for path in images:
         data = base64.b64encode(path.read_bytes()).decode()

@@ -1,24 +1,28 @@
 """Paired tests of whether two models, perhaps trained with several seeds, differ on the same test rows."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-import torch
 from rich.table import Table
-from torch import Tensor
 
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation.groups import rating_group
-from csrec_dist.evaluation.metrics import ndcg, recall, reciprocal_rank
+from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.evaluation.significance import Paired, paired
 from csrec_dist.report.tables import metric_title
 from csrec_dist.runs.run import Run
 
-METRICS = {"recall": recall, "ndcg": ndcg, "mrr": reciprocal_rank}
-SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their index in `rating_group`
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "recall": np.ones_like,
+    "ndcg": lambda ranks: 1 / np.log2(ranks + 1),
+    "mrr": lambda ranks: 1 / ranks,
+}
+"""What a rank up to the cut-off is worth: the metrics of evaluation/metrics.py, without torch."""
+SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their number in `rating_group`
 
 
 @dataclass(frozen=True)
@@ -112,35 +116,41 @@ def compare_models(
     _check_protocol([model for side in sides for model in side])
     tables = [[model.ranks for model in side] for side in sides]
     _check_rows(sides, tables)
-    ranks = [torch.stack([_column(table, "rank") for table in side]) for side in tables]
-    ratings = rating_group(_column(tables[0][0], "rating").float(), sides[0][0].run.config.evaluation.min_rating)
-    lines = compare_ranks(ranks[0], ranks[1], ratings, top_n=top_n, num_resamples=num_resamples, seed=seed)
+    ranks = [np.stack([table["rank"].to_numpy() for table in side]) for side in tables]
+    ratings = tables[0][0]["rating"].fill_null(math.nan).to_numpy()
+    groups = rating_group(ratings, sides[0][0].run.config.evaluation.min_rating)
+    lines = compare_ranks(ranks[0], ranks[1], groups, top_n=top_n, num_resamples=num_resamples, seed=seed)
     first_names, second_names = (tuple(model.name for model in side) for side in sides)
     return Comparison(first_names, second_names, tuple(lines))
 
 
 def compare_ranks(
-    first: Tensor, second: Tensor, ratings: Tensor, *, top_n: Sequence[int], num_resamples: int = 2000, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    *,
+    top_n: Sequence[int],
+    num_resamples: int = 2000,
+    seed: int = 0,
 ) -> list[Line]:
     """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.
 
-    `ratings` [N] are the rows' groups as `rating_group` numbers them, for the filtered and the adverse metrics.
-    Metrics of fewer than two rows are left out.
+    `groups` [N] are those that `rating_group` numbers, for the filtered and the adverse metrics. Metrics of fewer than
+    two rows are left out.
     """
     lines = []
     for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
-        rows = ratings == SIGNS[sign] if sign else torch.ones_like(ratings, dtype=torch.bool)
-        if int(rows.sum()) > 1 and not (sign and metric == "mrr"):
-            values = [METRICS[metric](side[:, rows], n).numpy() for side in (first, second)]
+        rows = groups == SIGNS[sign] if sign else np.ones(len(groups), bool)
+        if rows.sum() > 1 and not (sign and metric == "mrr"):
+            values = [metric_values(metric, side[:, rows], n) for side in (first, second)]
             test = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
             lines.append(Line(f"{metric}{sign}@{n}", test, tuple((values[1] - values[0]).mean(1).tolist())))
     return lines
 
 
-def _column(table: pl.DataFrame, name: str) -> Tensor:
-    """A column as a tensor, with NaN for missing values."""
-    column = table[name]
-    return torch.from_numpy((column if column.dtype.is_integer() else column.fill_null(float("nan"))).to_numpy().copy())
+def metric_values(metric: str, ranks: np.ndarray, n: int) -> np.ndarray:
+    """A metric at n of each rank, float64 in the shape of the ranks."""
+    return np.where(ranks <= n, METRICS[metric](ranks.astype(np.float64)), 0.0)
 
 
 def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[list[Evaluated], list[Evaluated]]:

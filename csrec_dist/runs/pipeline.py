@@ -1,49 +1,70 @@
 """The way from a raw log to a distilled student: stages in their order, each done once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 from csrec_dist.config import Config
-from csrec_dist.distributed import Runtime, engines
-from csrec_dist.distributed.layout import check_catalog_parallel
-from csrec_dist.environment import environment
+from csrec_dist.distributed import Processes, engines
+from csrec_dist.distributed.options import check_catalog_parallel
+from csrec_dist.environment import commit, environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, write_text
+from csrec_dist.lazy import function
 from csrec_dist.memory import explained
-from csrec_dist.process_state import deterministic, restored
 from csrec_dist.runs.lock import RunLock
 from csrec_dist.runs.run import Record, stage_names
-from csrec_dist.runs.stages import distill, evaluate, label, prepare, teach
+from csrec_dist.runs.stages import inputs as inputs_of
+from csrec_dist.runs.stages import prepare
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.stage import Stage
 from csrec_dist.runs.starting import Way, refuse_foreign, ways
-from csrec_dist.runs.threads import threads_of_run
 from csrec_dist.training.telemetry import measured
 
+
+def _late(name: str) -> Callable[..., Any]:
+    """A function of stages/, named like "teach.work", whose module is imported when it is called."""
+    module, _, function_name = name.partition(".")
+    return function(f"csrec_dist.runs.stages.{module}", function_name)
+
+
 PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, ("dataset",))
-TEACH = Stage("teach", ("prepare",), teach.inputs, teach.work, ("teachers",), teach.check, teach.trainings)
-LABEL = Stage("label", ("teach",), label.inputs, label.work, ("labels",), label.check)
+TEACH = Stage(
+    "teach",
+    ("prepare",),
+    inputs_of.teach,
+    _late("teach.work"),
+    ("teachers",),
+    _late("teach.check"),
+    _late("teach.trainings"),
+)
+LABEL = Stage("label", ("teach",), inputs_of.label, _late("label.work"), ("labels",), _late("label.check"))
 DISTILL = Stage(
-    "distill", ("prepare", "label"), distill.inputs, distill.work, ("student",), distill.check, distill.trainings
+    "distill",
+    ("prepare", "label"),
+    inputs_of.distill,
+    _late("distill.work"),
+    ("student",),
+    _late("distill.check"),
+    _late("distill.trainings"),
 )
 BASELINE = Stage(
     "baseline",
     ("prepare",),
-    distill.baseline_inputs,
-    distill.baseline_work,
+    inputs_of.baseline,
+    _late("distill.baseline_work"),
     ("base",),
-    distill.check_baseline,
-    distill.baseline_trainings,
+    _late("distill.check_baseline"),
+    _late("distill.baseline_trainings"),
 )
 EVALUATE = Stage(
     "evaluate",
     ("teach", "distill", "baseline"),
-    evaluate.inputs,
-    evaluate.work,
+    inputs_of.evaluate,
+    _late("evaluate.work"),
     ("metrics.json", "ranks"),
-    evaluate.check,
+    _late("evaluate.check"),
     free="evaluation",
 )
 
@@ -58,7 +79,7 @@ def stages_of(config: Config) -> list[Stage]:
 
 def execute(
     config: Config,
-    runtime: Runtime,
+    processes: Processes,
     names: Sequence[str] | None = None,
     restart: str | None = None,
     *,
@@ -69,24 +90,42 @@ def execute(
     `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first stage
     that is to be done has found what it reads. `keep_threads`: a run that goes on computes with as many threads as it
     began with, whatever this process has. Every rank calls this; its process is left with the settings that it had.
+    Only stages that compute need a `Runtime`, and import torch.
 
     Raises:
         UserError: a stage was done with other inputs, an earlier stage is missing, the method has no such stage, the
             engine cannot start, or another process uses the run's folder.
     """
-    run = ActiveRun(config, runtime)
+    run = ActiveRun(config, processes)
     plan = stages_of(config)
     with shared_errors():
         chosen = choose(config, plan, names, restart)
-        check_catalog_parallel(runtime.world_size, config.distributed.catalog_parallel)
+        check_catalog_parallel(processes.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed)
-    with deterministic(config.distributed.deterministic), restored(runtime.device), _in_use(run):
-        decided = runtime.on_main(lambda: _open(run, plan, chosen, restart))
-        with run.log("run") as log, threads_of_run(run.folder, runtime, log.say, keep_threads):
+    with _in_use(run):
+        decided = processes.on_main(lambda: _open(run, plan, chosen, restart))
+        with run.log("run") as log, _settings(run, chosen, log.say, keep_threads):
             for stage in chosen:
                 _execute(run, stage, plan, decided[stage.name], restart)
-        runtime.on_main(lambda: _close(run))
+        processes.on_main(lambda: _close(run))
     return run
+
+
+@contextmanager
+def _settings(run: ActiveRun, chosen: list[Stage], say: Callable[[str], None], keep_threads: bool) -> Iterator[None]:
+    """Within the block torch is set as the run asks for, where a stage is chosen that needs it."""
+    if chosen == [PREPARE]:
+        yield
+        return
+    from csrec_dist.process_state import deterministic, restored
+    from csrec_dist.runs.threads import threads_of_run
+
+    with (
+        deterministic(run.config.distributed.deterministic),
+        restored(run.runtime.device),
+        threads_of_run(run.folder, run.runtime, say, keep_threads),
+    ):
+        yield
 
 
 @contextmanager
@@ -98,7 +137,7 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
         refuse_foreign(run.folder)
         lock.acquire()
 
-    run.runtime.on_main(take)
+    run.processes.on_main(take)
     try:
         yield
     finally:
@@ -147,23 +186,26 @@ def dependents(plan: list[Stage], name: str) -> list[Stage]:
 
 
 def _execute(run: ActiveRun, stage: Stage, plan: list[Stage], way: Way, restart: str | None) -> None:
-    runtime = run.runtime
+    processes = run.processes
     if way == "leave":
         with run.log(stage.name) as log:
             log.say("done already")
         return
-    inputs = runtime.on_main(lambda: stage.inputs(run))
+    inputs = processes.on_main(lambda: stage.inputs(run))
     stage.check(run, inputs)
-    is_beside = runtime.on_main(lambda: _begin(run, stage, inputs, way, restart))
+    is_beside = processes.on_main(lambda: _begin(run, stage, inputs, way, restart))
     run.beside = stage.all_leaves if is_beside else ()
-    runtime.watch.at(stage.name)
-    with measured(runtime.watch.waits) as usage, _memory_explained(run, stage):
+    with measured(processes.begin(stage.name)) as usage, _memory_explained(run, stage):
         outputs = stage.work(run, inputs)
-    usages = runtime.world.gather_objects(asdict(usage))
-    runtime.on_main(
-        lambda: _finish(run, stage, plan, Record(flatten(inputs), outputs, usages, environment(runtime.world_size)))
-    )
+    usages = processes.gather(asdict(usage))
+    record = Record(flatten(inputs), outputs, usages, _environment(run, stage))
+    processes.on_main(lambda: _finish(run, stage, plan, record))
     run.beside = ()
+
+
+def _environment(run: ActiveRun, stage: Stage) -> dict[str, Any]:
+    """What the bits of a stage's result depend on besides its inputs; those of a dataset on the code alone."""
+    return {"commit": commit()} if stage is PREPARE else environment(run.processes.world_size)
 
 
 def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:

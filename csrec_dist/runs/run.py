@@ -10,6 +10,8 @@ from csrec_dist.config import Config, is_resolved, load_config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, link, read_json, write_json
+from csrec_dist.labels.contents import info
+from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.teachers import METHODS
 
 
@@ -193,10 +195,7 @@ class Run:
 
     @cached_property
     def labels(self) -> dict[str, Any] | None:
-        """The soft-label cache in figures, if it is there; reading its index takes torch."""
-        from csrec_dist.labels.cache import info
-        from csrec_dist.labels.format import INDEX_NAME
-
+        """The soft-label cache in figures, if it is there."""
         folder = self.folder / "labels"
         return info(folder) if (folder / INDEX_NAME).exists() else None
 

@@ -1,21 +1,23 @@
 """What a run says about itself: progress on the terminal, TensorBoard scalars, seconds and peak memory of a stage."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
 
-from csrec_dist.distributed import Waits
+from csrec_dist.distributed.alone import Waits
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MIB = 2**20
 
@@ -31,9 +33,20 @@ class Usage:
     peak_memory_mib: float = 0.0
 
 
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU; without torch it does not."""
+    if "torch" not in sys.modules:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def reset_peak_memory() -> None:
     """Start a new measurement of the peak memory of this process (and of its GPU)."""
-    if torch.cuda.is_available():
+    if uses_gpu():
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -43,7 +56,9 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mib() -> float:
     """Peak GPU memory since the reset, or without a GPU the peak resident memory, in MiB."""
-    if torch.cuda.is_available():
+    if uses_gpu():
+        import torch
+
         return torch.cuda.max_memory_allocated() / MIB
     try:
         status = Path("/proc/self/status").read_text()
@@ -99,12 +114,16 @@ class StageLog:
             self._writer.close()
 
     @cached_property
-    def _writer(self) -> SummaryWriter | None:
+    def _writer(self) -> "SummaryWriter | None":
         """Made by the first value, so that a stage without values leaves no file.
 
         In a resumed stage it hides what was written after the checkpoint that the stage goes on from.
         """
-        return SummaryWriter(str(self._folder), purge_step=self._resumed_at) if self._folder else None
+        if self._folder is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=self._resumed_at)
 
     def expect(self, total: int, completed: int = 0) -> None:
         """Say how many steps the stage has, and how many of them are done; before the first value."""

@@ -13,15 +13,15 @@ from csrec_dist.evaluation.groups import (
     ItemPopularity,
     length_buckets,
     length_group,
-    rating_group,
 )
+from csrec_dist.evaluation.per_row import rating_group
 
 
 def test_filtered_metrics_divide_by_the_targets_that_are_rated_high() -> None:
     ranks = torch.tensor([1, 3, 20, 2, 4, 1])
-    ratings = torch.tensor([5.0, 4.0, 4.5, 3.9, 1.0, math.nan])
+    ratings = np.array([5.0, 4.0, 4.5, 3.9, 1.0, math.nan], np.float32)
     sums = GroupSums(["high", "low"], [10], "cpu")
-    sums.update(rating_group(ratings, 4), ranks, torch.ones(6))
+    sums.update(torch.from_numpy(rating_group(ratings, 4)), ranks, torch.ones(6))
     found = sums.compute()
     assert found["high"]["count"] == 3
     assert found["high"]["recall@10"] == pytest.approx(2 / 3)
@@ -34,7 +34,7 @@ def test_filtered_metrics_divide_by_the_targets_that_are_rated_high() -> None:
 
 @pytest.mark.parametrize(("threshold", "expected"), [(4, [0, 1, 1]), (3.5, [0, 0, 1]), (5.5, [1, 1, 1])])
 def test_the_threshold_itself_counts_as_high(threshold: float, expected: list[int]) -> None:
-    assert rating_group(torch.tensor([4.0, 3.5, 0.0]), threshold).tolist() == expected
+    assert rating_group(np.array([4.0, 3.5, 0.0], np.float32), threshold).tolist() == expected
 
 
 def test_empty_groups_have_count_zero_and_no_value() -> None:

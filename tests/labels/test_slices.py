@@ -11,7 +11,7 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache
 from csrec_dist.labels import shards as plans
-from csrec_dist.labels.format import TensorSpec
+from csrec_dist.tensor_files import TensorSpec
 from tests.helpers import label_fixtures as fixtures
 
 

@@ -17,7 +17,7 @@ from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
-from csrec_dist.runs.stages import active
+from csrec_dist.runs.stages import evaluating
 from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep, training_inputs
 from csrec_dist.training.step import seed_draws
@@ -133,8 +133,8 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    real = active.evaluate
-    monkeypatch.setattr(active, "evaluate", evaluate_twice)
+    real = evaluating.evaluate
+    monkeypatch.setattr(evaluating, "evaluate", evaluate_twice)
     with pytest.raises(KeyboardInterrupt):
         execute(config, runtime)
     monkeypatch.undo()

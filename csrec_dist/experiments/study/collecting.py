@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
-import torch
 
 from csrec_dist.config import Config
 from csrec_dist.environment import NAMES
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation.groups import rating_group
+from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.files import fingerprint, read_json
 from csrec_dist.report.paired import Evaluated
@@ -92,9 +92,9 @@ def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
             continue
         ranks = evaluated.ranks
         columns[f"{prefix}{RANKS}"] = [ranks["rank"].cast(pl.UInt32)]
-        ratings = torch.from_numpy(ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy().copy())
+        ratings = ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy()
         groups = rating_group(ratings, run.config.evaluation.min_rating)
-        columns[RATING_GROUPS] = [None if ratings.isnan().all() else pl.Series(groups.numpy()).cast(pl.Int8)]
+        columns[RATING_GROUPS] = [None if np.isnan(ratings).all() else pl.Series(groups).cast(pl.Int8)]
         columns[PROTOCOL] = [fingerprint(evaluated.protocol)]
     return columns
 

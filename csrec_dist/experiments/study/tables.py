@@ -7,9 +7,8 @@ from itertools import product
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import polars as pl
-import torch
-from torch import Tensor
 
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER
@@ -66,10 +65,10 @@ def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]
     rows = [[side[seed] for seed in seeds] for side in sides]
     if len({row[PROTOCOL] for side in rows for row in side}) > 1:
         raise UserError("runs of one row were evaluated on different data or with different options.")
-    first, second = (torch.stack([_numbers(row[f"{prefix}{RANKS}"]) for row in side]) for side in rows)
+    first, second = (np.array([row[f"{prefix}{RANKS}"] for row in side]) for side in rows)
     groups = rows[0][0].get(RATING_GROUPS)
-    ratings = torch.full(first.shape[1:], -1) if groups is None else _numbers(groups)
-    lines = compare_ranks(first, second, ratings, top_n=top_n, num_resamples=FEWEST_RESAMPLES)
+    groups = np.full(first.shape[1], -1) if groups is None else np.array(groups)
+    lines = compare_ranks(first, second, groups, top_n=top_n, num_resamples=FEWEST_RESAMPLES)
     return {line.metric for line in lines if line.paired.is_significant} & set(metrics)
 
 
@@ -77,10 +76,6 @@ def _tested(side: pl.DataFrame, prefix: str) -> dict[int, dict[str, Any]]:
     """By seed, the runs of a column that have ranks of the student (or, with the prefix, of its teachers)."""
     name = f"{prefix}{RANKS}"
     return {row["seed"]: row for row in side.to_dicts() if row.get(name) is not None}
-
-
-def _numbers(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
 
 
 PERCENTAGES = ("recall", "ndcg", "mrr")

@@ -1,28 +1,20 @@
 """A run that is being worked on: with its processes, and what several stages ask of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from csrec_dist import distributed
 from csrec_dist.config import Config
-from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.order import owned_shards, refuse_idle_ranks
+from csrec_dist.data.order import refuse_idle_ranks
 from csrec_dist.data.prepare import identify
-from csrec_dist.distributed import Group, Runtime
-from csrec_dist.distributed.catalog import in_step
-from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError, shared_errors
-from csrec_dist.evaluation import evaluate
-from csrec_dist.files import fingerprint, sha256_file
-from csrec_dist.models import SequentialModel
-from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
+from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.training.telemetry import StageLog
-
-EVALUATION_ROWS = 256
 
 
 class ActiveRun(Run):
@@ -31,18 +23,24 @@ class ActiveRun(Run):
     `beside` names what the stage at work makes beside its old result, which it is to replace.
     """
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    def __init__(self, config: Config, processes: distributed.Processes) -> None:
         super().__init__(Run.of(config).folder, config)
-        self.runtime = runtime
+        self.processes = processes
         self.restarts = Restarts(self)
         self.beside: tuple[str, ...] = ()
+
+    @property
+    def runtime(self) -> "distributed.Runtime":
+        """The processes with their groups and device, as the stages that compute need them; naming it imports torch."""
+        assert isinstance(self.processes, distributed.Runtime)
+        return self.processes
 
     @cached_property
     def dataset(self) -> Dataset:
         """The prepared dataset; UserError when it has too few shards or rows for the ranks."""
         dataset = Dataset(self.dataset_folder)
         with shared_errors():
-            refuse_idle_ranks(dataset.num_shards, dataset.splits["train"].num_rows, self.runtime.world_size)
+            refuse_idle_ranks(dataset.num_shards, dataset.splits["train"].num_rows, self.processes.world_size)
         return dataset
 
     @cached_property
@@ -51,7 +49,7 @@ class ActiveRun(Run):
         return {key: value for key, value in identify(self.config.dataset).items() if key != "name"}
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> "distributed.Layout":
         """All ranks, as they train the student."""
         ranks = self.runtime.world.ranks
         return self.runtime.layout([ranks], self.config.distributed.catalog_parallel)
@@ -65,19 +63,10 @@ class ActiveRun(Run):
         """Where a trained member is kept."""
         return self.path(f"teachers/{name}")
 
-    def log(self, stage: str, group: Group | None = None) -> StageLog:
+    def log(self, stage: str, group: "distributed.Group | None" = None) -> StageLog:
         """The log of a stage; with a group, its leader writes the TensorBoard folder."""
-        leads = self.runtime.is_main if group is None else group.is_leader
-        return StageLog(stage, self.path(f"tensorboard/{stage}") if leads else None, show=self.runtime.is_main)
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """16 digits that name a trained model's weights; UserError when there are none."""
-    files = weight_files(folder)
-    if not files:
-        raise UserError(f"{folder} has no trained model: model.safetensors is missing.")
-    sums = [sha256_file(path) for path in files]
-    return sums[0][:16] if len(sums) == 1 else fingerprint(sums)
+        leads = self.processes.is_main if group is None else group.is_leader
+        return StageLog(stage, self.path(f"tensorboard/{stage}") if leads else None, show=self.processes.is_main)
 
 
 def check_dataset(run: ActiveRun) -> None:
@@ -107,24 +96,3 @@ def check_weights_of(run: ActiveRun, models: Mapping[str, str]) -> None:
                 )
 
     run.runtime.on_main(on_main)
-
-
-def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
-    """Metrics of a model on all rows of a split, each rank of the layout reading its own shards."""
-    shards = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
-    return evaluate(
-        model,
-        evaluation_batches(run, split, shards, layout),
-        top_n=run.config.evaluation.cut_offs,
-        exclude_seen=run.config.evaluation.exclude_seen,
-        reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
-    )
-
-
-def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], layout: Layout) -> Iterator[Batch]:
-    """The rows of some shards on the device; where ranks share an item table, equally many batches on each of them."""
-    device, window = run.runtime.device, run.dataset.window
-    rows = run.dataset.stream(split, batch_size=EVALUATION_ROWS, shards=shards)
-    batches = run.runtime.watch.reading(map(to_batch, rows))
-    batches = in_step(batches, layout.catalog_slice(run.dataset.num_items), device, lambda: blank_batch(window))
-    return (batch.to(device) for batch in batches)

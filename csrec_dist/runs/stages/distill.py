@@ -14,9 +14,9 @@ from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
 from csrec_dist.losses import Loss, distillation_parts
 from csrec_dist.models import ItemTable
-from csrec_dist.runs.inputs import deciding
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, weights_fingerprint
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.training import LossFunction
 from csrec_dist.training.options import TrainingOptions
 
@@ -78,17 +78,6 @@ def student_loss(options: TrainingOptions) -> LossFunction:
         )
 
     return loss_function
-
-
-def baseline_inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, and the keys that decide a student trained on one-hot labels."""
-    return {"dataset": run.require("prepare").outputs["fingerprint"]} | deciding(run.config, "baseline")
-
-
-def inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, the labels where there are some, and the keys that decide the student."""
-    labels = {"labels": run.require("label").outputs} if run.config.num_members else {}
-    return {"dataset": run.require("prepare").outputs["fingerprint"], **labels} | deciding(run.config, "distill")
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
-from csrec_dist.runs.inputs import deciding
 from csrec_dist.runs.run import hidden_targets
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of, evaluate_model, evaluation_batches
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
+from csrec_dist.runs.stages.evaluating import evaluate_model, evaluation_batches
 
 
 def trained_models(run: ActiveRun) -> dict[str, Path]:
@@ -41,20 +41,6 @@ def trained_models(run: ActiveRun) -> dict[str, Path]:
     if run.config.baseline:
         folders["base"] = run.folder / "base"
     return folders | {name: run.member_folder(name) for name in run.config.member_names}
-
-
-def inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, all weights and the options of the evaluation."""
-    inputs: dict[str, Any] = {
-        "dataset": run.require("prepare").outputs["fingerprint"],
-        "student": run.require("distill").outputs["weights"],
-        **deciding(run.config, "evaluate"),
-    }
-    if run.config.num_members:
-        inputs["members"] = run.require("teach").outputs["members"]
-    if run.config.baseline:
-        inputs["base"] = run.require("baseline").outputs["weights"]
-    return inputs
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:

@@ -14,19 +14,9 @@ from csrec_dist.labels.options import LabelOptions
 from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
-from csrec_dist.runs.inputs import deciding
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of, weights_fingerprint
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
+from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.training.telemetry import StageLog
-
-
-def inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, the labelling members' weights, and the keys that decide what is made of them."""
-    weights = run.require("teach").outputs["members"]
-    return {
-        "dataset": run.require("prepare").outputs["fingerprint"],
-        "members": {name: weights[name] for name in run.config.labelling_names},
-        **deciding(run.config, "label"),
-    }
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:

@@ -66,4 +66,4 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
         log_files = {"source": options.source, "files": stat_of(options)}
         return {"fingerprint": inputs["source"]["fingerprint"], "log": log_files}
 
-    return run.runtime.on_main(on_main)
+    return run.processes.on_main(on_main)

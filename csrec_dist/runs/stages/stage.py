@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from csrec_dist.runs.stages.active import ActiveRun
-from csrec_dist.runs.stages.fitting import Training
+from csrec_dist.training.options import LoopOptions
 
 Inputs = dict[str, Any]
 
@@ -15,7 +15,17 @@ def _no_check(run: ActiveRun, inputs: Inputs) -> None:
     return
 
 
-def _no_trainings(run: ActiveRun, inputs: Inputs, root: Path) -> list[Training]:
+class TrainingFiles(Protocol):
+    """A training as its files tell of it: see stages/fitting.py."""
+
+    def is_ended(self, options: LoopOptions) -> bool:
+        """Whether the model is trained to the end that these limits set."""
+
+    def require_checkpoint(self) -> None:
+        """UserError unless the checkpoint is there from which an ended training goes on."""
+
+
+def _no_trainings(run: ActiveRun, inputs: Inputs, root: Path) -> list[TrainingFiles]:
     return []
 
 
@@ -34,7 +44,7 @@ class Stage:
     work: Callable[[ActiveRun, Inputs], dict[str, Any]]
     leaves: tuple[str, ...]
     check: Callable[[ActiveRun, Inputs], None] = _no_check
-    trainings: Callable[[ActiveRun, Inputs, Path], list[Training]] = _no_trainings
+    trainings: Callable[[ActiveRun, Inputs, Path], list[TrainingFiles]] = _no_trainings
     free: str | None = None
 
     @property

@@ -17,23 +17,14 @@ from csrec_dist.labels.options import LabelOptions
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import weight_files
-from csrec_dist.runs.inputs import deciding, members_of
 from csrec_dist.runs.restarts import remove
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, weights_fingerprint
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.runs.stages.label import label_into
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals
-
-
-def inputs(run: ActiveRun) -> dict[str, Any]:
-    """Dataset, members, and the keys that decide their training."""
-    dataset = run.require("prepare").outputs["fingerprint"]
-    if run.config.teachers.pretrained:
-        found = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
-        return {"dataset": dataset, "pretrained": found}
-    return {"dataset": dataset, "members": members_of(run.config), **deciding(run.config, "teach")}
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:

@@ -1,0 +1,89 @@
+"""The command line, alone or under a launcher.
+
+Exit status: 0 success, 2 the user's mistake, 130 and 143 stopped by a signal after a checkpoint, 1 everything else.
+
+A command's parser imports nothing that its work needs: help and mistakes are answered at once, and what reads files
+imports no torch. Each module of this folder adds a group of commands, whose work is imported when they are called.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from csrec_dist import __version__
+from csrec_dist.cli import experiments, labels, results, running
+from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.processes import end_with_parent
+
+__all__ = ["build_parser", "main"]
+
+EPILOG = """\
+a run goes through these stages:
+  raw log -> prepare -> dataset -> teach -> members -> label -> soft-label cache -> distill -> student -> evaluate
+`run` does all of them. Finished stages are skipped; interrupted ones resume. Give the same command again to resume.
+
+examples:
+  csrec-dist fetch ml-100k                                            download a public log
+  csrec-dist run --config configs/experiments/demo.yaml               train and evaluate, on one process
+  accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config configs/experiments/demo.yaml
+                                                                      the same on two processes, with or without GPUs
+  csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.75 --set name=demo_b75
+  csrec-dist report runs/demo runs/demo_b75                           compare the metrics of two runs
+  csrec-dist recommend runs/demo -n 20                                write top-20 lists for all users
+
+`csrec-dist COMMAND --help` explains a command; docs/configuration.md lists every key of a config.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    end_with_parent()
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except UserError as error:
+        _say(error)
+        return 2
+    except PermissionError as error:
+        print(f"csrec-dist: {error.filename}: permission denied; ask its owner, or give another path.", file=sys.stderr)
+        return 2
+
+
+def _say(error: UserError) -> None:
+    """Print an error that the user can mend; if all ranks meet it, only the first of them prints it.
+
+    A launcher ends the ranks as soon as one of them has ended, so no rank can leave the message to another. Where no
+    store outlives the ranks, in which they could agree, rank 0 prints the errors that all of them meet.
+    """
+    rank, is_shared = os.environ.get("RANK", "0"), isinstance(error, SharedUserError)
+    if "RANK" in os.environ:
+        from csrec_dist.distributed.saying import is_first
+
+        first = is_first(str(error), os.environ)
+        if first is False or (first is None and is_shared and rank != "0"):
+            return
+    print(f"csrec-dist: {'' if rank == '0' or is_shared else f'rank {rank}: '}{error}", file=sys.stderr, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="csrec-dist",
+        description="Distributed training of sequential recommenders with confident soft labels (CSRec).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    running.add_fetch(commands)
+    experiments.add_simulate(commands)
+    running.add_stages(commands)
+    results.add_recommend(commands)
+    results.add_report(commands)
+    results.add_compare(commands)
+    running.add_plan(commands)
+    experiments.add_study(commands)
+    running.add_doctor(commands)
+    labels.add_labels(commands)
+    return parser

@@ -1,0 +1,56 @@
+"""What all commands' parsers have in common: help with an example to copy, a config, overrides."""
+
+import argparse
+from collections.abc import Callable
+
+EXAMPLES = {
+    "prepare": "csrec-dist prepare --config configs/experiments/demo.yaml --set dataset.source=clicks.csv",
+    "teach": "csrec-dist teach --config configs/experiments/demo.yaml --set teachers.num=4 --set name=four_teachers",
+    "label": "csrec-dist label --config configs/experiments/demo.yaml",
+    "distill": "csrec-dist distill --config configs/experiments/demo.yaml --restart distill",
+    "baseline": "csrec-dist baseline --config configs/experiments/demo.yaml",
+    "evaluate": "csrec-dist evaluate --config configs/experiments/demo.yaml --set evaluation.top_n=[1,10,50]",
+    "run": "csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.75 --set name=demo_b75",
+    "fetch": "csrec-dist fetch ml-100k",
+    "simulate": "csrec-dist simulate worlds/small --interactions 100000 --users 2000 --items 1000 --noise-rate 0.2",
+    "recommend": "csrec-dist recommend runs/demo -n 20 --exclude-seen --output lists.parquet",
+    "report": "csrec-dist report runs/demo runs/demo_b75",
+    "compare": "csrec-dist compare runs/base_s0,runs/base_s1 runs/csrec_m_s0,runs/csrec_m_s1 -n 5 10",
+    "plan": "csrec-dist plan --config configs/experiments/demo.yaml --num-processes 8",
+    "study": "csrec-dist study table3_lastfm --jobs 2 --only student=gru4rec --set dataset.source=PATH_OF_LOG",
+    "doctor": "csrec-dist doctor",
+    "info": "csrec-dist labels info runs/demo --items 1000000",
+    "verify": "csrec-dist labels verify runs/demo",
+}
+"""One line to copy for the help of each command."""
+
+Commands = argparse._SubParsersAction
+"""What `add_subparsers` returns: the commands of a parser."""
+
+
+def add(commands: Commands, name: str, command: Callable, text: str) -> argparse.ArgumentParser:
+    """Add a command: its help, an example, and the function that does its work."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser, restart: bool = True) -> argparse.ArgumentParser:
+    """Add the config of a run, its overrides, and unless it runs nothing the stage to restart."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file; see configs/experiments")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, e.g. training.beta=0.75; repeatable",
+    )
+    if restart:
+        parser.add_argument("--restart", metavar="STAGE", help="do this stage and all that depend on it again")
+    return parser

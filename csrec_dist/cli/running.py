@@ -1,0 +1,119 @@
+"""The commands that make a run: fetch a log, do stages, plan them, and check the machine that is to do them."""
+
+import argparse
+import os
+from pathlib import Path
+
+from csrec_dist import distributed
+from csrec_dist.cli.parsing import Commands, add, add_config
+from csrec_dist.cli.results import report_run
+from csrec_dist.errors import shared_errors
+from csrec_dist.threads import choose as choose_threads
+
+HELP_OF_STAGES = {
+    "prepare": "turn a raw log into a dataset of Parquet shards",
+    "teach": "train the teachers side by side, each on its own ranks",
+    "label": "write the soft-label cache, with all ranks",
+    "distill": "train the student on one-hot and soft labels",
+    "baseline": "train the student on one-hot labels alone, for comparison",
+    "evaluate": "rank the full catalog for every validation and test row, and write the metrics",
+}
+
+
+def add_fetch(commands: Commands) -> None:
+    """`fetch`."""
+    from csrec_dist.data.download import SOURCES
+
+    parser = add(commands, "fetch", _fetch, "download a public log from the first site that answers")
+    parser.add_argument("name", choices=sorted(SOURCES), help="name of the data set")
+    parser.add_argument(
+        "--source", type=Path, metavar="PATH", help="read it from a local file instead of downloading it"
+    )
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="folder to put it into (default: $CSREC_DATA or data)"
+    )
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from csrec_dist.data.download import downloads_folder, fetch
+
+    path = fetch(options.name, options.folder or downloads_folder(), options.source, print)
+    print(f"{options.name} is in {path}")
+    return 0
+
+
+def add_stages(commands: Commands) -> None:
+    """`prepare`, `teach`, …, and `run`, which does them all."""
+    for stage, text in HELP_OF_STAGES.items():
+        add_config(add(commands, stage, _run_stages, text)).set_defaults(stages=[stage])
+    text = "do all stages of the method and write the report; finished stages are skipped, interrupted ones resume"
+    add_config(add(commands, "run", _run_stages, text)).set_defaults(stages=None)
+
+
+def _run_stages(options: argparse.Namespace) -> int:
+    from csrec_dist.config import load_config
+
+    with shared_errors():
+        config = load_config(options.config, options.set)
+    is_alone = options.stages == ["prepare"] and os.environ.get("WORLD_SIZE", "1") == "1"
+    keep_threads = not is_alone and choose_threads()
+    with shared_errors():
+        processes = _processes(
+            is_alone, config.distributed.timeout_minutes, config.distributed.engine, config.training.precision
+        )
+    from csrec_dist.runs.pipeline import execute
+
+    try:
+        run = execute(config, processes, options.stages, options.restart, keep_threads=keep_threads)
+        if processes.is_main and options.stages is None:
+            report_run(run.folder)
+    finally:
+        processes.close()
+    return 0
+
+
+def _processes(is_alone: bool, timeout_minutes: float, engine: str, precision: str) -> "distributed.Processes":
+    """The processes that the launcher started; one that prepares a dataset alone imports no torch."""
+    if is_alone:
+        return distributed.SoleProcess(engine, precision)
+    from csrec_dist.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return distributed.Runtime.start(timeout_minutes, engine, precision)
+
+
+def add_plan(commands: Commands) -> None:
+    """`plan`."""
+    plan = add_config(
+        add(commands, "plan", _plan, "estimate what a run does and needs, without running it"), restart=False
+    )
+    plan.add_argument("--num-processes", type=int, default=1, help="number of processes of the planned run (default 1)")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from csrec_dist.config import load_config
+    from csrec_dist.plan import print_plan
+
+    print_plan(load_config(options.config, options.set), options.num_processes, Console())
+    return 0
+
+
+def add_doctor(commands: Commands) -> None:
+    """`doctor`."""
+    add(commands, "doctor", _doctor, "check this machine: versions, devices, launcher, collectives")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    choose_threads()
+    from csrec_dist.doctor import check_machine
+
+    console, checks = Console(), check_machine()
+    for check in checks:
+        mark = ("ok  ", "green") if check.ok else ("FAIL", "red")
+        console.print(Text.assemble(mark, " ", (check.name, "bold"), f": {check.text}"), soft_wrap=True)
+    return 0 if all(check.ok for check in checks) else 1

@@ -1,0 +1,78 @@
+"""A start that costs nothing: which large packages each command has imported when it ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGE = (
+    "accelerate datasets deepspeed matplotlib pandas polars pyarrow pydantic scipy tensorboard torch transformers"
+).split()
+ENDED = f"""
+import sys
+from csrec_dist.cli import main
+try:
+    main()
+finally:
+    print("imported", *sorted(set({LARGE}) & set(sys.modules)))
+"""
+CONFIG = {"polars", "pydantic"}
+"""What reading a config takes: its schema knows the readers of logs."""
+FILES = {*CONFIG, "pyarrow"}
+CONVERTED = {*FILES, "pandas"}
+"""pyarrow imports pandas, where it is installed, to make an array of numbers."""
+
+COMMANDS: list[tuple[str, set[str]]] = [
+    ("--help", set()),
+    ("trian", set()),
+    ("run --help", set()),
+    ("fetch ml-100k --source none.zip", set()),
+    ("simulate world --interactions 9", {"pyarrow", "pydantic"}),
+    ("simulate world --interactions 500 --users 50 --items 60", {"pandas", "pyarrow", "pydantic"}),
+    ("run --config CONFIG --set training.betta=1", CONFIG),
+    ("prepare --config CONFIG --set dataset.source=none.csv --set output=.", FILES),
+    ("prepare --config CONFIG", FILES),
+    ("prepare --config CONFIG --set output=.", CONVERTED),
+    ("report none", FILES),
+    ("report RUN", {*FILES, "matplotlib"}),
+    ("report RUN RUN", FILES),
+    ("compare RUN none", FILES),
+    ("compare RUN RUN:teacher-0", {*FILES, "scipy"}),
+    ("labels info none", FILES),
+    ("labels info RUN", FILES),
+    ("labels verify RUN", FILES),
+]
+
+
+@pytest.mark.parametrize(("command", "expected"), COMMANDS, ids=[command for command, _ in COMMANDS])
+def test_a_command_imports_what_its_work_needs(
+    command: str, expected: set[str], finished_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, run = finished_run
+    arguments = command.replace("CONFIG", str(config)).replace("RUN", str(run)).split()
+    assert imported(ENDED, arguments, tmp_path) == expected
+
+
+def test_a_run_that_is_done_imports_no_engine_and_no_reader_of_training(
+    finished_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found = imported(ENDED, ["distill", "--config", str(finished_run[0])], tmp_path)
+    assert found == {*FILES, "accelerate", "torch"}
+
+
+def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
+    code = "import sys, csrec_dist; print('imported', *set(sys.modules) & set(" + repr(LARGE) + "))"
+    assert imported(code, [], tmp_path) == set()
+
+
+def imported(code: str, arguments: list[str], folder: Path) -> set[str]:
+    """The large packages that a process names at its end."""
+    command = [sys.executable, "-c", code, *arguments]
+    environ = {name: value for name, value in os.environ.items() if name not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+    environ |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=240, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
