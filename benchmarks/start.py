@@ -20,24 +20,10 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = [
-    "accelerate",
-    "datasets",
-    "deepspeed",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "polars",
-    "psutil",
-    "pyarrow",
-    "pydantic",
-    "rich",
-    "safetensors",
-    "scipy",
-    "torch",
-    "transformers",
-    "yaml",
-]
+HEAVY = {
+    *("accelerate", "datasets", "deepspeed", "matplotlib", "numpy", "pandas", "polars", "psutil", "pyarrow"),
+    *("pydantic", "rich", "safetensors", "scipy", "tensorboard", "torch", "transformers", "yaml"),
+}
 CONFIG = """
 name: small
 output: {folder}/runs
@@ -53,7 +39,7 @@ from csrec_dist.cli import main
 try:
     sys.exit(main())
 finally:
-    print("imported", *sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)
+    print("imported", *sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
 """
 
 

@@ -25,7 +25,7 @@ from csrec_dist import models
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.engines import DataParallel, Engine
-from csrec_dist.evaluation import ranking
+from csrec_dist.evaluation import logits, ranking
 from csrec_dist.losses import FactoredLabels, distillation, tiles
 from csrec_dist.memory import keep_freed_memory
 from csrec_dist.models import MODELS, TrainingInputs
@@ -144,7 +144,7 @@ def time_blocks(args: argparse.Namespace, device: torch.device) -> list[dict[str
     targets = torch.randint(1, args.items + 1, (args.examples,), device=device)
     seen = torch.randint(0, args.items + 1, (args.examples, LENGTH), device=device)
     for mebibytes in args.blocks:
-        ranking.BLOCK_BYTES[device.type] = mebibytes * MIB
+        logits.TILE_BYTES[device.type] = mebibytes * MIB
         of_ranks = timed(lambda _: ranking.target_ranks(states, table, targets, seen=seen), device, args.repeats, 1)
         of_lists = timed(lambda _: ranking.top_items(states, table, 20, seen=seen), device, args.repeats, 1)
         found.append({"block_mib": mebibytes, "ranks": of_ranks, "lists": of_lists})

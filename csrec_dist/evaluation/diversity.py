@@ -12,36 +12,29 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
-from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.per_row import Columns
-from csrec_dist.evaluation.ranking import best_in, hide_seen
-from csrec_dist.evaluation.scoring import logits_by_block, question
+from csrec_dist.evaluation.scoring import logits_of, question
+from csrec_dist.evaluation.sweep import Asked, sweep
 from csrec_dist.models import SequentialModel
 
+TINY = torch.finfo(torch.float64).tiny
 
-def differences(
-    logits: Sequence[Tensor], top_n: Sequence[int], catalog: CatalogSlice, seen: Tensor | None = None
-) -> Tensor:
+
+def differences(members: Sequence[Logits], top_n: Sequence[int], seen: Tensor | None = None) -> Tensor:
     """disagreement@n for each n, then the Jensen–Shannon divergence, of each pair of members: [N, P, values] float64.
 
     Args:
-        logits: of each member, [N, V] or a slice's. They are left as they are. All ranks of the catalog group have
-            the logits of the same examples, and get the same values.
+        members: the logits of each, for the same N examples. All ranks of the catalog group have the logits of the same
+            examples, and get the same values.
         seen: [N, L] item ids, 0 for none, that are not recommended. Probabilities are of the whole catalog.
     """
-    wide = [part.double() for part in logits]
-    logs = [part - catalog.log_sum_exp(part.logsumexp(dim=1)).unsqueeze(1) for part in wide]
-    divergences = torch.stack([jensen_shannon(one, other, catalog) for one, other in combinations(logs, 2)], dim=1)
-    lists = [recommended(part, max(top_n), seen, catalog) for part in logits]
+    asked = Asked(top_n=min(max(top_n), members[0].catalog.num_items), seen=seen, log_sums=True)
+    found = [sweep(logits, asked) for logits in members]
+    lists = [each.items.masked_fill(each.scores == -math.inf, 0) for each in found]
     disagreements = [torch.stack([disagreement(*pair, n) for n in top_n], dim=1) for pair in combinations(lists, 2)]
+    divergences = jensen_shannon(members, [each.log_sums for each in found])
     return torch.cat([torch.stack(disagreements, dim=1), divergences.unsqueeze(2)], dim=2)
-
-
-def recommended(logits: Tensor, n: int, seen: Tensor | None, catalog: CatalogSlice) -> Tensor:
-    """The best items [N, min(n, V)] that are not among the seen ones [N, L]; 0 where there are no more."""
-    shown = logits if seen is None else hide_seen(logits.clone(), seen, catalog)
-    items, scores = best_in(shown, min(n, catalog.num_items), catalog)
-    return items.masked_fill(scores == -math.inf, 0)
 
 
 def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
@@ -55,11 +48,35 @@ def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
     return torch.where(held > 0, 1 - overlap / held.clamp(min=1), 0.0)
 
 
-def jensen_shannon(one: Tensor, other: Tensor, catalog: CatalogSlice) -> Tensor:
-    """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2, in nats, between 0 and ln 2: [N] from log p and log q [N, V]."""
-    middle = torch.logaddexp(one, other) - math.log(2)
-    halves = one.exp() * (one - middle) + other.exp() * (other - middle)
-    return catalog.all_sum(halves.sum(1)).div(2).clamp(min=0)
+def jensen_shannon(members: Sequence[Logits], log_sums: Sequence[Tensor]) -> Tensor:
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2 of each pair of members, in nats, between 0 and ln 2: [N, P].
+
+    `log_sums` [N] are the members' over the catalog. In sums over the items that is ½ Σ p ln p + ½ Σ q ln q − Σ m ln m,
+    whose terms nearly cancel: they are float64.
+    """
+    one = members[0]
+    pairs = list(combinations(range(len(members)), 2))
+    own = torch.zeros(one.num_rows, len(members), dtype=torch.float64, device=one.device)
+    mixed = torch.zeros(one.num_rows, len(pairs), dtype=torch.float64, device=one.device)
+    for rows in one.block_rows(1):
+        for items in one.tile_items(rows.stop - rows.start, 1, 1) if one.num_rows else []:
+            probabilities = []
+            for place, (logits, sums) in enumerate(zip(members, log_sums, strict=True)):
+                logs = _tile(logits, rows, items).double().sub_(sums[rows].double().unsqueeze(1))
+                probabilities.append(logs.exp())
+                own[rows, place] += logs.mul_(probabilities[-1]).sum(1)
+            for place, (p, q) in enumerate(combinations(probabilities, 2)):
+                middle = (p + q).div_(2)
+                mixed[rows, place] += middle.clamp(min=TINY).log_().mul_(middle).sum(1)
+    own, mixed = one.catalog.all_sum(own), one.catalog.all_sum(mixed)
+    first, second = (own[:, list(side)] for side in zip(*pairs, strict=True))
+    return ((first + second) / 2 - mixed).clamp(min=0)
+
+
+def _tile(logits: Logits, rows: slice, items: slice) -> Tensor:
+    tile = torch.empty(rows.stop - rows.start, items.stop - items.start, dtype=logits.dtype, device=logits.device)
+    logits.write(rows, items, tile)
+    return tile
 
 
 class DiversitySums:
@@ -97,16 +114,12 @@ def compare_members(
     Where the members hold slices of the catalog, all ranks that share it bring equally many batches, some of them
     blank.
     """
-    catalog = models[0].item_table.catalog
     for batch in batches:
         histories, _ = question(batch)
-        shared = catalog.share(len(histories), histories.device)
-        seen = shared.gather_ids(histories)
-        blocks = [
-            differences(logits, sums.top_n, catalog, seen[rows] if exclude_seen else None)
-            for rows, logits in logits_by_block(models, histories, shared)
-        ]
-        values = torch.cat(blocks)[shared.own]
+        shared = models[0].item_table.catalog.share(len(histories), histories.device)
+        seen = shared.gather_ids(histories) if exclude_seen else None
+        members = [logits_of([model], histories, shared) for model in models]
+        values = differences(members, sums.top_n, seen)[shared.own]
         if not batch.weights.any():
             continue
         sums.update(values)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
-from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
+from csrec_dist.distributed.catalog import SharedRows
 from csrec_dist.evaluation.groups import (
     NUM_DECILES,
     POPULAR_DECILES,
@@ -25,8 +25,8 @@ from csrec_dist.evaluation.groups import (
 from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.options import NUM_BINS, EvaluationOptions
 from csrec_dist.evaluation.per_row import Columns, TargetFacts, rating_group
-from csrec_dist.evaluation.ranking import best_in, hide_seen, ranks_in
-from csrec_dist.evaluation.scoring import alone, logits_by_block, question
+from csrec_dist.evaluation.scoring import Ensemble, logits_of, question
+from csrec_dist.evaluation.sweep import Asked, Found, sweep
 from csrec_dist.models import SequentialModel
 
 
@@ -40,9 +40,9 @@ class CalibrationSums:
         self.tensor = torch.zeros(NUM_BINS, 3, dtype=torch.float64, device=device)
         """[bins, 3]: of each bin the sum of weights, of confidences and of hits."""
 
-    def update(self, logits: Tensor, targets: Tensor, weights: Tensor, catalog: CatalogSlice) -> None:
-        """Add examples with logits [N, V] of the whole catalog or of a slice, targets [N] in 1…V and weights [N]."""
-        confidence, hit = confidences(logits, targets, catalog)
+    def update(self, found: Found, targets: Tensor, weights: Tensor) -> None:
+        """Add examples with these log-sum-exps and top items, targets [N] in 1…V and weights [N]."""
+        confidence, hit = confidences(found, targets)
         bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
         held = (bins.unsqueeze(1) == torch.arange(NUM_BINS, device=bins.device)) * weights.double().unsqueeze(1)
         self.tensor += held.T @ torch.stack([torch.ones_like(confidence), confidence, hit], dim=1)
@@ -60,16 +60,14 @@ class CalibrationSums:
         return {"ece": error, "confidence": confidence, "accuracy": accuracy, "count": round(count), "bins": bins}
 
 
-def confidences(logits: Tensor, targets: Tensor, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
-    """The largest probability of softmax(logits) [N], and 1 where its item is the target, else 0 [N]; float64.
+def confidences(found: Found, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest probability of each row's softmax [N], and 1 where its item is the target, else 0 [N]; float64.
 
-    Of items with equal logits the first is the top one. A row with NaN has confidence 1 and no hit. All ranks of
-    the catalog group have the logits of the same examples.
+    A row with NaN has confidence 1 and no hit.
     """
-    (items, best) = (part.squeeze(1) for part in best_in(logits, 1, catalog))
-    confidence = (best - catalog.log_sum_exp(logits.logsumexp(dim=1))).double().exp()
+    confidence = (found.top_logits.squeeze(1) - found.log_sums).double().exp()
     broken = confidence.isnan()
-    return confidence.masked_fill(broken, 1.0), ((items == targets) & ~broken).double()
+    return confidence.masked_fill(broken, 1.0), ((found.top_items.squeeze(1) == targets) & ~broken).double()
 
 
 class ListCounts:
@@ -155,24 +153,24 @@ class Examination:
         models: Sequence[SequentialModel],
         batches: Iterable[Batch],
         facts: TargetFacts,
-        combine: Callable[[Sequence[Tensor]], Tensor] = alone,
+        ensemble: Ensemble | None = None,
     ) -> Iterator[Columns]:
         """Add a shard's batches, about whose targets the facts are known; the columns of `RANKS_SCHEMA`, by batch.
 
         Args:
             models: one model, or the members that score together; on the batches' device and in evaluation mode. Where
                 they hold slices of the catalog, all ranks that share it bring equally many batches, some of them blank.
-            combine: makes one tensor of logits [R, V] of theirs.
+            ensemble: how several of them score together.
         """
         start = 0
         for batch in batches:
             if not batch.weights.any():
-                self._add_scores(models, combine, batch, torch.zeros_like(batch.rows))
+                self._add_scores(models, ensemble, batch, torch.zeros_like(batch.rows))
                 continue
             known = facts[start : start + len(batch.rows)]
             start += len(batch.rows)
             true_targets = torch.from_numpy(known.true_targets).long().to(batch.items.device)
-            ranks, true_ranks, targets = self._add_scores(models, combine, batch, true_targets)
+            ranks, true_ranks, targets = self._add_scores(models, ensemble, batch, true_targets)
             lengths, deciles = batch.lengths - 1, self._deciles[targets - 1]
             self._all.update(ranks, batch.weights)
             self._true.update(true_ranks, batch.weights * (true_targets > 0))
@@ -210,28 +208,29 @@ class Examination:
     def _add_scores(
         self,
         models: Sequence[SequentialModel],
-        combine: Callable[[Sequence[Tensor]], Tensor],
+        ensemble: Ensemble | None,
         batch: Batch,
         true_targets: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
-        catalog = models[0].item_table.catalog
         histories, targets = question(batch)
-        shared = catalog.share(len(histories), histories.device)
-        asked = _Scored(histories, targets, true_targets, batch.weights).of_group(shared)
-        ranks, true_ranks = torch.empty_like(asked.targets), torch.empty_like(asked.targets)
-        for rows, parts in logits_by_block(models, histories, shared):
-            logits = combine(parts)
-            if self._calibration:
-                self._calibration.update(logits, asked.targets[rows], asked.weights[rows], catalog)
-            if self._options.exclude_seen:
-                hide_seen(logits, asked.histories[rows], catalog)
-            ranks[rows] = ranks_in(logits, asked.targets[rows], catalog)
-            true_ranks[rows] = ranks_in(logits, asked.true_targets[rows].clamp(min=1), catalog)
-            if self._lists:
-                items, scores = best_in(logits, min(max(self._options.cut_offs), models[0].num_items), catalog)
-                self._lists.update(items.masked_fill(scores == -math.inf, 0)[asked.weights[rows] > 0])
-        return ranks[shared.own], true_ranks[shared.own], targets
+        shared = models[0].item_table.catalog.share(len(histories), histories.device)
+        scored = _Scored(histories, targets, true_targets, batch.weights).of_group(shared)
+        options, num_items = self._options, models[0].num_items
+        asked = Asked(
+            scored.ranked,
+            top_n=min(max(options.cut_offs), num_items) if self._lists else 0,
+            seen=scored.histories if options.exclude_seen else None,
+            log_sums=self._calibration is not None,
+            top=self._calibration is not None,
+        )
+        found = sweep(logits_of(models, histories, shared, ensemble), asked)
+        if self._calibration:
+            self._calibration.update(found, scored.targets, scored.weights)
+        if self._lists:
+            self._lists.update(found.items.masked_fill(found.scores == -math.inf, 0)[scored.weights > 0])
+        ranks = found.ranks[shared.own]
+        return ranks[:, 0], ranks[:, -1], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
         """Metrics and counts of each group; by rating, leak and repeat only where targets have, do or are one."""
@@ -274,6 +273,12 @@ class _Scored(NamedTuple):
     targets: Tensor
     true_targets: Tensor
     weights: Tensor
+
+    @property
+    def ranked(self) -> Tensor:
+        """The items to be ranked [N, 1]; with true targets, where the group knows one, [N, 2]."""
+        columns = [self.targets, self.true_targets.clamp(min=1)]
+        return torch.stack(columns if bool(self.true_targets.any()) else columns[:1], dim=1)
 
     def of_group(self, shared: SharedRows) -> "_Scored":
         """The group's; the weights of other ranks' examples are 0, so that each counts its own."""

@@ -1,21 +1,21 @@
-"""What ranks the catalog: a model or several together, read one block of logits at a time; metrics on validation.
+"""What ranks the catalog: a model, or several together; metrics on validation.
 
-Shapes: B examples of a batch, R of a block, L positions, V items. Where the models hold slices of the catalog, logits
-[R, V] are those of this rank's slice for the examples of all ranks of its group.
+Shapes: B examples of a batch, L positions.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
+from csrec_dist.distributed.catalog import SharedRows, TableLike
+from csrec_dist.evaluation.logits import Logits, MeanOfProbabilities
 from csrec_dist.evaluation.metrics import MetricSums
-from csrec_dist.evaluation.ranking import rows_in_block, target_ranks
+from csrec_dist.evaluation.ranking import target_ranks
+from csrec_dist.evaluation.sweep import Asked, sweep
 from csrec_dist.models import SequentialModel
 
 
@@ -50,48 +50,36 @@ def question(batch: EvaluationBatch) -> Question:
     return Question(batch.items.scatter(1, last, 0)[:, :-1], targets)
 
 
-def logits_by_block(
-    models: Sequence[SequentialModel], histories: Tensor, shared: SharedRows
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of the examples with the logits [R, V] of each model, in at least single precision.
+@dataclass(frozen=True)
+class Ensemble:
+    """How several models rank together: `labels.combine`, and the weight of each."""
 
-    The logits of all models together take `BLOCK_BYTES`, or one row each if that is more. The models are in
-    evaluation mode, without gradients. The slices are of the examples that the ranks of the catalog group bring
-    together; `shared` is of these histories and the models' slice.
+    combine: str
+    weights: Sequence[float]
+
+
+def logits_of(
+    models: Sequence[SequentialModel], histories: Tensor, shared: SharedRows, ensemble: Ensemble | None = None
+) -> Logits:
+    """The logits of one model, or of several together, for the examples that the ranks of the catalog group bring.
+
+    The models are in evaluation mode, without gradients; `shared` is of these histories and the models' slice. Logits
+    are averaged with the ensemble's weights (Alg. 1, line 7), or for prob_mean probabilities are.
     """
     states = [shared.gather(model.encode_last(histories)) for model in models]
-    num_items = shared.part.most_rows * len(models)
-    num_rows = rows_in_block(num_items, torch.float32.itemsize, histories.device)
-    for start in range(0, len(states[0]), num_rows):
-        rows = slice(start, min(start + num_rows, len(states[0])))
-        yield rows, [_logits(model, part[rows]) for model, part in zip(models, states, strict=True)]
+    return together(states, [model.item_table for model in models], ensemble)
 
 
-def alone(logits: Sequence[Tensor]) -> Tensor:
-    """The logits of the one model there is."""
-    (own,) = logits
-    return own
-
-
-def mean_of_logits(logits: Sequence[Tensor], weights: Sequence[float], catalog: CatalogSlice) -> Tensor:
-    """The logits [R, V] of members whose logits are averaged with these weights (Alg. 1, line 7)."""
-    return sum((part * weight for part, weight in zip(logits, weights, strict=True)), torch.zeros_like(logits[0]))
-
-
-def mean_of_probabilities(logits: Sequence[Tensor], weights: Sequence[float], catalog: CatalogSlice) -> Tensor:
-    """Logits [R, V] of members whose probabilities are averaged with these weights: the logarithm of the mean."""
-    pairs = zip(logits, weights, strict=True)
-    logs = [catalog.log_softmax(part) + math.log(weight) for part, weight in pairs if weight]
-    return torch.stack(logs).logsumexp(0)
-
-
-COMBINE = {"logit_mean": mean_of_logits, "weighted": mean_of_logits, "prob_mean": mean_of_probabilities}
-
-
-def _logits(model: SequentialModel, states: Tensor) -> Tensor:
-    table, dtype = model.item_table, torch.promote_types(states.dtype, torch.float32)
-    bias = None if table.bias is None else table.bias.to(dtype)
-    return F.linear(states.to(dtype), table.weight.to(dtype), bias)
+def together(states: Sequence[Tensor], tables: Sequence[TableLike], ensemble: Ensemble | None) -> Logits:
+    """The logits of models with these states and tables; of one, where there is no ensemble."""
+    if ensemble is None:
+        return Logits(states, tables)
+    if ensemble.combine != "prob_mean":
+        return Logits(states, tables, ensemble.weights)
+    parts = [each for each in zip(states, tables, ensemble.weights, strict=True) if each[2]]
+    log_sums = [sweep(Logits([part], [table]), Asked(log_sums=True)).log_sums for part, table, _ in parts]
+    states, tables, weights = zip(*parts, strict=True)
+    return MeanOfProbabilities(states, tables, weights, log_sums)
 
 
 def evaluate(

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
-from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation.report_card import CalibrationSums, confidences
+from csrec_dist.evaluation.sweep import Asked, sweep
+from tests.helpers.dense_logits import dense
+
+SOFTMAX = Asked(log_sums=True, top=True)
 
 
 def by_hand(logits: torch.Tensor, targets: torch.Tensor) -> float:
@@ -36,7 +39,7 @@ def add(
 ) -> None:
     """Add examples of whole rows, of weight 1 unless said."""
     weights = torch.ones(len(targets)) if weights is None else weights
-    sums.update(logits, targets, weights, CatalogSlice.whole(logits.shape[1]))
+    sums.update(sweep(dense(logits), SOFTMAX), targets, weights)
 
 
 @pytest.mark.parametrize("num", [1, 30, 500])
@@ -78,7 +81,7 @@ def test_a_model_that_is_sure_and_wrong_has_error_one() -> None:
 
 
 def test_edges_belong_to_the_lower_bin_and_ties_to_the_first_item() -> None:
-    confidence, hit = confidences(torch.zeros(2, 5), torch.tensor([1, 5]), CatalogSlice.whole(5))
+    confidence, hit = confidences(sweep(dense(torch.zeros(2, 5)), SOFTMAX), torch.tensor([1, 5]))
     assert confidence.tolist() == pytest.approx([0.2, 0.2])
     assert hit.tolist() == [1.0, 0.0]
     sums = CalibrationSums()

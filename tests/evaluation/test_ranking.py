@@ -2,13 +2,15 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation import ranking, target_ranks, top_items
+from csrec_dist.evaluation import logits, target_ranks, top_items
 
 
 def rank_by_hand(scores: list[float], target: int, seen: list[int]) -> int:
@@ -96,34 +98,65 @@ def test_infinite_scores_keep_their_order() -> None:
     assert ranks == [1, 2, 3]
 
 
-def test_blocks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    states, weight = integers(101, 30, 3, seed=4)
-    targets = torch.arange(101) % 30 + 1
-    seen = torch.arange(202).reshape(101, 2) % 31
-    whole = target_ranks(states, PlainTable.whole(weight), targets, seen=seen)
-    best = top_items(states, PlainTable.whole(weight), 5, seen=seen)
-    for rows in (1, 7, 100):
-        monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", rows * 30 * 4)
-        assert torch.equal(target_ranks(states, PlainTable.whole(weight), targets, seen=seen), whole)
-        items, scores = top_items(states, PlainTable.whole(weight), 5, seen=seen)
-        assert torch.equal(items, best[0])
-        assert torch.equal(scores, best[1])
+@pytest.mark.parametrize(("rows", "items"), [(1, 16), (7, 16), (7, 48), (100, 160)])
+@pytest.mark.parametrize("excluded", [False, True])
+def test_tiles_do_not_change_ranks_and_lists(
+    monkeypatch: pytest.MonkeyPatch, rows: int, items: int, excluded: bool
+) -> None:
+    """Of whole numbers, many of them equal, of drawn ones, and of logits that are no numbers."""
+    targets = torch.arange(101) % 150 + 1
+    seen = torch.arange(202).reshape(101, 2) % 151 if excluded else None
+    whole, drawn = integers(101, 150, 3, seed=4), (torch.randn(101, 3), torch.randn(150, 3))
+    broken = torch.zeros(150).index_put_((torch.arange(0, 150, 7),), torch.tensor(math.nan))
+    broken[3::11], broken[5::17] = math.inf, -math.inf
+    for (states, weight), bias in ((whole, None), (drawn, None), (whole, broken)):
+        table = PlainTable.whole(weight, bias)
+        with monkeypatch.context() as changed:
+            changed.setitem(logits.TILE_BYTES, "cpu", 1 << 30)
+            expected = target_ranks(states, table, targets, seen=seen), *top_items(states, table, 5, seen=seen)
+            changed.setitem(logits.TILE_BYTES, "cpu", rows * items * 4)
+            changed.setitem(logits.BLOCK_ROWS, "cpu", rows)
+            found = target_ranks(states, table, targets, seen=seen), *top_items(states, table, 5, seen=seen)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+        assert torch.allclose(found[2], expected[2])
 
 
-def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 10 * 1000 * 4)
-    sizes: list[int] = []
-    linear = torch.nn.functional.linear
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made or written to."""
 
-    def watched(*arguments: torch.Tensor) -> torch.Tensor:
-        logits = linear(*arguments)
-        sizes.append(logits.numel())
-        return logits
+    largest = 0
 
-    monkeypatch.setattr(ranking.F, "linear", watched)
-    target_ranks(torch.randn(95, 4), PlainTable.whole(torch.randn(1000, 4)), torch.ones(95, dtype=torch.int64))
-    assert max(sizes) == 10 * 1000
-    assert sum(sizes) == 95 * 1000
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [
+            each.numel() for each in (made if isinstance(made, (tuple, list)) else [made]) if torch.is_tensor(each)
+        ]
+        self.largest = max(self.largest, *sizes, 0)
+        return made
+
+
+def test_no_tensor_has_the_size_of_rows_and_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(logits.TILE_BYTES, "cpu", 10 * 320 * 4)
+    monkeypatch.setitem(logits.BLOCK_ROWS, "cpu", 10)
+    states, table = torch.randn(95, 4), PlainTable.whole(torch.randn(5000, 4))
+    with Sizes() as sizes:
+        target_ranks(states, table, torch.ones(95, dtype=torch.int64))
+        top_items(states, table, 10)
+    assert sizes.largest == 5000 * 4  # the table
+
+
+def test_items_of_equal_vectors_tie_with_the_target_in_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each vector stands five times in the catalog; whatever rounding does, the five are one another's ties."""
+    monkeypatch.setitem(logits.TILE_BYTES, "cpu", 20 * 64 * 4)
+    generator = torch.Generator().manual_seed(2)
+    states, weight = torch.randn(60, 24, generator=generator), torch.randn(64, 24, generator=generator)
+    wide = states.double() @ weight.double().T
+    targets = torch.randint(0, 64, (60,), generator=generator)
+    expected = 5 * (wide >= wide.gather(1, targets.unsqueeze(1))).sum(1)
+    for copy in range(5):
+        ranks = target_ranks(states, PlainTable.whole(weight.repeat(5, 1)), targets + 64 * copy + 1)
+        assert ranks.tolist() == expected.tolist()
 
 
 def test_the_inputs_are_left_alone() -> None:

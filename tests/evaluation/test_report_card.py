@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
-from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.evaluation import evaluate, ranking
+from csrec_dist.evaluation import evaluate, logits
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members, differences
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, Columns, TargetFacts
 from csrec_dist.evaluation.report_card import Examination
-from csrec_dist.evaluation.scoring import COMBINE
+from csrec_dist.evaluation.scoring import Ensemble
 from csrec_dist.models import SequentialModel, build, config_class
 from csrec_dist.runs.run import hidden_targets
+from tests.helpers.dense_logits import dense
 
 NUM_ITEMS = 23
 CPU = torch.device("cpu")
@@ -67,8 +66,7 @@ def examine(
     examination = Examination(question, 8, POPULARITY, CPU)
     rule = {}
     if combine is not None:
-        shares = [1 / len(models)] * len(models)
-        rule["combine"] = partial(COMBINE[combine], weights=shares, catalog=CatalogSlice.whole(NUM_ITEMS))
+        rule["ensemble"] = Ensemble(combine, [1 / len(models)] * len(models))
     blocks = list(examination.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], known, **rule))
     return examination.compute(identity), joined(blocks)
 
@@ -217,7 +215,8 @@ def test_members_rank_together_by_their_rule(rule: str) -> None:
 
 def test_blocks_and_batches_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, columns = examine(asked(), facts(true=TRUE), [model()])
-    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 2 * NUM_ITEMS * 4)
+    monkeypatch.setitem(logits.TILE_BYTES, "cpu", 2 * 16 * 4)
+    monkeypatch.setitem(logits.BLOCK_ROWS, "cpu", 2)
     parts, others = examine(asked(), facts(true=TRUE), [model()], cut=5)
     assert others.keys() == columns.keys()
     for name, values in columns.items():
@@ -229,15 +228,15 @@ def test_blocks_and_batches_do_not_change_what_is_found(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_members_are_compared_row_by_row(monkeypatch: pytest.MonkeyPatch, exclude_seen: bool) -> None:
-    monkeypatch.setitem(ranking.BLOCK_BYTES, "cpu", 1)
+    monkeypatch.setitem(logits.TILE_BYTES, "cpu", 1)
     members = [model(1), model(2), model(3)]
     sums = DiversitySums(["a", "b", "c"], [3])
     columns = joined(
         list(compare_members(members, [batch(ROWS[:4]), batch(ROWS[4:], 4)], sums, exclude_seen=exclude_seen))
     )
-    logits = [torch.tensor(scores_by_hand(one)) for one in members]
+    scores = [dense(torch.tensor(scores_by_hand(one))) for one in members]
     histories = torch.tensor([row[:-1] + [0] * (9 - len(row)) for row in ROWS])
-    expected = differences(logits, [3], CatalogSlice.whole(NUM_ITEMS), histories if exclude_seen else None).mean(1)
+    expected = differences(scores, [3], histories if exclude_seen else None).mean(1)
     assert columns["row"] == list(range(6))
     assert columns["disagreement@3"] == pytest.approx(expected[:, 0].tolist())
     assert columns["jensen_shannon"] == pytest.approx(expected[:, 1].tolist(), abs=1e-6)

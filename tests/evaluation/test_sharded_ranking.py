@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
-from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation import ranking, target_ranks, top_items
-from csrec_dist.evaluation.scoring import COMBINE
+from csrec_dist.evaluation import logits as tiling
+from csrec_dist.evaluation import target_ranks, top_items
+from csrec_dist.evaluation.logits import Logits
+from csrec_dist.evaluation.scoring import Ensemble, together
+from csrec_dist.evaluation.sweep import Asked, sweep
 from tests.helpers.catalog_ranks import LAYOUTS, shard_of
 from tests.helpers.ranks import run_ranks
 
@@ -56,7 +58,7 @@ def rank_all(given: dict[str, Any], catalog: CatalogSlice, hidden: bool, rank: i
 
 
 def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]:
-    ranking.BLOCK_BYTES["cpu"] = 4 * 40
+    tiling.TILE_BYTES["cpu"], tiling.BLOCK_ROWS["cpu"] = 4 * 40, 3
     counts = NUM_EXAMPLES[world_size]
     rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     found: dict[str, Any] = {}
@@ -68,10 +70,13 @@ def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]
         for hidden in (False, True):
             found[f"{name}_{hidden}"] = rank_all(given, catalog, hidden, rank)
     catalog = shard_of(rank, world_size, catalog_parallel, 5)
-    logits = [part[:, catalog.rows] for part in member_logits()]
+    states, tables = members(catalog)
     for combine in ("logit_mean", "prob_mean"):
-        found[combine] = COMBINE[combine](logits, (0.25, 0.75), catalog).numpy()
-    found["log_sum_exp"] = catalog.log_sum_exp(logits[0].logsumexp(1)).numpy()
+        logits = together(states, tables, Ensemble(combine, (0.25, 0.75)))
+        tile = torch.empty(3, catalog.num_rows, dtype=logits.dtype)
+        logits.write(slice(0, 3), slice(0, catalog.num_rows), tile)
+        found[combine] = tile.numpy()
+    found["log_sum_exp"] = sweep(Logits(states[:1], tables[:1]), Asked(log_sums=True)).log_sums.numpy()
     with pytest.raises(UserError, match="The best 6 of 5 items"):
         top_items(torch.zeros(0, 1), PlainTable(torch.zeros(catalog.num_rows, 1), None, catalog), 6)
     return found
@@ -79,6 +84,12 @@ def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]
 
 def member_logits() -> list[torch.Tensor]:
     return list(torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).double() * 30)
+
+
+def members(catalog: CatalogSlice) -> tuple[list[torch.Tensor], list[PlainTable]]:
+    """States and tables of members with these logits, which are large."""
+    states = [torch.eye(3, dtype=torch.float64)] * 2
+    return states, [PlainTable(catalog.cut(logits.T.contiguous()), None, catalog) for logits in member_logits()]
 
 
 @cache
@@ -107,9 +118,3 @@ def test_members_are_combined_over_the_whole_catalog(world_size: int, catalog_pa
         np.testing.assert_allclose(np.concatenate([found[combine] for found in group], 1), value, 1e-12, 1e-14)
     for found in group:
         np.testing.assert_allclose(found["log_sum_exp"], logits[0].logsumexp(1), rtol=1e-12)
-
-
-def test_hidden_items_of_other_slices_are_left_alone() -> None:
-    catalog = CatalogSlice.of(10, Group((0, 1), 1))
-    hidden = ranking.hide_seen(torch.zeros(1, 5), torch.tensor([[0, 1, 5, 6, 10]]), catalog)
-    assert hidden[0].tolist() == [-math.inf, 0, 0, 0, -math.inf]

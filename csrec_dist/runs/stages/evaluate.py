@@ -3,12 +3,10 @@
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch import Tensor
 
 from csrec_dist import models
 from csrec_dist.config import Config
@@ -25,7 +23,7 @@ from csrec_dist.evaluation.per_row import (
     write_part,
 )
 from csrec_dist.evaluation.report_card import Examination
-from csrec_dist.evaluation.scoring import COMBINE, alone
+from csrec_dist.evaluation.scoring import Ensemble
 from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
@@ -92,16 +90,14 @@ def teacher_module(run: ActiveRun) -> dict[str, Any]:
     index = read_index(run.folder / "labels")
     weights = index.weights or [1 / len(index.members)] * len(index.members)
     members = [load(run, run.member_folder(name)) for name in run.config.labelling_names]
-    catalog = run.layout.catalog_slice(run.dataset.num_items)
-    together = partial(COMBINE[index.combine], weights=weights, catalog=catalog)
-    return {"teachers": examine(run, members, "teachers", together)}
+    return {"teachers": examine(run, members, "teachers", Ensemble(index.combine, weights))}
 
 
 def examine(
     run: ActiveRun,
     members: Sequence[SequentialModel],
     name: str,
-    combine: Callable[[Sequence[Tensor]], Tensor] = alone,
+    ensemble: Ensemble | None = None,
 ) -> dict[str, Any]:
     """All that is asked of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
     dataset, popularity = run.dataset, ItemPopularity.read(run.dataset)
@@ -109,7 +105,7 @@ def examine(
 
     def shard_ranks(shard: int | None) -> Iterator[Columns]:
         facts = TargetFacts.none() if shard is None else TargetFacts.read(dataset, shard)
-        return examination.shard(members, shard_rows(run, shard), facts, combine)
+        return examination.shard(members, shard_rows(run, shard), facts, ensemble)
 
     keep(run, f"{name}-test.parquet", RANKS_SCHEMA, shard_ranks)
     return examination.compute(run.runtime.world.all_reduce_sum)

@@ -1,0 +1,107 @@
+"""The logits of rows over the catalog, of a model or of several together, a tile of them at a time.
+
+Shapes: N rows, R of a block, V items, C of a tile, d width. A table may be this rank's slice of the catalog: all ranks
+of its group then have the same rows, each the logits of its own items.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from csrec_dist.distributed.catalog import TableLike
+
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
+"""Bytes of a tile; two or three are there at once. What is made of a tile is made while it is in the cache."""
+BLOCK_ROWS = {"cpu": 256, "cuda": 4096}
+"""Rows of a block. Each block reads the item tables once: with few rows that takes longer than the products."""
+
+
+class Logits:
+    """Logits [N, V], or those of the slice's items, which are the sum of the models'; in at least single precision."""
+
+    def __init__(
+        self, states: Sequence[Tensor], tables: Sequence[TableLike], weights: Sequence[float] = (1.0,)
+    ) -> None:
+        """Of each model the states [N, d], its table, and the weight of its logits."""
+        self.catalog = tables[0].catalog
+        self.dtype = torch.promote_types(states[0].dtype, torch.float32)
+        self.device, self.num_rows = states[0].device, len(states[0])
+        self._states = [part.detach().to(self.dtype) * weight for part, weight in zip(states, weights, strict=True)]
+        self._tables = [table.weight.detach().to(self.dtype) for table in tables]
+        self._biases = [
+            None if table.bias is None else table.bias.detach().to(self.dtype) * weight
+            for table, weight in zip(tables, weights, strict=True)
+        ]
+
+    def block_rows(self, widest: int) -> Iterator[slice]:
+        """The rows in order, a block at a time, of which tiles `widest` items wide keep to the bytes of a tile."""
+        rows = max(1, min(BLOCK_ROWS[self._kind], self._numbers // max(1, min(widest, self.catalog.num_rows))))
+        return (slice(start, min(start + rows, self.num_rows)) for start in range(0, max(self.num_rows, 1), rows))
+
+    def tile_items(self, num_rows: int, widest: int, lanes: int) -> list[slice]:
+        """The slice's items in order, in tiles of `num_rows` rows, a multiple of `lanes` and at least `widest` wide."""
+        width = max(self._numbers // max(num_rows, 1), widest)
+        width, num_items = max(width - width % lanes, lanes), self.catalog.num_rows
+        return [slice(start, min(start + width, num_items)) for start in range(0, num_items, width)]
+
+    def write(self, rows: slice, items: slice | Tensor, out: Tensor) -> None:
+        """Write the logits of some rows and of these items of the slice into `out` [R, C]."""
+        self._write_product(0, rows, items, out)
+        for model in range(1, len(self._states)):
+            out.addmm_(self._states[model][rows], self._tables[model][items].T)
+            if (bias := self._biases[model]) is not None:
+                out.add_(bias[items])
+
+    def _write_product(self, model: int, rows: slice, items: slice | Tensor, out: Tensor) -> None:
+        states, table, bias = self._states[model][rows], self._tables[model][items].T, self._biases[model]
+        if bias is None:
+            torch.mm(states, table, out=out)
+        else:
+            torch.addmm(bias[items], states, table, out=out)
+
+    def at_items(self, rows: slice, items: Tensor) -> Tensor:
+        """The logit of one item (1…V) of each row [R], from the rank that has it; its bits are those of a tile.
+
+        It is the diagonal of a product of matrices. A scalar product would be summed in another order, and items of
+        equal vectors would stand above or below one another by chance.
+        """
+        places, here = self.catalog.places(items)
+        product = torch.empty(len(items), len(items), dtype=self.dtype, device=self.device)
+        if self.catalog.num_rows:
+            self.write(rows, places, product)
+        return self.catalog.all_sum(product.diagonal().masked_fill(~here, 0.0))
+
+    @property
+    def _kind(self) -> str:
+        return self.device.type if self.device.type in TILE_BYTES else "cpu"
+
+    @property
+    def _numbers(self) -> int:
+        return TILE_BYTES[self._kind] // self.dtype.itemsize
+
+
+class MeanOfProbabilities(Logits):
+    """Logits whose softmax is the weighted mean of the models': log Σ_k w_k softmax(e_k)."""
+
+    def __init__(
+        self,
+        states: Sequence[Tensor],
+        tables: Sequence[TableLike],
+        weights: Sequence[float],
+        log_sums: Sequence[Tensor],
+    ) -> None:
+        """As `Logits`, with each model's log-sum-exp over the catalog [N]; the weights are positive."""
+        super().__init__(states, tables, [1.0] * len(states))
+        shares = torch.tensor(weights, dtype=self.dtype, device=self.device).log()
+        self._shifts = [share - sums for share, sums in zip(shares, log_sums, strict=True)]
+
+    def write(self, rows: slice, items: slice | Tensor, out: Tensor) -> None:
+        """As `Logits.write`."""
+        self._write_product(0, rows, items, out)
+        out.add_(self._shifts[0][rows].unsqueeze(1))
+        scratch = torch.empty_like(out) if len(self._states) > 1 else out
+        for model in range(1, len(self._states)):
+            self._write_product(model, rows, items, scratch)
+            scratch.add_(self._shifts[model][rows].unsqueeze(1))
+            torch.logaddexp(out, scratch, out=out)
