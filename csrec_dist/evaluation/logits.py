@@ -7,6 +7,7 @@ of its group then have the same rows, each the logits of its own items.
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import TableLike
@@ -15,6 +16,8 @@ TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
 """Bytes of a tile; two or three are there at once. What is made of a tile is made while it is in the cache."""
 BLOCK_ROWS = {"cpu": 256, "cuda": 4096}
 """Rows of a block. Each block reads the item tables once: with few rows that takes longer than the products."""
+FEWEST_COLUMNS = 64
+"""Narrower products are made by other routines on a CPU, which sum in another order."""
 
 
 class Logits:
@@ -41,9 +44,11 @@ class Logits:
 
     def tile_items(self, num_rows: int, widest: int, lanes: int) -> list[slice]:
         """The slice's items in order, in tiles of `num_rows` rows, a multiple of `lanes` and at least `widest` wide."""
-        width = max(self._numbers // max(num_rows, 1), widest)
-        width, num_items = max(width - width % lanes, lanes), self.catalog.num_rows
-        return [slice(start, min(start + width, num_items)) for start in range(0, num_items, width)]
+        num_items, most = self.catalog.num_rows, max(self._numbers // max(num_rows, 1), widest)
+        most = max(most - most % lanes, lanes)
+        num_tiles = max(-(-num_items // most), 1)
+        width = -(-num_items // (num_tiles * lanes)) * lanes  # even tiles: a narrow one has other bits, and is slow
+        return [slice(start, min(start + width, num_items)) for start in range(0, num_items, max(width, 1))]
 
     def write(self, rows: slice, items: slice | Tensor, out: Tensor) -> None:
         """Write the logits of some rows and of these items of the slice into `out` [R, C]."""
@@ -63,13 +68,15 @@ class Logits:
     def at_items(self, rows: slice, items: Tensor) -> Tensor:
         """The logit of one item (1…V) of each row [R], from the rank that has it; its bits are those of a tile.
 
-        It is the diagonal of a product of matrices. A scalar product would be summed in another order, and items of
-        equal vectors would stand above or below one another by chance.
+        It is the diagonal of a product of matrices, with as many columns as it takes to be summed as a tile is. A
+        scalar product would be summed in another order, and items of equal vectors would stand above or below one
+        another by chance.
         """
         places, here = self.catalog.places(items)
-        product = torch.empty(len(items), len(items), dtype=self.dtype, device=self.device)
+        columns = F.pad(places, (0, max(FEWEST_COLUMNS - len(places), 0)))
+        product = torch.empty(len(items), len(columns), dtype=self.dtype, device=self.device)
         if self.catalog.num_rows:
-            self.write(rows, places, product)
+            self.write(rows, columns, product)
         return self.catalog.all_sum(product.diagonal().masked_fill(~here, 0.0))
 
     @property

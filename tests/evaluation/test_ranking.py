@@ -146,13 +146,16 @@ def test_no_tensor_has_the_size_of_rows_and_items(monkeypatch: pytest.MonkeyPatc
     assert sizes.largest == 5000 * 4  # the table
 
 
-def test_items_of_equal_vectors_tie_with_the_target_in_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_rows", [1, 3, 60])
+def test_items_of_equal_vectors_tie_with_the_target_in_every_tile(
+    monkeypatch: pytest.MonkeyPatch, num_rows: int
+) -> None:
     """Each vector stands five times in the catalog; whatever rounding does, the five are one another's ties."""
-    monkeypatch.setitem(logits.TILE_BYTES, "cpu", 20 * 64 * 4)
+    monkeypatch.setitem(logits.TILE_BYTES, "cpu", num_rows * 64 * 4)
     generator = torch.Generator().manual_seed(2)
-    states, weight = torch.randn(60, 24, generator=generator), torch.randn(64, 24, generator=generator)
+    states, weight = torch.randn(num_rows, 24, generator=generator), torch.randn(64, 24, generator=generator)
     wide = states.double() @ weight.double().T
-    targets = torch.randint(0, 64, (60,), generator=generator)
+    targets = torch.randint(0, 64, (num_rows,), generator=generator)
     expected = 5 * (wide >= wide.gather(1, targets.unsqueeze(1))).sum(1)
     for copy in range(5):
         ranks = target_ranks(states, PlainTable.whole(weight.repeat(5, 1)), targets + 64 * copy + 1)

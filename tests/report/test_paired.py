@@ -3,18 +3,21 @@
 import io
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from rich.console import Console
 from scipy import stats
 
 from csrec_dist.config import parse_config
 from csrec_dist.errors import UserError
+from csrec_dist.evaluation.metrics import ndcg, recall, reciprocal_rank
 from csrec_dist.files import write_text
-from csrec_dist.report.paired import Comparison, compare_models, comparison_table
+from csrec_dist.report.paired import Comparison, compare_models, comparison_table, metric_values
 from csrec_dist.runs.run import Record, Run
 
 NUM_ROWS = 120
@@ -164,3 +167,10 @@ def test_a_run_evaluated_by_an_earlier_version_is_told_to_evaluate_again(tmp_pat
     one = make_run(tmp_path, "one")
     shutil.rmtree(one / "ranks")
     assert "--restart evaluate" in refused(one, one)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("recall", recall), ("ndcg", ndcg), ("mrr", reciprocal_rank)])
+def test_metrics_are_those_of_evaluation(name: str, metric: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    ranks = np.arange(1, 40).reshape(3, 13)
+    for n in (1, 5, 10, 100):
+        np.testing.assert_allclose(metric_values(name, ranks, n), metric(torch.from_numpy(ranks), n), rtol=1e-14)
