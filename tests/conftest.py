@@ -13,10 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.prepare import prepare
-from tests.helpers.finished_runs import finish_run
-
 torch.set_num_threads(1)
 
 ON_GPU = os.environ.get("CSREC_GPU_TESTS") == "1"
@@ -70,6 +66,10 @@ def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_dataset(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small log, prepared: windows of 8, five shards."""
+    # Imported here: tests on a GPU do without what only preparing and whole runs need.
+    from csrec_dist.data.options import DatasetOptions
+    from csrec_dist.data.prepare import prepare
+
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
     prepare(DatasetOptions(source=str(small_log), min_interactions=3, window=8, num_shards=5), folder)
     return folder
@@ -78,6 +78,8 @@ def small_dataset(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def finished_run(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The config and the folder of a finished run, which no test changes."""
+    from tests.helpers.finished_runs import finish_run
+
     return finish_run(tmp_path_factory.mktemp("finished"), small_log)
 
 

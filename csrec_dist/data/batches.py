@@ -10,8 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-
-from csrec_dist.data.shards import RowBlock
+import torch.nn.functional as F
 
 T = TypeVar("T")
 
@@ -64,6 +63,13 @@ class Batch:
         empty = replace(self, **{f.name: torch.zeros_like(getattr(self, f.name)[:1]) for f in fields(self)})
         return [part if len(part.rows) else empty for part in parts]
 
+    def padded_to(self, num_rows: int, length: int) -> Self:
+        """The same rows, with empty places below them and no items behind them: `items` is [num_rows, length]."""
+        rows, columns = num_rows - len(self.rows), length - self.items.shape[1]
+        assert rows >= 0 <= columns, f"a batch of {list(self.items.shape)} does not fit {num_rows} x {length}"
+        found = {f.name: F.pad(getattr(self, f.name), (0, rows)) for f in fields(self) if f.name != "items"}
+        return replace(self, items=F.pad(self.items, (0, columns, 0, rows)), **found)
+
     def to(self, device: torch.device) -> Self:
         """The batch on `device`."""
         if device.type == "cpu":
@@ -71,19 +77,11 @@ class Batch:
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
-def padded(picked: list[tuple[RowBlock, int]], length: int | None = None) -> dict[str, np.ndarray]:
-    """Pad picked rows into arrays; without any row, one empty place keeps the shapes valid."""
-    num_rows = max(len(picked), 1)
-    lengths = np.zeros(num_rows, np.int64)
-    lengths[: len(picked)] = [block.bounds[row + 1] - block.bounds[row] for block, row in picked]
-    items = np.zeros((num_rows, length or max(int(lengths.max()), 2)), np.int64)
-    if picked:
-        parts = [block.values[block.bounds[row] : block.bounds[row + 1]] for block, row in picked]
-        items[np.arange(items.shape[1]) < lengths[:, None]] = np.concatenate(parts)
-    columns = {name: np.zeros(num_rows, np.int64) for name in ("rows", "users", "example_offsets")}
-    for name, column in columns.items():
-        column[: len(picked)] = [getattr(block, name)[row] for block, row in picked]
-    return {"items": items, "lengths": lengths, "weights": (lengths > 0).astype(np.float32), **columns}
+def batch_columns(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An element of a stream of batches, of padded rows; without any row, one empty place keeps the shapes valid."""
+    if len(columns["items"]) == 0:
+        columns = {name: np.zeros((1, *column.shape[1:]), np.int64) for name, column in columns.items()}
+    return {**columns, "weights": (columns["lengths"] > 0).astype(np.float32)}
 
 
 def to_batch(columns: dict[str, Any]) -> Batch:
@@ -94,7 +92,9 @@ def to_batch(columns: dict[str, Any]) -> Batch:
 
 def blank_batch(window: int) -> Batch:
     """A batch without rows, padded to the window: for a rank that takes part with nothing."""
-    return to_batch(padded([], window))
+    rows = np.zeros(0, np.int64)
+    columns = dict.fromkeys(("lengths", "rows", "users", "example_offsets"), rows)
+    return to_batch(batch_columns({"items": np.zeros((0, window), np.int64), **columns}))
 
 
 class Prefetcher(Generic[T]):

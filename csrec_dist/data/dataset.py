@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
@@ -147,7 +146,7 @@ class Dataset:
             elements = stream.FileBatches(files, batch_size, self.window)
         else:
             order = EpochOrder(files.shard_rows, batch_size, seed, epoch, sample)
-            elements = stream.EpochBatches(files.open_shard, order)
+            elements = stream.EpochBatches(files.open_shard, order, self.window)
         read = range(self.num_shards) if shards is None else shards
         return stream.iterable(elements, read[rank::world_size], split, start)
 
@@ -178,15 +177,18 @@ class Dataset:
         leaked = np.zeros(self.splits["test"].num_rows, bool)
         if self.statistics.get("leaked_test_targets") == 0:
             return leaked
+        import polars as pl  # here, as training does without
+
         items = pl.col("items").list
-        trained = self._scan("train").select("user", target=items.slice(1)).explode("target")
-        test = self._scan("test").select("row", "user", target=items.last())
+        train, test = (
+            pl.scan_parquet([self.shard_file(split, shard) for shard in range(self.num_shards)])
+            for split in ("train", "test")
+        )
+        trained = train.select("user", target=items.slice(1)).explode("target")
+        test = test.select("row", "user", target=items.last())
         found = test.join(trained, on=["user", "target"], how="semi").collect(engine="streaming")
         leaked[found["row"].to_numpy()] = True
         return leaked
-
-    def _scan(self, split: str) -> pl.LazyFrame:
-        return pl.scan_parquet([self.shard_file(split, shard) for shard in range(self.num_shards)])
 
     @cached_property
     def has_true_targets(self) -> bool:

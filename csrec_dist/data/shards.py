@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +123,20 @@ class RowBlock:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @cached_property
-    def bounds(self) -> list[int]:
-        """`starts` as Python's numbers, which are cheaper to take one by one."""
-        return self.starts.tolist()
+    def items_of(self, row: int) -> np.ndarray:
+        """The items of one row."""
+        return self.values[self.starts[row] : self.starts[row + 1]]
+
+    def padded(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """The columns of some rows, int64, their items padded with 0 to [rows, length]."""
+        starts, lengths = self.starts[rows], np.diff(self.starts)[rows]
+        positions = np.arange(length)
+        inside = positions < lengths[:, None]
+        items = np.zeros((len(rows), length), np.int64)
+        items[inside] = self.values[(starts[:, None] + positions)[inside]]
+        columns = {"rows": self.rows, "users": self.users, "example_offsets": self.example_offsets}
+        picked = {name: column[rows].astype(np.int64) for name, column in columns.items()}
+        return {"items": items, "lengths": lengths, **picked}
 
 
 class Shard:
@@ -136,7 +145,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self._path = path
         with readable(path):
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, pre_buffer=False)  # of so few rows that costs more than it saves
         metadata = self._file.metadata
         self.group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
 

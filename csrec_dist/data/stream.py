@@ -9,7 +9,6 @@ generating all that came before once more, and goes through every number of an e
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice, repeat
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from datasets import DatasetInfo, Features, IterableDataset, NamedSplit, Value
 from datasets import Sequence as ListOf
 from datasets.iterable_dataset import _BaseExamplesIterable
 
-from csrec_dist.data.batches import padded
+from csrec_dist.data.batches import batch_columns
 from csrec_dist.data.order import EpochOrder
 from csrec_dist.data.shards import RowBlock, Shard
 
@@ -63,19 +62,21 @@ class FileRows:
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of plain Python values."""
-        for position, (block, row) in enumerate(self.rows(shards, start), start + 1):
-            yield (
-                position,
-                {
-                    "row": int(block.rows[row]),
-                    "user": int(block.users[row]),
-                    "items": block.values[block.bounds[row] : block.bounds[row + 1]].tolist(),
-                    "example_offset": int(block.example_offsets[row]),
-                },
-            )
+        for block, rows in self.blocks(shards, start):
+            for row in rows:
+                start += 1
+                yield (
+                    start,
+                    {
+                        "row": int(block.rows[row]),
+                        "user": int(block.users[row]),
+                        "items": block.items_of(row).tolist(),
+                        "example_offset": int(block.example_offsets[row]),
+                    },
+                )
 
-    def rows(self, shards: Sequence[int], start: int) -> Iterator[tuple[RowBlock, int]]:
-        """Each row as its place in a block; what lies before `start` is not read, but for its own row group."""
+    def blocks(self, shards: Sequence[int], start: int) -> Iterator[tuple[RowBlock, range]]:
+        """Each row group, with those of its rows that do not lie before `start`; groups before that are not read."""
         for shard in shards:
             if start >= self.shard_rows[shard]:
                 start -= self.shard_rows[shard]
@@ -83,7 +84,7 @@ class FileRows:
             file = self.open_shard(shard)
             for group, num_rows in enumerate(file.group_rows):
                 if start < num_rows:
-                    yield from zip(repeat(file.read_group(group)), range(start, num_rows), strict=False)
+                    yield file.read_group(group), range(start, num_rows)
                 start = max(start - num_rows, 0)
 
 
@@ -98,10 +99,17 @@ class FileBatches:
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of arrays; the last one may be smaller."""
-        rows = self.files.rows(shards, start)
-        while picked := list(islice(rows, self.batch_size)):
-            start += len(picked)
-            yield start, padded(picked, self.window)
+        ahead: list[dict[str, np.ndarray]] = []
+        for block, rows in self.files.blocks(shards, start):
+            ahead.append(block.padded(np.asarray(rows), self.window))
+            while sum(len(part["items"]) for part in ahead) >= self.batch_size:
+                joined = {name: np.concatenate([part[name] for part in ahead]) for name in ahead[0]}
+                ahead = [{name: column[self.batch_size :] for name, column in joined.items()}]
+                start += self.batch_size
+                yield start, batch_columns({name: column[: self.batch_size] for name, column in joined.items()})
+        if left := sum(len(part["items"]) for part in ahead):
+            joined = {name: np.concatenate([part[name] for part in ahead]) for name in ahead[0]}
+            yield start + left, batch_columns(joined)
 
 
 @dataclass(frozen=True)
@@ -110,39 +118,76 @@ class EpochBatches:
 
     open_shard: OpenShard
     order: EpochOrder
+    window: int
     features: ClassVar = BATCH
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of arrays, one for every step, whatever the shards; one row group of each shard is in memory."""
-        read_here = frozenset(shards)
-        cursors: dict[int, _ShardCursor] = {}
+        ahead = _RowsAhead(self.open_shard, self.order, shards, self.window)
         for step in range(start, self.order.num_steps):
-            picked = []
-            for shard, index in zip(*(array.tolist() for array in self.order.batch(step)), strict=True):
-                if shard in read_here:
-                    if shard not in cursors:
-                        cursors[shard] = _ShardCursor(self.open_shard(shard), shard, self.order, index)
-                    picked.append(cursors[shard].next_row())
-            yield step + 1, padded(picked)
+            columns = ahead.take(*self.order.batch(step))
+            longest = int(columns["lengths"].max(initial=2))
+            columns["items"] = columns["items"][:, :longest]
+            yield step + 1, batch_columns(columns)
 
 
-class _ShardCursor:
-    """Hands out one shard's rows in the epoch's order; holds one row group."""
+class _RowsAhead:
+    """The next rows of some shards in the epoch's order, padded: of each shard those of one row group.
 
-    def __init__(self, file: Shard, shard: int, order: EpochOrder, start: int) -> None:
-        self._file = file
-        self._groups = order.shard_order(shard, file.group_rows, start)
-        self._rows: Iterator[int] = iter(())
-        self._block: RowBlock | None = None
+    They lie in one array for all shards, so that the rows of a batch are taken at once, not one by one. Slot s is that
+    of the s-th shard; it has the rows first[s] … stop[s] − 1 of the shard's order.
+    """
 
-    def next_row(self) -> tuple[RowBlock, int]:
-        row = next(self._rows, None)
-        while row is None:
-            group, rows = next(self._groups)
-            self._block, self._rows = self._file.read_group(group), iter(rows.tolist())
-            row = next(self._rows, None)
-        assert self._block is not None
-        return self._block, row
+    def __init__(self, open_shard: OpenShard, order: EpochOrder, shards: Sequence[int], window: int) -> None:
+        self._open, self._order, self._shards, self._window = open_shard, order, shards, window
+        self._slots = np.full(order.num_shards, -1)
+        self._slots[list(shards)] = np.arange(len(shards))
+        self._first, self._stop = (np.zeros(len(shards), np.int64) for _ in range(2))
+        self._blocks: dict[int, Iterator[dict[str, np.ndarray]]] = {}
+        self._columns: dict[str, np.ndarray] = {}
+        self._reserve(1)
+
+    def take(self, shards: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of the rows with these indices in their shards' order, where the shards are read here."""
+        slots = self._slots[shards]
+        slots, indices = slots[slots >= 0], indices[slots >= 0]
+        taken = {name: np.zeros((len(slots), *c.shape[2:]), np.int64) for name, c in self._columns.items()}
+        left = np.arange(len(slots))
+        while len(left):
+            is_ahead = indices[left] < self._stop[slots[left]]
+            now, left = left[is_ahead], left[~is_ahead]
+            rows = slots[now], indices[now] - self._first[slots[now]]
+            for name, column in self._columns.items():
+                taken[name][now] = column[rows]
+            for slot, place in zip(*np.unique(slots[left], return_index=True), strict=True):
+                self._read_on(int(slot), int(indices[left[place]]))
+        return taken
+
+    def _read_on(self, slot: int, index: int) -> None:
+        """Have the next row group of a shard in its slot; its first row has this index in the shard's order."""
+        if slot not in self._blocks:
+            self._blocks[slot] = self._padded_blocks(self._shards[slot], index)
+        block = next(self._blocks[slot])
+        num_rows = len(block["items"])
+        self._reserve(num_rows)
+        self._first[slot], self._stop[slot] = index, index + num_rows
+        for name, column in block.items():
+            self._columns[name][slot, :num_rows] = column
+
+    def _padded_blocks(self, shard: int, start: int) -> Iterator[dict[str, np.ndarray]]:
+        file = self._open(shard)
+        for group, rows in self._order.shard_order(shard, file.group_rows, start):
+            if len(rows):
+                yield file.read_group(group).padded(rows, self._window)
+
+    def _reserve(self, num_rows: int) -> None:
+        """Have room for row groups of this size."""
+        shapes = {"items": (self._window,), "lengths": (), "rows": (), "users": (), "example_offsets": ()}
+        for name, shape in shapes.items():
+            column = self._columns.get(name, np.zeros((len(self._shards), 0, *shape), np.int64))
+            if column.shape[1] < num_rows:
+                more = np.zeros((len(self._shards), num_rows - column.shape[1], *shape), np.int64)
+                self._columns[name] = np.concatenate([column, more], axis=1)
 
 
 class _Examples(_BaseExamplesIterable):
