@@ -47,12 +47,12 @@ def work(args: argparse.Namespace) -> None:
     import torch
 
     from csrec_dist import models
+    from csrec_dist.data.batches import Batch
     from csrec_dist.distributed import Runtime
     from csrec_dist.distributed.engines import DataParallel
     from csrec_dist.memory import keep_freed_memory
-    from csrec_dist.models import TrainingInputs
-    from csrec_dist.runs.stages.fitting import one_hot
     from csrec_dist.training import TrainStep
+    from csrec_dist.training.step import one_hot
 
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -72,9 +72,9 @@ def work(args: argparse.Namespace) -> None:
     for step in range(args.steps):
         begin = time.perf_counter()
         items = torch.randint(1, args.items + 1, (args.windows[0], args.length), generator=generator)
-        items = items.to(runtime.device)
-        inputs = TrainingInputs(items[:, :-1], items[:, 1:], torch.zeros_like(items[:, 1:]), step)
-        loss = engine.forward(inputs, None)
+        rows, ones = torch.arange(len(items)), torch.ones(len(items))
+        batch = Batch(items, ones.long() * args.length, ones, rows, rows, rows * (args.length - 1))
+        loss = engine.forward(model.inputs(batch, step).to(runtime.device), None)
         engine.backward(loss.sum / loss.count)
         engine.step(1e-3)
         loss_sum = float(loss.sum.detach() / loss.count)
@@ -90,7 +90,7 @@ def work(args: argparse.Namespace) -> None:
     runtime.close()
 
 
-def plain(states: Any, table: Any, targets: Any, labels: Any) -> Any:
+def plain(states: Any, table: Any, targets: Any, labels: Any, weights: Any) -> Any:
     """Cross-entropy with all logits at once."""
     import torch
 

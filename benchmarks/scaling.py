@@ -253,10 +253,10 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     from csrec_dist.data.dataset import Dataset
     from csrec_dist.distributed.engines import DataParallel
     from csrec_dist.labels import LabelCache
-    from csrec_dist.runs.stages.distill import student_loss
     from csrec_dist.training import StopSignals, Trainer, TrainStep
     from csrec_dist.training.checkpoints import Checkpoints
     from csrec_dist.training.options import TrainingOptions
+    from csrec_dist.training.step import student_loss
     from csrec_dist.training.telemetry import StageLog
 
     clock, waits = Clock(), runtime.watch.waits
@@ -295,10 +295,10 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     class Measured(Trainer):
         """The loop with a stopwatch around its epochs; it writes no checkpoints."""
 
-        def _train_epoch(self) -> Any:
+        def train_epoch(self) -> Any:
             begin[:] = stamp()
             clock.take()
-            curve = super()._train_epoch()
+            curve = super().train_epoch()
             total, cpu, data, count = (now - before for now, before in zip(stamp(), begin, strict=True))
             parts = {"data": data, "count": count, **clock.take()}
             parts["rest"] = total - sum(parts.values())

@@ -1,8 +1,9 @@
 """Milliseconds of a training step of every model, and what the sizes of tiles and blocks are worth on a device.
 
 - models: one-hot steps (cross-entropy, Adam) on `--windows` random windows of 20 items, half of them of 14, by the
-  engine that runs use; as is, and with algorithms that add up in the same order every time
-  (`distributed.deterministic`). With two equal trainings of 20 steps it says whether all weights are equal bit by bit.
+  engine that runs use; as is, with algorithms that add up in the same order every time
+  (`distributed.deterministic`), and on a GPU replayed from a CUDA graph (`training.cuda_graph`) too. With two trainings
+  of 20 steps it says whether all weights are equal bit by bit: of two equal ones, or of one with and one without graph.
 - tiles: the student's loss on factored labels of two members, forward and backward, for several sizes of a tile.
 - blocks: ranks of targets and lists of 20, for several sizes of a block of logits.
 
@@ -19,20 +20,22 @@ from datetime import date
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from csrec_dist import models
+from csrec_dist.data.batches import Batch
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.catalog import PlainTable
-from csrec_dist.distributed.engines import DataParallel, Engine
+from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.evaluation import logits, ranking
 from csrec_dist.losses import FactoredLabels, distillation, tiles
 from csrec_dist.memory import keep_freed_memory
-from csrec_dist.models import MODELS, TrainingInputs
+from csrec_dist.models import MODELS
 from csrec_dist.process_state import deterministic
-from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
-from csrec_dist.training.step import seed_draws
+from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.step import MicroBatch, one_hot
+from csrec_dist.training.stepping import Stepper
+from csrec_dist.training.stopping import Requests, StopSignals
 
 MIB = 2**20
 LENGTH, SHORT, WIDTH = 20, 14, 64
@@ -57,57 +60,71 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def windows(num: int, num_items: int) -> Tensor:
-    """Random windows [num, 20]; the second half ends after 14 items."""
+def windows(num: int, num_items: int) -> Batch:
+    """Random windows of 20 items; the second half ends after 14."""
     items = torch.randint(1, num_items + 1, (num, LENGTH), generator=torch.Generator().manual_seed(0))
     items[num // 2 :, SHORT:] = 0
-    return items
+    rows = torch.arange(num)
+    return Batch(items, (items != 0).sum(1), torch.ones(num), rows, rows, rows * (LENGTH - 1))
 
 
-def make_engine(name: str, num_items: int, runtime: Runtime) -> Engine:
-    """A model of width 64 with its own defaults, in training mode."""
-    config = models.config_class(name).model_validate({"name": name, "width": WIDTH})
-    layout = runtime.layout([runtime.world.ranks], 1)
-    step = TrainStep(models.build(config, num_items, LENGTH - 1, 0), one_hot, layout.group).to(runtime.device)
-    engine = DataParallel(step, layout, runtime.device)
-    step.train()
-    return engine
+class Training:
+    """A model of width 64 with its own defaults, and the steps that a run makes with it, one-hot."""
+
+    def __init__(self, name: str, num_items: int, runtime: Runtime, *, graphs: bool) -> None:
+        config = models.config_class(name).model_validate({"name": name, "width": WIDTH})
+        layout = runtime.layout([runtime.world.ranks], 1)
+        step = TrainStep(models.build(config, num_items, LENGTH - 1, 0), one_hot, layout.group).to(runtime.device)
+        self.engine = DataParallel(step.train(), layout, runtime.device)
+        options = LoopOptions(cuda_graph="on" if graphs else "off")
+        self._stepper = Stepper(self.engine, options, None, 0, LENGTH, print)
+        self._requests = Requests(layout.group, StopSignals(), 60, runtime.device)
+
+    def prepared(self, batch: Batch, number: int) -> list[MicroBatch]:
+        """What the reading thread makes of a batch."""
+        return self._stepper.prepare(batch, number, len(batch.rows))
+
+    def train(self, micro_batches: list[MicroBatch], number: int) -> None:
+        """One step of that number."""
+        self._stepper.train(micro_batches, number, 1e-3, self._requests)
+        self._requests.agreed()
 
 
-def train(engine: Engine, items: Tensor, number: int) -> None:
-    """One step of that number."""
-    seed_draws(number, engine.device)
-    items = items.to(engine.device)
-    targets = items[:, 1:]
-    examples = torch.arange(targets.numel(), device=engine.device).view(targets.shape)
-    loss = engine.forward(TrainingInputs(items[:, :-1], targets, examples, number), None)
-    engine.backward(loss.sum / loss.count)
-    engine.step(1e-3)
+WAYS = {"as is": (False, False), "deterministic": (True, False), "deterministic, graph": (True, True)}
+"""Name → (`distributed.deterministic`, a CUDA graph)."""
 
 
 def time_models(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
-    """Every model, in both ways of adding up."""
-    items, few = windows(args.windows, args.items), windows(args.windows, 200)
+    """Every model, in every way; what the reading thread makes of a batch is timed apart, without reading files."""
+    batch, few = windows(args.windows, args.items), windows(args.windows, 200)
     found: dict[str, Any] = {}
     for name in args.models:
         found[name] = {}
-        for way, wanted in (("as is", False), ("deterministic", True)):
+        for way, (wanted, graphs) in WAYS.items():
+            if graphs and runtime.device.type == "cpu":
+                continue
             with deterministic(wanted):
-                engine = make_engine(name, args.items, runtime)
-                one = timed(lambda number, engine=engine: train(engine, items, number), runtime.device, args.repeats)
-                found[name][way] = one | {"equal bits": trains_alike(name, few, runtime)}
+                training = Training(name, args.items, runtime, graphs=graphs)
+                begin = time.perf_counter()
+                ready = [training.prepared(batch, number) for number in range(args.repeats)]
+                reading_ms = 1e3 * (time.perf_counter() - begin) / args.repeats
+                one = timed(
+                    lambda number, t=training, r=ready: t.train(r[number], number), runtime.device, args.repeats
+                )
+                alike = trains_alike(name, few, runtime, graphs=graphs)
+                found[name][way] = one | {"reading_ms": reading_ms, "equal bits": alike}
         print(name, found[name], flush=True)
     return found
 
 
-def trains_alike(name: str, items: Tensor, runtime: Runtime) -> bool:
-    """Whether two trainings of 20 steps on 200 items end with the same bits."""
+def trains_alike(name: str, batch: Batch, runtime: Runtime, *, graphs: bool) -> bool:
+    """Whether two trainings of 20 steps on 200 items end with the same bits; of them one without a CUDA graph."""
     ends = []
-    for _ in range(2):
-        engine = make_engine(name, 200, runtime)
+    for with_graphs in (graphs, False):
+        training = Training(name, 200, runtime, graphs=with_graphs)
         for number in range(20):
-            train(engine, items, number)
-        ends.append([parameter.detach().clone() for parameter in engine.module.parameters()])
+            training.train(training.prepared(batch, number), number)
+        ends.append([parameter.detach().clone() for parameter in training.engine.module.parameters()])
     return all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
 

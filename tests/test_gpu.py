@@ -1,33 +1,33 @@
-"""On a GPU the same as on a CPU: losses, models, ranks, whole runs, NCCL and two ranks that share the device.
+"""On a GPU the same as on a CPU: losses, steps of every model and method, ranks, NCCL; graphs, and no waiting.
 
-What the CPU's results are worth is shown elsewhere, against float64 oracles; here both devices compute in float64.
+What the CPU's results are worth is shown elsewhere, against float64 oracles; here both devices compute in float64, but
+for what is about bits. Whole runs are in tests/test_gpu_runs.py. This file needs torch, numpy, pyarrow, pydantic,
+safetensors and accelerate alone.
 """
 
 import os
-import subprocess
-import sys
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from csrec_dist.config import parse_config
-from csrec_dist.data.batches import to_batch
-from csrec_dist.data.dataset import Dataset
-from csrec_dist.distributed import Group, Runtime
-from csrec_dist.distributed.catalog import CatalogSlice, PlainTable
-from csrec_dist.distributed.engines import DataParallel
+from csrec_dist.data.batches import Batch
+from csrec_dist.distributed import Group
+from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, embedding
+from csrec_dist.distributed.engines import DataParallel, Engine, FullyShard, ZeRO
+from csrec_dist.distributed.groups import ALONE
+from csrec_dist.distributed.layout import Layout
 from csrec_dist.evaluation.ranking import target_ranks, top_items
-from csrec_dist.files import read_json
+from csrec_dist.labels.format import TensorSpec
+from csrec_dist.labels.on_device import DeviceLabels, on_device
 from csrec_dist.losses import (
     DenseLabels,
     FactoredLabels,
-    Loss,
     MixtureLabels,
     NoiseMatrix,
     TopKLabels,
@@ -37,19 +37,22 @@ from csrec_dist.losses import (
     tiles,
 )
 from csrec_dist.losses.contrastive import info_nce
-from csrec_dist.models import MODELS, TrainingInputs, build, config_class, load
-from csrec_dist.runs.pipeline import execute
-from csrec_dist.runs.run import Run
-from csrec_dist.training import TrainStep
-from csrec_dist.training.step import seed_draws, training_inputs
+from csrec_dist.models import MODELS
+from csrec_dist.models.inputs import SIZES
+from csrec_dist.process_state import deterministic
+from csrec_dist.training.checkpoints import EpochSums
+from csrec_dist.training.meter import Meter
+from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.stepping import Stepper
+from csrec_dist.training.stopping import Requests, StopSignals
+from tests.helpers.on_gpu import CPU, GPU, assert_near
 from tests.helpers.ranks import free_port, run_ranks
-from tests.helpers.training_streams import at_each_batch
+from tests.helpers.training_steps import MAX_LENGTH, METHODS, NUM_WINDOWS, labels_for, make_step, windows
 
 pytestmark = pytest.mark.gpu
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
-ROOT = Path(__file__).resolve().parents[1]
-NUM_EXAMPLES, NUM_ITEMS, MAX_LENGTH = 23, 117, 11
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used, as by a run
+NUM_EXAMPLES, NUM_ITEMS = 23, 117
 CASES: dict[str, dict[str, Any]] = {
     "cross_entropy": {},
     **{
@@ -62,19 +65,6 @@ CASES: dict[str, dict[str, Any]] = {
     "robust_mixture": {"form": "mixture", "maximum": "norm"},
     "robust_exact": {"form": "dense", "maximum": "exact"},
 }
-
-
-def assert_near(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    """Tensors on any device, in nests of dictionaries and lists."""
-    torch.testing.assert_close(to_cpu(found), to_cpu(expected), rtol=tolerance, atol=tolerance)
-
-
-def to_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: to_cpu(each) for key, each in value.items()}
-    return [to_cpu(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class Problem:
@@ -159,62 +149,6 @@ def test_contrastive_loss() -> None:
     assert_near(*found)
 
 
-def make_step(name: str, device: torch.device, dropout: float = 0.0) -> TrainStep:
-    """A model in training mode with weights far from zero, and cross-entropy."""
-
-    def loss_function(states: Tensor, table: Any, targets: Tensor, labels: Any) -> Any:
-        total, count = cross_entropy(states, table.weight, targets, item_bias=table.bias)
-        return Loss(total, count, total.detach(), torch.zeros_like(count))
-
-    kind = config_class(name)
-    keys = {key: dropout for key in kind.model_fields if key.endswith("dropout")}
-    config = kind.model_validate({"width": 16, **keys})
-    model = build(config, NUM_ITEMS, MAX_LENGTH, 1).double()
-    problem = Problem(CPU)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * problem.normal(*parameter.shape))
-    return TrainStep(model, loss_function).to(device).train()
-
-
-def windows(device: torch.device) -> Tensor:
-    """Padded windows of different lengths, targets included."""
-    items = Problem(CPU).integers(1, NUM_ITEMS + 1, 6, MAX_LENGTH + 1)
-    lengths = torch.tensor([MAX_LENGTH + 1, 2, 5, 9, MAX_LENGTH + 1, 3])
-    return items.masked_fill(torch.arange(MAX_LENGTH + 1) >= lengths.unsqueeze(1), 0).to(device)
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_models(name: str) -> None:
-    found: list[dict[str, Any]] = []
-    for device in (CPU, GPU):
-        step, items = make_step(name, device), windows(device)
-        examples = torch.arange(items[:, 1:].numel(), device=device).view(items[:, 1:].shape)
-        loss = step(TrainingInputs(items[:, :-1], items[:, 1:], examples, 7), None)
-        loss.sum.backward()
-        gradients = {key: value.grad for key, value in step.named_parameters() if value.grad is not None}
-        step.eval()
-        with torch.no_grad():
-            states = step.model.encode_last(items[:, :-1])
-        found.append({"sums": [loss.sum, loss.count], "states": states, **gradients})
-    assert len(found[0]) > 3
-    assert_near(found[1], found[0], 1e-8)
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_step_is_the_same_when_its_seed_is(name: str) -> None:
-    """A resumed run draws what the uninterrupted one drew, dropout included."""
-    step, items = make_step(name, GPU, dropout=0.5), windows(GPU)
-    examples = torch.arange(items[:, 1:].numel(), device=GPU).view(items[:, 1:].shape)
-
-    def loss(seed: int) -> float:
-        seed_draws(seed, GPU)
-        return float(step(TrainingInputs(items[:, :-1], items[:, 1:], examples, 7), None).sum.detach())
-
-    assert loss(1) == pytest.approx(loss(1), rel=1e-12)
-    assert loss(1) != pytest.approx(loss(2), rel=1e-6)
-
-
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_ranks_and_lists(exclude_seen: bool) -> None:
     """Scores are whole numbers, so ties are the same on both devices."""
@@ -229,86 +163,312 @@ def test_ranks_and_lists(exclude_seen: bool) -> None:
     assert_near(found[1], found[0], 0)
 
 
-RUNS: dict[str, dict[str, Any]] = {
-    "softrec": {"method": "softrec"},
-    "model_level": {"method": "model_level", "model": {"name": "sasrec", "width": 16, "dropout": 0}},
-    "weighted": {
-        "method": "model_level",
-        "labels": {"combine": "weighted", "weights": [0.3, 0.7]},
-        "model": {"name": "srgnn", "width": 8},
-    },
-    "data_level": {"method": "data_level", "labels": {"combine": "prob_mean"}},
-    "training_level": {"method": "training_level", "teachers": {"noise_rank": 4, "noise_refresh": 3}},
-    "top_k": {"method": "model_level", "labels": {"form": "topk", "keep": 9}, "training": {"kl": "forward"}},
-    "cl4srec": {"method": "softrec", "model": {"name": "cl4srec", "width": 16, "dropout": 0}},
-    "dreamrec": {"method": "base", "model": {"name": "dreamrec", "width": 16, "dropout": 0}},
-}
+def batches(num: int = 10) -> list[Batch]:
+    """Windows of different lengths and numbers, so that padded steps have several sizes; the last has no row."""
+    shapes = [(NUM_WINDOWS, MAX_LENGTH + 1), (NUM_WINDOWS, 6), (5, MAX_LENGTH + 1), (NUM_WINDOWS, 9), (2, 3)]
+    made = [windows(*shapes[number % len(shapes)], seed=number) for number in range(num - 1)]
+    return [*made, windows(1)]
 
 
-def config_values(folder: Path | str, dataset: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "name": "run",
-        "output": str(folder),
-        "dataset": {"path": str(dataset)},
-        "model": {"name": "gru4rec", "width": 16, "dropout": 0},
-        "training": {"batch_size": 7, "max_epochs": 2, "learning_rate": 0.01, "schedule": "linear", "log_steps": 1},
-    }
-    for key, value in changes.items():
-        values[key] = values[key] | value if isinstance(values.get(key), dict) and key != "model" else value
-    return values
+class Training:
+    """What the loop does with a batch, on one rank: the steps of a run without its files."""
+
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        *,
+        graphs: bool = False,
+        device: torch.device = GPU,
+        dropout: float = 0.3,
+        precision: str = "fp32",
+        dtype: torch.dtype = torch.float32,
+        **keys: Any,
+    ) -> None:
+        step = make_step(name, method, dropout, dtype, **keys).to(device)
+        step.precision = precision  # type: ignore[assignment]
+        self.engine = DataParallel(step, Layout(ALONE, ALONE, ALONE), device)
+        labels, said = labels_for(method, *batches(10), dtype=dtype), list[str]()
+        options = LoopOptions(cuda_graph="on" if graphs else "off")
+        self._stepper = Stepper(self.engine, options, labels, 5, MAX_LENGTH + 1, said.append)
+        self.graphs = self._stepper.graphs
+        assert (self.graphs is not None) == graphs, said
+        self._requests = Requests(ALONE, StopSignals(), 10, device)
+        self.meter = Meter(ALONE, EpochSums(), 50, device)
+
+    def prepared(self, batch: Batch, step: int) -> Any:
+        """What the reading thread does."""
+        return self._stepper.prepare(batch, step, NUM_WINDOWS)
+
+    def train(self, micro_batches: Any, step: int) -> Any:
+        """What the main thread does; the losses."""
+        loss = self._stepper.train(micro_batches, step, 1e-2, self._requests)
+        self.meter.add(loss)
+        self._requests.agreed()
+        return loss
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies."""
+        return {name: parameter.detach().clone() for name, parameter in self.engine.module.named_parameters()}
 
 
-def by_command(folder: Path, dataset: Path, changes: dict[str, Any], *, gpu: bool) -> Path:
-    """A whole run in a process of its own, with or without the GPU; its folder."""
-    config = parse_config(config_values(folder, dataset, changes))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.to_yaml())
-    environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
-    environment |= {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(folder / "config.yaml")]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return Run.of(config).folder
+@pytest.fixture
+def in_order() -> Iterator[None]:
+    """As in a run: sums are taken in the same order every time, and what cannot be is refused."""
+    with deterministic(True):
+        yield
 
 
-def curve(run: Path) -> Tensor:
-    epochs = read_json(run / "student" / "metrics.json")["epochs"]
-    return torch.tensor([[each["loss"], each["cross_entropy"], each["divergence"]] for each in epochs])
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_steps_are_those_of_the_cpu(name: str, method: str) -> None:
+    """Three updates in float64: of padded steps on the GPU, and of steps without padding on the CPU."""
+    found = []
+    for device in (CPU, GPU):
+        training = Training(name, method, device=device, dropout=0.0, dtype=torch.float64)
+        losses = [training.train(training.prepared(batch, step), step) for step, batch in enumerate(batches(4)[:3])]
+        found.append([[list(loss) for loss in losses], training.parameters()])
+    assert_near(found[1][0], found[0][0], 1e-7)
+    # Adam divides by the root of tiny numbers: what is 1e-12 apart in a gradient is not in an update.
+    assert_near(found[1][1], found[0][1], 1e-3)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_on_the_gpu_is_the_run_on_the_cpu(tmp_path: Path, small_dataset: Path, name: str) -> None:
-    gpu, cpu = (by_command(tmp_path / str(gpu), small_dataset, RUNS[name], gpu=gpu) for gpu in (True, False))
-    assert_near(curve(gpu), curve(cpu), 1e-3)
-    weights, expected = (load_file(run / "student/model.safetensors") for run in (gpu, cpu))
-    assert_near(weights, expected, 2e-2)
-    assert (gpu / "report/report.md").exists()
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("length", [50, 200])
+def test_long_windows(name: str, length: int) -> None:
+    found = []
+    for device in (CPU, GPU):
+        step = make_step(name, "base", max_length=length).to(device)
+        batch = windows(6, length + 1)
+        inputs = step.model.inputs(batch, 7, padded=device.type == "cuda").to(device)
+        loss = step(inputs, None)
+        loss.sum.backward()
+        gradients = {key: value.grad for key, value in step.named_parameters() if value.grad is not None}
+        with torch.no_grad():
+            states = step.eval().model.encode_last(batch.histories.to(device))
+        found.append({"sums": [loss.sum, loss.count], "states": states, **gradients})
+    assert len(found[0]) > 3
+    assert_near(found[1], found[0], 1e-7)
 
 
-class CutOffError(Exception):
-    """What ends a training in its middle."""
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_bf16_is_near_fp32(name: str) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        step = make_step(name, "model_level", dtype=torch.float32).to(GPU)
+        step.precision = precision  # type: ignore[assignment]
+        batch = windows()
+        labels = labels_for("model_level", batch, dtype=torch.float32)
+        assert labels is not None
+        inputs = step.model.inputs(batch, 7, padded=True)
+        loss = step(inputs.to(GPU), labels.labels(labels.fields(inputs.examples), GPU))
+        loss.sum.backward()
+        gradients = [p.grad.flatten() for p in step.parameters() if p.grad is not None]
+        assert {gradient.dtype for gradient in gradients} == {torch.float32}
+        found.append((loss.sum.detach(), torch.cat(gradients)))
+    (loss, gradient), (expected, exact) = found[1], found[0]
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+    assert not torch.equal(gradient, exact), "bf16 was not used"
+    assert torch.cosine_similarity(gradient, exact, dim=0) > 0.95
 
 
-def test_a_cut_off_run_goes_on_where_it_was(tmp_path: Path, small_dataset: Path) -> None:
-    """Checkpoints are copied from the device while it trains on, and read back to it; dropout is drawn there."""
-    model = {"name": "sasrec", "width": 16, "dropout": 0.5}
-    changes = {"method": "base", "model": model, "training": {"checkpoint_steps": 4, "max_epochs": 3}}
-    whole, cut = (parse_config(config_values(tmp_path / name, small_dataset, changes)) for name in ("whole", "cut"))
-    execute(whole, Runtime.start())
-    left = 9
+@pytest.mark.parametrize("num", [1, 300, 3072, 3073, 20_000])
+def test_the_gradient_of_a_table_is_summed_in_order(num: int) -> None:
+    with deterministic(True):
+        problem, grads = Problem(GPU), []
+        index, table = problem.integers(0, 50, num), problem.normal(NUM_ITEMS, 64).requires_grad_()
+        weights = problem.normal(num, 64)
+        for _ in range(5):
+            vectors = embedding(index, table)
+            assert torch.equal(vectors, table[index])
+            grads += torch.autograd.grad((vectors * weights).sum(), [table])
+    expected = torch.zeros(NUM_ITEMS, 64, dtype=torch.float64).index_add_(0, index.cpu(), weights.cpu())
+    assert_near(grads[0], expected, 1e-10)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
 
-    def count() -> None:
-        nonlocal left
-        if left == 0:
-            raise CutOffError
-        left -= 1
 
-    with at_each_batch(count), pytest.raises(CutOffError):
-        execute(cut, Runtime.start(), ["prepare", "distill"])
-    assert list((cut.folder / "checkpoints/distill").glob("step-*"))
-    execute(cut, Runtime.start())
-    weights = [(Run.of(config).folder / "student/model.safetensors").read_bytes() for config in (cut, whole)]
-    assert weights[0] == weights[1]
+def waits_for_nothing(training: Training, batch: Batch) -> None:
+    """Two steps, and a third in which nothing may have the host wait."""
+    for step in range(2):
+        training.train(training.prepared(batch, step), step)
+    micro_batches = training.prepared(batch, 2)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.train(micro_batches, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_step_waits_for_nothing(name: str, method: str) -> None:
+    waits_for_nothing(Training(name, method), windows())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_step_waits_for_nothing_where_sums_are_taken_as_they_come(name: str) -> None:
+    waits_for_nothing(Training(name, "model_level"), windows())
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_step_in_bf16_waits_for_nothing(name: str) -> None:
+    waits_for_nothing(Training(name, "model_level", precision="bf16"), windows())
+
+
+@pytest.mark.usefixtures("in_order")
+def test_a_clipped_step_and_one_of_a_graph_with_several_steps_wait_for_nothing() -> None:
+    training = Training("srgnn", "model_level", num_steps=2)
+    training.engine.clip_norm = 0.1
+    waits_for_nothing(training, windows())
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_replayed_step_waits_for_nothing(name: str) -> None:
+    waits_for_nothing(Training(name, "model_level", graphs=True), windows())
+
+
+def assert_graphs_are_eager(name: str, method: str, **keys: Any) -> None:
+    """Ten steps of several sizes, dropout included: every loss and every parameter, bit by bit."""
+    eager, graphed = (Training(name, method, graphs=graphs, **keys) for graphs in (False, True))
+    wrong = []
+    for step, batch in enumerate(batches(10)):
+        losses = [each.train(each.prepared(batch, step), step) for each in (eager, graphed)]
+        differing = [
+            f"loss {part}: {float(a)!r} and {float(b)!r}"
+            for part, a, b in zip(losses[0]._fields, *losses, strict=True)
+            if not torch.equal(a, b)
+        ]
+        other = graphed.parameters()
+        differing += [
+            f"{key}: {int((value != other[key]).sum())} of {value.numel()} numbers, by at most "
+            f"{float((value - other[key]).abs().max()):.3g}"
+            for key, value in eager.parameters().items()
+            if not torch.equal(value, other[key])
+        ]
+        wrong += [f"step {step} (eager and replayed): {each}" for each in differing]
+    assert graphed.graphs is not None
+    assert 3 <= graphed.graphs.num_graphs <= SIZES + 1
+    assert not wrong, "\n".join(wrong[:12])
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_replayed_step_is_the_eager_step(name: str) -> None:
+    assert_graphs_are_eager(name, "model_level")
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("model_level", "training_level")])
+@pytest.mark.parametrize("name", ["bert4rec", "gru4rec"])
+def test_a_replayed_step_of_every_method_is_the_eager_step(name: str, method: str) -> None:
+    assert_graphs_are_eager(name, method)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_replayed_step_in_bf16_is_the_eager_step(name: str) -> None:
+    assert_graphs_are_eager(name, "model_level", precision="bf16")
+
+
+@pytest.mark.usefixtures("in_order")
+def test_a_replayed_step_of_a_graph_with_several_steps_is_the_eager_step() -> None:
+    assert_graphs_are_eager("srgnn", "base", num_steps=2)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_step_is_the_same_when_its_number_is(name: str, graphs: bool) -> None:
+    """A resumed run draws what the uninterrupted one drew, dropout included; and two trainings have equal bits."""
+    first, second = (Training(name, "base", graphs=graphs, dropout=0.5) for _ in range(2))
+    batch = windows()
+    losses = [each.train(each.prepared(batch, 3), 3).sum for each in (first, second)]
+    assert torch.equal(*losses)
+    assert all(map(torch.equal, first.parameters().values(), second.parameters().values()))
+    again = Training(name, "base", graphs=graphs, dropout=0.5)
+    assert not torch.equal(again.train(again.prepared(batch, 4), 4).sum, losses[0])
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", ["bert4rec", "gru4rec", "sasrec"])
+def test_memory_does_not_grow(name: str) -> None:
+    training, allocated, reserved = Training(name, "model_level", graphs=True), [], []
+    for round_ in range(6):
+        for number, batch in enumerate(batches(10)):
+            training.train(training.prepared(batch, number), number)
+        torch.cuda.synchronize()
+        allocated.append(torch.cuda.memory_allocated())
+        reserved.append(torch.cuda.memory_reserved())
+        assert round_ or training.graphs is not None
+    assert allocated[1:] == [allocated[1]] * 5, allocated
+    assert reserved[1:] == [reserved[1]] * 5, reserved
+
+
+@pytest.mark.usefixtures("in_order")
+def test_another_thread_may_pin_memory_while_steps_are_captured() -> None:
+    """The reading thread does; its blocks are of new sizes, so that CUDA is asked for them."""
+    is_over, pinned = threading.Event(), []
+
+    def pin() -> None:
+        size = 1 << 12
+        while not is_over.is_set():
+            pinned.append(torch.empty(size).pin_memory().is_pinned())
+            size = size + (1 << 12) if size < 1 << 22 else 1 << 12
+            time.sleep(0)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        assert_graphs_are_eager("sasrec", "model_level")
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(pinned) > 10
+    assert all(pinned)
+
+
+class HalfCache:
+    """A cache of two shards, as `DeviceLabels` reads it: states in fp16, and a table that is on the GPU."""
+
+    num_examples = 40
+    index = SimpleNamespace(
+        shards=[SimpleNamespace(first_example=first, num_examples=10) for first in range(0, 40, 10)],
+        label_tensors=lambda num: {"states": TensorSpec(torch.float16, (num, 6))},
+    )
+
+    def __init__(self) -> None:
+        self.states = torch.arange(40 * 6).view(40, 6).half()
+        self._table = torch.ones(NUM_ITEMS, 6, device=GPU)
+
+    def shard_fields(self, shard: int) -> dict[str, Tensor]:
+        return {"states": self.states[10 * shard : 10 * shard + 10]}
+
+    def labels(self, fields: Any, device: torch.device) -> FactoredLabels:
+        return FactoredLabels(fields["states"].to(device).float(), self._table)
+
+
+def test_labels_that_the_gpu_keeps_are_those_of_the_cache() -> None:
+    cache: Any = HalfCache()
+    labels = on_device(cache, [3, 1], GPU, 240)
+    assert isinstance(labels, DeviceLabels)
+    assert on_device(cache, [3, 1], GPU, 239) is cache
+    ids = torch.cat([torch.arange(30, 40), torch.arange(10, 20).flip(0)]).repeat(2)
+    fields = {name: field.pin_memory() for name, field in labels.fields(ids).items()}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = labels.labels(fields, GPU)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert isinstance(found, FactoredLabels)
+    assert torch.equal(found.states.cpu(), cache.states[ids].float())
 
 
 GROUPED: dict[str, Callable[[Group, Tensor], Tensor]] = {
@@ -345,68 +505,39 @@ def test_collectives_of_one_rank_over_nccl() -> None:
     assert all(found.values()), found
 
 
-SHARED: dict[str, dict[str, Any]] = {
-    "ddp": {"method": "model_level"},
-    "catalog": {"method": "model_level", "distributed": {"catalog_parallel": 2}},
-    "cl4srec": {"method": "base", "model": {"name": "cl4srec", "width": 16, "dropout": 0}},
-    "training_level": {"method": "training_level", "distributed": {"catalog_parallel": 2}},
-}
+def on_one(rank: int, world_size: int, kind: str) -> dict[str, Any]:
+    """Losses of five steps with an engine on a process group of one rank, and without a group."""
+    import torch.distributed as dist
 
-
-def on_two(rank: int, world_size: int, folder: str, dataset: str) -> list[str]:
-    """Runs of two ranks on one device; NCCL would refuse that, gloo does not."""
     os.environ["ACCELERATE_USE_CPU"] = "false"
-    runtime, devices = Runtime.start(), []
-    for name, changes in SHARED.items():
-        execute(parse_config(config_values(f"{folder}/{name}", Path(dataset), changes)), runtime)
-        devices.append(str(runtime.device))
-    return devices
+    os.environ["MASTER_PORT"] = str(free_port())
+    torch.cuda.set_device(0)
+    dist.init_process_group("nccl", rank=0, world_size=1, device_id=GPU)
+    group, found = Group((0,), 0, dist.group.WORLD), {}
+    for name in ("plain", kind):
+        step = make_step("sasrec", "base", dtype=torch.float32).to(GPU)
+        layout = Layout(ALONE if name == "plain" else group, ALONE, ALONE if name == "plain" else group)
+        engine: Engine
+        if name == "fsdp":
+            engine = FullyShard(step, layout, GPU)
+        elif name == "plain":
+            engine = DataParallel(step, layout, GPU)
+        else:
+            settings = {"zero_optimization": {"stage": int(kind[-1])}}
+            engine = ZeRO(step, layout, GPU, None, 1, settings)
+        found[name] = []
+        for number, batch in enumerate(batches(6)[:5]):
+            inputs = step.model.inputs(batch, number, padded=True).to(GPU)
+            loss = engine.forward(inputs, None)
+            engine.backward(loss.sum / loss.count)
+            engine.step(1e-2)
+            found[name].append(float(loss.sum.detach()))
+    return found
 
 
-@pytest.fixture(scope="module")
-def of_two(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    devices = run_ranks(on_two, 2, str(folder), str(small_dataset), timeout=300)
-    assert devices == [["cuda:0"] * len(SHARED)] * 2
-    return folder
-
-
-@pytest.mark.parametrize("name", SHARED)
-def test_two_ranks_on_the_gpu_are_one(of_two: Path, tmp_path: Path, small_dataset: Path, name: str) -> None:
-    changes = {key: value for key, value in SHARED[name].items() if key != "distributed"}
-    one = by_command(tmp_path, small_dataset, changes, gpu=True)
-    assert_near(curve(of_two / name / "run"), curve(one), 1e-3)
-
-
-def test_the_host_waits_twice_in_a_step(small_dataset: Path) -> None:
-    """Of GRU4Rec: to learn how many examples there are, and whether their logits need a shift."""
-    dataset = Dataset(small_dataset)
-    config = config_class("gru4rec").model_validate({"width": 16})
-    step = TrainStep(build(config, dataset.num_items, dataset.window - 1, 1), make_step("gru4rec", GPU).loss_function)
-    runtime = Runtime.start()
-    layout = runtime.layout([(0,)], 1)
-    engine = DataParallel(step.to(GPU), layout, GPU)
-    batch = to_batch(next(iter(dataset.stream("train", batch_size=8, shards=[0])))).to(GPU)
-
-    def train(seed: int) -> None:
-        loss = engine.forward(training_inputs(batch, seed), None)
-        engine.backward(loss.sum / loss.count)
-        engine.step(1e-3)
-
-    train(0)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
-            train(1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    found = [f"{Path(each.filename).name}:{each.lineno}" for each in waits if "synchroniz" in str(each.message)]
-    assert len(found) == 2, found
-
-
-def test_a_model_trained_on_the_gpu_is_read_without_one(tmp_path: Path, small_dataset: Path) -> None:
-    run = by_command(tmp_path, small_dataset, {"method": "base"}, gpu=True)
-    model = load(run / "student")
-    assert next(model.parameters()).device == CPU
-    assert model.encode_last(torch.tensor([[1, 2, 3]])).isfinite().all()
+@pytest.mark.parametrize("kind", ["fsdp", "zero1", "zero2", "zero3"])
+def test_engines_train_on_one_rank_as_none_does(kind: str) -> None:
+    if kind != "fsdp":
+        pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed, which is not installed")
+    found = run_ranks(on_one, 1, kind, timeout=180)[0]
+    assert found[kind] == pytest.approx(found["plain"], rel=1e-3)

@@ -168,7 +168,7 @@ class CatalogSlice:
         Each rank asks for items of its own. Gradients go to the rows' owners, summed over all ranks that asked.
         """
         if self.is_whole:
-            vectors = F.embedding((items - 1).clamp(min=0), table)
+            vectors = embedding((items - 1).clamp(min=0), table)
             return vectors.masked_fill((items == 0).unsqueeze(-1), 0.0)
         vectors = _LookUp.apply(table, items.reshape(-1), self)
         return vectors.view(*items.shape, table.shape[1])
@@ -316,6 +316,20 @@ def average_slices(slices: Iterable[Tensor], data: Group, num_ranks: int) -> Non
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             data.all_reduce_sum(parameter.grad).div_(num_ranks)
+
+
+FEW_INDICES = 3072
+"""torch's kernel for the gradient of so few indices can read an index of the next ones (mended in torch 2.14). That for
+more sorts them and sums up in a fixed order, and neither has the host wait."""
+
+
+def embedding(index: Tensor, table: Tensor) -> Tensor:
+    """`F.embedding`; on a GPU always with the gradient's kernel for many indices."""
+    missing = FEW_INDICES + 1 - index.numel()
+    if index.device.type == "cpu" or missing <= 0:
+        return F.embedding(index, table)
+    vectors = F.embedding(F.pad(index.flatten(), (0, missing)), table)
+    return vectors[: index.numel()].view(*index.shape, table.shape[1])
 
 
 class _LookUp(torch.autograd.Function):

@@ -143,6 +143,11 @@ class LabelCache:
             moved["states"].float(), *self._tables[device], index.widths, index.combine, index.weights
         )
 
+    def shard_fields(self, shard: int) -> dict[str, Tensor]:
+        """What `fields` gives of all examples of a shard, in their order."""
+        first = int(self._first_examples[shard])
+        return self.fields(np.arange(first, first + self.index.shards[shard].num_examples))
+
     def read(self, example_ids: Tensor | np.ndarray, device: torch.device = CPU) -> SoftLabels:
         """The soft labels of the examples, in the order of their ids."""
         return self.labels(self.fields(example_ids), device)

@@ -57,6 +57,13 @@ class LabelOptions(Options):
         description="Folder on each node's own disk; before distillation each node copies the labels it reads there.",
     )
 
+    device_mib: Annotated[int, NOTHING] = Field(
+        2048,
+        ge=0,
+        strict=True,
+        description="A GPU keeps the labels that its process reads, where they take at most so many MiB; 0: never.",
+    )
+
     @property
     def is_auto(self) -> bool:
         """Whether form or number type is to be chosen."""

@@ -1,6 +1,6 @@
 """The noise matrix of CSRec-T (Eq. 11), and the main teacher's loss with it (Eq. 18)."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class NoiseMatrix(nn.Module):
         if maximum == "exact":
             self.register_buffer("maximisers", torch.zeros(len(self.observed), dtype=torch.int64))
             self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+        # What `num_steps` says, known to the host without asking a GPU at each step; None until it has asked once.
+        self._steps_done: int | None = None
+        self.register_load_state_dict_post_hook(_forget_steps)
 
     def forward(self) -> Noise:
         """M, N and the column maxima, differentiable; in training mode this counts a step."""
@@ -60,10 +63,13 @@ class NoiseMatrix(nn.Module):
     def _exact(self) -> Tensor:
         """h̃ at the kept maximisers; the gradient of max_k goes to the maximiser's row."""
         maximisers, num_steps = self.get_buffer("maximisers"), self.get_buffer("num_steps")
-        if int(num_steps) % self.refresh == 0:
+        if self._steps_done is None:
+            self._steps_done = int(num_steps)
+        if self._steps_done % self.refresh == 0:
             maximisers.copy_(self._search())
         if self.training:
             num_steps += 1
+            self._steps_done += 1
         rows = maximisers.clone()  # kept for the backward pass, while the next search writes over the buffer
         return (self.catalog.rows_at(self.observed, rows) * self.preferred).sum(1)
 
@@ -85,10 +91,15 @@ class NoiseMatrix(nn.Module):
         """The longest row [r] of M, the first of several."""
         norms = torch.linalg.vector_norm(self.observed.detach(), dim=1)
         norms = norms if len(norms) else norms.new_full((1,), -torch.inf)  # a rank may have no rows
-        longest = norms.argmax()
-        rows = self.catalog.group.all_gather(longest + self.catalog.first)
-        row = rows[self.catalog.group.all_gather(norms[longest]).argmax()]
-        return self.catalog.rows_at(self.observed, row)
+        rows = self.catalog.group.all_gather(norms.argmax() + self.catalog.first)
+        # `rows[scalar]` would have the host of a GPU wait for the scalar.
+        row = rows.index_select(0, self.catalog.group.all_gather(norms.max()).argmax().reshape(1))
+        return self.catalog.rows_at(self.observed, row).squeeze(0)
+
+
+def _forget_steps(module: nn.Module, _: Any) -> None:
+    """A checkpoint's steps were read: the host's number is another one's."""
+    module._steps_done = None  # type: ignore[assignment]
 
 
 def column_maxima(observed: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,8 +132,15 @@ class RobustLoss(nn.Module):
         super().__init__()
         self.alpha, self.noise = alpha, noise
 
-    def forward(self, states: Tensor, table: TableLike, targets: Tensor, labels: SoftLabels | None) -> Loss:
-        """The loss of states [N, d] with targets [N], whose `labels` are the side teacher's."""
+    def forward(
+        self,
+        states: Tensor,
+        table: TableLike,
+        targets: Tensor,
+        labels: SoftLabels | None,
+        weights: Tensor | None = None,
+    ) -> Loss:
+        """The loss of states [N, d] with targets and weights [N], whose `labels` are the side teacher's."""
         assert labels is not None
         noise = self.noise() if self.noise is not None else None
-        return robust(states, table, targets, labels, alpha=self.alpha, noise=noise)
+        return robust(states, table, targets, labels, alpha=self.alpha, noise=noise, weights=weights)

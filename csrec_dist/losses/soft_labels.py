@@ -240,7 +240,7 @@ class MixtureLabels:
         kept = [(part.tempered(scale, like, catalog), weight) for part, weight in weighted]
         sums = torch.stack([_log_sums(part, self.num_examples, self.num_items, like) for part, _ in kept])
         sums = catalog.log_sum_exp(sums)
-        shares = like.new_tensor([[math.log(w)] for _, w in kept])
+        shares = torch.cat([like.new_full((1, 1), math.log(w)) for _, w in kept])
         return TemperedMixture(tuple(part for part, _ in kept), shares - sums)
 
 

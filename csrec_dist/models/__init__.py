@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from csrec_dist.lazy import attributes
 
 if TYPE_CHECKING:
-    from csrec_dist.models.base import SequentialModel, TrainingInputs, TrainingStates, picked
+    from csrec_dist.models.base import SequentialModel, TrainingStates, picked
+    from csrec_dist.models.inputs import TrainingInputs
     from csrec_dist.models.options import ModelConfig, config_class
     from csrec_dist.models.registry import MODELS, build, load, model_class
     from csrec_dist.models.table import ItemTable
@@ -28,7 +29,8 @@ __getattr__ = attributes(
     __name__,
     {
         "csrec_dist.models.options": ["ModelConfig", "config_class"],
-        "csrec_dist.models.base": ["SequentialModel", "TrainingInputs", "TrainingStates", "picked"],
+        "csrec_dist.models.base": ["SequentialModel", "TrainingStates", "picked"],
+        "csrec_dist.models.inputs": ["TrainingInputs"],
         "csrec_dist.models.registry": ["MODELS", "build", "load", "model_class"],
         "csrec_dist.models.table": ["ItemTable"],
     },

@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -11,49 +10,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csrec_dist.data.batches import Batch
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.models import pretrained
 from csrec_dist.models.histories import pad_histories
+from csrec_dist.models.inputs import TrainingInputs, of_examples, pick
 from csrec_dist.models.options import ModelConfig
 from csrec_dist.models.table import ItemTable
 from csrec_dist.models.weight_files import StoredWeights
 
 
-@dataclass(frozen=True)
-class TrainingInputs:
-    """What a model sees of a batch of B windows with L positions, in training.
-
-    `histories` [B, L]; `targets` [B, L], the next item of every position, 0 where there is none; `examples` [B, L]
-    int64, the id of the example at each position. Whatever a model draws for an example (masks, noise) follows from
-    `seed`, which is the step's, and the example's id: so it does not depend on the number of ranks.
-    """
-
-    histories: Tensor
-    targets: Tensor
-    examples: Tensor
-    seed: int
-
-
 class TrainingStates(NamedTuple):
-    """What a model gives the loss: n states [n, d], and the targets [n] in 1…V that they are to predict.
+    """What a model gives the loss: n states [n, d], the targets [n] in 1…V that they are to predict, and weights [n].
 
-    `places` [n] int64 says which of the batch's examples (counted over `inputs.targets > 0`, row by row) each state
-    belongs to, −1 being none: a state without soft labels. None stands for all examples in their order. `views` are
-    two states [B, d] of each window, made of two disturbed copies of it, that a contrastive loss is to bring together.
+    Of the states the first `num_labelled` have soft labels, those of `inputs.examples`; None stands for all. `views`
+    are two states [M, d] of each of M windows, made of two disturbed copies of it, that a contrastive loss is to bring
+    together; with `view_weights` [M], those of weight 0 are padding.
     """
 
     states: Tensor
     targets: Tensor
-    places: Tensor | None = None
+    weights: Tensor
+    num_labelled: int | None = None
     views: tuple[Tensor, Tensor] | None = None
+    view_weights: Tensor | None = None
 
 
 def picked(held: Tensor, *values: Tensor) -> list[Tensor]:
-    """Of each of `values` [B, L, ..] the rows [n, ..] where `held` [B, L].
+    """Of each of `values` [B, L, ..] the rows [n, ..] where `held` [B, L]: in labelling, and in evaluation.
 
-    A GPU's host waits once, to learn how many they are; `value[held]` would have it wait for each of them, and again
-    in the backward pass.
+    A GPU's host waits once, to learn how many they are; `value[held]` would have it wait for each of them.
     """
     places = held.flatten().nonzero().squeeze(1)
     return [value.flatten(0, 1).index_select(0, places) for value in values]
@@ -67,6 +54,8 @@ class SequentialModel(nn.Module, ABC):
     """
 
     Config: ClassVar[type[ModelConfig]]
+    has_views: ClassVar[bool] = False
+    """Whether its training states come with `views`."""
 
     def __init__(self, config: ModelConfig, num_items: int, max_length: int) -> None:
         super().__init__()
@@ -88,14 +77,18 @@ class SequentialModel(nn.Module, ABC):
         last = ((histories != 0).sum(1) - 1).clamp(min=0)
         return self.encode(histories)[torch.arange(len(histories), device=histories.device), last]
 
-    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
-        """The states to train with: by default those of all examples, from one pass."""
-        states, targets = picked(inputs.targets > 0, self.encode(inputs.histories), inputs.targets)
-        return TrainingStates(states, targets)
+    def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
+        """What `training_states` is to train on of a batch, in the step of this seed; made and kept on the host.
 
-    def num_states(self, inputs: TrainingInputs) -> Tensor:
-        """How many states `training_states` gives for these inputs: a float32 scalar, known before the forward pass."""
-        return (inputs.targets > 0).sum().float()
+        If `padded`, the tensors have few different shapes, those that a batch of its rows and positions can have at
+        most: states of weight 0 fill them up.
+        """
+        return of_examples(batch, seed, padded=padded)
+
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The states to train with: by default those of all examples, from one pass. The host waits for nothing."""
+        states = pick(self.encode(inputs.histories), inputs.positions.index, inputs.positions.inverse)
+        return TrainingStates(states, inputs.targets, inputs.weights)
 
     def forward(self, histories: Tensor) -> Tensor:
         """The same as `encode`, so that wrappers around the module see the call."""

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrec_dist.models.base import SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.data.batches import Batch
+from csrec_dist.distributed.catalog import embedding
+from csrec_dist.models.base import SequentialModel, TrainingStates
+from csrec_dist.models.inputs import Picked, TrainingInputs, padded_size, pick, repeats
 from csrec_dist.models.options import BERT4RecConfig
 from csrec_dist.models.prefixes import encode_every_prefix, encode_prefixes
 from csrec_dist.models.rng import Dropout, uniform
@@ -55,48 +58,58 @@ class BERT4Rec(SequentialModel):
         masked = torch.arange(length + 1, device=histories.device) == ends
         return self._read(F.pad(histories, (0, 1)), masked, ends).squeeze(1)
 
-    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+    def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
         """The Cloze task in two forms, both in every step.
 
         Of each window, `prefixes` of its prefixes (all, where it has fewer) are read with a mask behind them, as in
-        evaluation: these states have the places of their examples, and thus soft labels. The window with its last
-        target is read once more with `mask_ratio` of its items, and at least one, masked at random; a mask amid items
-        that come later is no example, so these states have no place. Both are drawn by example id from the step's
-        seed. A pass over the data thus costs few passes through the layers, and reads some prefixes of each window.
+        evaluation: these are examples, and have soft labels. The window with its last target is read once more with
+        `mask_ratio` of its items, and at least one, masked at random; a mask amid items that come later is no example,
+        so these states come last and have no labels. Both are drawn by example id from the step's seed. A pass over the
+        data thus costs few passes through the layers, and reads some prefixes of each window.
         """
-        held = inputs.targets > 0
-        rows, ends = self._draw_prefixes(inputs, held)
-        last = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table)
-        places = (held.flatten().cumsum(0) - 1).view_as(held)[rows, ends]
-        items, masked = self._mask(inputs, held)
-        amid = self._read(items, masked)[masked]
-        return TrainingStates(
-            torch.cat([last, amid]),
-            torch.cat([inputs.targets[rows, ends], items[masked]]),
-            torch.cat([places, places.new_full((len(amid),), -1)]),
+        rows, ends = self._draw_prefixes(batch, seed)
+        num_prefixes = len(rows)
+        most = len(batch.items) * min(self.config.prefixes, batch.targets.shape[1])
+        again = torch.from_numpy(repeats(num_prefixes, most if padded else None))
+        rows, ends = torch.cat([rows, rows[again]]), torch.cat([ends, ends[again]])
+        masked = self._mask(batch, seed)
+        amid = Picked.of(masked.numpy(), padded_size(int(masked.sum()), masked.numel()) if padded else None)
+        weights = torch.ones(len(rows))
+        weights[num_prefixes:] = 0
+        return TrainingInputs(
+            items=batch.items,
+            positions=amid,
+            targets=torch.cat([batch.targets[rows, ends], batch.items.flatten()[amid.index]]),
+            weights=torch.cat([weights, amid.weights]),
+            seed=torch.tensor(seed),
+            examples=batch.examples[rows, ends],
+            num_states=num_prefixes + amid.num,
+            drawn={"rows": rows, "ends": ends, "masked": masked},
         )
 
-    def num_states(self, inputs: TrainingInputs) -> Tensor:
-        """See `SequentialModel.num_states`: the prefixes drawn, and the items masked."""
-        held = inputs.targets > 0
-        num_prefixes = held.sum(1).clamp(max=self.config.prefixes).sum()
-        return (num_prefixes + self._mask(inputs, held)[1].sum()).float()
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The states of what `inputs` has drawn: of the prefixes, then of the masks amid items."""
+        rows, ends, masked = (inputs.drawn[name] for name in ("rows", "ends", "masked"))
+        cut = ends.device.type == "cpu"
+        last = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
+        amid = pick(self._read(inputs.items, masked), inputs.positions.index, inputs.positions.inverse)
+        return TrainingStates(torch.cat([last, amid]), inputs.targets, inputs.weights, num_labelled=len(rows))
 
-    def _draw_prefixes(self, inputs: TrainingInputs, held: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_prefixes(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Rows and ends [n] of different prefixes of each window, the shortest first."""
-        draws = uniform(inputs.examples, inputs.seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~held, 2.0)
-        num = min(self.config.prefixes, held.shape[1])
-        chosen = torch.zeros_like(held).scatter(1, draws.topk(num, largest=False).indices, True)
-        ends, rows = (chosen & held).T.nonzero(as_tuple=True)
+        has_target = batch.targets > 0
+        draws = uniform(batch.examples, seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~has_target, 2.0)
+        num = min(self.config.prefixes, has_target.shape[1])
+        chosen = torch.zeros_like(has_target).scatter(1, draws.topk(num, largest=False).indices, True)
+        ends, rows = (chosen & has_target).T.nonzero(as_tuple=True)
         return rows, ends
 
-    def _mask(self, inputs: TrainingInputs, held: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows with their last targets [B, L + 1], and which of their items are masked."""
-        items = torch.cat([inputs.histories[:, :1], inputs.targets], dim=1)
-        draws = uniform(inputs.examples, inputs.seed, MASK_STREAM, 2)
+    def _mask(self, batch: Batch, seed: int) -> Tensor:
+        """Which items of the windows [B, L + 1] are masked."""
+        items, draws = batch.items, uniform(batch.examples, seed, MASK_STREAM, 2)
         draws = torch.cat([draws[:, :1, 1], draws[..., 0]], dim=1).masked_fill(items == 0, 2.0)
         least = draws == draws.amin(1, keepdim=True)
-        return items, ((draws < self.config.mask_ratio) | least) & (items != 0)
+        return ((draws < self.config.mask_ratio) | least) & (items != 0)
 
     def _read(self, items: Tensor, masked: Tensor, asked: Tensor | None = None) -> Tensor:
         """States [B, Q, d] at the positions `asked` [B, Q], or at all, of items [B, L], some of them masked."""
@@ -113,4 +126,4 @@ class BERT4Rec(SequentialModel):
         places = torch.arange(seen.shape[1], device=seen.device)
         if self.config.positions_from == "start":
             return self.positions[places]
-        return F.embedding((seen.sum(1, keepdim=True) - 1 - places).clamp(min=0), self.positions)
+        return embedding((seen.sum(1, keepdim=True) - 1 - places).clamp(min=0), self.positions)

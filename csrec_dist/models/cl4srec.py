@@ -1,9 +1,13 @@
 """CL4SRec (Xie et al., 2022): SASRec, with two disturbed copies of a history to be told from those of others."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
+from csrec_dist.data.batches import Batch
+from csrec_dist.models.base import TrainingStates
+from csrec_dist.models.inputs import TrainingInputs, pick
 from csrec_dist.models.options import CL4SRecConfig
 from csrec_dist.models.rng import uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec
@@ -20,28 +24,44 @@ class CL4SRec(SASRec):
 
     Config = CL4SRecConfig
     config: CL4SRecConfig
+    has_views = True
 
     def __init__(self, config: CL4SRecConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)
         self.mask_vector = nn.Parameter(torch.empty(config.width))
         nn.init.normal_(self.mask_vector, std=INITIAL_DEVIATION)
 
-    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
-        """The states of all examples of the undisturbed windows, and `views` of the windows that have examples.
+    def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
+        """See `SequentialModel.inputs`; with two disturbed copies of each window that has examples.
 
-        A copy is made of the history of one example, so that it does not depend on the padding of the batch.
+        A copy is made of the history of one example, so that it does not depend on the padding of the batch. If
+        `padded`, windows without examples stay, with weight 0.
         """
-        held = inputs.targets > 0
-        windows = held.any(1)
-        keys = inputs.examples[windows, 0]
-        seen = drawn_prefixes(inputs.histories.masked_fill(~held, 0)[windows], keys, inputs.seed)
-        copies = disturbed_copies(seen, keys, inputs.seed, self.config, self.num_items + 1)
-        states, first, second = self._encode_masked(torch.cat([inputs.histories, *copies])).split(
-            [len(held), len(seen), len(seen)]
+        mask = batch.targets > 0
+        has_examples = mask.any(1)
+        windows = torch.ones_like(has_examples) if padded else has_examples
+        keys = batch.example_offsets[windows]
+        seen = drawn_prefixes(batch.histories.masked_fill(~mask, 0)[windows], keys, seed)
+        copies = disturbed_copies(seen, keys, seed, self.config, self.num_items + 1)
+        drawn = dict(zip(("first", "second"), copies, strict=True))
+        if padded:
+            drawn["window_weights"] = has_examples.float()
+        return replace(super().inputs(batch, seed, padded=padded), drawn=drawn)
+
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """The states of all examples of the undisturbed windows, and `views` of the windows that have examples."""
+        histories, copies = inputs.histories, (inputs.drawn["first"], inputs.drawn["second"])
+        states, *of_copies = self._encode_masked(torch.cat([histories, *copies])).split(
+            [len(histories), *map(len, copies)]
         )
-        views = _last(first, copies[0]), _last(second, copies[1])
-        states, targets = picked(held, states, inputs.targets)
-        return TrainingStates(states, targets, views=views)
+        first, second = (_last(*pair) for pair in zip(of_copies, copies, strict=True))
+        return TrainingStates(
+            pick(states, inputs.positions.index, inputs.positions.inverse),
+            inputs.targets,
+            inputs.weights,
+            views=(first, second),
+            view_weights=inputs.drawn.get("window_weights"),
+        )
 
     def _encode_masked(self, items: Tensor) -> Tensor:
         """States [B, L, d] as `encode` gives them, item V+1 being the mask."""

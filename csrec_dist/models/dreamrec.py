@@ -4,13 +4,17 @@
 """
 
 import math
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrec_dist.models.base import TrainingInputs, TrainingStates, picked
+from csrec_dist.data.batches import Batch
+from csrec_dist.models.base import TrainingStates, picked
+from csrec_dist.models.inputs import TrainingInputs, pick
 from csrec_dist.models.options import DreamRecConfig
 from csrec_dist.models.rng import key_of, normal, prefix_keys, uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec
@@ -20,6 +24,12 @@ def kept_variance(num_steps: int, first: float, last: float) -> Tensor:
     """ā_0 … ā_T [T + 1] float64, for noise variances β_1 … β_T that grow by one factor from `first` to `last`."""
     betas = torch.logspace(math.log10(first), math.log10(last), num_steps, dtype=torch.float64)
     return torch.cat([betas.new_ones(1), torch.cumprod(1 - betas, 0)])
+
+
+@cache
+def kept_variance_on(device: torch.device, dtype: torch.dtype, num_steps: int, first: float, last: float) -> Tensor:
+    """`kept_variance` in this type on this device, copied there once: the host waits for a copy."""
+    return kept_variance(num_steps, first, last).to(device, dtype)
 
 
 def noised(start: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
@@ -84,15 +94,19 @@ class DreamRec(SASRec):
         self.no_condition = nn.Parameter(torch.empty(config.width))
         nn.init.normal_(self.no_condition, std=INITIAL_DEVIATION)
 
+    def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
+        """See `SequentialModel.inputs`; the examples' ids go to the device, where the noise is drawn."""
+        inputs = super().inputs(batch, seed, padded=padded)
+        return replace(inputs, drawn={"examples": inputs.examples})
+
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """x̂_0 [N, d] of all examples, each from its own step, noise and dropped or kept condition."""
-        states = super().encode(inputs.histories)
-        targets, examples, conditions = picked(inputs.targets > 0, inputs.targets, inputs.examples, states)
-        steps, noise, dropped = self.training_draws(examples, inputs.seed)
+        conditions = pick(super().encode(inputs.histories), inputs.positions.index, inputs.positions.inverse)
+        steps, noise, dropped = self.training_draws(inputs.drawn["examples"], inputs.seed)
         conditions = torch.where(dropped, self.no_condition, conditions)
-        start = self.item_table(targets).detach()
+        start = self.item_table(inputs.targets).detach()
         x = noised(start, noise.to(start.dtype), self._kept(start)[steps].unsqueeze(-1))
-        return TrainingStates(self.denoiser(x, conditions, steps), targets)
+        return TrainingStates(self.denoiser(x, conditions, steps), inputs.targets, inputs.weights)
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d] by the reverse diffusion, in either mode; zeros at padding."""
@@ -107,7 +121,7 @@ class DreamRec(SASRec):
         conditions = super().encode(histories)[torch.arange(len(histories), device=histories.device), last]
         return self._sample(conditions, key_of(histories))
 
-    def training_draws(self, examples: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def training_draws(self, examples: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Steps [N] in 1…T, noise [N, d], and whether the condition is dropped [N, 1]."""
         steps = (uniform(examples, seed, STEPS, 1).squeeze(-1) * self.config.num_steps).long() + 1
         dropped = uniform(examples, seed, DROPS, 1) < self.config.condition_drop
@@ -139,7 +153,8 @@ class DreamRec(SASRec):
     def _kept(self, like: Tensor) -> Tensor:
         """ā_0 … ā_T in the type and on the device of `like`."""
         config = self.config
-        return kept_variance(config.num_steps, config.first_variance, config.last_variance).to(like)
+        schedule = config.num_steps, config.first_variance, config.last_variance
+        return kept_variance_on(like.device, like.dtype, *schedule)
 
 
 class Denoiser(nn.Module):

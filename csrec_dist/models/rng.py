@@ -14,15 +14,16 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 
 
-def uniform(keys: Tensor, seed: int, stream: int, size: int) -> Tensor:
+def uniform(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Numbers [..., size] float32 in [0, 1), on 2²⁴ equal steps, for int64 `keys` [...].
 
-    `stream` keeps apart what is drawn for different purposes with one seed. A larger `size` only adds numbers.
+    `stream` keeps apart what is drawn for different purposes with one seed. A larger `size` only adds numbers. The seed
+    may lie on the device, as an int64 scalar: so a CUDA graph draws anew with each.
     """
     return _top_bits(_words(keys, seed, stream, size), 24).float() * 2.0**-24
 
 
-def normal(keys: Tensor, seed: int, stream: int, size: int) -> Tensor:
+def normal(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Standard normal numbers [..., size] float32, likewise: one of 2¹⁶ equally probable quantiles, |x| < 4.4."""
     places = _top_bits(_words(keys, seed, stream, size), NORMAL_BITS)
     return _normal_quantiles(keys.device)[places]
@@ -44,10 +45,11 @@ def _located(items: Tensor) -> Tensor:
     return _mixed(_mixed(items.long()) + places).masked_fill(items == 0, 0)
 
 
-def _words(keys: Tensor, seed: int, stream: int, size: int) -> Tensor:
+def _words(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Hashes [..., size]: a counter from a start that depends on key, seed and stream, each mixed in turn."""
-    base = _mixed_int(_mixed_int(seed) + stream * _STEP)
-    start = _mixed(_mixed(keys) + _signed(base))
+    seed = seed if isinstance(seed, Tensor) else torch.tensor(_signed(seed))
+    base = _mixed(_mixed(seed) + _signed(stream * _STEP))
+    start = _mixed(_mixed(keys) + base)
     counters = torch.arange(1, size + 1, device=keys.device) * _signed(_STEP)
     return _mixed(start.unsqueeze(-1) + counters)
 
@@ -58,10 +60,6 @@ def _mixed(x: Tensor) -> Tensor:
     for shift, factor in _ROUNDS:
         x = (x ^ _top_bits(x, 64 - shift)) * _signed(factor)
     return x ^ _top_bits(x, 64 - _LAST_SHIFT)
-
-
-def _mixed_int(x: int) -> int:
-    return int(_mixed(torch.tensor(_signed(x)))) % 2**64
 
 
 def _top_bits(x: Tensor, num: int) -> Tensor:

@@ -93,5 +93,9 @@ class TransformerLayer(nn.Module):
 
 
 def _take(x: Tensor, positions: Tensor) -> Tensor:
-    """x [B, Q, d] at `positions` [B, Q] of x [B, L, d]."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    """x [B, Q, d] at `positions` [B, Q] of x [B, L, d].
+
+    By rows, not by `gather`: for the gradient of that the host of a GPU waits where sums are taken in a fixed order.
+    """
+    rows = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1] + positions
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(*positions.shape, x.shape[-1])

@@ -1,14 +1,17 @@
 """SR-GNN (Wu et al., 2019): a gated net on the graph of each history's items, and attention from the last one."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csrec_dist.models.base import SequentialModel
+from csrec_dist.data.batches import Batch
+from csrec_dist.models.base import SequentialModel, TrainingStates
+from csrec_dist.models.inputs import TrainingInputs
 from csrec_dist.models.options import SRGNNConfig
-from csrec_dist.models.prefixes import encode_every_prefix
+from csrec_dist.models.prefixes import encode_every_prefix, encode_prefixes
 from csrec_dist.models.rng import Dropout
 
 
@@ -56,6 +59,25 @@ class SRGNN(SequentialModel):
         weights = self._attend_to(self.present(latest).unsqueeze(2) + self.past(settled).unsqueeze(1)).squeeze(-1)
         purpose = own * latest + (weights * times.unsqueeze(1) * _is_last_occurrence(same)) @ settled
         return self.output(self.dropout(torch.cat([purpose, latest], dim=-1)))
+
+    def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
+        """See `SequentialModel.inputs`; where each prefix needs a graph, with their order: the shortest first."""
+        inputs = super().inputs(batch, seed, padded=padded)
+        if self.config.num_steps == 1:
+            return inputs
+        index, length = inputs.positions.index, batch.targets.shape[1]
+        order = (index % length).argsort(stable=True)
+        drawn = {"rows": index[order] // length, "ends": index[order] % length, "places": order.argsort()}
+        return replace(inputs, drawn=drawn)
+
+    def training_states(self, inputs: TrainingInputs) -> TrainingStates:
+        """See `SequentialModel.training_states`; with several steps, examples' prefixes are read and no others."""
+        if self.config.num_steps == 1:
+            return super().training_states(inputs)
+        rows, ends, places = (inputs.drawn[name] for name in ("rows", "ends", "places"))
+        cut = ends.device.type == "cpu"
+        states = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
+        return TrainingStates(states[places], inputs.targets, inputs.weights)
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d]; see `SequentialModel.encode_last`. One graph for each history."""

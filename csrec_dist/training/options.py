@@ -2,11 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from csrec_dist.options import NOTHING, TRAININGS, Options, decides
 
 Precision = Literal["fp32", "bf16"]
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads a bare on or off as a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+CudaGraph = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 Direction = Literal["reverse", "forward"]
 """Of the divergence between soft labels and student: the names in `losses.DIVERGENCES`."""
 
@@ -61,6 +69,11 @@ class LoopOptions(Options):
     )
     precision: Annotated[Precision, TRAINING] = Field(
         "fp32", description="Precision of the model's computation in training; weights and losses stay fp32."
+    )
+    cuda_graph: Annotated[CudaGraph, NOTHING] = Field(
+        "auto",
+        description="Whether a GPU repeats the kernels of a step from a CUDA graph, with the same result; auto: with "
+        "numbers of processes for which a measurement is recorded.",
     )
     log_steps: Annotated[int, NOTHING] = Field(
         50, ge=1, strict=True, description="Steps between two points of the loss curve."

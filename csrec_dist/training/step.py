@@ -1,21 +1,69 @@
 """One step's forward: model and loss as one module, for a wrapper of gradients to take."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.data.batches import Batch
 from csrec_dist.distributed import Group
-from csrec_dist.losses import Loss, SoftLabels, cross_entropy_parts
+from csrec_dist.losses import Loss, SoftLabels, cross_entropy_parts, distillation_parts
 from csrec_dist.losses.contrastive import ContrastOptions, info_nce
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
-from csrec_dist.training.options import Precision
+from csrec_dist.training.options import Precision, TrainingOptions
 
 ALONE = Group((0,), 0)
 
-LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None], Loss]
+LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None, Tensor], Loss]
+"""Of states [n, d], the item table, targets [n], the labels of the states if they have some, and weights [n]."""
+
+
+def one_hot(
+    states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None, weights: Tensor | None = None
+) -> Loss:
+    """Cross-entropy with the next item: the loss of Base and of the members (ℓ_ce)."""
+    return cross_entropy_parts(states, table, targets, weights=weights)
+
+
+def student_loss(options: TrainingOptions) -> LossFunction:
+    """The student's loss of Eq. 20."""
+
+    def loss_function(
+        states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None, weights: Tensor
+    ) -> Loss:
+        assert labels is not None
+        return distillation_parts(
+            states,
+            table,
+            targets,
+            labels,
+            temperature=options.temperature,
+            beta=options.beta,
+            kl=options.kl,
+            weights=weights,
+        )
+
+    return loss_function
+
+
+class MicroBatch(NamedTuple):
+    """What a part of a step trains on: the model's inputs, and what is kept of its examples' labels."""
+
+    inputs: TrainingInputs
+    fields: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes to the device, by name."""
+        return self.inputs.tensors() | {f"label.{name}": field for name, field in self.fields.items()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same with these tensors, named as in `tensors()`."""
+        fields = {name: tensors[f"label.{name}"] for name in self.fields}
+        return self._replace(inputs=self.inputs.with_tensors(tensors), fields=fields)
+
+    def pinned(self) -> Self:
+        """The same in pinned memory, from which a GPU copies while the host goes on."""
+        return self.with_tensors({name: tensor.pin_memory() for name, tensor in self.tensors().items()})
 
 
 class TrainStep(nn.Module):
@@ -46,13 +94,13 @@ class TrainStep(nn.Module):
     def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
         """The summed loss of what the model trains with, and the number of its states."""
         given = self._states(inputs)
-        if given.places is None:
-            loss = self.loss_function(given.states, self.model.item_table, given.targets, labels)
+        if labels is None or given.num_labelled is None:
+            loss = self.loss_function(given.states, self.model.item_table, given.targets, labels, given.weights)
         else:
-            loss = self._by_places(given, labels)
+            loss = self._partly_labelled(given, labels, given.num_labelled)
         if given.views is None:
             return loss
-        return loss._replace(sum=loss.sum + self._contrast(given.views, loss.count))
+        return loss._replace(sum=loss.sum + self._contrast(given.views, given.view_weights, loss.count))
 
     def _states(self, inputs: TrainingInputs) -> TrainingStates:
         """The model's states, in fp32."""
@@ -63,37 +111,32 @@ class TrainStep(nn.Module):
         views = None if given.views is None else (given.views[0].float(), given.views[1].float())
         return given._replace(states=given.states.float(), views=views)
 
-    def _contrast(self, views: tuple[Tensor, Tensor], num_states: Tensor) -> Tensor:
+    def _contrast(self, views: tuple[Tensor, Tensor], view_weights: Tensor | None, num_states: Tensor) -> Tensor:
         """What, divided by the global number of states, is (1 − β) λ times the mean of InfoNCE over the global windows.
 
         So the model's own loss, of weight 1 − β, is mean over examples + λ · mean over windows. Every rank enters, also
         one without windows.
         """
         options = cast(ContrastOptions, self.model.config)
-        gathered, own = self.group.gather_rows(torch.cat(views, dim=1))
-        first, second = gathered.chunk(2, dim=1)
-        total, num_windows = info_nce(first, second, own, temperature=options.contrast_temperature)
+        columns = views if view_weights is None else (*views, view_weights.unsqueeze(1))
+        gathered, own = self.group.gather_rows(torch.cat(columns, dim=1))
+        first, second, *rest = gathered.split([part.shape[1] for part in columns], dim=1)
+        weights = rest[0].squeeze(1).detach() if rest else None
+        temperature = options.contrast_temperature
+        total, num_windows = info_nce(first, second, own, temperature=temperature, weights=weights)
         counts = self.group.all_reduce_sum(torch.stack([num_states, num_windows]))
         weight = self.one_hot_weight * options.contrast_weight
         return total * (weight * counts[0] / counts[1].clamp(min=1))
 
-    def _by_places(self, given: TrainingStates, labels: SoftLabels | None) -> Loss:
-        """The loss where states have labels, and cross-entropy where they have none."""
-        assert given.places is not None
-        if labels is None:
-            return self.loss_function(given.states, self.model.item_table, given.targets, None)
-        labelled = given.places >= 0
-        found = self.loss_function(
-            given.states[labelled], self.model.item_table, given.targets[labelled], labels[given.places[labelled]]
-        )
-        bare = cross_entropy_parts(given.states[~labelled], self.model.item_table, given.targets[~labelled])
-        cross_entropy = found.cross_entropy + bare.cross_entropy
-        return Loss(found.sum + bare.sum, found.count + bare.count, cross_entropy, found.divergence)
-
-
-def training_inputs(batch: Batch, seed: int) -> TrainingInputs:
-    """What a model sees of a batch in the step of that seed."""
-    return TrainingInputs(batch.histories, batch.targets, batch.examples, seed)
+    def _partly_labelled(self, given: TrainingStates, labels: SoftLabels, num: int) -> Loss:
+        """The loss of the first `num` states, which have labels, and cross-entropy of the others."""
+        table, (states, targets, weights, *_) = self.model.item_table, given
+        # Copies of the weights: the order in which a CPU adds up depends on where in memory they begin.
+        first, second = weights[:num].clone(), weights[num:].clone()
+        soft = self.loss_function(states[:num], table, targets[:num], labels, first)
+        bare = cross_entropy_parts(states[num:], table, targets[num:], weights=second)
+        cross_entropy = soft.cross_entropy + bare.cross_entropy
+        return Loss(soft.sum + bare.sum, soft.count + bare.count, cross_entropy, soft.divergence)
 
 
 def step_seed(seed: int, step: int, place: int) -> int:

@@ -72,7 +72,8 @@ class Agreed:
 class Requests:
     """Carries each rank's requests in the all-reduce of the step's count, so that all ranks learn of them together.
 
-    The group's first rank asks for a checkpoint when `minutes` have gone by since the last one.
+    The group's first rank asks for a checkpoint when `minutes` have gone by since the last one. One rank alone asks
+    nobody, and its host does not wait for its GPU.
     """
 
     def __init__(
@@ -85,13 +86,18 @@ class Requests:
     ) -> None:
         self._group, self._signals, self._seconds, self._clock = group, signals, 60 * minutes, clock
         self._saved = clock()
-        self._nothing = torch.zeros(1 + len(SIGNALS), device=device)
-        self._host = torch.zeros(1 + len(SIGNALS), pin_memory=device.type == "cuda")
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._device, self._is_pinned = device, device.type == "cuda" and group.size > 1
+        self._host = torch.zeros(1 + len(SIGNALS), pin_memory=self._is_pinned)
+        self._copied = torch.cuda.Event() if self._is_pinned else None
 
-    def begin_count(self, count: Tensor) -> Callable[[], Tensor]:
-        """Begin to sum `count` (a scalar) over the ranks; what is returned waits for the sum and returns it."""
-        pending = self._group.begin_sum(torch.cat([count.reshape(1), self._own().to(count.dtype)]))
+    def begin_count(self, count: float) -> Callable[[], Tensor]:
+        """Begin to sum `count` over the ranks; what is returned gives the sum, for which a CPU waits."""
+        own = torch.tensor([count, *self._own()], pin_memory=self._is_pinned)
+        if self._group.size == 1:
+            self._host = own[1:]
+            total = torch.full((), count, dtype=torch.float32, device=self._device)
+            return lambda: total
+        pending = self._group.begin_sum(own.to(self._device, non_blocking=True))
 
         def summed() -> Tensor:
             found = pending()
@@ -114,9 +120,7 @@ class Requests:
         """A checkpoint was written now."""
         self._saved = self._clock()
 
-    def _own(self) -> Tensor:
+    def _own(self) -> list[float]:
+        """What this rank asks for: a checkpoint, and each of the signals."""
         is_due = self._group.is_leader and self._clock() - self._saved >= self._seconds
-        if not is_due and self._signals.received is None:
-            return self._nothing
-        asked = [is_due, *(each == self._signals.received for each in SIGNALS)]
-        return torch.tensor(asked, dtype=self._nothing.dtype, device=self._nothing.device)
+        return [float(is_due), *(float(each == self._signals.received) for each in SIGNALS)]

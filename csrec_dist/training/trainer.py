@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
-from csrec_dist.data.batches import Batch, Prefetcher, to_batch
+from csrec_dist.data.batches import Prefetcher, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, RowSample
 from csrec_dist.distributed.catalog import slices_of
@@ -17,14 +16,14 @@ from csrec_dist.distributed.engines import Engine, copy_tensors
 from csrec_dist.environment import environment
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import differences
-from csrec_dist.labels import LabelReader, label_fields, with_labels
-from csrec_dist.losses import Loss
+from csrec_dist.labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
 from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
 from csrec_dist.training.meter import LOSS_PARTS, Meter
 from csrec_dist.training.options import LoopOptions, TrainingOptions
-from csrec_dist.training.step import TrainStep, seed_draws, step_seed, training_inputs
+from csrec_dist.training.step import MicroBatch, TrainStep
+from csrec_dist.training.stepping import Stepper
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 from csrec_dist.training.telemetry import StageLog, peak_memory_mib
 
@@ -48,10 +47,6 @@ def learning_rate(options: LoopOptions, step: int, num_steps: int) -> float:
     return options.learning_rate * SHAPES[options.schedule]((step - warmup) / max(num_steps - warmup, 1))
 
 
-SHARED_PLACE = 65_536
-"""The place, above all ranks, of the draws that do not depend on the rank."""
-
-
 class Trainer:
     """Trains an engine's `TrainStep` on the ranks of its layout; every rank of them calls the same methods."""
 
@@ -68,8 +63,9 @@ class Trainer:
     ) -> None:
         self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
         self._dataset, self._options, self._seed, self._evaluation = dataset, options, seed, evaluation
-        self._log, self._labels, self._sample, self._device = log, labels, sample, engine.device
+        self._log, self._sample, self._device = log, sample, engine.device
         self._catalog = engine.layout.catalog_slice(dataset.num_items)
+        self._stepper = Stepper(engine, options, labels, seed, dataset.window, log.say)
         self._state = TrainState()
         self._best = copy_tensors(self.model().state_dict())
 
@@ -171,9 +167,9 @@ class Trainer:
         order, state = self._order(), self._state
         meter = Meter(self._group, state.so_far, self._options.log_steps, self._device)
         self._inner.train()
-        for parts in self._batches(order):
-            seed_draws(step_seed(self._seed, state.total_steps, self._group.rank), self._device)
-            agreed = self._train_step(parts, meter)
+        for micro_batches in self._batches(order):
+            meter.add(self._stepper.train(micro_batches, state.total_steps, self._learning_rate(), self._requests))
+            agreed = self._requests.agreed()
             state.step += 1
             state.total_steps += 1
             if meter.is_full:
@@ -189,8 +185,8 @@ class Trainer:
         if not meter.is_finite:
             raise self._diverged("the loss is")
 
-    def _batches(self, order: EpochOrder) -> Iterator[Any]:
-        """The batches of the epoch from the state's step on, read ahead."""
+    def _batches(self, order: EpochOrder) -> Iterator[list[MicroBatch]]:
+        """What the steps of the epoch train on, from the state's step on, read ahead."""
         state, watch = self._state, self._group.watch
         last = state.step + self._num_steps() - state.total_steps
         steps = range(state.step, min(order.num_steps, last))
@@ -206,42 +202,19 @@ class Trainer:
             rank=self._group.rank,
             world_size=self._group.size,
         )
-        if self._labels:
-            stream = with_labels(stream, self._labels)
-        reader = cast(Generator[Any, None, None], iter(Prefetcher(stream, self._micro_batches)))
+        most_rows = order.most_rows(self._group.rank, self._group.size)
+
+        def prepare(numbered: tuple[int, dict[str, Any]]) -> list[MicroBatch]:
+            step, element = numbered
+            return self._stepper.prepare(to_batch(element), step, most_rows)
+
+        reader = cast(Generator[Any, None, None], iter(Prefetcher(enumerate(stream, state.total_steps), prepare)))
         with closing(reader) as ahead:
             for _ in steps:
                 watch.at(self._log.stage, state.total_steps + 1)
                 with watch.data_wait():
                     found = next(ahead)
                 yield found
-
-    def _micro_batches(self, element: dict[str, Any]) -> list[tuple[Batch, dict[str, Tensor]]]:
-        """The step's micro-batches, each with what is kept of its examples' labels."""
-        parts = to_batch(element).split(self._options.accumulate)
-        counts = [batch.num_examples for batch in parts]
-        fields = {name: field.split(counts) for name, field in label_fields(element).items()}
-        return [(batch, {name: field[place] for name, field in fields.items()}) for place, batch in enumerate(parts)]
-
-    def _train_step(self, parts: list[tuple[Batch, dict[str, Tensor]]], meter: Meter) -> Agreed:
-        """One update, divided by the global count, so that each state weighs the same on any number of ranks."""
-        watch, ranks = self._group.watch, self._group.ranks
-        seed = step_seed(self._seed, self._state.total_steps, SHARED_PLACE)
-        micro = [(training_inputs(batch.to(self._device), seed), fields) for batch, fields in parts]
-        count = self._requests.begin_count(sum_of([self._inner.model.num_states(inputs) for inputs, _ in micro]))
-        losses: list[Loss] = []
-        for place, (inputs, fields) in enumerate(micro):
-            labels = self._labels.labels(fields, self._device) if self._labels else None
-            with watch.computing("the forward pass", ranks):
-                loss: Loss = self._engine.forward(inputs, labels)
-            if not losses:
-                factor = self._group.size / count().clamp(min=1)
-            with watch.computing("the backward pass", ranks):
-                self._engine.backward(loss.sum * factor, is_last=place == len(micro) - 1)
-            losses.append(Loss(*(part.detach() for part in loss)))
-        self._engine.step(self._learning_rate())
-        meter.add(Loss(*map(sum_of, zip(*losses, strict=True))))
-        return self._requests.agreed()
 
     def _act(self, agreed: Agreed, order: EpochOrder, meter: Meter) -> None:
         """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
@@ -315,8 +288,3 @@ class Trainer:
             f"{metrics[SELECTION_METRIC]:.4f} (best {state.best:.4f} at {state.best_epoch + 1})  "
             f"{values['examples_per_second']:,.0f} examples/s  waited {values['data_wait_share']:.0%}"
         )
-
-
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of scalars."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum()

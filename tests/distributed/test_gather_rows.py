@@ -12,8 +12,8 @@ from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.engines import DataParallel
-from csrec_dist.runs.stages.fitting import one_hot
-from csrec_dist.training import TrainStep, training_inputs
+from csrec_dist.training import TrainStep
+from csrec_dist.training.step import one_hot
 from tests.helpers.ranks import run_ranks
 
 NUM_ROWS = (2, 0, 3)
@@ -64,7 +64,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, batch_size: int, 
     engine = DataParallel(TrainStep(model, one_hot, runtime.world), layout, runtime.device)
     stream = dataset.stream("train", batch_size=batch_size, epoch=0, seed=1, rank=rank, world_size=world_size)
     batch = to_batch(next(iter(stream)))
-    loss = engine.forward(training_inputs(batch, seed=3), None)
+    loss = engine.forward(model.inputs(batch, seed=3), None)
     engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))
     sums = runtime.world.all_reduce_sum(torch.stack([loss.sum.detach(), loss.cross_entropy, loss.count])).tolist()
     grads = {name: p.grad.tolist() for name, p in model.named_parameters() if p.grad is not None}

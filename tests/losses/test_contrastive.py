@@ -93,3 +93,21 @@ def test_wrong_shapes_and_temperatures_are_refused() -> None:
         info_nce(first, second[:2])
     with pytest.raises(ValueError, match="temperature > 0"):
         info_nce(first, second, temperature=0)
+
+
+def test_padding_windows_are_met_by_no_view_and_do_not_count() -> None:
+    first, second = views(4)
+    total, count = info_nce(first, second, temperature=0.7)
+    expected = torch.autograd.grad(total, (first, second))
+    generator = torch.Generator().manual_seed(1)
+    order = torch.tensor([4, 0, 1, 5, 2, 3])
+    weights = (order < 4).float()
+    padded = [torch.cat([view, 30 * torch.randn(2, 5, generator=generator).double()]) for view in (first, second)]
+    wide = [each.detach()[order].requires_grad_() for each in padded]
+    found, counted = info_nce(*wide, temperature=0.7, weights=weights)
+    torch.testing.assert_close((found, counted), (total, count), rtol=1e-12, atol=0)
+    for gradient, exact in zip(torch.autograd.grad(found, wide), expected, strict=True):
+        torch.testing.assert_close(gradient[weights > 0], exact, rtol=1e-10, atol=1e-12)
+        assert not gradient[weights == 0].any()
+    parts = [info_nce(*wide, own, temperature=0.7, weights=weights)[0] for own in (slice(0, 4), slice(4, 6))]
+    torch.testing.assert_close(sum(parts), total, rtol=1e-12, atol=0)

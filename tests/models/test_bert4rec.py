@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from csrec_dist.models import SequentialModel, TrainingInputs, TrainingStates, build, config_class
+from csrec_dist.data.batches import Batch
+from csrec_dist.models import SequentialModel, TrainingStates, build, config_class
+from tests.helpers.windows import batch_of
 
 NUM_ITEMS, MAX_LENGTH, WIDTH, NUM_HEADS = 31, 9, 8, 2
 
@@ -64,29 +66,30 @@ def oracle(model: SequentialModel, history: list[int]) -> torch.Tensor:
     return norm(w, "output_norm", gelu(linear(w, "output", x[-1])))
 
 
-def windows(lengths: list[int]) -> TrainingInputs:
+FIRST_EXAMPLE = 100
+
+
+def windows(lengths: list[int]) -> Batch:
     """Windows of so many items, the target of the last example included; all items of a window differ."""
     generator = torch.Generator().manual_seed(5)
     items = torch.stack([torch.randperm(NUM_ITEMS, generator=generator)[: MAX_LENGTH + 1] + 1 for _ in lengths])
     items = items.masked_fill(torch.arange(MAX_LENGTH + 1) >= torch.tensor(lengths).unsqueeze(1), 0)
-    return of_items(items, 100)
+    return of_items(items)
 
 
-def of_items(items: torch.Tensor, first_example: int, seed: int = 11) -> TrainingInputs:
-    examples = first_example + torch.arange(items.shape[0] * (items.shape[1] - 1)).view(len(items), -1)
-    return TrainingInputs(items[:, :-1], items[:, 1:], examples, seed)
+def of_items(items: torch.Tensor) -> Batch:
+    return batch_of(items, FIRST_EXAMPLE + torch.arange(len(items)) * (items.shape[1] - 1))
 
 
-def items_of(inputs: TrainingInputs) -> torch.Tensor:
-    return torch.cat([inputs.histories[:, :1], inputs.targets], dim=1)
-
-
-def given(model: SequentialModel, inputs: TrainingInputs) -> tuple[TrainingStates, torch.Tensor]:
+def given(model: SequentialModel, batch: Batch, seed: int = 11) -> tuple[TrainingStates, torch.Tensor]:
+    """The states, and the place of each one's example among the positions of the batch; −1 where it has no labels."""
+    inputs = model.inputs(batch, seed)
     with torch.no_grad():
         trained = model.training_states(inputs)
-    assert trained.places is not None
-    assert len(trained.states) == len(trained.targets) == len(trained.places)
-    return trained, trained.places
+    assert len(trained.states) == len(trained.targets) == len(trained.weights) == inputs.num_states
+    assert trained.num_labelled == len(inputs.examples)
+    unlabelled = inputs.num_states - len(inputs.examples)
+    return trained, torch.cat([inputs.examples - FIRST_EXAMPLE, torch.full((unlabelled,), -1)])
 
 
 @pytest.mark.parametrize("positions_from", ["end", "start"])
@@ -111,26 +114,26 @@ def test_more_positions_than_there_are_is_refused() -> None:
 
 @pytest.mark.parametrize("prefixes", [1, 3, 20])
 def test_places_are_those_of_the_examples_that_the_states_predict(prefixes: int) -> None:
-    model, inputs = make(prefixes=prefixes), windows([10, 2, 6, 3, 0, 9])
-    trained, places = given(model, inputs)
-    held = inputs.targets > 0
+    model, batch = make(prefixes=prefixes), windows([10, 2, 6, 3, 0, 9])
+    trained, places = given(model, batch)
     labelled = places >= 0
-    assert torch.equal(trained.targets[labelled], inputs.targets[held][places[labelled]])
-    expected = model.encode(inputs.histories)[held][places[labelled]]
+    assert torch.equal(trained.targets[labelled], batch.targets.flatten()[places[labelled]])
+    expected = model.encode(batch.histories).flatten(0, 1)[places[labelled]]
     torch.testing.assert_close(trained.states[labelled], expected, rtol=1e-9, atol=1e-10)
-    window_of = held.nonzero()[places[labelled], 0]
+    window_of = places[labelled] // MAX_LENGTH
     assert len(places[labelled].unique()) == len(places[labelled])
-    assert window_of.bincount(minlength=6).tolist() == [min(prefixes, n) for n in held.sum(1).tolist()]
+    num_examples = (batch.targets > 0).sum(1).tolist()
+    assert window_of.bincount(minlength=6).tolist() == [min(prefixes, num) for num in num_examples]
 
 
 def test_a_masked_item_leaves_no_trace_but_its_target() -> None:
-    model, inputs = make(prefixes=3), windows([10, 5])
-    before, places = given(model, inputs)
-    items, masked = items_of(inputs), 0
+    model, batch = make(prefixes=3), windows([10, 5])
+    before, places = given(model, batch)
+    items, masked = batch.items, 0
     for row, position in (items != 0).nonzero().tolist():
         changed = items.clone()
         changed[row, position] = next(item for item in range(1, NUM_ITEMS + 1) if item not in items)
-        after, _ = given(model, of_items(changed, 100))
+        after, _ = given(model, of_items(changed))
         hidden = after.targets != before.targets
         torch.testing.assert_close(after.states[hidden], before.states[hidden], rtol=1e-9, atol=1e-10)
         masked += int((hidden & (places < 0)).sum())
@@ -140,30 +143,27 @@ def test_a_masked_item_leaves_no_trace_but_its_target() -> None:
 
 
 def test_masks_read_what_is_not_masked_on_both_sides() -> None:
-    model, inputs = make(prefixes=1, mask_ratio=0.0), windows([10])
-    trained, places = given(model, inputs)
-    items = items_of(inputs)
+    model, batch = make(prefixes=1, mask_ratio=0.0), windows([10])
+    trained, places = given(model, batch)
+    items = batch.items
     assert places.tolist().count(-1) == 1
     position = int((items[0] == trained.targets[-1]).nonzero())
     for other in range(items.shape[1]):
         changed = items.clone()
         changed[0, other] = next(item for item in range(1, NUM_ITEMS + 1) if item not in items)
-        state = given(model, of_items(changed, 100))[0].states[-1]
+        state = given(model, of_items(changed))[0].states[-1]
         assert torch.allclose(state, trained.states[-1], rtol=1e-9, atol=1e-10) == (other == position)
 
 
 def test_what_is_drawn_follows_from_example_ids_and_seed() -> None:
-    model, inputs = make(prefixes=2), windows([10, 7, 4])
+    model, batch = make(prefixes=2), windows([10, 7, 4])
     torch.manual_seed(1)
-    together, places = given(model, inputs)
+    together, places = given(model, batch)
     torch.manual_seed(2)
-    alone = [
-        given(model, TrainingInputs(inputs.histories[row], inputs.targets[row], inputs.examples[row], inputs.seed))
-        for row in ([2], [0, 1])
-    ]
+    alone = [given(model, batch_of(batch.items[rows], batch.example_offsets[rows])) for rows in ([2], [0, 1])]
     found = sorted(map(tuple, together.states.round(decimals=8).tolist()))
     assert found == sorted(tuple(row) for part, _ in alone for row in part.states.round(decimals=8).tolist())
-    other, _ = given(model, of_items(items_of(inputs), 100, seed=12))
+    other, _ = given(model, batch, seed=12)
     assert sorted(other.targets.tolist()) != sorted(together.targets.tolist())
     assert int((places >= 0).sum()) == 6
 
@@ -171,7 +171,7 @@ def test_what_is_drawn_follows_from_example_ids_and_seed() -> None:
 def test_prefixes_are_equally_likely_and_masks_have_their_ratio() -> None:
     model = make(prefixes=2, mask_ratio=0.3, num_layers=1)
     items = torch.arange(1, MAX_LENGTH + 2).expand(3000, -1)
-    trained, places = given(model, of_items(items, 0))
+    trained, places = given(model, of_items(items))
     ends = places[places >= 0] % MAX_LENGTH
     frequencies = ends.bincount(minlength=MAX_LENGTH) / 3000
     torch.testing.assert_close(frequencies, torch.full((MAX_LENGTH,), 2 / MAX_LENGTH), rtol=0, atol=0.03)
@@ -185,11 +185,10 @@ def test_prefixes_are_equally_likely_and_masks_have_their_ratio() -> None:
 
 def test_a_batch_without_items_trains_nothing() -> None:
     model = make().train()
-    zeros = torch.zeros(1, 3, dtype=torch.int64)
-    trained = model.training_states(TrainingInputs(zeros, zeros, zeros, 1))
+    trained = model.training_states(model.inputs(of_items(torch.zeros(1, 4, dtype=torch.int64)), 1))
     assert trained.states.shape == (0, WIDTH)
     mixed = windows([0, 5])
-    model.training_states(mixed).states.sum().backward()
+    model.training_states(model.inputs(mixed, 1)).states.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
     model.zero_grad()
     trained.states.sum().backward()
@@ -200,7 +199,7 @@ def test_a_batch_without_items_trains_nothing() -> None:
 def test_a_mask_behind_the_longest_history_stands_where_masks_are_trained() -> None:
     model = make().train()
     shorter = windows([4, 6, 5])
-    trained = model.training_states(shorter)
+    trained = model.training_states(model.inputs(shorter, 1))
     trained.states.square().sum().backward()
     gradient = model.get_parameter("positions").grad
     assert gradient is not None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from csrec_dist.losses.contrastive import info_nce
-from csrec_dist.models import TrainingInputs, build, config_class
+from csrec_dist.models import SequentialModel, TrainingInputs, build, config_class
 from csrec_dist.models.cl4srec import (
     CL4SRec,
     CL4SRecConfig,
@@ -17,8 +17,9 @@ from csrec_dist.models.cl4srec import (
     masked,
     reordered,
 )
-from csrec_dist.runs.stages.fitting import one_hot
 from csrec_dist.training import TrainStep
+from csrec_dist.training.step import one_hot
+from tests.helpers.windows import inputs_of
 
 NUM_ITEMS, MAX_LENGTH, MASK = 500, 12, 501
 LENGTHS = [1, 2, 3, 5, 10, 12]
@@ -130,29 +131,30 @@ def make(**keys: float) -> CL4SRec:
     return model
 
 
-def batch(num: int = 6, padding: int = 0) -> TrainingInputs:
+def batch(model: SequentialModel, num: int = 6, padding: int = 0) -> TrainingInputs:
     items = F.pad(histories([12, 12, 7, 2, 0, 5][:num]), (0, padding))
-    examples = torch.arange(num).unsqueeze(1) * 20 + torch.arange(items.shape[1] - 1)
-    return TrainingInputs(items[:, :-1], items[:, 1:], examples, seed=5)
+    return inputs_of(model, items, 5, torch.arange(num) * 20)
 
 
 def test_examples_train_as_sasrec_s() -> None:
-    model, inputs = make(), batch()
+    model = make()
+    inputs = batch(model)
     sasrec = build(config_class("sasrec").model_validate({"width": 16, "dropout": 0}), NUM_ITEMS, MAX_LENGTH, 1)
     sasrec.load_state_dict({key: value for key, value in model.state_dict().items() if key != "mask_vector"})
     found, expected = model.training_states(inputs), sasrec.training_states(inputs)
     torch.testing.assert_close(found.states, expected.states, rtol=1e-5, atol=1e-5)
     assert torch.equal(found.targets, expected.targets)
-    assert found.places is None
+    assert found.num_labelled is None
     torch.testing.assert_close(model.eval().encode(inputs.histories), sasrec.eval().encode(inputs.histories))
 
 
 def test_views_are_the_last_states_of_the_copies() -> None:
-    model, inputs = make().eval(), batch()
-    seen = inputs.histories.masked_fill(inputs.targets == 0, 0)
+    model = make().eval()
+    inputs = batch(model)
+    seen = inputs.histories.masked_fill(inputs.items[:, 1:] == 0, 0)
     with_examples = [row for row in range(6) if seen[row].any()]
     assert with_examples == [0, 1, 2, 3, 5]
-    keys = inputs.examples[with_examples, 0]
+    keys = torch.tensor(with_examples) * 20
     copies = disturbed_copies(drawn_prefixes(seen[with_examples], keys, 5), keys, 5, model.config, MASK)
     views = model.training_states(inputs).views
     assert views is not None
@@ -169,7 +171,7 @@ def test_views_are_the_last_states_of_the_copies() -> None:
 
 def test_views_do_not_depend_on_the_padding_of_the_batch() -> None:
     model = make().eval()
-    short, wide = model.training_states(batch(padding=0)).views, model.training_states(batch(padding=1)).views
+    short, wide = (model.training_states(batch(model, padding=padding)).views for padding in (0, 1))
     assert short is not None
     assert wide is not None
     for a, b in zip(short, wide, strict=True):
@@ -178,7 +180,8 @@ def test_views_do_not_depend_on_the_padding_of_the_batch() -> None:
 
 @pytest.mark.parametrize("one_hot_weight", [1.0, 0.25])
 def test_the_whole_loss_is_mean_over_examples_plus_weighted_mean_over_windows(one_hot_weight: float) -> None:
-    model, inputs = make(contrast_weight=0.3, contrast_temperature=2.0), batch()
+    model = make(contrast_weight=0.3, contrast_temperature=2.0)
+    inputs = batch(model)
     loss = TrainStep(model, one_hot, one_hot_weight=one_hot_weight)(inputs, None)
     views = model.training_states(inputs).views
     assert views is not None
@@ -193,8 +196,7 @@ def test_the_whole_loss_is_mean_over_examples_plus_weighted_mean_over_windows(on
 
 def test_a_batch_without_windows_trains_nothing() -> None:
     model = make()
-    nothing = torch.zeros(1, 4, dtype=torch.int64)
-    loss = TrainStep(model, one_hot)(TrainingInputs(nothing, nothing, nothing, 1), None)
+    loss = TrainStep(model, one_hot)(inputs_of(model, torch.zeros(1, 5, dtype=torch.int64)), None)
     assert (loss.sum.item(), loss.count.item()) == (0, 0)
     loss.sum.backward()
     assert model.item_table.weight.grad is None or not model.item_table.weight.grad.any()

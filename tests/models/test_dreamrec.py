@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from csrec_dist.models import TrainingInputs, build
+from csrec_dist.data.batches import Batch
+from csrec_dist.models import build
 from csrec_dist.models.dreamrec import (
     SAMPLING_SEED,
     DreamRec,
@@ -22,6 +23,7 @@ from csrec_dist.models.dreamrec import (
     sinusoids,
 )
 from csrec_dist.models.rng import key_of, normal
+from tests.helpers.windows import batch_of, inputs_of
 
 NUM_ITEMS, MAX_LENGTH, WIDTH = 37, 11, 16
 
@@ -40,10 +42,11 @@ def windows(num: int, length: int = MAX_LENGTH) -> Tensor:
     return torch.randint(1, NUM_ITEMS + 1, (num, length), generator=torch.Generator().manual_seed(5))
 
 
-def training_inputs(num: int = 300, seed: int = 3) -> TrainingInputs:
-    items = windows(num, MAX_LENGTH + 1)
-    examples = torch.arange(num * MAX_LENGTH).view(num, MAX_LENGTH)
-    return TrainingInputs(items[:, :-1], items[:, 1:], examples, seed)
+SEED = 3
+
+
+def training_batch(num: int) -> Batch:
+    return batch_of(windows(num, MAX_LENGTH + 1))
 
 
 def kept_by_loop(num_steps: int = 500, first: float = 1e-4, last: float = 2e-2) -> list[float]:
@@ -175,8 +178,7 @@ def test_an_empty_history_has_some_state() -> None:
 
 
 def test_draws_cover_the_steps_drop_a_tenth_and_follow_from_the_examples() -> None:
-    model, inputs = make(), training_inputs()
-    examples = inputs.examples.flatten()
+    model, examples = make(), training_batch(300).examples.flatten()
     steps, noise, dropped = model.training_draws(examples, 3)
     assert (int(steps.min()), int(steps.max())) == (1, 500)
     assert steps.double().mean().item() == pytest.approx(250.5, abs=10)
@@ -188,11 +190,11 @@ def test_draws_cover_the_steps_drop_a_tenth_and_follow_from_the_examples() -> No
 
 
 def test_training_states_predict_from_the_noised_target() -> None:
-    model, inputs = make(condition_drop=0.5), training_inputs(8)
-    given = model.training_states(inputs)
-    assert torch.equal(given.targets, inputs.targets.flatten())
-    conditions = super(DreamRec, model).encode(inputs.histories).flatten(0, 1)
-    steps, noise, dropped = model.training_draws(inputs.examples.flatten(), inputs.seed)
+    model, batch = make(condition_drop=0.5), training_batch(8)
+    given = model.training_states(model.inputs(batch, SEED))
+    assert torch.equal(given.targets, batch.targets.flatten())
+    conditions = super(DreamRec, model).encode(batch.histories).flatten(0, 1)
+    steps, noise, dropped = model.training_draws(batch.examples.flatten(), SEED)
     kept = kept_by_loop()
     assert 0 < int(dropped.sum()) < len(dropped)
     for place in range(0, len(steps), 7):
@@ -205,27 +207,23 @@ def test_training_states_predict_from_the_noised_target() -> None:
 
 
 def test_training_does_not_depend_on_the_share_of_the_batch() -> None:
-    model, inputs = make(), training_inputs(9)
-    whole = model.training_states(inputs).states
-    parts = [
-        model.training_states(
-            TrainingInputs(inputs.histories[rows], inputs.targets[rows], inputs.examples[rows], inputs.seed)
-        ).states
-        for rows in (slice(0, 4), slice(4, 9))
-    ]
+    model, batch = make(), training_batch(9)
+
+    def states(items: Tensor, first_examples: Tensor) -> Tensor:
+        return model.training_states(inputs_of(model, items, SEED, first_examples)).states
+
+    items, first_examples = batch.items, batch.example_offsets
+    whole = states(items, first_examples)
+    parts = [states(items[rows], first_examples[rows]) for rows in (slice(0, 4), slice(4, 9))]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-9)
-    given = (inputs.histories, inputs.targets, inputs.examples)
-    histories, targets, examples = (F.pad(x[:, :-1], (0, 1)) for x in given)
-    padded = TrainingInputs(histories, targets, examples, inputs.seed)
-    held = torch.ones_like(inputs.targets, dtype=torch.bool)
-    held[:, -1] = False
-    torch.testing.assert_close(model.training_states(padded).states, whole[held.flatten()], rtol=1e-6, atol=1e-9)
+    shorter = whole.view(9, MAX_LENGTH, -1)[:, :-1].flatten(0, 1)
+    padded = states(F.pad(items[:, :-1], (0, 1)), first_examples)
+    torch.testing.assert_close(padded, shorter, rtol=1e-6, atol=1e-9)
 
 
 def test_the_target_s_vector_gets_no_gradient_from_being_noised() -> None:
     model = make(condition_drop=0)
-    items = torch.tensor([[3, 9, 4]])
-    inputs = TrainingInputs(items[:, :-1], items[:, 1:], torch.tensor([[0, 1]]), 1)
+    inputs = inputs_of(model, torch.tensor([[3, 9, 4]]))
     model.training_states(inputs).states.square().sum().backward()
     gradient = model.item_table.weight.grad
     assert gradient is not None

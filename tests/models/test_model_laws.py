@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from csrec_dist.errors import UserError
-from csrec_dist.models import MODELS, ModelConfig, SequentialModel, TrainingInputs, build, config_class, load
+from csrec_dist.models import MODELS, ModelConfig, SequentialModel, build, config_class, load
+from tests.helpers.windows import inputs_of
 
 NUM_ITEMS, MAX_LENGTH, WIDTH = 37, 11, 16
 
@@ -133,8 +134,7 @@ def test_every_parameter_is_trained(name: str) -> None:
     model = make(name).train()
     torch.manual_seed(0)
     items = windows()
-    examples = torch.arange(items[:, 1:].numel()).view(len(items), -1)
-    given = model.training_states(TrainingInputs(items[:, :-1], items[:, 1:], examples, seed=1))
+    given = model.training_states(inputs_of(model, items))
     trained = [given.states, *(given.views or ())]
     sum(model.item_table.logits(states).square().sum() for states in trained).backward()
     for key, parameter in model.named_parameters():
@@ -211,8 +211,7 @@ def test_gradients_are_the_same_to_the_bit_on_several_threads(name: str) -> None
     """A resumed training has the parameters of the unbroken one only if no sum depends on the order of threads."""
     model = make(name, torch.float32).train()
     items = windows(num=200, length=MAX_LENGTH)
-    examples = torch.arange(items[:, 1:].numel()).view(items[:, 1:].shape)
-    inputs = TrainingInputs(items[:, :-1], items[:, 1:], examples, 5)
+    inputs = inputs_of(model, items, 5)
 
     def gradients() -> list[torch.Tensor]:
         torch.manual_seed(0)

@@ -14,11 +14,12 @@ from csrec_dist.distributed import catalog as module
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, slices_of
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.losses import Loss, cross_entropy_parts
-from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs
+from csrec_dist.models import ItemTable, SequentialModel
 from csrec_dist.models.table import sliced, tables_on
 from csrec_dist.training import TrainStep
 from tests.helpers.catalog_ranks import mesh
 from tests.helpers.ranks import run_ranks
+from tests.helpers.windows import inputs_of
 
 NUM_ITEMS, LENGTH = 37, 5
 KEYS: dict[str, dict[str, Any]] = {
@@ -68,20 +69,17 @@ def test_a_slice_scores_no_whole_catalog() -> None:
         model.score([[1, 2]])
 
 
-def inputs_of(rows: slice) -> TrainingInputs:
-    """Some of seven windows of different lengths."""
-    g = torch.Generator().manual_seed(0)
-    windows = torch.randint(1, NUM_ITEMS + 1, (7, LENGTH + 1), generator=g)
+def windows() -> torch.Tensor:
+    """Seven of different lengths."""
+    items = torch.randint(1, NUM_ITEMS + 1, (7, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([6, 2, 4, 6, 5, 3, 6]).unsqueeze(1)
-    places = torch.arange(LENGTH)
-    histories = windows[:, :-1].masked_fill(places >= lengths - 1, 0)
-    targets = windows[:, 1:].masked_fill(places >= lengths - 1, 0)
-    examples = torch.arange(7 * LENGTH).view(7, LENGTH)
-    return TrainingInputs(histories[rows], targets[rows], examples[rows], seed=11)
+    return items.masked_fill(torch.arange(LENGTH + 1) >= lengths, 0)
 
 
-def loss_function(states: torch.Tensor, table: ItemTable, targets: torch.Tensor, labels: None) -> Loss:
-    return cross_entropy_parts(states, table, targets)
+def loss_function(
+    states: torch.Tensor, table: ItemTable, targets: torch.Tensor, labels: None, weights: torch.Tensor
+) -> Loss:
+    return cross_entropy_parts(states, table, targets, weights=weights)
 
 
 def gradients(rank: int, world_size: int, data: Group, group: Group, name: str) -> dict[str, Any]:
@@ -94,8 +92,8 @@ def gradients(rank: int, world_size: int, data: Group, group: Group, name: str) 
     if world_size > 1:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, list(slices))
         step = DistributedDataParallel(inner, process_group=world.handle)
-    inputs = inputs_of(slice(rank, None, world_size))
-    loss = step(inputs, None)
+    rows = slice(rank, None, world_size)
+    loss = step(inputs_of(model, windows()[rows], 11, (torch.arange(7) * LENGTH)[rows]), None)
     (loss.sum * (world_size / world.all_reduce_sum(loss.count.clone()))).backward()
     average_slices(slices.values(), data, world_size)
     found = {key: parameter.grad.numpy() for key, parameter in inner.named_parameters() if parameter.grad is not None}

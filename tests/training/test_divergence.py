@@ -19,7 +19,7 @@ from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import step_seed
-from csrec_dist.training.trainer import SHARED_PLACE
+from csrec_dist.training.stepping import SHARED_PLACE
 from tests.helpers.ranks import run_ranks
 
 RUN = """

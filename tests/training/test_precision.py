@@ -8,9 +8,8 @@ import torch
 from csrec_dist import models
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.runs.stages.fitting import one_hot
-from csrec_dist.training import TrainStep, training_inputs
-from csrec_dist.training.step import Precision
+from csrec_dist.training import TrainStep
+from csrec_dist.training.step import Precision, one_hot
 
 
 def trained(name: str, precision: Precision, folder: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -21,7 +20,7 @@ def trained(name: str, precision: Precision, folder: Path) -> tuple[torch.Tensor
     stream = dataset.stream("train", batch_size=16, epoch=0, seed=1)
     batch = to_batch(next(iter(stream)))
     torch.manual_seed(0)
-    loss = step(training_inputs(batch, seed=3), None)
+    loss = step(step.model.inputs(batch, seed=3), None)
     loss.sum.backward()
     return loss.sum.detach(), {n: p.grad for n, p in step.named_parameters() if p.grad is not None}
 

@@ -18,9 +18,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages import evaluating
-from csrec_dist.runs.stages.fitting import one_hot
-from csrec_dist.training import TrainStep, training_inputs
-from csrec_dist.training.step import seed_draws
+from csrec_dist.training import TrainStep
+from csrec_dist.training.step import one_hot, seed_draws
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training_streams import at_each_batch
 
@@ -50,7 +49,7 @@ def gradients(rank: int, world_size: int, dataset_folder: str, model_name: str) 
     engine = DataParallel(TrainStep(model, one_hot), layout, runtime.device)
     stream = dataset.stream("train", batch_size=7, epoch=0, seed=1, rank=rank, world_size=world_size)
     batch = to_batch(next(iter(stream)))
-    loss = engine.forward(training_inputs(batch, seed=3), None)
+    loss = engine.forward(model.inputs(batch, seed=3), None)
     engine.backward(loss.sum * (world_size / runtime.world.all_reduce_sum(loss.count.clone())))
     return {name: parameter.grad.tolist() for name, parameter in model.named_parameters() if parameter.grad is not None}
 

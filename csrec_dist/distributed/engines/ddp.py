@@ -1,6 +1,6 @@
 """Plain data parallelism: every rank holds the parameters, and item tables whole or by slices of the catalog."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,7 +18,27 @@ from csrec_dist.distributed.engines.base import (
     copy_tensors,
     set_learning_rate,
 )
+from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
+
+BUCKET_BYTES = 25 << 20
+"""Gradients that go round together, as in torch's wrapper: small ones cost by their number, not by their size."""
+
+
+def average(gradients: Iterable[Tensor], group: Group) -> None:
+    """Average over a group, in place; every rank of it calls this with gradients of the same shapes."""
+    if group.size == 1:
+        return
+    buckets: list[list[Tensor]] = [[]]
+    for gradient in gradients:
+        if buckets[-1] and sum(each.nbytes for each in buckets[-1]) + gradient.nbytes > BUCKET_BYTES:
+            buckets.append([])
+        buckets[-1].append(gradient)
+    for bucket in buckets:
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        group.all_reduce_sum(flat).div_(group.size)
+        for gradient, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 class DataParallel(Engine):
@@ -59,6 +79,11 @@ class DataParallel(Engine):
         waits = not is_last and isinstance(self._wrapped, DistributedDataParallel)
         with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
             loss.backward()
+
+    def average_gradients(self) -> None:
+        """Average gradients over the ranks that were computed past `backward`, without torch's wrapper."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        average(gradients, self.layout.group)
 
     def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""

@@ -5,20 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from csrec_dist.data.order import owned_shards
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
-from csrec_dist.labels import LabelCache, LabelReader, SoftLabels
+from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
-from csrec_dist.losses import Loss, distillation_parts
-from csrec_dist.models import ItemTable
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
-from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.runs.stages.fitting import Fit, Training, fit
 from csrec_dist.runs.stages.inputs import weights_fingerprint
-from csrec_dist.training import LossFunction
-from csrec_dist.training.options import TrainingOptions
+from csrec_dist.training import LossFunction, one_hot, student_loss
 
 
 @contextmanager
@@ -62,22 +57,6 @@ def _stage(run: ActiveRun, folder: Path, staged: Path, ranks: list[int]) -> dict
             return {"error": f"{error} (node of rank {runtime.rank})"}
 
 
-def student_loss(options: TrainingOptions) -> LossFunction:
-    """The student's loss of Eq. 20."""
-
-    def loss_function(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
-        assert labels is not None
-        return distillation_parts(
-            states,
-            table,
-            targets,
-            labels,
-            temperature=options.temperature,
-            beta=options.beta,
-            kl=options.kl,
-        )
-
-    return loss_function
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from csrec_dist import models
-from csrec_dist.data.order import RowSample
+from csrec_dist.data.order import RowSample, owned_shards
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, build
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.files import flatten, read_json, write_json
-from csrec_dist.labels import LabelReader, SoftLabels
-from csrec_dist.losses import Loss, cross_entropy_parts
-from csrec_dist.models import ItemTable, ModelConfig, SequentialModel
+from csrec_dist.labels import LabelCache, LabelReader
+from csrec_dist.labels.on_device import on_device
+from csrec_dist.models import ModelConfig, SequentialModel
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.evaluating import evaluate_model
@@ -118,7 +118,10 @@ def fit(
         Stopped: a signal asked for it, and a checkpoint is written.
     """
     run.runtime.watch.at(task.stage)
-    engine = make_engine(run, task, layout)
+    engine, labels = make_engine(run, task, layout), task.labels
+    if isinstance(labels, LabelCache):
+        own = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
+        labels = on_device(labels, own, run.runtime.device, run.config.labels.device_mib << 20)
     trainer = Trainer(
         engine,
         run.dataset,
@@ -126,7 +129,7 @@ def fit(
         task.seed,
         lambda model: evaluate_model(run, model, "valid", layout),
         log,
-        task.labels,
+        labels,
         task.sample,
     )
     folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
@@ -189,8 +192,3 @@ def check_weights(drawn: float, engine: Engine) -> None:
     found = engine.layout.group.gather_objects([drawn, digest(engine.readable())])
     flat = [value for pair in found for value in pair]
     assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {found}"
-
-
-def one_hot(states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None) -> Loss:
-    """Cross-entropy with the next item: the loss of Base and of the members (ℓ_ce)."""
-    return cross_entropy_parts(states, table, targets)

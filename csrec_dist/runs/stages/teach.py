@@ -20,11 +20,11 @@ from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.elastic import train_together
-from csrec_dist.runs.stages.fitting import Fit, Training, fit, one_hot
+from csrec_dist.runs.stages.fitting import Fit, Training, fit
 from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.runs.stages.label import label_into
 from csrec_dist.teachers import Member
-from csrec_dist.training import StopSignals
+from csrec_dist.training import StopSignals, one_hot
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:

@@ -1,0 +1,98 @@
+"""One update after the other: what a step trains on, made in the reading thread, and the step itself."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from csrec_dist.data.batches import Batch
+from csrec_dist.distributed.engines import Engine
+from csrec_dist.labels import LabelReader
+from csrec_dist.losses import Loss
+from csrec_dist.training.graphs import graphs_of
+from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws, step_seed
+from csrec_dist.training.stopping import Requests
+
+SHARED_PLACE = 65_536
+"""The place, above all ranks, of the draws that do not depend on the rank."""
+
+
+class Stepper:
+    """Trains an engine's `TrainStep` batch by batch; every rank of its layout makes the same steps.
+
+    On a GPU the host waits for nothing in a step: it knows from the batch how many states there are, copies from
+    pinned memory, and gives the GPU work of few different shapes, `window` items long.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        options: LoopOptions,
+        labels: LabelReader | None,
+        seed: int,
+        window: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """`say` gets what a user may want to know of how steps run."""
+        self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
+        self._options, self._labels, self._seed, self._window = options, labels, seed, window
+        self._device = engine.device
+        self.graphs = graphs_of(engine, options, labels, say)
+
+    def prepare(self, batch: Batch, step: int, most_rows: int) -> list[MicroBatch]:
+        """The micro-batches of a step from its batch, of at most `most_rows`; the reading thread calls this."""
+        seed, num = step_seed(self._seed, step, SHARED_PLACE), self._options.accumulate
+        rows = -(-most_rows // num)
+        return [self._prepared(part, rows, seed) for part in batch.split(num)]
+
+    def _prepared(self, batch: Batch, most_rows: int, seed: int) -> MicroBatch:
+        is_padded = self._device.type == "cuda"
+        batch = batch.padded_to(most_rows, self._window) if is_padded else batch
+        inputs = self._inner.model.inputs(batch, seed, padded=is_padded)
+        fields = self._labels.fields(inputs.examples) if self._labels else {}
+        micro_batch = MicroBatch(inputs, fields)
+        return micro_batch.pinned() if is_padded else micro_batch
+
+    def train(self, micro_batches: list[MicroBatch], step: int, learning_rate: float, requests: Requests) -> Loss:
+        """One update, divided by the global count, so that each state weighs the same on any number of ranks.
+
+        The losses are this rank's, without gradient. `requests` go along with the count.
+        """
+        seed = step_seed(self._seed, step, self._group.rank)
+        count = requests.begin_count(sum(inputs.num_states for inputs, _ in micro_batches))
+        if self.graphs:
+            (micro_batch,) = micro_batches
+            factor = self._factor(count)
+            with self._group.watch.computing("the forward and backward pass", self._group.ranks):
+                losses = [self.graphs.run(micro_batch, factor, seed)]
+        else:
+            seed_draws(seed, self._device)
+            losses = self._computed(micro_batches, count)
+        self._engine.step(learning_rate)
+        return Loss(*map(sum_of, zip(*losses, strict=True)))
+
+    def _computed(self, micro_batches: list[MicroBatch], count: Callable[[], Tensor]) -> list[Loss]:
+        """The losses of each micro-batch, one kernel after the other."""
+        watch, ranks = self._group.watch, self._group.ranks
+        losses: list[Loss] = []
+        for place, (inputs, fields) in enumerate(micro_batches):
+            labels = self._labels.labels(fields, self._device) if self._labels else None
+            with watch.computing("the forward pass", ranks):
+                loss: Loss = self._engine.forward(inputs.to(self._device), labels)
+            if not losses:
+                factor = self._factor(count)
+            with watch.computing("the backward pass", ranks):
+                self._engine.backward(loss.sum * factor, is_last=place == len(micro_batches) - 1)
+            losses.append(Loss(*(part.detach() for part in loss)))
+        return losses
+
+    def _factor(self, count: Callable[[], Tensor]) -> Tensor:
+        """What engines that average over ranks are to multiply a summed loss by."""
+        return self._group.size / count().clamp(min=1)
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum()
