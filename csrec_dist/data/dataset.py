@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
-from csrec_dist.data.shards import Shard, readable
+from csrec_dist.data.shards import KeptGroups, Shard, readable
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.files import read_json, sha256_file
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SEQUENCES = "sequences.parquet"
+KEPT_BYTES = 128 << 20
+"""Of the rows of a split that epochs keep in memory: about 700,000 windows of 20."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Dataset:
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }
+
+    @cached_property
+    def _kept(self) -> dict[str, KeptGroups]:
+        """What epochs keep of each split in memory."""
+        return {name: KeptGroups(self.window, KEPT_BYTES) for name in self.splits}
 
     @cached_property
     def id_map_fingerprint(self) -> str:
@@ -146,7 +153,7 @@ class Dataset:
             elements = stream.FileBatches(files, batch_size, self.window)
         else:
             order = EpochOrder(files.shard_rows, batch_size, seed, epoch, sample)
-            elements = stream.EpochBatches(files.open_shard, order, self.window)
+            elements = stream.EpochBatches(files.open_shard, order, self.window, self._kept[split])
         read = range(self.num_shards) if shards is None else shards
         return stream.iterable(elements, read[rank::world_size], split, start)
 

@@ -1,6 +1,6 @@
 """Shards: rows dealt out and written, one Parquet file each, and read by row group; examples run shard by shard."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +183,41 @@ class Shard:
         """All row groups in file order."""
         for group in range(len(self.group_rows)):
             yield self.read_group(group)
+
+
+class KeptGroups:
+    """Row groups of a split, padded to the window, of which the first that are read stay in memory for later epochs.
+
+    Decoding them takes longer than all else that makes a batch. They take `most_bytes` at most; all others are read
+    again each time.
+    """
+
+    def __init__(self, window: int, most_bytes: int) -> None:
+        self._window, self._left = window, most_bytes
+        self._sizes: dict[int, tuple[int, ...]] = {}
+        self._groups: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KeptGroups":
+        """Itself: what is kept is not written to."""
+        return self
+
+    def sizes(self, shard: int, opened: Callable[[], Shard]) -> tuple[int, ...]:
+        """How many rows each row group of a shard has; `opened` gives the shard, where it has to be asked."""
+        if shard not in self._sizes:
+            self._sizes[shard] = opened().group_rows
+        return self._sizes[shard]
+
+    def group(self, shard: int, number: int, opened: Callable[[], Shard]) -> dict[str, np.ndarray]:
+        """The columns of a row group, as `RowBlock.padded` gives them."""
+        kept = self._groups.get((shard, number))
+        if kept is None:
+            block = opened().read_group(number)
+            kept = block.padded(np.arange(len(block)), self._window)
+            num_bytes = sum(column.nbytes for column in kept.values())
+            if num_bytes <= self._left:
+                self._left -= num_bytes
+                self._groups[shard, number] = kept
+        return kept
 
 
 @contextmanager

@@ -9,6 +9,7 @@ generating all that came before once more, and goes through every number of an e
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from datasets.iterable_dataset import _BaseExamplesIterable
 
 from csrec_dist.data.batches import batch_columns
 from csrec_dist.data.order import EpochOrder
-from csrec_dist.data.shards import RowBlock, Shard
+from csrec_dist.data.shards import KeptGroups, RowBlock, Shard
 
 Element = dict[str, Any]
 OpenShard = Callable[[int], Shard]
@@ -119,11 +120,12 @@ class EpochBatches:
     open_shard: OpenShard
     order: EpochOrder
     window: int
+    kept: KeptGroups
     features: ClassVar = BATCH
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
-        """Elements of arrays, one for every step, whatever the shards; one row group of each shard is in memory."""
-        ahead = _RowsAhead(self.open_shard, self.order, shards, self.window)
+        """Elements of arrays, one for every step, whatever the shards."""
+        ahead = _RowsAhead(self, shards)
         for step in range(start, self.order.num_steps):
             columns = ahead.take(*self.order.batch(step))
             longest = int(columns["lengths"].max(initial=2))
@@ -138,9 +140,9 @@ class _RowsAhead:
     of the s-th shard; it has the rows first[s] … stop[s] − 1 of the shard's order.
     """
 
-    def __init__(self, open_shard: OpenShard, order: EpochOrder, shards: Sequence[int], window: int) -> None:
-        self._open, self._order, self._shards, self._window = open_shard, order, shards, window
-        self._slots = np.full(order.num_shards, -1)
+    def __init__(self, batches: EpochBatches, shards: Sequence[int]) -> None:
+        self._batches, self._shards = batches, shards
+        self._slots = np.full(batches.order.num_shards, -1)
         self._slots[list(shards)] = np.arange(len(shards))
         self._first, self._stop = (np.zeros(len(shards), np.int64) for _ in range(2))
         self._blocks: dict[int, Iterator[dict[str, np.ndarray]]] = {}
@@ -175,14 +177,14 @@ class _RowsAhead:
             self._columns[name][slot, :num_rows] = column
 
     def _padded_blocks(self, shard: int, start: int) -> Iterator[dict[str, np.ndarray]]:
-        file = self._open(shard)
-        for group, rows in self._order.shard_order(shard, file.group_rows, start):
+        kept, opened = self._batches.kept, cache(partial(self._batches.open_shard, shard))
+        for group, rows in self._batches.order.shard_order(shard, kept.sizes(shard, opened), start):
             if len(rows):
-                yield file.read_group(group).padded(rows, self._window)
+                yield {name: column[rows] for name, column in kept.group(shard, group, opened).items()}
 
     def _reserve(self, num_rows: int) -> None:
         """Have room for row groups of this size."""
-        shapes = {"items": (self._window,), "lengths": (), "rows": (), "users": (), "example_offsets": ()}
+        shapes = {"items": (self._batches.window,), "lengths": (), "rows": (), "users": (), "example_offsets": ()}
         for name, shape in shapes.items():
             column = self._columns.get(name, np.zeros((len(self._shards), 0, *shape), np.int64))
             if column.shape[1] < num_rows:

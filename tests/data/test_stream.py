@@ -15,8 +15,10 @@ from datasets.distributed import split_dataset_by_node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from csrec_dist.data import dataset as dataset_module
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import RowSample
+from csrec_dist.data.shards import RowBlock, Shard
 from csrec_dist.errors import UserError
 
 Stream = Callable[..., datasets.IterableDataset]
@@ -261,3 +263,33 @@ def test_the_files_are_a_plain_streamable_hugging_face_dataset(small_dataset: Pa
 def test_what_cannot_be_streamed_is_refused(small_dataset: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Dataset(small_dataset).stream(**{"split": "train"} | options)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2000, 1 << 20])
+def test_epochs_read_again_only_what_does_not_stay_in_memory(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    """And whatever stays, every epoch is the same as from a dataset that was just opened."""
+    monkeypatch.setattr(dataset_module, "KEPT_BYTES", kept_bytes)
+    dataset, num_read = Dataset(small_dataset), 0
+    real = Shard.read_group
+
+    def read_group(shard: Shard, group: int) -> RowBlock:
+        nonlocal num_read
+        num_read += 1
+        return real(shard, group)
+
+    monkeypatch.setattr(Shard, "read_group", read_group)
+    counts = []
+    for epoch in (0, 1, 0):
+        num_read = 0
+        elements = list(dataset.stream("train", batch_size=6, epoch=epoch, seed=3))
+        counts.append(num_read)
+        fresh = list(Dataset(small_dataset).stream("train", batch_size=6, epoch=epoch, seed=3))
+        for element, expected in zip(elements, fresh, strict=True):
+            for name, column in expected.items():
+                np.testing.assert_array_equal(element[name], column)
+    first, second, third = counts
+    assert second == third
+    least, most = {0: (first, first), 2000: (1, first - 1), 1 << 20: (0, 0)}[kept_bytes]
+    assert least <= second <= most
