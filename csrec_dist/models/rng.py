@@ -3,6 +3,7 @@
 from functools import cache
 from statistics import NormalDist
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +48,29 @@ def _located(items: Tensor) -> Tensor:
 
 def _words(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Hashes [..., size]: a counter from a start that depends on key, seed and stream, each mixed in turn."""
+    return (words_on_host if keys.device.type == "cpu" else words)(keys, seed, stream, size)
+
+
+def words_on_host(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
+    """`words` on a CPU, where numpy begins small operations three times as fast as torch does."""
+    base = _mixed_array(_mixed_array(np.array([int(seed) % 2**64], np.uint64)) + np.uint64(stream * _STEP % 2**64))
+    start = _mixed_array(_mixed_array(keys.numpy().reshape(-1).view(np.uint64)) + base)
+    counters = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_STEP)
+    return torch.from_numpy(_mixed_array(start[:, None] + counters).view(np.int64)).view(*keys.shape, size)
+
+
+def _mixed_array(x: np.ndarray) -> np.ndarray:
+    """`_mixed` of uint64 numbers."""
+    x = x + np.uint64(_STEP)
+    for shift, factor in _ROUNDS:
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(_LAST_SHIFT)
+    return x
+
+
+def words(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
+    """The hashes on any device, as int64."""
     seed = seed if isinstance(seed, Tensor) else torch.tensor(_signed(seed))
     base = _mixed(_mixed(seed) + _signed(stream * _STEP))
     start = _mixed(_mixed(keys) + base)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from csrec_dist.models.rng import key_of, normal, prefix_keys, uniform
+from csrec_dist.models.rng import key_of, normal, prefix_keys, uniform, words, words_on_host
 
 KEYS = torch.arange(20_000)
 Draw = Callable[[torch.Tensor, int, int, int], torch.Tensor]
@@ -102,3 +102,14 @@ def test_the_keys_of_prefixes_are_those_of_the_histories_that_end_there() -> Non
 def test_keys_of_many_histories_differ() -> None:
     histories = torch.cartesian_prod(*[torch.arange(1, 41)] * 3)
     assert len(key_of(histories).unique()) == len(histories)
+
+
+def test_a_host_draws_what_a_device_does() -> None:
+    """Two ways to compute one hash; the seed may be a number or a tensor."""
+    edges = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63)])
+    keys = torch.cat([edges, torch.randint(-(2**62), 2**62, (50,), generator=torch.Generator().manual_seed(1))])
+    for seed in (0, 5, 2**63 - 1):
+        for shaped in (keys, keys.view(5, 11), keys.view(5, 11)[:, ::2], keys[0]):
+            expected = words(shaped, seed, 3, 4)
+            assert torch.equal(words_on_host(shaped, seed, 3, 4), expected)
+            assert torch.equal(words(shaped, torch.tensor(seed), 3, 4), expected)
