@@ -46,6 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "top_k": {"method": "model_level", "labels": {"form": "topk", "keep": 9}, "training": {"kl": "forward"}},
     "cl4srec": {"method": "softrec", "model": {"name": "cl4srec", "width": 16, "dropout": 0}},
     "dreamrec": {"method": "base", "model": {"name": "dreamrec", "width": 16, "dropout": 0}},
+    "graphs": {"method": "model_level", "training": {"cuda_graph": "on"}},
 }
 
 
@@ -93,10 +94,15 @@ class CutOffError(Exception):
     """What ends a training in its middle."""
 
 
-def test_a_cut_off_run_goes_on_where_it_was(tmp_path: Path, small_dataset: Path) -> None:
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_a_cut_off_run_goes_on_where_it_was(tmp_path: Path, small_dataset: Path, graphs: str) -> None:
     """Checkpoints are copied from the device while it trains on, and read back to it; dropout is drawn there."""
     model = {"name": "sasrec", "width": 16, "dropout": 0.5}
-    changes = {"method": "base", "model": model, "training": {"checkpoint_steps": 4, "max_epochs": 3}}
+    changes = {
+        "method": "base",
+        "model": model,
+        "training": {"checkpoint_steps": 4, "max_epochs": 3, "cuda_graph": graphs},
+    }
     whole, cut = (parse_config(config_values(tmp_path / name, small_dataset, changes)) for name in ("whole", "cut"))
     execute(whole, Runtime.start())
     left = 9
