@@ -4,6 +4,7 @@
   engine that runs use; as is, with algorithms that add up in the same order every time
   (`distributed.deterministic`), and on a GPU replayed from a CUDA graph (`training.cuda_graph`) too. With two trainings
   of 20 steps it says whether all weights are equal bit by bit: of two equal ones, or of one with and one without graph.
+- loops: a training loop with the labels of two members and a thread that prepares batches, with and without graphs.
 - tiles: the student's loss on factored labels of two members, forward and backward, for several sizes of a tile.
 - blocks: ranks of targets and lists of 20, for several sizes of a block of logits.
 
@@ -12,6 +13,7 @@ The last line is one JSON object. Run: python benchmarks/steps.py [--device cuda
 """
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 
 from csrec_dist import models
-from csrec_dist.data.batches import Batch
+from csrec_dist.data.batches import Batch, Prefetcher
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.engines import DataParallel
@@ -32,8 +34,8 @@ from csrec_dist.memory import keep_freed_memory
 from csrec_dist.models import MODELS
 from csrec_dist.process_state import deterministic
 from csrec_dist.training import TrainStep
-from csrec_dist.training.options import LoopOptions
-from csrec_dist.training.step import MicroBatch, one_hot
+from csrec_dist.training.options import LoopOptions, TrainingOptions
+from csrec_dist.training.step import MicroBatch, one_hot, student_loss
 from csrec_dist.training.stepping import Stepper
 from csrec_dist.training.stopping import Requests, StopSignals
 
@@ -60,24 +62,44 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def windows(num: int, num_items: int) -> Batch:
+def windows(num: int, num_items: int, seed: int = 0) -> Batch:
     """Random windows of 20 items; the second half ends after 14."""
-    items = torch.randint(1, num_items + 1, (num, LENGTH), generator=torch.Generator().manual_seed(0))
+    items = torch.randint(1, num_items + 1, (num, LENGTH), generator=torch.Generator().manual_seed(seed))
     items[num // 2 :, SHORT:] = 0
     rows = torch.arange(num)
     return Batch(items, (items != 0).sum(1), torch.ones(num), rows, rows, rows * (LENGTH - 1))
 
 
-class Training:
-    """A model of width 64 with its own defaults, and the steps that a run makes with it, one-hot."""
+class TwoMembers:
+    """A label reader whose rows, of two members of width 64, lie on the device, as those of a cache that fits there."""
 
-    def __init__(self, name: str, num_items: int, runtime: Runtime, *, graphs: bool) -> None:
+    def __init__(self, num_examples: int, num_items: int, device: torch.device) -> None:
+        self._rows = torch.randn(num_examples, 2 * WIDTH, device=device).half()
+        self._table = 0.2 * torch.randn(num_items, 2 * WIDTH, device=device)
+
+    def fields(self, example_ids: Any) -> dict[str, torch.Tensor]:
+        """Where the examples' rows lie."""
+        return {"places": torch.as_tensor(example_ids)}
+
+    def labels(self, fields: Any, device: torch.device) -> FactoredLabels:
+        """The labels of what `fields` gave."""
+        return FactoredLabels(self._rows[fields["places"].to(device, non_blocking=True)].float(), self._table)
+
+
+class Training:
+    """A model of width 64 with its own defaults, and the steps that a run makes with it: one-hot, or with labels."""
+
+    def __init__(
+        self, name: str, num_items: int, runtime: Runtime, *, graphs: bool, labels: TwoMembers | None = None
+    ) -> None:
         config = models.config_class(name).model_validate({"name": name, "width": WIDTH})
         layout = runtime.layout([runtime.world.ranks], 1)
-        step = TrainStep(models.build(config, num_items, LENGTH - 1, 0), one_hot, layout.group).to(runtime.device)
+        loss_function = one_hot if labels is None else student_loss(TrainingOptions())
+        model = models.build(config, num_items, LENGTH - 1, 0)
+        step = TrainStep(model, loss_function, layout.group).to(runtime.device)
         self.engine = DataParallel(step.train(), layout, runtime.device)
         options = LoopOptions(cuda_graph="on" if graphs else "off")
-        self._stepper = Stepper(self.engine, options, None, 0, LENGTH, print)
+        self._stepper = Stepper(self.engine, options, labels, 0, LENGTH, print)
         self._requests = Requests(layout.group, StopSignals(), 60, runtime.device)
 
     def prepared(self, batch: Batch, number: int) -> list[MicroBatch]:
@@ -126,6 +148,32 @@ def trains_alike(name: str, batch: Batch, runtime: Runtime, *, graphs: bool) -> 
             training.train(training.prepared(batch, number), number)
         ends.append([parameter.detach().clone() for parameter in training.engine.module.parameters()])
     return all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
+def time_loops(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+    """Examples a second of the loop, with a thread that prepares batches and the labels of two members."""
+    found: dict[str, Any] = {}
+    batches, num_steps = [windows(args.windows, args.items, seed) for seed in range(8)], 10 * args.repeats
+    labels = TwoMembers(args.windows * (LENGTH - 1), args.items, runtime.device)
+    for name, graphs in itertools.product(("gru4rec", "sasrec"), (False, True)):
+        if graphs and runtime.device.type == "cpu":
+            continue
+        with deterministic(True):
+            training = Training(name, args.items, runtime, graphs=graphs, labels=labels)
+            for number in range(8):
+                training.train(training.prepared(batches[number], number), number)
+            wait_for(runtime.device)
+            begin, examples = time.perf_counter(), 0
+            numbered = enumerate(itertools.islice(itertools.cycle(batches), num_steps))
+            reader = Prefetcher(numbered, lambda pair, t=training: t.prepared(pair[1], pair[0]))
+            for number, micro_batches in enumerate(reader):
+                training.train(micro_batches, number)
+                examples += sum(inputs.num_states for inputs, _ in micro_batches)
+            wait_for(runtime.device)
+            rate = examples / (time.perf_counter() - begin)
+        found[f"{name}{', graph' * graphs}"] = {"examples_per_second": rate, "waited_s": reader.wait_seconds}
+        print(name, "graph" * graphs, found[f"{name}{', graph' * graphs}"], flush=True)
+    return found
 
 
 def time_tiles(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -186,7 +234,7 @@ def main() -> None:
     keep_freed_memory()
     with deterministic(True):  # cuBLAS reads its setting when it starts
         runtime = Runtime.start()
-        result = {"models": time_models(args, runtime)}
+        result = {"models": time_models(args, runtime), "loops": time_loops(args, runtime)}
     device = runtime.device
     result |= {"tiles": time_tiles(args, device), "blocks": time_blocks(args, device)}
     about = {"benchmark": "steps", "date": str(date.today()), "torch": torch.__version__, "cores": os.cpu_count()}
