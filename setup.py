@@ -59,5 +59,5 @@ setup(
         "test": [*TEST, *DEEPSPEED],
         "dev": [*DEV, *TEST, *DEEPSPEED],
     },
-    entry_points={"console_scripts": ["csrec-dist = csrec_dist.cli:main"]},
+    entry_points={"console_scripts": ["csrec-dist = csrec_dist.__main__:run"]},
 )

@@ -1,8 +1,15 @@
-"""`python -m csrec_dist`: the same as the command `csrec-dist`."""
+"""`python -m csrec_dist`, and the command `csrec-dist`."""
 
-import sys
+from typing import NoReturn
 
 from csrec_dist.cli import main
+from csrec_dist.processes import leave
+
+
+def run() -> NoReturn:
+    """Run one command, and end this process with its status."""
+    leave(main())
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -145,6 +145,27 @@ def test_ranks_end_with_a_killed_launcher_and_the_same_command_goes_on(
         launched.wait(PATIENCE)
 
 
+THREAD_IN_THE_STORE = """\
+import runpy, sys, threading
+import torch.distributed as dist
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+threading.Thread(target=store.clone().get, args=["a key that nobody sets"], daemon=True).start()
+sys.argv[0] = "csrec-dist"
+runpy.run_module("csrec_dist", run_name="__main__")
+"""
+
+
+@pytest.mark.launch
+def test_a_rank_that_is_done_ends_well_whatever_its_threads_do(tmp_path: Path, config: Path) -> None:
+    """A thread that is in C++ as the interpreter ends, as gloo's may be, would have the process aborted."""
+    (tmp_path / "rank.py").write_text(THREAD_IN_THE_STORE)
+    command = ["torch.distributed.run", "--nproc_per_node", "1", "rank.py", "prepare", "--config", config.name]
+    launched = start(command, tmp_path)
+    assert launched.wait(PATIENCE) == 0, (tmp_path / "said").read_text()
+    assert "prepare wrote" in (tmp_path / "said").read_text(), "what is printed is not lost"
+
+
 SIGNAL_AT_PARENT_S_END = """\
 import ctypes
 from csrec_dist.processes import end_with_parent
