@@ -30,6 +30,16 @@ def test_the_interval_is_that_of_resampled_pairs() -> None:
     assert found.low > 0.08  # unpaired it would be ten times as wide
 
 
+def test_the_interval_and_the_p_value_are_those_of_scipy() -> None:
+    random = np.random.default_rng(5)
+    first, second = random.normal(size=(2, 150))
+    found = paired(first, second, num_resamples=500, seed=7)
+    options = {"n_resamples": 500, "method": "percentile", "rng": np.random.default_rng(7)}
+    theirs = stats.bootstrap((second - first,), np.mean, **options).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-12)
+    assert found.p_value == pytest.approx(stats.ttest_rel(second, first).pvalue, rel=1e-9)
+
+
 def test_the_seed_decides_the_interval() -> None:
     random = np.random.default_rng(2)
     first, second = random.normal(size=50), random.normal(size=50)
