@@ -12,11 +12,12 @@ import torch
 from csrec_dist.config import Config, parse_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
+from csrec_dist.losses import Loss
 from csrec_dist.models import MODELS
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
 from csrec_dist.training import Stopped
-from csrec_dist.training import trainer as loop
+from csrec_dist.training.stepping import Stepper
 
 
 @contextmanager
@@ -33,17 +34,17 @@ def threads(num: int) -> Iterator[None]:
 @contextmanager
 def stopped_in(step: int) -> Iterator[None]:
     """In the block this process gets SIGTERM as it begins its step number `step` and is to end after it."""
-    real, begun = loop.seed_draws, 0
+    real, begun = Stepper.train, 0
 
-    def seed_draws(*arguments: Any) -> None:
+    def train(*arguments: Any) -> Loss:
         nonlocal begun
         begun += 1
         if begun == step:
             signal.raise_signal(signal.SIGTERM)
-        real(*arguments)
+        return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "seed_draws", seed_draws)
+        patch.setattr(Stepper, "train", train)
         yield
 
 
