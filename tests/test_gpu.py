@@ -212,6 +212,14 @@ class Training:
         return {name: parameter.detach().clone() for name, parameter in self.engine.module.named_parameters()}
 
 
+@pytest.fixture(autouse=True)
+def own_stream() -> Iterator[None]:
+    """What a failed test leaves behind is none of the next one's business."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.set_stream(torch.cuda.default_stream())
+
+
 @pytest.fixture
 def in_order() -> Iterator[None]:
     """As in a run: sums are taken in the same order every time, and what cannot be is refused."""
@@ -329,112 +337,6 @@ def test_a_clipped_step_and_one_of_a_graph_with_several_steps_wait_for_nothing()
     waits_for_nothing(training, windows())
 
 
-@pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_replayed_step_waits_for_nothing(name: str) -> None:
-    waits_for_nothing(Training(name, "model_level", graphs=True), windows())
-
-
-def assert_graphs_are_eager(name: str, method: str, **keys: Any) -> None:
-    """Ten steps of several sizes, dropout included: every loss and every parameter, bit by bit."""
-    eager, graphed = (Training(name, method, graphs=graphs, **keys) for graphs in (False, True))
-    wrong = []
-    for step, batch in enumerate(batches(10)):
-        losses = [each.train(each.prepared(batch, step), step) for each in (eager, graphed)]
-        differing = [
-            f"loss {part}: {float(a)!r} and {float(b)!r}"
-            for part, a, b in zip(losses[0]._fields, *losses, strict=True)
-            if not torch.equal(a, b)
-        ]
-        other = graphed.parameters()
-        differing += [
-            f"{key}: {int((value != other[key]).sum())} of {value.numel()} numbers, by at most "
-            f"{float((value - other[key]).abs().max()):.3g}"
-            for key, value in eager.parameters().items()
-            if not torch.equal(value, other[key])
-        ]
-        wrong += [f"step {step} (eager and replayed): {each}" for each in differing]
-    assert graphed.graphs is not None
-    assert 3 <= graphed.graphs.num_graphs <= SIZES + 1
-    assert not wrong, "\n".join(wrong[:12])
-
-
-@pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_replayed_step_is_the_eager_step(name: str) -> None:
-    assert_graphs_are_eager(name, "model_level")
-
-
-@pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("model_level", "training_level")])
-@pytest.mark.parametrize("name", ["bert4rec", "gru4rec"])
-def test_a_replayed_step_of_every_method_is_the_eager_step(name: str, method: str) -> None:
-    assert_graphs_are_eager(name, method)
-
-
-@pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_replayed_step_in_bf16_is_the_eager_step(name: str) -> None:
-    assert_graphs_are_eager(name, "model_level", precision="bf16")
-
-
-@pytest.mark.usefixtures("in_order")
-def test_a_replayed_step_of_a_graph_with_several_steps_is_the_eager_step() -> None:
-    assert_graphs_are_eager("srgnn", "base", num_steps=2)
-
-
-@pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_step_is_the_same_when_its_number_is(name: str, graphs: bool) -> None:
-    """A resumed run draws what the uninterrupted one drew, dropout included; and two trainings have equal bits."""
-    first, second = (Training(name, "base", graphs=graphs, dropout=0.5) for _ in range(2))
-    batch = windows()
-    losses = [each.train(each.prepared(batch, 3), 3).sum for each in (first, second)]
-    assert torch.equal(*losses)
-    assert all(map(torch.equal, first.parameters().values(), second.parameters().values()))
-    again = Training(name, "base", graphs=graphs, dropout=0.5)
-    assert not torch.equal(again.train(again.prepared(batch, 4), 4).sum, losses[0])
-
-
-@pytest.mark.usefixtures("in_order")
-@pytest.mark.parametrize("name", ["bert4rec", "gru4rec", "sasrec"])
-def test_memory_does_not_grow(name: str) -> None:
-    training, allocated, reserved = Training(name, "model_level", graphs=True), [], []
-    for round_ in range(6):
-        for number, batch in enumerate(batches(10)):
-            training.train(training.prepared(batch, number), number)
-        torch.cuda.synchronize()
-        allocated.append(torch.cuda.memory_allocated())
-        reserved.append(torch.cuda.memory_reserved())
-        assert round_ or training.graphs is not None
-    assert allocated[1:] == [allocated[1]] * 5, allocated
-    assert reserved[1:] == [reserved[1]] * 5, reserved
-
-
-@pytest.mark.usefixtures("in_order")
-def test_another_thread_may_pin_memory_while_steps_are_captured() -> None:
-    """The reading thread does; its blocks are of new sizes, so that CUDA is asked for them."""
-    is_over, pinned = threading.Event(), []
-
-    def pin() -> None:
-        size = 1 << 12
-        while not is_over.is_set():
-            pinned.append(torch.empty(size).pin_memory().is_pinned())
-            size = size + (1 << 12) if size < 1 << 22 else 1 << 12
-            time.sleep(0)
-
-    thread = threading.Thread(target=pin)
-    thread.start()
-    try:
-        assert_graphs_are_eager("sasrec", "model_level")
-    finally:
-        is_over.set()
-        thread.join()
-    assert len(pinned) > 10
-    assert all(pinned)
-
-
 class HalfCache:
     """A cache of two shards, as `DeviceLabels` reads it: states in fp16, and a table that is on the GPU."""
 
@@ -541,3 +443,109 @@ def test_engines_train_on_one_rank_as_none_does(kind: str) -> None:
         pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed, which is not installed")
     found = run_ranks(on_one, 1, kind, timeout=180)[0]
     assert found[kind] == pytest.approx(found["plain"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_replayed_step_waits_for_nothing(name: str) -> None:
+    waits_for_nothing(Training(name, "model_level", graphs=True), windows())
+
+
+def assert_graphs_are_eager(name: str, method: str, **keys: Any) -> None:
+    """Ten steps of several sizes, dropout included: every loss and every parameter, bit by bit."""
+    eager, graphed = (Training(name, method, graphs=graphs, **keys) for graphs in (False, True))
+    wrong = []
+    for step, batch in enumerate(batches(10)):
+        losses = [each.train(each.prepared(batch, step), step) for each in (eager, graphed)]
+        differing = [
+            f"loss {part}: {float(a)!r} and {float(b)!r}"
+            for part, a, b in zip(losses[0]._fields, *losses, strict=True)
+            if not torch.equal(a, b)
+        ]
+        other = graphed.parameters()
+        differing += [
+            f"{key}: {int((value != other[key]).sum())} of {value.numel()} numbers, by at most "
+            f"{float((value - other[key]).abs().max()):.3g}"
+            for key, value in eager.parameters().items()
+            if not torch.equal(value, other[key])
+        ]
+        wrong += [f"step {step} (eager and replayed): {each}" for each in differing]
+    assert graphed.graphs is not None
+    assert 3 <= graphed.graphs.num_graphs <= SIZES + 1
+    assert not wrong, "\n".join(wrong[:12])
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_replayed_step_is_the_eager_step(name: str) -> None:
+    assert_graphs_are_eager(name, "model_level")
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("model_level", "training_level")])
+@pytest.mark.parametrize("name", ["bert4rec", "gru4rec"])
+def test_a_replayed_step_of_every_method_is_the_eager_step(name: str, method: str) -> None:
+    assert_graphs_are_eager(name, method)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_replayed_step_in_bf16_is_the_eager_step(name: str) -> None:
+    assert_graphs_are_eager(name, "model_level", precision="bf16")
+
+
+@pytest.mark.usefixtures("in_order")
+def test_a_replayed_step_of_a_graph_with_several_steps_is_the_eager_step() -> None:
+    assert_graphs_are_eager("srgnn", "base", num_steps=2)
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_step_is_the_same_when_its_number_is(name: str, graphs: bool) -> None:
+    """A resumed run draws what the uninterrupted one drew, dropout included; and two trainings have equal bits."""
+    first, second = (Training(name, "base", graphs=graphs, dropout=0.5) for _ in range(2))
+    batch = windows()
+    losses = [each.train(each.prepared(batch, 3), 3).sum for each in (first, second)]
+    assert torch.equal(*losses)
+    assert all(map(torch.equal, first.parameters().values(), second.parameters().values()))
+    again = Training(name, "base", graphs=graphs, dropout=0.5)
+    assert not torch.equal(again.train(again.prepared(batch, 4), 4).sum, losses[0])
+
+
+@pytest.mark.usefixtures("in_order")
+@pytest.mark.parametrize("name", ["bert4rec", "gru4rec", "sasrec"])
+def test_memory_does_not_grow(name: str) -> None:
+    training, allocated, reserved = Training(name, "model_level", graphs=True), [], []
+    for round_ in range(6):
+        for number, batch in enumerate(batches(10)):
+            training.train(training.prepared(batch, number), number)
+        torch.cuda.synchronize()
+        allocated.append(torch.cuda.memory_allocated())
+        reserved.append(torch.cuda.memory_reserved())
+        assert round_ or training.graphs is not None
+    assert allocated[1:] == [allocated[1]] * 5, allocated
+    assert reserved[1:] == [reserved[1]] * 5, reserved
+
+
+@pytest.mark.usefixtures("in_order")
+def test_another_thread_may_pin_memory_while_steps_are_captured() -> None:
+    """The reading thread does; its blocks are of new sizes, so that CUDA is asked for them."""
+    is_over, pinned = threading.Event(), []
+
+    def pin() -> None:
+        size = 1 << 12
+        while not is_over.is_set():
+            pinned.append(torch.empty(size).pin_memory().is_pinned())
+            size = size + (1 << 12) if size < 1 << 22 else 1 << 12
+            time.sleep(0)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        assert_graphs_are_eager("sasrec", "model_level")
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(pinned) > 10
+    assert all(pinned)
