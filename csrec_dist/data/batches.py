@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right with item 0. An empty place has weight 0 and no items."""
+    """Rows padded on the right with item 0. An empty slot has weight 0 and no items."""
 
     items: torch.Tensor  # int64 [B, L + 1]: the targets are in it
     lengths: torch.Tensor  # int64 [B]
@@ -53,7 +53,7 @@ class Batch:
         return int((self.targets > 0).sum())
 
     def split(self, num_parts: int) -> list[Self]:
-        """The same rows in `num_parts` batches; one without rows has an empty place."""
+        """The same rows in `num_parts` batches; one without rows has an empty slot."""
         if num_parts == 1:
             return [self]
         bounds = [len(self.rows) * part // num_parts for part in range(num_parts + 1)]

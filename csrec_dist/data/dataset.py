@@ -1,4 +1,4 @@
-"""A prepared dataset on disk, opened for reading: what it holds, and its shards as blocks of rows."""
+"""A prepared dataset on disk, opened for reading: its sizes and statistics, its rows as streams, its shards."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ KEPT_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """One of train, valid and test: how many rows and examples each shard holds."""
+    """One of train, valid and test: the numbers of rows and examples in each shard."""
 
     name: str
     shard_rows: tuple[int, ...]
@@ -35,17 +35,17 @@ class Split:
 
     @property
     def num_rows(self) -> int:
-        """Rows over all shards."""
+        """The number of rows in all shards."""
         return sum(self.shard_rows)
 
     @property
     def num_examples(self) -> int:
-        """Examples over all shards."""
+        """The number of examples in all shards."""
         return sum(self.shard_examples)
 
     @cached_property
     def first_examples(self) -> tuple[int, ...]:
-        """Id of each shard's first example, and at the end the number of examples."""
+        """The id of each shard's first example, followed by the total number of examples."""
         return tuple(accumulate(self.shard_examples, initial=0))
 
 
@@ -55,7 +55,7 @@ class _StoredSplit(BaseModel):
 
 
 class _StoredInfo(BaseModel):
-    """What a reader needs of dataset.json."""
+    """The part of dataset.json that a reader needs."""
 
     num_items: PositiveInt
     num_users: PositiveInt
@@ -70,7 +70,7 @@ class Dataset:
     """A prepared dataset folder (dataset.json and one Parquet file per split and shard)."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Read dataset.json; UserError when it is missing, damaged or of another version."""
+        """Read dataset.json. Raises UserError if it is missing, damaged or of another version."""
         self.folder = Path(folder)
         if not (self.folder / "dataset.json").exists():
             raise UserError(f"{self.folder} is not a prepared dataset: it has no dataset.json. Run `prepare` first.")
@@ -90,7 +90,7 @@ class Dataset:
 
     @cached_property
     def id_map_fingerprint(self) -> str:
-        """16 hexadecimal digits that name the item ids: models of equal ones agree on what item 1, 2, … is."""
+        """16 hexadecimal digits that identify the item ids: models with equal ones agree on what items 1, 2, … are."""
         path = self.folder / "items.parquet"
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
@@ -101,7 +101,7 @@ class Dataset:
         return self.folder / f"{split}-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
     def open_shard(self, split: str, shard: int) -> Shard:
-        """Open one shard for reading by row group; UserError when its file is missing or damaged."""
+        """Open one shard for reading by row group. Raises UserError if its file is missing or damaged."""
         path = self.shard_file(split, shard)
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
@@ -120,23 +120,23 @@ class Dataset:
         rank: int = 0,
         world_size: int = 1,
     ) -> "datasets.IterableDataset":
-        """The rows of a split as a `datasets.IterableDataset`, read from the shards as they are asked for.
+        """The rows of a split as a `datasets.IterableDataset`, read from the shards as elements are asked for.
 
-        With `epoch` each element is a step: what this rank has of one global batch, in the order that (seed, epoch)
-        decides. Every rank gets as many. Otherwise rows come in the order of the files: one by one, or with
-        `batch_size` that many together. A row has the columns of the files. A batch has arrays `items` [B, L + 1],
-        padded with 0, `lengths`, `weights` (0 for an empty place), `rows`, `users` and `example_offsets` [B].
+        With `epoch`, each element is a step: this rank's share of one global batch, in the order that (seed, epoch)
+        decides. Every rank gets the same number of steps. Without it, rows come in the order of the files: one by one,
+        or `batch_size` at a time. A row has the columns of the files. A batch has the arrays `items` [B, L + 1], padded
+        with 0, `lengths`, `weights` (0 for an empty slot), `rows`, `users` and `example_offsets` [B].
 
         Args:
-            batch_size: rows of a global batch with `epoch`, of this stream's own batches otherwise.
-            sample: the rows that an epoch goes through; all by default.
-            start: how many elements of an epoch, or rows in the order of the files, are passed over unread.
-            shards: the shards to read, in this order; all by default. Of these rank r reads number r, r + world_size, …
+            batch_size: the number of rows in a global batch (with `epoch`), or in a batch of this stream.
+            sample: the rows that an epoch reads; all by default.
+            start: the number of elements of an epoch, or of rows in the order of the files, that are skipped unread.
+            shards: the shards to read, in this order; all by default. Rank r reads r, r + world_size, … of them.
 
         Raises:
-            UserError: there is no such split or rank, or an epoch has no `batch_size`.
+            UserError: the split or rank does not exist, or an epoch has no `batch_size`.
         """
-        from csrec_dist.data import stream  # here, as datasets takes seconds to import
+        from csrec_dist.data import stream  # not at the top, because importing datasets takes seconds
 
         if split not in self.splits:
             raise UserError(f"{self.folder} has no split {quoted(split)}; it has {listed(self.splits)}.")
@@ -154,13 +154,14 @@ class Dataset:
         else:
             order = EpochOrder(files.shard_rows, batch_size, seed, epoch, sample)
             elements = stream.EpochBatches(files.open_shard, order, self.window, self._kept[split])
-        read = range(self.num_shards) if shards is None else shards
-        return stream.iterable(elements, read[rank::world_size], split, start)
+        selected = range(self.num_shards) if shards is None else shards
+        return stream.iterable(elements, selected[rank::world_size], split, start)
 
     def sequences(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each user with all that this user ever had in the kept log, oldest first [length], one row group in memory.
+        """Yield each user with all of the user's items in the filtered log, oldest first [length].
 
-        Rows of the splits hold less: windows of limited length, and of a temporal split nothing after the targets.
+        The rows of the splits have fewer items: their windows have a limited length, and after a temporal split nothing
+        follows the targets. One row group is in memory at a time.
         """
         path = self.folder / SEQUENCES
         if not path.exists():
@@ -172,14 +173,14 @@ class Dataset:
                 table = file.read_row_group(group, columns=["user", "items"]).combine_chunks()
             items = table["items"].combine_chunks()
             values, bounds = items.values.to_numpy(), items.offsets.to_numpy()
-            for place, user in enumerate(table["user"].to_pylist()):
-                yield user, values[bounds[place] : bounds[place + 1]]
+            for row, user in enumerate(table["user"].to_pylist()):
+                yield user, values[bounds[row] : bounds[row + 1]]
 
     @cached_property
     def leaked_rows(self) -> np.ndarray:
-        """Whether each test row's target is a training target of the same user, in whatever window: bool [test rows].
+        """Whether each test row's target is also a training target of the same user, in any window: bool [test rows].
 
-        Row r is at place r. The training split is read, streamed, unless `prepare` found none to leak.
+        The mask is indexed by row number. The training split is streamed for it, unless `prepare` counted no leak.
         """
         leaked = np.zeros(self.splits["test"].num_rows, bool)
         if self.statistics.get("leaked_test_targets") == 0:
@@ -193,42 +194,42 @@ class Dataset:
         )
         trained = train.select("user", target=items.slice(1)).explode("target")
         test = test.select("row", "user", target=items.last())
-        found = test.join(trained, on=["user", "target"], how="semi").collect(engine="streaming")
-        leaked[found["row"].to_numpy()] = True
+        matches = test.join(trained, on=["user", "target"], how="semi").collect(engine="streaming")
+        leaked[matches["row"].to_numpy()] = True
         return leaked
 
     @cached_property
     def has_true_targets(self) -> bool:
-        """Whether the log said which items users truly preferred, so that `true_targets` can be read."""
+        """Whether the log had a column of true items, so that `true_targets` can be read."""
         return self.open_shard("test", 0).has_true_targets
 
     def true_targets(self, split: str, shards: Iterable[int] | None = None) -> np.ndarray:
-        """The item that the user of each row of valid or test truly preferred where the target stands, before noise.
+        """The true target of each row of valid or test: the item that the user preferred before any noise.
 
         Args:
             shards: the shards to read; all by default.
 
         Returns:
-            [rows of the split] int32, indexed by row number (`batch.rows`); 0 in rows of other shards, and where the
-            preferred item is not among the dataset's.
+            [rows of the split] int32, indexed by row number (`batch.rows`); 0 in rows of other shards, and if the
+            preferred item is not in the dataset.
 
         Raises:
-            UserError: the log did not say.
+            UserError: the log had no column of true items.
         """
         if not self.has_true_targets:
             raise UserError(
                 f"{self.folder} knows no true targets: prepare a log that has a column for them, and name it with "
                 "dataset.columns.true_item."
             )
-        found = np.zeros(self.splits[split].num_rows, np.int32)
+        targets = np.zeros(self.splits[split].num_rows, np.int32)
         for shard in range(self.num_shards) if shards is None else shards:
-            rows, targets = self.open_shard(split, shard).true_targets()
-            found[rows] = targets
-        return found
+            rows, shard_targets = self.open_shard(split, shard).true_targets()
+            targets[rows] = shard_targets
+        return targets
 
 
 def _check(info: Any, folder: Path) -> _StoredInfo:
-    """The content of dataset.json in its form; UserError when it is of another version or damaged."""
+    """The content of dataset.json, validated. Raises UserError if it is of another version or damaged."""
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(

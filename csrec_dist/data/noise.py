@@ -1,4 +1,4 @@
-"""Noise ε in observed interactions (Eq. 1): an item other than the preferred one, drawn by a known law."""
+"""Noise ε in observed interactions (Eq. 1): an item other than the preferred one, drawn from a known distribution."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -9,19 +9,19 @@ NoiseKind = Literal["uniform", "popularity", "position"]
 NOISE_KINDS: tuple[NoiseKind, ...] = get_args(NoiseKind)
 
 LIST_LENGTH = 100
-"""Items in the list that `position` noise clicks on."""
+"""Number of items in the list on which `position` noise clicks."""
 WHOLE = 2**52
-"""What the integer weights of a law add up to, but for rounding: sums stay exact in float64."""
+"""Sum of the integer weights of a distribution, up to rounding. Integers below 2**53 are exact in float64."""
 
 Replaced = tuple[np.ndarray, np.ndarray]
 
 
 def noise_law(kind: NoiseKind, popularity: np.ndarray) -> np.ndarray:
-    """Probability of each item to be the noise, [V] float64 that adds up to 1.
+    """The probability of each item to be the noise: [V] float64 that adds up to 1.
 
-    uniform: all items alike. popularity: in proportion to `popularity`. position: of a list of the `LIST_LENGTH`
-    most popular items (fewer where the catalog is smaller; ties by number; none of popularity 0), the one at
-    place k with weight 1/k, as users click on what stands on top.
+    uniform: the same for all items. popularity: proportional to `popularity`. position: 1/k for the item at position k
+    of the list of the `LIST_LENGTH` most popular items, because users click on what is listed first. Ties in the list
+    are broken by number; items of popularity 0 are not listed.
 
     Args:
         popularity: [V] ≥ 0, not all 0; row i is item i + 1's.
@@ -31,51 +31,44 @@ def noise_law(kind: NoiseKind, popularity: np.ndarray) -> np.ndarray:
 
 
 class NoiseSource:
-    """Replaces items by others of a law: item j in place of item i with probability law[j] / (1 − law[i])."""
+    """Replaces items by others drawn from a law: item j replaces item i with probability law[j] / (1 − law[i])."""
 
     def __init__(self, law: np.ndarray) -> None:
-        """A source for the law [V]; ValueError when it leaves some item without another one to draw."""
+        """A source for the law [V]. Raises ValueError if one item has all the weight, so that no other can be drawn."""
         self.weights = np.rint(law * WHOLE).astype(np.int64)
         self._ends = np.cumsum(self.weights)
         if (self.weights == self._ends[-1]).any():
             raise ValueError("the law of the noise gives all weight to one item")
 
     def others(self, items: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Items [n] of 1…V, each other than `items` [n], from uniform `draws` [n] of [0, 1).
+        """Draw an item of 1…V for each of `items` [n], never the same item, from uniform `draws` [n] in [0, 1).
 
-        The item's own weight is cut out of the line on which the draw falls, so nothing is drawn twice.
+        A draw is a point on the line of all weights from which the item's own interval is cut out. So a single draw
+        is enough, where drawing again until another item comes would need an unknown number of them.
         """
-        own, ends = self.weights[items - 1], self._ends[items - 1]
-        room = self._ends[-1] - own
-        places = np.minimum((draws * room).astype(np.int64), room - 1)
-        places += np.where(places >= ends - own, own, 0)
-        return (np.searchsorted(self._ends, places, side="right") + 1).astype(items.dtype)
+        own_weights, own_ends = self.weights[items - 1], self._ends[items - 1]
+        totals = self._ends[-1] - own_weights
+        points = np.minimum((draws * totals).astype(np.int64), totals - 1)
+        points += np.where(points >= own_ends - own_weights, own_weights, 0)
+        return (np.searchsorted(self._ends, points, side="right") + 1).astype(items.dtype)
 
     def replace(self, items: np.ndarray, rate: float, random: np.random.RandomState) -> Replaced:
-        """The items [n] with each replaced at probability `rate`, and which are: bool [n]."""
+        """Replace each item [n] with probability `rate`; the items, and a mask [n] of those that were replaced."""
         replaced = random.random_sample(len(items)) < rate
         noisy = items.copy()
         noisy[replaced] = self.others(items[replaced], random.random_sample(int(replaced.sum())))
         return noisy, replaced
 
 
-def _uniform(popularity: np.ndarray) -> np.ndarray:
-    return np.ones_like(popularity)
-
-
-def _popularity(popularity: np.ndarray) -> np.ndarray:
-    return popularity
-
-
 def _position(popularity: np.ndarray) -> np.ndarray:
-    shown = np.argsort(-popularity, kind="stable")[:LIST_LENGTH]
+    listed = np.argsort(-popularity, kind="stable")[:LIST_LENGTH]
     weights = np.zeros_like(popularity)
-    weights[shown] = np.where(popularity[shown] > 0, 1 / np.arange(1, len(shown) + 1), 0)
+    weights[listed] = np.where(popularity[listed] > 0, 1 / np.arange(1, len(listed) + 1), 0)
     return weights
 
 
 _WEIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "uniform": _uniform,
-    "popularity": _popularity,
+    "uniform": np.ones_like,
+    "popularity": lambda popularity: popularity,
     "position": _position,
 }

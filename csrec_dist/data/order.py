@@ -1,11 +1,10 @@
 """Elastic order: which rows make up a global batch, as a pure function of (seed, epoch, step).
 
-Every shard is read in an order of its own: its row groups in a random order, the rows of each group in
-a random order. A round takes one row from each shard; shards follow each other in an affine order that
-changes with the epoch, so that neighbouring shards belong to different ranks at any world size. A global batch is
-`batch_size` consecutive places of that sequence. Rank r owns the shards l with l mod world_size = r.
-The world size therefore decides who reads a row, never which rows are in a batch, and
-(epoch, step) is the whole position of a run. A shard that is out of rows leaves its place empty.
+Every shard has its own order: its row groups are shuffled, and so are the rows within each group. A round takes one
+row from each shard. The shards follow each other in an affine order that changes with the epoch, so neighbouring shards
+belong to different ranks at any world size. A global batch is `batch_size` consecutive slots of these rounds; a shard
+that has run out of rows leaves its slot empty. Rank r owns the shards s with s mod world_size = r. The world size
+therefore decides who reads a row, never which rows are in a batch, and (epoch, step) is the whole position of a run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ def owned_shards(num_shards: int, rank: int, world_size: int) -> range:
 
 
 def refuse_idle_ranks(num_shards: int, num_rows: int, world_size: int) -> None:
-    """UserError when there are more ranks than shards of the `num_rows` training rows: some would read nothing."""
+    """Raise UserError if there are more ranks than shards of training rows, so that some ranks would read nothing."""
     if world_size > num_shards:
         more = "a larger dataset.num_shards"
         if num_shards == num_rows:
@@ -37,34 +36,34 @@ def refuse_idle_ranks(num_shards: int, num_rows: int, world_size: int) -> None:
 
 
 ROUNDING = 1e-9
-"""So that 29 of 100 rows are a share of .29, whose product with 100 is a little less in binary."""
+"""Added before rounding down: a share of .29 of 100 rows is 29 rows, but .29 * 100 is slightly less in binary."""
 
 
 @dataclass(frozen=True)
 class RowSample:
-    """⌊share · n⌋ of n rows, drawn without replacement: as many of each shard as its size asks for, within one."""
+    """⌊share · n⌋ of n rows, drawn without replacement, from each shard in proportion to its size within one row."""
 
     share: float
     seed: int
 
     def shard_counts(self, shard_rows: Sequence[int]) -> tuple[int, ...]:
-        """How many rows of each shard are drawn: the largest fractions are rounded up until the sum is right."""
-        exact = [self.share * rows for rows in shard_rows]
-        counts = [floor(value) for value in exact]
-        missing = floor(self.share * sum(shard_rows) + ROUNDING) - sum(counts)
-        by_fraction = sorted(range(len(counts)), key=lambda shard: counts[shard] - exact[shard])
-        for shard in by_fraction[:missing]:
+        """The number of rows drawn from each shard: largest fractions are rounded up until the total is right."""
+        shares = [self.share * rows for rows in shard_rows]
+        counts = [floor(share) for share in shares]
+        num_missing = floor(self.share * sum(shard_rows) + ROUNDING) - sum(counts)
+        largest_fraction_first = sorted(range(len(counts)), key=lambda shard: counts[shard] - shares[shard])
+        for shard in largest_fraction_first[:num_missing]:
             counts[shard] += 1
         return tuple(counts)
 
     def rows(self, shard: int, num_rows: int, count: int) -> np.ndarray:
-        """The drawn rows of a shard, in file order."""
+        """The indices of a shard's drawn rows, ascending."""
         return np.sort(np.random.default_rng([self.seed, shard]).permutation(num_rows)[:count])
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of one epoch over shards of the given numbers of rows, or over a sample of them."""
+    """The order of one epoch over shards with the given numbers of rows, or over a sample of these rows."""
 
     all_shard_rows: tuple[int, ...]
     batch_size: int
@@ -74,7 +73,7 @@ class EpochOrder:
 
     @cached_property
     def shard_rows(self) -> tuple[int, ...]:
-        """Rows of each shard that the epoch goes through."""
+        """The number of rows that the epoch reads from each shard."""
         return self.all_shard_rows if self.sample is None else self.sample.shard_counts(self.all_shard_rows)
 
     @property
@@ -90,31 +89,35 @@ class EpochOrder:
 
     @property
     def num_steps(self) -> int:
-        """Global batches in the epoch; the last places may be empty."""
+        """The number of global batches in the epoch; the last slots may be empty."""
         return -(-max(self.shard_rows) * self.num_shards // self.batch_size)
 
     @cached_property
     def shard_sequence(self) -> np.ndarray:
-        """The shards in the order in which a round visits them: slot s holds shard (a·s + b) mod num_shards."""
+        """The shards in the order in which a round visits them: slot s is shard (a·s + b) mod num_shards."""
         random = np.random.default_rng([self.seed, self.epoch])
-        steps = [a for a in range(1, self.num_shards + 1) if gcd(a, self.num_shards) == 1]
-        factor, shift = random.choice(steps), random.integers(self.num_shards)
+        # Only an `a` without a common divisor visits every shard.
+        factors = [a for a in range(1, self.num_shards + 1) if gcd(a, self.num_shards) == 1]
+        factor, shift = random.choice(factors), random.integers(self.num_shards)
         return (factor * np.arange(self.num_shards) + shift) % self.num_shards
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and index within the shard's order, of each place of a global batch that holds a row."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        shards = self.shard_sequence[places % self.num_shards]
-        indices = places // self.num_shards
-        held = indices < np.asarray(self.shard_rows)[shards]
-        return shards[held], indices[held]
+        """The rows of a global batch: the shard of each, and its index in that shard's order."""
+        slots = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        shards = self.shard_sequence[slots % self.num_shards]
+        indices = slots // self.num_shards  # the number of the round
+        has_row = indices < np.asarray(self.shard_rows)[shards]
+        return shards[has_row], indices[has_row]
 
     def shard_order(self, shard: int, group_rows: tuple[int, ...], start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """The shard's row groups in this epoch's order, each with the order of its rows, from index `start` on."""
+        """Yield the shard's row groups in this epoch's order, each with the order of its rows, from index `start` on.
+
+        A skipped group is not even shuffled: each group draws from its own random stream.
+        """
         groups = np.random.default_rng([self.seed, self.epoch, shard, 0]).permutation(len(group_rows))
-        held = self._held_rows(shard, group_rows)
+        rows_of_groups = self._rows_of_groups(shard, group_rows)
         for group in groups.tolist():
-            rows = held[group]
+            rows = rows_of_groups[group]
             if start >= len(rows):
                 start -= len(rows)
                 continue
@@ -122,8 +125,8 @@ class EpochOrder:
             yield group, rows[order[start:]]
             start = 0
 
-    def _held_rows(self, shard: int, group_rows: tuple[int, ...]) -> list[np.ndarray]:
-        """The rows of each row group that the epoch goes through, counted within the group."""
+    def _rows_of_groups(self, shard: int, group_rows: tuple[int, ...]) -> list[np.ndarray]:
+        """The indices, within each row group, of the rows that the epoch reads."""
         if self.sample is None:
             return [np.arange(size) for size in group_rows]
         rows = self.sample.rows(shard, sum(group_rows), self.shard_rows[shard])

@@ -1,4 +1,4 @@
-"""When interactions happened: the times of a log as numbers that sort, and how they were read."""
+"""Reads the timestamps of a log as numbers that sort, and says how they were read."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,9 +13,11 @@ from csrec_dist.errors import UserError, quoted
 
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 FIRST, LAST = 1e8, 1e11
-"""Seconds since 1970 from which to which (1973 and 5138) a number is taken for a time in seconds; a thousandfold, in
-milliseconds, and so on."""
-OLDEST = -2.3e9  # seconds: 1897; what lies before is a mark of something missing rather than a time
+"""A number in this range is read as seconds since 1970 (1973 to 5138), in a thousandfold range as milliseconds, …
+
+The ranges of the units do not overlap, so the size of a number tells its unit.
+"""
+OLDEST = -2.3e9  # seconds: 1897; an earlier time marks a missing value rather than a moment
 ISO_DATE = r"^\d{4}[-/]\d{2}[-/]\d{2}"
 ZONE_NAMES = r" ?(UTC|GMT)$"
 DATE_FORMATS = (
@@ -39,10 +41,10 @@ Parser = Callable[[pl.Series], pl.Series]
 
 @dataclass(frozen=True)
 class Times:
-    """The times of a log: int64, float64, or of type Null where it has none.
+    """The times of a log: int64, float64, or of type Null if it has none.
 
-    `how` says in words how they were read. `unit` is how many of them make a second, counted since 1970; None where
-    only their order is known.
+    `how` describes how they were read. `unit` is their number per second, counted since 1970, or None if only their
+    order is known.
     """
 
     values: pl.Series
@@ -50,7 +52,7 @@ class Times:
     unit: float | None = None
 
     def shown(self, value: float) -> str:
-        """One of the values for people: a date and time in UTC where the unit is known."""
+        """A value as people read it: a date and time in UTC if the unit is known."""
         if self.unit is None:
             return f"{value:,}"
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value / self.unit)
@@ -58,10 +60,10 @@ class Times:
 
 
 def settle_times(times: pl.Series, path: Path) -> Times:
-    """Times as numbers: those of the log, or for dates microseconds since 1970.
+    """Convert times to numbers: numbers stay as they are, dates become microseconds since 1970.
 
-    NaN and empty text are missing times. Raises UserError, with a value, for text that is neither a number nor a date
-    of a known form, where forms or units are mixed, and for numbers that can be no time.
+    NaN and empty text are missing times. Raises UserError, with an example, for text that is neither a number nor a
+    date of a known format, for mixed formats or units, and for numbers that cannot be times.
     """
     if times.dtype.is_float():
         times = times.fill_nan(None)
@@ -79,7 +81,7 @@ def settle_times(times: pl.Series, path: Path) -> Times:
 
 
 def as_text(values: pl.Series, path: Path) -> pl.Series:
-    """The values as text; UserError that names their column when they cannot be."""
+    """The values as text. Raises UserError, which names their column, if they cannot be text."""
     try:
         return values.cast(pl.String)
     except pl.exceptions.PolarsError:
@@ -102,16 +104,16 @@ def _of_temporal_type(times: pl.Series, path: Path) -> Times:
 
 
 def _of_numbers(times: pl.Series, path: Path) -> Times:
-    """Numbers as they are; their unit is told from the size of most of them."""
+    """Keep numbers as they are; their unit is that in whose range most of them are."""
     sizes = times.cast(pl.Float64).abs()
-    inside = {name: (sizes >= FIRST * unit) & (sizes < LAST * unit) for name, unit in UNITS.items()}
-    examples = {name: times.filter(mask)[0] for name, mask in inside.items() if mask.any()}
+    in_range = {name: (sizes >= FIRST * unit) & (sizes < LAST * unit) for name, unit in UNITS.items()}
+    examples = {name: times.filter(mask)[0] for name, mask in in_range.items() if mask.any()}
     if len(examples) > 1:
         (one, first), (other, second), *_ = examples.items()
         raise UserError(
             f"{path}: the timestamps mix {one} and {other}, such as {first} and {second}; make them one or the other."
         )
-    unit = next((UNITS[name] for name in examples if inside[name].mean() > 0.5), None)  # type: ignore[operator]
+    unit = next((UNITS[name] for name in examples if in_range[name].mean() > 0.5), None)  # type: ignore[operator]
     _refuse_beyond(times, OLDEST * (unit or 1), LAST * (unit or UNITS["nanoseconds"]), times, path)
     if unit is None:
         return Times(times, "numbers of no known unit, used for their order")
@@ -119,9 +121,9 @@ def _of_numbers(times: pl.Series, path: Path) -> Times:
 
 
 def _refuse_beyond(times: pl.Series, first: float, last: float, written: pl.Series, path: Path) -> None:
-    """UserError, with the time as it is written in the log, when one lies before the first or after the last."""
-    sizes = times.cast(pl.Float64)
-    beyond = (sizes < first) | (sizes >= last)
+    """Raise UserError, with the time as the log has it, if a time is before the first or not before the last."""
+    numbers = times.cast(pl.Float64)
+    beyond = (numbers < first) | (numbers >= last)
     if beyond.any():
         raise UserError(
             f"{path}: the timestamp {quoted(written.filter(beyond)[0])} is no time between 1897 and 5138; mend the log "
@@ -130,10 +132,10 @@ def _refuse_beyond(times: pl.Series, first: float, last: float, written: pl.Seri
 
 
 def _of_text(texts: pl.Series, path: Path) -> Times:
-    """The texts by the first parser that leaves none of them out."""
+    """Parse the texts with the first parser that understands all of them."""
     sample = texts.drop_nulls().head(1)
     for name, parse in _parsers():
-        if parse(sample).null_count():
+        if parse(sample).null_count():  # one text is enough to rule most parsers out
             continue
         parsed = parse(texts)
         if parsed.null_count() == texts.null_count():
@@ -152,7 +154,8 @@ def _of_dates(times: pl.Series, form: str, texts: pl.Series, path: Path) -> Time
 
 
 def _parsers() -> Iterator[tuple[str, Parser]]:
-    yield "number", _to_integer
+    """Each parser with its name, the strictest first; a parser gives null for a text that it does not understand."""
+    yield "number", partial(pl.Series.cast, dtype=pl.Int64, strict=False)
     yield "number", _to_number
     yield "ISO", _to_iso_date
     for form in DATE_FORMATS:
@@ -160,16 +163,18 @@ def _parsers() -> Iterator[tuple[str, Parser]]:
 
 
 def _why_none_fits(texts: pl.Series) -> str:
-    """A text that no parser takes, or two that no one parser takes."""
-    left_by_all = texts.is_not_null()
+    """Name a text that no parser understands, or else two that no single parser understands."""
+    present = texts.is_not_null()
+    first = present.arg_max() or 0
+    unknown_to_all = present
     mixed: list[str] = []
     for _, parse in _parsers():
-        left_out = parse(texts).is_null() & texts.is_not_null()
-        left_by_all &= left_out
-        if not mixed and not left_out[texts.is_not_null().arg_max() or 0]:
-            mixed = [texts.drop_nulls()[0], texts.filter(left_out)[0]]
-    if left_by_all.any():
-        text = quoted(texts.filter(left_by_all)[0])
+        unknown = parse(texts).is_null() & present
+        unknown_to_all &= unknown
+        if not mixed and not unknown[first]:
+            mixed = [texts[first], texts.filter(unknown)[0]]
+    if unknown_to_all.any():
+        text = quoted(texts.filter(unknown_to_all)[0])
         return (
             f"the timestamp {text} is neither a number nor a date of a known form; set dataset.columns.timestamp to "
             "another column."
@@ -180,17 +185,13 @@ def _why_none_fits(texts: pl.Series) -> str:
 
 def _whole_times(times: pl.Series, path: Path) -> pl.Series:
     whole = times.cast(pl.Int64, strict=False)
-    beyond = times.filter(whole.is_null() & times.is_not_null())
-    if len(beyond):
+    too_large = times.filter(whole.is_null() & times.is_not_null())
+    if len(too_large):
         raise UserError(
-            f"{path}: the timestamp {beyond[0]} is outside the 64-bit integers; set dataset.columns.timestamp to "
+            f"{path}: the timestamp {too_large[0]} is outside the 64-bit integers; set dataset.columns.timestamp to "
             "another column."
         )
     return whole
-
-
-def _to_integer(texts: pl.Series) -> pl.Series:
-    return texts.cast(pl.Int64, strict=False)
 
 
 def _to_number(texts: pl.Series) -> pl.Series:
@@ -204,7 +205,7 @@ def _to_iso_date(texts: pl.Series) -> pl.Series:
         return dates
     try:
         return dates.str.to_datetime(strict=False, time_unit="us").dt.epoch("us")
-    except pl.exceptions.ComputeError:  # of no form that is known
+    except pl.exceptions.ComputeError:  # Polars cannot infer a format from them
         return dates.clear(len(dates))
 
 

@@ -1,14 +1,14 @@
-"""Cutting: sequences into windows, windows (or time) into training, validation and test rows.
+"""Cuts sequences into windows, and windows (or time) into training, validation and test rows.
 
-Interactions lie in one flat order, by user and time. A row is a span of it, so nothing is copied here.
+Interactions are in one flat order, by user and time. A row is a span of that order, so nothing is copied here.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-TRAIN_ROW = 2  # a training row needs a history and a target
-EVALUATED_WINDOW = 3  # leave-one-out takes two items off
+TRAIN_ROW = 2  # items: a training row needs a history and a target
+EVALUATED_WINDOW = 3  # items: leave-one-out takes two of them as targets, and the history needs one
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Spans:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Items of each row, targets included."""
+        """The number of items in each row, including the target."""
         return self.stops - self.starts
 
     def where(self, mask: np.ndarray) -> "Spans":
-        """The rows at which the mask holds."""
+        """The rows for which the mask is true."""
         return Spans(self.users[mask], self.starts[mask], self.stops[mask])
 
     def shortened(self, num_items: np.ndarray | int) -> "Spans":
@@ -37,22 +37,22 @@ class Spans:
 
 
 def cut_windows(offsets: np.ndarray, lengths: np.ndarray, window: int, rule: str, min_head: int) -> Spans:
-    """Windows of at most `window` items of the sequences [offset, offset + length), user by user, oldest first.
+    """Cut the sequences [offset, offset + length) into windows of at most `window` items, by user, oldest first.
 
-    disjoint: cut from the end at stride `window`; what remains at the head is kept if it has `min_head` items.
-    paper: cut from the end likewise; a remaining head gives the first `window` items, which overlap.
-    last: the last `window` items only.
-    A sequence no longer than the window stays whole under each rule; an empty one gives none.
+    disjoint: windows are cut from the end at stride `window`; the rest at the head is kept if it has `min_head` items.
+    paper: windows are cut in the same way; a rest at the head becomes the first `window` items, which overlap.
+    last: only the last `window` items are kept.
+    A sequence that is no longer than the window stays whole under every rule; an empty one has no window.
     """
-    full, rest = lengths // window, lengths % window
+    num_full, rest = lengths // window, lengths % window
     if rule == "last":
-        full, head = np.minimum(full, 1), (full == 0) & (rest > 0)
+        num_full, has_head = np.minimum(num_full, 1), (num_full == 0) & (rest > 0)
     else:
-        head = (rest >= np.where(full == 0, 1, min_head)) if rule == "disjoint" else rest > 0
-    counts = full + head
+        has_head = (rest >= np.where(num_full == 0, 1, min_head)) if rule == "disjoint" else rest > 0
+    counts = num_full + has_head
     users = np.repeat(np.arange(len(lengths)), counts)
-    place_from_end = np.repeat(np.cumsum(counts), counts) - np.arange(len(users))
-    stops = lengths[users] - (place_from_end - 1) * window
+    num_later = np.repeat(np.cumsum(counts), counts) - np.arange(len(users)) - 1  # windows of the user after this one
+    stops = lengths[users] - num_later * window
     starts = np.maximum(stops - window, 0)
     if rule == "paper":
         stops = np.minimum(starts + window, lengths[users])
@@ -60,10 +60,10 @@ def cut_windows(offsets: np.ndarray, lengths: np.ndarray, window: int, rule: str
 
 
 def leave_one_out(windows: Spans) -> dict[str, Spans]:
-    """Each window's last item is the test target, the one before it the validation target, the rest trains.
+    """Test on each window's last item, validate on the one before it, and train on the rest.
 
-    A window of fewer than three items trains whole and is not evaluated. Training rows without an
-    example (fewer than two items) are left out.
+    A window with fewer than three items is used whole for training and is not evaluated. Training rows without an
+    example (fewer than two items) are dropped.
     """
     evaluated = windows.lengths >= EVALUATED_WINDOW
     train = windows.shortened(2 * evaluated)
@@ -75,33 +75,33 @@ def leave_one_out(windows: Spans) -> dict[str, Spans]:
 
 
 def temporal_cuts(times: np.ndarray, shares: tuple[float, float, float]) -> tuple[float, float]:
-    """The times of the two cuts; at most shares[0] (shares[0] + shares[1]) of the times lie before them."""
-    ordered = np.sort(times)
+    """The times of the two cuts: at most the first share of the times, and the first two, are before them."""
+    ascending = np.sort(times)
     first, second = (min(int(share * len(times)), len(times) - 1) for share in (shares[0], shares[0] + shares[1]))
-    return ordered[first], ordered[second]
+    return ascending[first], ascending[second]
 
 
 @dataclass(frozen=True)
 class Periods:
-    """How many of each user's interactions lie before the first and before the second cut, and in all: [users] each."""
+    """Each user's number of interactions before the first cut, before the second, and in total: all [users]."""
 
     before_first: np.ndarray
     before_second: np.ndarray
     lengths: np.ndarray
 
     def bounds(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Each user's interactions [begin, end) in the time of "train", "valid" or "test"."""
+        """Each user's interactions [begin, end) in the period of "train", "valid" or "test"."""
         edges = [np.zeros_like(self.lengths), self.before_first, self.before_second, self.lengths]
-        number = ("train", "valid", "test").index(split)
-        return edges[number], edges[number + 1]
+        period = ("train", "valid", "test").index(split)
+        return edges[period], edges[period + 1]
 
     def num_users(self, split: str) -> int:
-        """Users with an interaction in that time."""
+        """The number of users with an interaction in the split's period."""
         begins, ends = self.bounds(split)
         return int((begins < ends).sum())
 
     def num_without_history(self, split: str) -> int:
-        """Users whose only interaction up to the end of that time lies in it: there is nothing to predict it from."""
+        """The number of users whose only interaction by the end of the period is in it, so that it has no history."""
         begins, ends = self.bounds(split)
         return int(((begins == 0) & (ends == 1)).sum())
 
@@ -109,11 +109,11 @@ class Periods:
 def temporal(offsets: np.ndarray, periods: Periods, window: int, rule: str, min_head: int) -> dict[str, Spans]:
     """Split at two cuts in global time.
 
-    Training windows are cut by the rule from what lies before the first cut. Validation has one row for each user with
-    an interaction between the cuts, test for each with one after the second. Its target is the first of them, predicted
-    from what lies before it; where nothing does, as with a session that begins after the cut, the target is the last
-    of them and the history the session so far. A history has at most `window` - 1 items; users without one are not
-    evaluated.
+    Training windows are cut by the rule from the interactions before the first cut. Validation has one row for each
+    user with an interaction between the cuts, test one for each user with an interaction after the second. The row's
+    target is the user's first interaction in the period, and its history is all before. If there is none before, as for
+    a session that begins after the cut, the target is the user's last interaction in the period and the history is the
+    session so far. A history has at most `window` - 1 items; users without a history are not evaluated.
     """
     train = cut_windows(offsets, periods.before_first, window, rule, min_head)
     return {
@@ -124,7 +124,7 @@ def temporal(offsets: np.ndarray, periods: Periods, window: int, rule: str, min_
 
 
 def _targets(offsets: np.ndarray, begins: np.ndarray, ends: np.ndarray, window: int) -> Spans:
-    """One row for each user with an interaction in [begin, end) and one before it."""
+    """One row for each user with an interaction in [begin, end) that has a history."""
     targets = np.where(begins > 0, begins, ends - 1)
     starts = np.maximum(targets + 1 - window, 0)
     rows = Spans(np.arange(1, len(offsets) + 1), offsets + starts, offsets + targets + 1)

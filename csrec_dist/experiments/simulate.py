@@ -1,7 +1,6 @@
 """A simulated log on disk: Parquet parts to prepare like any other log, and the true preferences."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def simulation_options(values: Mapping[str, Any]) -> SimulationOptions:
-    """The options with these values, None meaning the default; UserError that lists all mistakes."""
+    """The options with these values; None means the default. Raises UserError, which lists all mistakes."""
     try:
         return SimulationOptions.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
@@ -38,9 +37,9 @@ def simulation_options(values: Mapping[str, Any]) -> SimulationOptions:
 def simulate(options: SimulationOptions, folder: Path, progress: Say | None = None) -> dict[str, Any]:
     """Write a simulated log and its truth into `folder` and return the content of truth.json.
 
-    `folder/log` holds the Parquet parts, with columns user, item, timestamp and true_item; `folder` the catalog
-    (items.parquet, clusters.parquet) and truth.json. The folder appears whole or not at all, and its bytes
-    depend on the options only. Memory holds the catalog and one chunk of users.
+    `folder/log` has the Parquet parts, with columns user, item, timestamp and true_item; `folder` has the catalog
+    (items.parquet, clusters.parquet) and truth.json. The folder appears whole or not at all, and its bytes depend only
+    on the options. The catalog and one chunk of users are in memory at a time.
 
     Raises:
         UserError: the folder exists and is not empty.
@@ -59,7 +58,7 @@ def simulate(options: SimulationOptions, folder: Path, progress: Say | None = No
 
 
 def load_world(folder: Path) -> World:
-    """The world of a simulated folder, with the catalog from its files; UserError if it is not one."""
+    """The world of a simulated folder, with the catalog read from its files. Raises UserError if it is not one."""
     truth = read_json(folder / "truth.json")
     if not isinstance(truth, dict) or truth.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{folder / 'truth.json'} is not of format {FORMAT_VERSION}; simulate again.")
@@ -72,78 +71,67 @@ def load_world(folder: Path) -> World:
 
 
 def oracle_ranks(world: World, chunk: Chunk, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks [rows] of the true and of the observed item in the order of P(j | s), which no student can surpass.
+    """Ranks [rows] of the true and of the observed items by P(j | s), an order that no student can surpass.
 
     An item's rank is 1 + the number of more probable items.
     """
     ranks = np.empty((2, len(rows)), np.int64)
     for start in range(0, len(rows), ORACLE_BLOCK):
-        some = rows[start : start + ORACLE_BLOCK]
-        probabilities = world.true_probabilities(chunk.tastes[some])
+        block = rows[start : start + ORACLE_BLOCK]
+        probabilities = world.true_probabilities(chunk.tastes[block])
         for kind, items in enumerate((chunk.true_items, chunk.items)):
-            of_item = probabilities[np.arange(len(some)), items[some] - 1]
-            ranks[kind, start : start + ORACLE_BLOCK] = 1 + (probabilities > of_item[:, None]).sum(1)
+            of_items = probabilities[np.arange(len(block)), items[block] - 1]
+            ranks[kind, start : start + ORACLE_BLOCK] = 1 + (probabilities > of_items[:, None]).sum(1)
     return ranks[0], ranks[1]
 
 
 def _write_catalog(world: World, folder: Path) -> None:
     num_items, starts = world.options.num_items, world.starts
-    clusters = np.repeat(np.arange(1, len(starts), dtype=np.int32), np.diff(starts))
     items = {
         "item": pa.array(np.arange(1, num_items + 1), pa.int32()),
-        "cluster": clusters,
+        "cluster": np.repeat(np.arange(1, len(starts), dtype=np.int32), np.diff(starts)),
         "exposure": world.exposure,
         "factor": _lists(world.item_factors),
     }
     pq.write_table(pa.table(items), folder / "items.parquet", compression="zstd")
-    table = {
+    clusters = {
         "cluster": pa.array(np.arange(1, len(starts)), pa.int32()),
         "mass": world.masses,
         "factor": _lists(world.cluster_factors),
     }
-    pq.write_table(pa.table(table), folder / "clusters.parquet", compression="zstd")
+    pq.write_table(pa.table(clusters), folder / "clusters.parquet", compression="zstd")
 
 
 def _write_log(world: World, folder: Path, say: Say) -> dict[str, Any]:
-    """Write the parts; the number of replaced interactions, and how well the true preferences predict."""
-    replaced = written = 0
+    """Write the parts; return the number of replaced interactions, and the metrics of the true preferences."""
+    num_chunks, num_interactions = world.options.num_chunks, world.options.num_interactions
+    num_replaced = num_written = 0
     oracle: dict[str, Any] = {}
-    for part, chunks in enumerate(_parts(world)):
-        with ExitStack() as stack:
-            file = folder / f"part-{part:05d}.parquet"
-            writer = stack.enter_context(pq.ParquetWriter(file, SCHEMA, compression="zstd"))
-            for chunk in chunks:
+    for part, first in enumerate(range(0, num_chunks, PART_CHUNKS)):
+        with pq.ParquetWriter(folder / f"part-{part:05d}.parquet", SCHEMA, compression="zstd") as writer:
+            # A generator: one chunk is in memory at a time.
+            for chunk in (world.chunk(number) for number in range(first, min(first + PART_CHUNKS, num_chunks))):
                 oracle = oracle or _oracle(world, chunk)
-                writer.write_table(_table(chunk), row_group_size=len(chunk.users))
-                replaced += int((chunk.items != chunk.true_items).sum())
-                written += len(chunk.users)
-        say(f"wrote {written:,} of {world.options.num_interactions:,} interactions")
-    assert written == world.options.num_interactions
-    return {"num_replaced": replaced, "oracle": oracle}
-
-
-def _parts(world: World) -> Iterator[Iterator[Chunk]]:
-    """The chunks of each part; one chunk is in memory at a time."""
-    num = world.options.num_chunks
-    for first in range(0, num, PART_CHUNKS):
-        yield (world.chunk(chunk) for chunk in range(first, min(first + PART_CHUNKS, num)))
+                columns = [chunk.users, chunk.items, chunk.timestamps, chunk.true_items]
+                writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(chunk.users))
+                num_replaced += int((chunk.items != chunk.true_items).sum())
+                num_written += len(chunk.users)
+        say(f"wrote {num_written:,} of {num_interactions:,} interactions")
+    assert num_written == num_interactions
+    return {"num_replaced": num_replaced, "oracle": oracle}
 
 
 def _oracle(world: World, chunk: Chunk) -> dict[str, Any]:
-    """Recall@10 and NDCG@10 of P(j | s) on the first users' last interactions, against true and observed items."""
-    lasts = np.flatnonzero(np.diff(chunk.users, append=0))[:ORACLE_EXAMPLES]
-    metrics: dict[str, Any] = {"examples": len(lasts)}
-    for name, ranks in zip(("true", "observed"), oracle_ranks(world, chunk, lasts), strict=True):
+    """Recall@10 and NDCG@10 of P(j | s) on the last interactions of the first users, for true and observed items."""
+    last_rows = np.flatnonzero(np.diff(chunk.users, append=0))[:ORACLE_EXAMPLES]
+    metrics: dict[str, Any] = {"examples": len(last_rows)}
+    for name, ranks in zip(("true", "observed"), oracle_ranks(world, chunk, last_rows), strict=True):
         in_list = ranks <= 10
         metrics[name] = {
             "recall@10": float(in_list.mean()),
             "ndcg@10": float((in_list / np.log2(ranks + 1)).mean()),
         }
     return metrics
-
-
-def _table(chunk: Chunk) -> pa.Table:
-    return pa.table([chunk.users, chunk.items, chunk.timestamps, chunk.true_items], schema=SCHEMA)
 
 
 def _lists(factors: np.ndarray) -> pa.Array:

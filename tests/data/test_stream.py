@@ -48,7 +48,7 @@ def as_python(value: Any) -> Any:
 
 
 def row_numbers(elements: Iterable[dict[str, Any]]) -> list[list[int]]:
-    """The rows of each element, without empty places."""
+    """The rows of each element, without empty slots."""
     return [
         [element["row"]] if "row" in element else element["rows"][element["weights"] > 0].tolist()
         for element in elements

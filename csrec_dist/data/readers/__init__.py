@@ -1,8 +1,8 @@
-"""Readers of raw logs: one file each, one line each in READERS.
+"""Readers of raw logs: each has a file of its own and a line in READERS.
 
-A reader tells from a file's beginning whether it `matches`, and scans it lazily into the columns user,
-item, rating, timestamp and true_item (null where the log has none), one row an interaction, in file order, and says
-which column of the file each of them is. Types may be raw (text files give text): `csrec_dist.data.log` settles them.
+A reader decides by the beginning of a file whether it `matches`. It scans the file lazily into the columns user, item,
+rating, timestamp and true_item (null if the log has none), one row per interaction in file order, and reports which
+column of the file each of them is. Types may be raw (text files give text); `csrec_dist.data.log` converts them.
 """
 
 from pathlib import Path
@@ -28,14 +28,14 @@ from csrec_dist.errors import UserError, listed
 
 
 class Reader(Protocol):
-    """What a reader's module offers; called by `detect` and by `csrec_dist.data.log.read_log`."""
+    """The functions of a reader's module, called by `detect` and by `csrec_dist.data.log.read_log`."""
 
     def matches(self, path: Path) -> bool: ...
 
     def scan(self, path: Path, layout: Layout) -> Scan: ...
 
 
-# The first that matches reads a file: special forms before general ones.
+# The first reader that matches is taken, so special formats come before general ones.
 READERS: dict[str, Reader] = {
     "parquet": parquet,
     "inter": inter,
@@ -55,7 +55,7 @@ NOT_DELIMITED = ("parquet", "yelp", "amazon_reviews", "json_lines")
 
 
 def detect(path: Path, layout: Layout) -> str:
-    """The name of the reader for a file. UserError when no reader knows it."""
+    """The name of the reader for a file. Raises UserError if no reader matches."""
     if layout.header is not None or layout.encoding is not None:
         return _as_delimited(path)
     name = next((name for name, reader in READERS.items() if reader.matches(path)), None)
@@ -70,7 +70,7 @@ def detect(path: Path, layout: Layout) -> str:
 
 
 def _as_delimited(path: Path) -> str:
-    """The reader of delimited text, since only that asks for a header or an encoding."""
+    """The reader of delimited text: the only one for which a config gives a header or an encoding."""
     name = next((name for name in NOT_DELIMITED if READERS[name].matches(path)), None)
     if name is not None:
         raise UserError(

@@ -1,7 +1,7 @@
 """Reader of Amazon's ratings-only CSV files, which have no header.
 
 2014 (ratings_Electronics.csv): user, item, rating, timestamp. 2018 (Electronics.csv): item, user, …
-Which is which is told from the first lines: a product's id has ten characters of a fixed form.
+The first lines tell which is which, because a product's id has ten characters of a fixed format.
 """
 
 import re
@@ -18,24 +18,25 @@ NUM_FIELDS = 4
 
 
 def matches(path: Path) -> bool:
-    """Whether the first line is two ids (not both numbers), a rating up to 5 and a time in seconds."""
-    parts = fields(first_line(path), ",", path)
-    if len(parts) != NUM_FIELDS or not (is_number(parts[2]) and is_number(parts[3])):
+    """Whether the first line has two ids (not both numbers), a rating up to 5 and a time in seconds."""
+    values = fields(first_line(path), ",", path)
+    if len(values) != NUM_FIELDS or not (is_number(values[2]) and is_number(values[3])):
         return False
-    ids_are_numbers = is_number(parts[0]) and is_number(parts[1])
-    return not ids_are_numbers and 0 <= float(parts[2]) <= 5 and float(parts[3]) > 1e8
+    ids_are_numbers = is_number(values[0]) and is_number(values[1])
+    return not ids_are_numbers and 0 <= float(values[2]) <= 5 and float(values[3]) > 1e8
 
 
 def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order.
 
-    Raises UserError when both or neither of the first two columns look like products, and when a line is too short.
+    Raises UserError if both or neither of the first two columns look like products, or if a line is too short.
     """
-    known = {**_told_from_ids(path), "rating": 3, "timestamp": 4}
+    known = {**_ids_by_position(path), "rating": 3, "timestamp": 4}
     return pick(without_header(path, ",", NUM_FIELDS), layout.columns.filled(known), path)
 
 
-def _told_from_ids(path: Path) -> dict[str, int]:
+def _ids_by_position(path: Path) -> dict[str, int]:
+    """The positions of user and item: the column with more ids of products is the item."""
     rows = [fields(line, ",", path) for line in first_lines(path, NUM_LINES)]
     short = next((row for row in rows if len(row) < NUM_FIELDS), None)
     if short is not None:
@@ -43,7 +44,7 @@ def _told_from_ids(path: Path) -> dict[str, int]:
             f"{path}: the line {quoted(','.join(short))} has fewer than {NUM_FIELDS} fields (user, item, rating, "
             "timestamp): mend it, or set dataset.format to another reader."
         )
-    first, second = (sum(bool(ASIN.fullmatch(row[place])) for row in rows) for place in (0, 1))
+    first, second = (sum(bool(ASIN.fullmatch(row[column])) for row in rows) for column in (0, 1))
     if first == second:
         raise UserError(
             f"{path}: cannot tell users from items by their ids, such as {quoted(rows[0][0])} and "

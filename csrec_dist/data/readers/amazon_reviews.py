@@ -1,4 +1,4 @@
-"""Reader of Amazon review files, JSON lines (plain or .gz), of 2014, 2018 and 2023.
+"""Reader of Amazon's review files of 2014, 2018 and 2023: JSON lines, plain or .gz.
 
 2014 and 2018: reviewerID, asin, overall, unixReviewTime (seconds).
 2023: user_id, parent_asin (variants of a product are one item), rating, timestamp (milliseconds).

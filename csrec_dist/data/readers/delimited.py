@@ -1,7 +1,7 @@
 """Reader of delimited text: comma, semicolon, tab, |, :: or a space between fields; plain or .gz.
 
-With a header the columns go by its names, without one (`dataset.header: false`) by position. A first line that
-reads as data is never taken for a header: it would be lost.
+Columns are named by the header, or by position if there is none (`dataset.header: false`). A first line that reads
+as data is never taken as a header, because it would be lost.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ BY_POSITION = (
 
 
 def matches(path: Path) -> bool:
-    """Whether the first line is printable text with a separator in it; a space counts in a header of usual names."""
+    """Whether the first line is printable text with a separator; a space is one only in a header of usual names."""
     line = first_line(path)
     separator = separator_of(line, path)
     return line.replace("\t", " ").isprintable() and (separator != " " or _has_usual_names(line.split(" ")))
@@ -30,7 +30,7 @@ def matches(path: Path) -> bool:
 def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order.
 
-    Raises UserError when the first line may be data and `layout.header` does not say what it is.
+    Raises UserError if the first line may be data and `layout.header` does not say what it is.
     """
     text = in_utf8(path, layout.encoding)
     line = first_line(path) if isinstance(text, Path) else next(filter(str.strip, text.decode().splitlines()), "")
@@ -39,8 +39,9 @@ def scan(path: Path, layout: Layout) -> Scan:
     if layout.header is False:
         return pick(without_header(text, separator, len(names)), layout.columns, path)
     if layout.header is None and not _is_header(names):
+        numbered = listed(f"{position}: {quoted(name)}" for position, name in enumerate(names, 1))
         raise UserError(
-            f"{path}: its first line reads as data, not as the names of columns: {_numbered(names)}. If it is an "
+            f"{path}: its first line reads as data, not as the names of columns: {numbered}. If it is an "
             f"interaction, {BY_POSITION}; if it is the header, set dataset.header: true."
         )
     log = _scan_long(text, names).slice(1) if separator == LONG_SEPARATOR else scan_text(text, separator)
@@ -48,7 +49,7 @@ def scan(path: Path, layout: Layout) -> Scan:
 
 
 def separator_of(line: str, path: Path) -> str:
-    """The separator that cuts the line of `path` into most fields; "::" wherever it occurs, else a space."""
+    """The separator with the most fields in the line of `path`; "::" if it occurs, and a space if no other does."""
     if LONG_SEPARATOR in line:
         return LONG_SEPARATOR
     best = max(SEPARATORS, key=lambda separator: len(fields(line, separator, path)))
@@ -56,7 +57,7 @@ def separator_of(line: str, path: Path) -> str:
 
 
 def scan_text(text: Path | bytes, separator: str, names: list[str] | None = None) -> pl.LazyFrame:
-    """All columns as text, under the header's names, or under `names` where there is no header."""
+    """All columns as text, named by the header, or by `names` if there is no header."""
     return pl.scan_csv(
         text,
         separator=separator,
@@ -68,13 +69,13 @@ def scan_text(text: Path | bytes, separator: str, names: list[str] | None = None
 
 
 def without_header(text: Path | bytes, separator: str, num_columns: int) -> pl.LazyFrame:
-    """All columns as text under the names "column 1", "column 2", …"""
+    """All columns as text, named "column 1", "column 2", …"""
     names = [f"column {number}" for number in range(1, num_columns + 1)]
     return _scan_long(text, names) if separator == LONG_SEPARATOR else scan_text(text, separator, names)
 
 
 def _is_header(names: list[str]) -> bool:
-    """Whether the fields are names: none is a number or a date, or the user and the item are among them."""
+    """Whether the fields are names: none is a number or a date, or usual names of user and item are among them."""
     has_values = any(is_number(name) or is_date(name) for name in names)
     return not has_values or _has_usual_names(names)
 
@@ -83,12 +84,8 @@ def _has_usual_names(names: list[str]) -> bool:
     return bool(guesses("user", names) and guesses("item", names))
 
 
-def _numbered(names: list[str]) -> str:
-    return listed(f"{number}: {quoted(name)}" for number, name in enumerate(names, 1))
-
-
 def _scan_long(text: Path | bytes, names: list[str]) -> pl.LazyFrame:
-    """As `scan_text` for the separator "::", which a CSV parser cannot take; blank lines are skipped."""
+    """The same as `scan_text` for the separator "::", of which Polars' CSV parser is not capable; skips blank lines."""
     line = pl.col("line").str.strip_chars_end("\r")
-    parts = line.str.split_exact(LONG_SEPARATOR, len(names) - 1).struct.rename_fields(names)
-    return pl.scan_lines(text).filter(line != "").select(parts).unnest("line")
+    columns = line.str.split_exact(LONG_SEPARATOR, len(names) - 1).struct.rename_fields(names)
+    return pl.scan_lines(text).filter(line != "").select(columns).unnest("line")

@@ -1,7 +1,7 @@
-"""Reader of HetRec 2011 Last.FM's tag assignments: who tagged which artist, with which tag, when.
+"""Reader of the tag assignments of HetRec 2011 Last.FM: who tagged which artist, with which tag, when.
 
-user_taggedartists.dat has day, month and year, user_taggedartists-timestamps.dat milliseconds. A user
-tags an artist with several tags: all of them are ONE interaction, the first in time (ties: in the file).
+user_taggedartists.dat has day, month and year; user_taggedartists-timestamps.dat has milliseconds. A user may give an
+artist several tags, which are ONE interaction: the first in time, or in the file if their times are equal.
 """
 
 from dataclasses import replace
@@ -23,9 +23,9 @@ def matches(path: Path) -> bool:
 
 
 def scan(path: Path, layout: Layout) -> Scan:
-    """Columns user and item as text, timestamp as Int64 seconds or milliseconds; the file's order.
+    """Columns user and item as text, and timestamp as Int64 (seconds or milliseconds), in file order.
 
-    Raises UserError when a column is named that the file does not have.
+    Raises UserError if the config names a column that the file does not have.
     """
     log = scan_text(path, "\t")
     name = "timestamp"
@@ -40,6 +40,6 @@ def scan(path: Path, layout: Layout) -> Scan:
 
 
 def _first_of_each(log: pl.LazyFrame) -> pl.LazyFrame:
-    """One row for each (user, item): the earliest; rows stay in the order of the file."""
+    """Keep the earliest row of each (user, item); rows stay in the order of the file."""
     earliest = log.with_row_index("line").sort("timestamp", "line")
     return earliest.unique(["user", "item"], keep="first", maintain_order=True).sort("line").drop("line")

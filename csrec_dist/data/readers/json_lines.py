@@ -1,4 +1,4 @@
-"""Reader of JSON lines (plain or .gz): one object a line, fields by name."""
+"""Reader of JSON lines (plain or .gz): one object per line, fields by name."""
 
 import json
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ def matches(path: Path) -> bool:
 def scan(path: Path, layout: Layout, usual: dict[str, str] | None = None) -> Scan:
     """Columns user, item, rating and timestamp as text (exact for integers of any size), in file order.
 
-    The fields are those of all objects, so that no single one decides; an object without a field has null there.
-    `usual` names the fields of a known form. Raises UserError for a value that is a list or an object.
+    The fields of all objects count, so that no single object decides; an object without a field has null there.
+    `usual` names the fields of a known format. Raises UserError if a value is a list or an object.
     """
     names = field_names(path)
     known = {role: name for role, name in (usual or {}).items() if name in names}
@@ -33,20 +33,20 @@ def scan(path: Path, layout: Layout, usual: dict[str, str] | None = None) -> Sca
 
 
 def field_names(path: Path) -> list[str]:
-    """The names of the fields of all objects, in order of first appearance."""
+    """The names of the fields of all objects, in order of their first appearance."""
     try:
         return pl.scan_ndjson(path, infer_schema_length=None).collect_schema().names()
-    except pl.exceptions.SchemaError:  # some field has values of types that nothing unites
+    except pl.exceptions.SchemaError:  # a field has values of types without a common one
         return list(dict.fromkeys(name for _, record in _records(path) for name in record))
 
 
 def _refuse_nested(log: pl.LazyFrame, names: list[str], path: Path) -> None:
-    """UserError when a field holds a list or an object, which Polars would give as their text.
+    """Raise UserError if a field has a list or an object, which Polars would read as its text.
 
-    Only where a text begins like one are the lines looked at: "[deleted]" is an id.
+    The lines are parsed only if some text begins like one, and decide: "[deleted]" is an id.
     """
-    like_nested = pl.any_horizontal(pl.col(names).str.contains(r"^[\[{]"))
-    if log.select(like_nested.any()).collect(engine="streaming").item():
+    looks_nested = pl.any_horizontal(pl.col(names).str.contains(r"^[\[{]"))
+    if log.select(looks_nested.any()).collect(engine="streaming").item():
         for number, record in _records(path):
             nested = next((name for name in names if isinstance(record.get(name), list | dict)), None)
             if nested is not None:
@@ -57,7 +57,7 @@ def _refuse_nested(log: pl.LazyFrame, names: list[str], path: Path) -> None:
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects with the numbers of their lines, from 1; UserError for a line that is none."""
+    """Yield the objects with their line numbers, from 1. Raises UserError for a line that is not an object."""
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:

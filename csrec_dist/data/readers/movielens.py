@@ -7,7 +7,7 @@ from csrec_dist.data.readers.delimited import LONG_SEPARATOR, without_header
 from csrec_dist.data.readers.peek import first_lines, is_number
 
 NUM_LINES = 1000
-FIRST_TIME = 1e8  # seconds: 1973; what is less is no time, and the file another one
+FIRST_TIME = 1e8  # seconds: 1973; with smaller numbers the file is not MovieLens'
 
 
 def matches(path: Path) -> bool:
@@ -26,10 +26,10 @@ def _separator(line: str) -> str:
     return LONG_SEPARATOR if LONG_SEPARATOR in line else "\t"
 
 
-def _is_rating(parts: list[str]) -> bool:
+def _is_rating(values: list[str]) -> bool:
     return (
-        len(parts) == 4
-        and all(is_number(part) for part in parts)
-        and 0 < float(parts[2]) <= 5
-        and FIRST_TIME < float(parts[3]) < 1000 * FIRST_TIME
+        len(values) == 4
+        and all(map(is_number, values))
+        and 0 < float(values[2]) <= 5
+        and FIRST_TIME < float(values[3]) < 1000 * FIRST_TIME
     )

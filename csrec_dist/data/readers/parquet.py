@@ -1,4 +1,4 @@
-"""Reader of Parquet files with one row an interaction."""
+"""Reader of Parquet files with one row per interaction."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from csrec_dist.data.columns import Layout, Scan, pick
 
 
 def matches(path: Path) -> bool:
-    """Whether the file begins as Parquet does."""
+    """Whether the file begins with Parquet's magic bytes."""
     with open(path, "rb") as file:
         return file.read(4) == b"PAR1"
 
 
 def scan(path: Path, layout: Layout) -> Scan:
-    """Columns user, item, rating and timestamp, of the file's own types, in file order."""
+    """Columns user, item, rating and timestamp, with the types of the file, in file order."""
     return pick(pl.scan_parquet(path), layout.columns, path)

@@ -1,4 +1,4 @@
-"""A look at the beginning of a raw log, plain or gzipped, to tell its format."""
+"""Reads the beginning of a raw log, plain or gzipped, to recognise its format."""
 
 import csv
 import gzip
@@ -16,9 +16,9 @@ LONGEST_LINE = 1 << 20
 
 
 def first_lines(path: Path, num: int = 1) -> list[str]:
-    """Up to `num` first lines that are not blank, without line ends; undecodable bytes are replaced.
+    """Up to `num` first lines that are not blank, without line endings; undecodable bytes are replaced.
 
-    Raises UserError when the file is gzipped and damaged.
+    Raises UserError if the file is a damaged gzip file.
     """
     lines: list[str] = []
     with opened(path) as file:
@@ -29,14 +29,14 @@ def first_lines(path: Path, num: int = 1) -> list[str]:
 
 
 def first_line(path: Path) -> str:
-    """The first line that is not blank; "" if there is none."""
+    """The first line that is not blank, or "" if there is none."""
     return next(iter(first_lines(path)), "")
 
 
 def in_utf8(path: Path, encoding: str | None) -> Path | bytes:
-    """What a parser of UTF-8 can take: the file itself, or its whole text in UTF-8 where it has another encoding.
+    """The file as parsers of UTF-8 read it: its path, or its whole text in UTF-8 if it has another encoding.
 
-    Raises UserError when the file is not of that encoding.
+    Raises UserError if the file does not have the encoding.
     """
     if encoding is None:
         return path
@@ -48,7 +48,7 @@ def in_utf8(path: Path, encoding: str | None) -> Path | bytes:
 
 
 def undecodable_line(path: Path) -> int | None:
-    """The number, from 1, of the first line that is not UTF-8; None when all of them are."""
+    """The number, from 1, of the first line that is not UTF-8; None if every line is."""
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -59,7 +59,7 @@ def undecodable_line(path: Path) -> int | None:
 
 
 def first_record(path: Path) -> dict[str, Any]:
-    """The first line as a JSON object; {} if it is not one."""
+    """The first line as a JSON object, or {} if it is not one."""
     line = first_line(path)
     if not line.lstrip().startswith("{"):
         return {}
@@ -70,9 +70,9 @@ def first_record(path: Path) -> dict[str, Any]:
 
 
 def fields(line: str, separator: str, path: Path) -> list[str]:
-    """The fields of a delimited line of `path`, quotes removed where the separator is a comma or semicolon.
+    """The fields of a delimited line of `path`, without quotes if the separator is a comma or semicolon.
 
-    Raises UserError for a line with bare carriage returns or a field of more than 128 KiB.
+    Raises UserError for a line with bare carriage returns or with a field of more than 128 KiB.
     """
     if separator not in ",;":
         return line.split(separator)
@@ -95,13 +95,13 @@ def is_number(text: str) -> bool:
 
 
 def is_date(text: str) -> bool:
-    """Whether the text begins as an ISO date does."""
+    """Whether the text begins with an ISO date."""
     return re.match(r"\d{4}-\d{2}-\d{2}", text) is not None
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of the file, unzipped if need be. Raises UserError when it is gzipped and damaged."""
+    """Open the file for reading bytes, decompressed if it is gzipped. Raises UserError if that is damaged."""
     with open(path, "rb") as file:
         is_gzipped = file.read(2) == b"\x1f\x8b"
     try:

@@ -1,4 +1,4 @@
-"""Forms of logs that no reader takes, recognised so that the refusal can say what to do."""
+"""Formats that no reader takes, recognised so that the error can say how to convert them."""
 
 import ast
 import re
@@ -11,15 +11,15 @@ IMPRESSION = re.compile(r"\S+-[01]( \S+-[01])*")
 
 
 def refuse_known_forms(path: Path) -> None:
-    """Raise UserError when the file begins as one of the forms that have to be converted first."""
+    """Raise UserError if the file has a format that must be converted first."""
     line = first_line(path)
-    form = next((form for is_form, form in FORMS if is_form(line)), None)
-    if form is not None:
-        raise UserError(f"{path} {form} (it begins with {quoted(line)}).")
+    reason = next((reason for is_refused, reason in FORMS if is_refused(line)), None)
+    if reason is not None:
+        raise UserError(f"{path} {reason} (it begins with {quoted(line)}).")
 
 
 def _is_python_literal(line: str) -> bool:
-    """Whether the line is a dict as Python writes it, of any version."""
+    """Whether the line is a dict as some version of Python prints it."""
     if not line.startswith("{"):
         return False
     try:
@@ -29,9 +29,9 @@ def _is_python_literal(line: str) -> bool:
 
 
 def _is_mind(line: str) -> bool:
-    """Whether the line is one of MIND's behaviors.tsv: id, user, time, history, impressions with clicks."""
-    parts = line.split("\t")
-    return len(parts) == 5 and IMPRESSION.fullmatch(parts[4]) is not None
+    """Whether the line is from MIND's behaviors.tsv: id, user, time, history, impressions with clicks."""
+    values = line.split("\t")
+    return len(values) == 5 and IMPRESSION.fullmatch(values[4]) is not None
 
 
 FORMS = [

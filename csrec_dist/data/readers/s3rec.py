@@ -1,4 +1,4 @@
-"""Reader of S3-Rec's files (Beauty.txt): one user a line, "user item item …", the items in order of time."""
+"""Reader of S3-Rec's files (Beauty.txt): one user per line, "user item item …", with the items in time order."""
 
 from pathlib import Path
 
@@ -11,17 +11,20 @@ NUM_LINES = 1000
 
 
 def matches(path: Path) -> bool:
-    """Whether the first lines are whole numbers with spaces between them, each of another user, of several lengths."""
+    """Whether the first lines are whole numbers separated by spaces, with distinct users and different lengths.
+
+    Lines of equal length could as well be the rows of a table.
+    """
     lines = [line.split() for line in first_lines(path, NUM_LINES)]
-    if not all(len(parts) > 1 and all(part.isdecimal() for part in parts) for parts in lines):
+    if not all(len(numbers) > 1 and all(map(str.isdecimal, numbers)) for numbers in lines):
         return False
-    users = {parts[0] for parts in lines}
-    return len(users) == len(lines) and len({len(parts) for parts in lines}) > 1
+    users, lengths = {numbers[0] for numbers in lines}, {len(numbers) for numbers in lines}
+    return len(users) == len(lines) and len(lengths) > 1
 
 
 def scan(path: Path, layout: Layout) -> Scan:
-    """Columns user and item as text; the order of the items of a line is that of time."""
-    parts = pl.col("line").str.extract_all(r"\S+")
+    """Columns user and item as text; the items of a line are in time order."""
+    words = pl.col("line").str.extract_all(r"\S+")
     lines = pl.scan_lines(path).filter(pl.col("line").str.strip_chars() != "")
-    log = lines.select(user=parts.list.first(), item=parts.list.slice(1)).explode("item")
+    log = lines.select(user=words.list.first(), item=words.list.slice(1)).explode("item")
     return pick(log, layout.columns.filled({"timestamp": NONE}), path)

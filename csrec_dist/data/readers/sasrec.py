@@ -1,4 +1,4 @@
-"""Reader of SASRec's files (Video.txt, ml-1m.txt): "user item" a line, a user's lines together, in order of time."""
+"""Reader of SASRec's files (Video.txt, ml-1m.txt): one "user item" per line, a user's lines together in time order."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ NUM_LINES = 1000
 
 
 def matches(path: Path) -> bool:
-    """Whether the first lines are pairs of whole numbers with a space between them, the users ascending."""
+    """Whether the first lines are pairs of whole numbers separated by a space, with ascending users."""
     pairs = [line.split(" ") for line in first_lines(path, NUM_LINES)]
     if not pairs or not all(len(pair) == 2 and pair[0].isdecimal() and pair[1].isdecimal() for pair in pairs):
         return False
@@ -19,5 +19,5 @@ def matches(path: Path) -> bool:
 
 
 def scan(path: Path, layout: Layout) -> Scan:
-    """Columns user and item as text; the order of the lines is that of time."""
+    """Columns user and item as text; the lines are in time order."""
     return pick(scan_text(path, " ", ["user", "item"]), layout.columns.filled({"timestamp": NONE}), path)

@@ -10,7 +10,7 @@ NAMES = {"user": "user_id", "item": "business_id", "rating": "stars", "timestamp
 
 
 def matches(path: Path) -> bool:
-    """Whether the first object has a review's four fields."""
+    """Whether the first object has the four fields of a review."""
     return set(NAMES.values()) <= first_record(path).keys()
 
 
