@@ -90,18 +90,37 @@ def test_a_group_that_all_ranks_make_may_have_the_ranks_of_a_team() -> None:
     assert run_ranks(label_group_like_a_team, 5) == [[0, 1, 2]] * 3 + [[3, 4]] * 2
 
 
-def the_same_team_twice(rank: int, world_size: int) -> tuple[list[list[int]], int]:
-    """What the team's ranks said, and how many groups torch still knows of."""
+def exists(handle: Any) -> bool:
+    """Whether torch still knows a group."""
+    try:
+        return bool(dist.get_process_group_ranks(handle))
+    except KeyError:
+        return False
+
+
+def the_same_team_twice(rank: int, world_size: int) -> tuple[list[list[int]], list[bool]]:
+    """What the team's ranks said, and which of the groups that this rank has made are left."""
     runtime, said = Runtime.start(), []
     runtime.layout([(0,), (1,), (2,)], 1)
-    for _ in range(3):
-        if rank > 0:
-            said.append(runtime.team_layout((1, 2), 1).group.gather_objects(rank))
-        runtime.end_teams()
-    return said, len(dist.distributed_c10d._world.pg_names)
+    made, new_group = [], dist.new_group
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        made.append(new_group(*arguments, **named))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "new_group", noted)
+        for _ in range(3):
+            if rank > 0:
+                said.append(runtime.team_layout((1, 2), 1).group.gather_objects(rank))
+            runtime.end_teams()
+    return said, [exists(handle) for handle in made]
 
 
 def test_teams_that_ended_leave_no_group_and_can_come_again() -> None:
-    first, second, third = run_ranks(the_same_team_twice, 3)
-    assert second == third == ([[1, 2]] * 3, 1)
-    assert first == ([], 1)
+    alone, *team = run_ranks(the_same_team_twice, 3)
+    assert alone == ([], [])
+    for said, left in team:
+        assert said == [[1, 2]] * 3
+        assert len(left) >= 3, "one for each time, and those that make way for their names"
+        assert not any(left)

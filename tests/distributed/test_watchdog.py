@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from csrec_dist.distributed import Group, RankFailure, Runtime
 from csrec_dist.distributed.failure import has_died, this_process, who_is_behind
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import come, run_ranks, wait_for
 
 TIMEOUT = 2.0  # seconds
 
@@ -29,21 +29,22 @@ def start() -> tuple[Runtime, Group]:
     return runtime, Group(ranks, runtime.rank, handle, runtime.watch)
 
 
-def stalled_in_a_step(rank: int, world_size: int) -> str:
+def stalled_in_a_step(rank: int, world_size: int, given_up: str) -> str:
     runtime, group = start()
     runtime.watch.at("distill", 11 + (rank == 0))
     if rank == 1:
         with runtime.watch.data_wait():
-            time.sleep(3 * TIMEOUT)
+            wait_for(given_up)
         return ""
     with pytest.raises(RankFailure) as caught:
         group.all_reduce_sum(torch.ones(3))
+    come(given_up)
     assert caught.value.code == str(caught.value), "printed on stderr; the status is 1"
     return str(caught.value)
 
 
-def test_a_stalled_rank_is_named_with_stage_step_and_collective() -> None:
-    said, _ = run_ranks(stalled_in_a_step, 2)
+def test_a_stalled_rank_is_named_with_stage_step_and_collective(tmp_path: Path) -> None:
+    said, _ = run_ranks(stalled_in_a_step, 2, str(tmp_path / "given_up"))
     assert said.startswith("csrec-dist: rank 0: stage distill, step 12: waited 2 s in all_reduce of [3] of ranks 0, 1")
     assert "Rank 1 is in stage distill, step 11, waiting for data for" in said
 
@@ -68,30 +69,32 @@ def test_a_dead_rank_is_named(tmp_path: Path) -> None:
     assert "Rank 1 gives no sign of life; it was last seen in stage teach/teacher-0, step 5, computing" in said
 
 
-def long_work(rank: int, world_size: int) -> list[Any]:
-    """Rank 0 sleeps in its own work, then rank 1 computes before it comes to the barrier; then it sleeps."""
+def long_work(rank: int, world_size: int, given_up: str) -> list[Any]:
+    """Rank 0 sleeps in its own work, then rank 1 computes before it comes to the barrier; then it stays away."""
     runtime, group = start()
-    found = [runtime.on_main(lambda: time.sleep(2 * TIMEOUT) or "slept")]
+    begin = time.monotonic()
+    said = [runtime.on_main(lambda: time.sleep(2 * TIMEOUT) or "slept")]
     end = time.monotonic() + 2 * TIMEOUT
     while rank == 1 and time.monotonic() < end:
         sum(range(1000))
     group.barrier()
-    found.append(runtime.watch.waits.ranks)
+    said += [runtime.watch.waits.ranks, time.monotonic() - begin]
     if rank == 1:
-        time.sleep(3 * TIMEOUT)
-        return found
+        wait_for(given_up)
+        return said
     with pytest.raises(RankFailure) as caught:
         group.barrier()
-    return [*found, str(caught.value)]
+    come(given_up)
+    return [*said, str(caught.value)]
 
 
-def test_ranks_that_work_are_waited_for_beyond_the_timeout_and_sleepers_are_not() -> None:
-    first, second = run_ranks(long_work, 2)
+def test_ranks_that_work_are_waited_for_beyond_the_timeout_and_sleepers_are_not(tmp_path: Path) -> None:
+    first, second = run_ranks(long_work, 2, str(tmp_path / "given_up"))
     assert first[0] == second[0] == "slept"
-    assert 1.9 * TIMEOUT < first[1] < 3 * TIMEOUT
-    assert 1.9 * TIMEOUT < second[1] < 3 * TIMEOUT
-    assert f"rank 1 has not moved for {TIMEOUT:.0f} s" in first[2]
-    assert "in barrier of ranks 0, 1" in first[2]
+    for _, waited, seconds, *_ in (first, second):
+        assert 1.9 * TIMEOUT < waited < seconds - 1.9 * TIMEOUT, "its own work is no wait"
+    assert f"rank 1 has not moved for {TIMEOUT:.0f} s" in first[3]
+    assert "in barrier of ranks 0, 1" in first[3]
 
 
 def killed_in_a_barrier(rank: int, world_size: int, folder: str) -> None:
@@ -181,34 +184,40 @@ def test_a_frozen_rank_that_serves_the_store_is_given_up(work: str, tmp_path: Pa
     assert ("has not answered for 2 s" if work == "scheduler" else "The ranks' store is silent: rank 0, or") in said
 
 
-def left(rank: int, world_size: int) -> str:
+def left(rank: int, world_size: int, given_up: str) -> str:
     runtime, _ = start()
     if rank == 1:
         runtime.watch.close()
-        time.sleep(TIMEOUT)
+        wait_for(given_up)
         return ""
     with pytest.raises(RankFailure) as caught:
         runtime.world.gather_objects("here")
+    come(given_up)
     return str(caught.value)
 
 
-def test_a_rank_that_has_ended_is_not_waited_for() -> None:
-    assert "Rank 1 has ended in stage start, step 0; see what it said." in run_ranks(left, 2)[0]
+def test_a_rank_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    said = run_ranks(left, 2, str(tmp_path / "given_up"))[0]
+    assert "Rank 1 has ended in stage start, step 0; see what it said." in said
 
 
-def waits(rank: int, world_size: int) -> float:
+def waits(rank: int, world_size: int) -> tuple[float, float, float]:
+    """When this rank came to a sum and when it left it, by a clock that the ranks share, and what it has waited."""
     runtime, group = start()
     group.barrier()
     before = runtime.watch.waits.ranks
     time.sleep(0.6 * rank)
+    came = time.monotonic()
     group.all_reduce_sum(torch.ones(3))
-    return runtime.watch.waits.ranks - before
+    return came, time.monotonic(), runtime.watch.waits.ranks - before
 
 
 def test_the_fast_rank_waits_for_the_slow_one() -> None:
-    fast, slow = run_ranks(waits, 2)
-    assert fast > 0.4
-    assert slow < 0.3
+    ranks = run_ranks(waits, 2)
+    last = max(came for came, _, _ in ranks)
+    for came, went, waited in ranks:
+        assert last - came <= waited + 0.01, "until the other one came, but for the time before the wait begins"
+        assert waited <= went - came
 
 
 def test_other_errors_are_left_alone() -> None:

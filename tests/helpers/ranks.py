@@ -5,6 +5,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -18,6 +19,25 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
+
+
+def come(event: str) -> None:
+    """Let the process go on that waits for `event`, a path of which no other event has made use."""
+    _make_fifo(event)
+    with open(event, "w"):
+        pass
+
+
+def wait_for(event: str) -> None:
+    """Wait until another process calls `come` for the event, without using the processor."""
+    _make_fifo(event)
+    with open(event) as fifo:
+        fifo.read()
+
+
+def _make_fifo(path: str) -> None:
+    with suppress(FileExistsError):
+        os.mkfifo(path)
 
 
 def _rank_main(function: Callable[..., Any], rank: int, world_size: int, port: int, pipe: Any, args: tuple) -> None:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist import models
 from csrec_dist.distributed import catalog as module
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, slices_of
+from csrec_dist.distributed.engines.ddp import DataParallel
 from csrec_dist.distributed.groups import ALONE, Group
+from csrec_dist.distributed.layout import Layout
 from csrec_dist.losses import Loss, cross_entropy_parts
 from csrec_dist.models import ItemTable, SequentialModel
 from csrec_dist.models.table import sliced, tables_on
@@ -88,13 +89,10 @@ def gradients(rank: int, world_size: int, data: Group, group: Group, name: str) 
     model = build(name, group).double()
     inner = TrainStep(model, loss_function, world)
     slices = slices_of(inner)
-    step: torch.nn.Module = inner
-    if world_size > 1:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, list(slices))
-        step = DistributedDataParallel(inner, process_group=world.handle)
+    engine = DataParallel(inner, Layout(world, group, data), torch.device("cpu"))
     rows = slice(rank, None, world_size)
-    loss = step(inputs_of(model, windows()[rows], 11, (torch.arange(7) * LENGTH)[rows]), None)
-    (loss.sum * (world_size / world.all_reduce_sum(loss.count.clone()))).backward()
+    loss = engine.forward(inputs_of(model, windows()[rows], 11, (torch.arange(7) * LENGTH)[rows]), None)
+    engine.backward(loss.sum * (world_size / world.all_reduce_sum(loss.count.clone())))
     average_slices(slices.values(), data, world_size)
     found = {key: parameter.grad.numpy() for key, parameter in inner.named_parameters() if parameter.grad is not None}
     return {"loss": loss.sum.item(), "gradients": found, "slices": set(slices)}

@@ -13,6 +13,7 @@ import torch
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import RankFailure, Runtime
+from csrec_dist.distributed.scheduler import Scheduler
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages import elastic as teamwork
@@ -42,13 +43,17 @@ class CutOffError(Exception):
     """Stands for whatever ends a process."""
 
 
-def found_within(path: Path) -> None:
-    """Wait for a file; then a little longer, for what follows it."""
+def wait_for(path: Path) -> None:
+    """Wait for a file that another rank writes."""
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} does not come"
         time.sleep(0.02)
-    time.sleep(1)
+
+
+def offered(block: int, turn: int = 1) -> str:
+    """The file that says that a block of ranks waits to help, for the turn-th time."""
+    return f"offered-{block}-{turn}"
 
 
 def is_saved(training: Training) -> bool:
@@ -64,12 +69,15 @@ def teach(
     at_epoch: Callable[[Trainer], None] = lambda trainer: None,
     timeout_minutes: float = 30,
 ) -> Runtime:
-    """The stage teach, where members end after EPOCHS and wait for files; `at_epoch` is called before each epoch."""
+    """The stage teach, where members end after EPOCHS and wait for files; `at_epoch` is called before each epoch.
+
+    A block of ranks that waits to help leaves a file, see `offered`.
+    """
     path = Path(folder, f"config-{os.getpid()}.yaml")
     path.write_text(RUN % dataset)
     config = load_config(path, [f"output={folder}", *overrides])
     runtime = Runtime.start(timeout_minutes)
-    finished, train, is_ended = Trainer.is_finished, Trainer.train_epoch, Training.is_ended
+    finished, train, is_ended, offer = Trainer.is_finished, Trainer.train_epoch, Training.is_ended, Scheduler.offer
 
     def is_finished(trainer: Trainer) -> bool:
         member = trainer.stage.partition("/")[2]
@@ -80,12 +88,17 @@ def teach(
         done = train(trainer)
         for file, member, epoch in waits:
             if trainer.stage == f"teach/{member}" and trainer.state.epoch == epoch:
-                found_within(Path(folder, "small", file))
+                wait_for(Path(folder, file))
         return done
+
+    def offer_and_tell(scheduler: Scheduler, block: int, turn: int) -> None:
+        offer(scheduler, block, turn)
+        Path(folder, offered(block, turn)).touch()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Trainer, "is_finished", is_finished)
         patch.setattr(loop.Trainer, "train_epoch", train_epoch)
+        patch.setattr(Scheduler, "offer", offer_and_tell)
         patch.setattr(Training, "is_ended", lambda self, options: is_ended(self, options) or is_saved(self))
         execute(config, runtime, ["prepare", "teach"])
     return runtime
@@ -109,12 +122,11 @@ def cut_off(rank: int, world_size: int, *arguments: Any) -> None:
 
 def signalled(rank: int, world_size: int, folder: str, dataset: str, waits: list[Wait]) -> list[Any]:
     """Rank 0, which has trained its member, gets SIGTERM while it waits; the statuses, and where teacher-1 stands."""
-    trained, told = (Path(folder, "small", name) for name in ("teachers/teacher-0/metrics.json", "told"))
 
     def tell() -> None:
-        found_within(trained)
+        wait_for(Path(folder, offered(0)))
         os.kill(os.getpid(), signal.SIGTERM)
-        told.touch()
+        Path(folder, "told").touch()
 
     if rank == 0:
         threading.Thread(target=tell, daemon=True).start()
@@ -131,7 +143,7 @@ def killed(rank: int, world_size: int, folder: str, dataset: str) -> None:
 
     def at_epoch(trainer: Trainer) -> None:
         if rank == 1:
-            found_within(Path(folder, "small/teachers/teacher-0/metrics.json"))
+            wait_for(Path(folder, offered(0)))
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(RankFailure) as caught:
@@ -186,7 +198,7 @@ def assert_equal(folder: Path, alone: Path, members: range) -> None:
 def test_a_rank_whose_member_is_trained_joins_the_other_at_the_end_of_an_epoch(
     small_dataset: Path, alone: Path, tmp_path: Path
 ) -> None:
-    waits = [("teachers/teacher-0/metrics.json", "teacher-1", 0)]
+    waits = [(offered(0), "teacher-1", 0)]
     run_ranks(teach_ranks, 2, str(tmp_path), str(small_dataset), waits)
     assert_equal(tmp_path, alone, range(2))
     assert sizes(tmp_path, 0) == [1]
@@ -200,7 +212,7 @@ def test_a_rank_whose_member_is_trained_joins_the_other_at_the_end_of_an_epoch(
 
 def test_three_members_on_two_ranks_need_no_rounds(small_dataset: Path, alone: Path, tmp_path: Path) -> None:
     """teacher-1 does not end its first epoch before teacher-2 is trained, which rank 0 takes without it."""
-    waits = [("teachers/teacher-2/metrics.json", "teacher-1", 0)]
+    waits = [(offered(0), "teacher-1", 0)]
     run_ranks(teach_ranks, 2, str(tmp_path), str(small_dataset), waits, THREE)
     assert_equal(tmp_path, alone, range(3))
     assert member(tmp_path, 2)["trained_by"]["ranks"] == [0]
@@ -208,10 +220,7 @@ def test_three_members_on_two_ranks_need_no_rounds(small_dataset: Path, alone: P
 
 
 def test_a_team_that_has_grown_joins_another_one_as_a_whole(small_dataset: Path, alone: Path, tmp_path: Path) -> None:
-    waits = [
-        ("teachers/teacher-0/metrics.json", "teacher-1", 0),
-        ("teachers/teacher-1/metrics.json", "teacher-2", 0),
-    ]
+    waits = [(offered(0), "teacher-1", 0), (offered(0, 2), "teacher-2", 0), (offered(1), "teacher-2", 0)]
     run_ranks(teach_ranks, 3, str(tmp_path), str(small_dataset), waits, THREE)
     assert_equal(tmp_path, alone, range(3))
     assert (sizes(tmp_path, 1), sizes(tmp_path, 2)) == ([1, 2, 2, 2], [1, 3])
@@ -220,7 +229,7 @@ def test_a_team_that_has_grown_joins_another_one_as_a_whole(small_dataset: Path,
 def test_killed_after_ranks_have_joined_and_resumed_at_3_ranks(
     small_dataset: Path, alone: Path, tmp_path: Path
 ) -> None:
-    waits = [("teachers/teacher-0/metrics.json", "teacher-1", 0)]
+    waits = [(offered(0), "teacher-1", 0)]
     run_ranks(cut_off, 2, str(tmp_path), str(small_dataset), waits)
     assert not (tmp_path / "small/teachers/teacher-1").exists()
     run_ranks(teach_ranks, 3, str(tmp_path), str(small_dataset), [])
@@ -251,7 +260,7 @@ def test_members_that_keep_their_ranks_are_bit_equal_also_when_resumed(small_dat
     for folder in (whole, cut):
         folder.mkdir()
     run_ranks(teach_ranks, 2, str(whole), str(small_dataset), [], *settings)
-    waits = [("teachers/teacher-0/metrics.json", "teacher-1", 0)]
+    waits = [("small/teachers/teacher-0/metrics.json", "teacher-1", 0)]
     with pytest.raises(AssertionError, match=r"RankFailure|died"):
         run_ranks(killed_quietly, 2, str(cut), str(small_dataset), waits, *settings)
     assert (cut / "small/teachers/teacher-0").exists()
