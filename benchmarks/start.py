@@ -1,10 +1,11 @@
 """How long a command takes before its work begins: `python benchmarks/start.py [--against CHECKOUT]`.
 
 Makes a tiny run in a temporary folder, then starts each command several times, one process after the other, and takes
-medians of the wall clock: of commands that end at once (help, mistakes), that read (labels, report, compare), and of
-`prepare`, with and without its work. `csrec-dist` starts as its entry point does. With `--against` every command is
-started in turn from this checkout and from another one. The limit is the interpreter itself, which is timed too. What
-each command imports is counted in one more start. The last line is one JSON object.
+medians of seconds by the wall clock, and on the processor, which other work on the machine moves less. The commands
+are those that end at once (help, mistakes), those that read (labels, report, compare), and `prepare`, with and without
+its work. `csrec-dist` starts as its entry point does. With `--against` every command is started in turn from this
+checkout and from another one. The limit is the interpreter itself, which is timed too. What each command imports is
+found in one more start. The last line is one JSON object.
 """
 
 import argparse
@@ -84,11 +85,13 @@ class Starter:
         assert done.returncode == status, f"{arguments} ended with {done.returncode}:\n{done.stderr}"
         return done
 
-    def seconds(self, code: str, arguments: list[str], status: int = 0) -> float:
-        """Wall-clock seconds of one start."""
-        begin = time.perf_counter()
+    def seconds(self, code: str, arguments: list[str], status: int = 0) -> tuple[float, float]:
+        """Seconds of one start by the wall clock, and on the processor."""
+        begin, before = time.perf_counter(), os.times()
         self.start(code, arguments, status)
-        return time.perf_counter() - begin
+        passed, after = time.perf_counter() - begin, os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        return passed, used
 
     def imported(self, arguments: list[str], status: int) -> list[str]:
         """The heavy packages that a command has imported when it ends."""
@@ -101,9 +104,9 @@ def measured(starters: dict[str, Starter], name: str, code: str, arguments: list
     times = [
         {which: starter.seconds(code, arguments, status) for which, starter in starters.items()} for _ in range(runs)
     ]
-    seconds = {which: round(median(each[which] for each in times), 3) for which in starters}
-    print(f"{name:30}", *(f"{which} {value:7.3f} s" for which, value in seconds.items()), flush=True)
-    return seconds
+    wall, cpu = ({which: round(median(each[which][k] for each in times), 3) for which in starters} for k in (0, 1))
+    print(f"{name:30}", *(f"{which} {wall[which]:7.3f} s, cpu {cpu[which]:6.3f}" for which in starters), flush=True)
+    return {"wall": wall, "cpu": cpu}
 
 
 def main() -> None:

@@ -38,17 +38,22 @@ class Logits:
         ]
 
     def block_rows(self, widest: int) -> Iterator[slice]:
-        """The rows in order, a block at a time, of which tiles `widest` items wide keep to the bytes of a tile."""
-        rows = max(1, min(BLOCK_ROWS[self._kind], self._numbers // max(1, min(widest, self.catalog.num_rows))))
+        """The rows in order, a block at a time, of which tiles `widest` items wide keep to the bytes of a tile.
+
+        The same on all ranks of the catalog group, whose slices may differ in size.
+        """
+        rows = max(1, min(BLOCK_ROWS[self._kind], self._numbers // max(min(widest, self.catalog.most_rows), 1)))
         return (slice(start, min(start + rows, self.num_rows)) for start in range(0, max(self.num_rows, 1), rows))
 
     def tile_items(self, num_rows: int, widest: int, lanes: int) -> list[slice]:
-        """The slice's items in order, in tiles of `num_rows` rows, a multiple of `lanes` and at least `widest` wide."""
-        num_items, most = self.catalog.num_rows, max(self._numbers // max(num_rows, 1), widest)
-        most = max(most - most % lanes, lanes)
-        num_tiles = max(-(-num_items // most), 1)
-        width = -(-num_items // (num_tiles * lanes)) * lanes  # even tiles: a narrow one has other bits, and is slow
-        return [slice(start, min(start + width, num_items)) for start in range(0, num_items, max(width, 1))]
+        """The slice's items in order, in even tiles of `num_rows` rows: `widest` or more, and a multiple of `lanes`.
+
+        The last one is narrower by less than `lanes` for each tile: a narrow one would be slow, and have other bits.
+        """
+        num_items, most = self.catalog.num_rows, max(self._numbers // max(num_rows, 1), lanes)
+        num_tiles = max(min(-(-num_items // (most - most % lanes)), num_items // max(widest, 1)), 1)
+        width = max(-(-num_items // (num_tiles * lanes)), 1) * lanes
+        return [slice(start, min(start + width, num_items)) for start in range(0, num_items, width)]
 
     def write(self, rows: slice, items: slice | Tensor, out: Tensor) -> None:
         """Write the logits of some rows and of these items of the slice into `out` [R, C]."""

@@ -122,6 +122,14 @@ def test_tiles_do_not_change_ranks_and_lists(
         assert torch.allclose(found[2], expected[2])
 
 
+@pytest.mark.parametrize("n", [1, 100, 170, 290, 300])
+def test_long_lists_take_wide_tiles(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    states, table = torch.randn(11, 3), PlainTable.whole(torch.randn(300, 3))
+    expected = (states @ table.weight.T).sort(dim=1, descending=True, stable=True).indices[:, :n] + 1
+    monkeypatch.setitem(logits.TILE_BYTES, "cpu", 11 * 176 * 4)
+    assert torch.equal(top_items(states, table, n)[0], expected)
+
+
 class Sizes(TorchDispatchMode):
     """Notes how many numbers the largest tensor has that is made or written to."""
 

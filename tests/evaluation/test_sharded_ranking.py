@@ -58,7 +58,7 @@ def rank_all(given: dict[str, Any], catalog: CatalogSlice, hidden: bool, rank: i
 
 
 def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]:
-    tiling.TILE_BYTES["cpu"], tiling.BLOCK_ROWS["cpu"] = 4 * 40, 3
+    tiling.TILE_BYTES["cpu"] = 4 * 16  # blocks of 4 rows where the last rank has one item and the others four
     counts = NUM_EXAMPLES[world_size]
     rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     found: dict[str, Any] = {}
