@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from csrec_dist import models
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Group, Runtime
+from csrec_dist.distributed.groups import ALONE
 from csrec_dist.errors import UserError
-from csrec_dist.files import read_json
+from csrec_dist.files import read_json, write_json
 from csrec_dist.runs.pipeline import execute
 from tests.helpers.ranks import run_ranks
 
@@ -118,6 +119,10 @@ def test_a_model_in_several_files_is_the_model(small_dataset: Path, alone: dict[
     assert read_json(tmp_path / "small/metrics.json")["test"] == pytest.approx(
         read_json(alone["gru4rec"] / "metrics.json")["test"], abs=1e-4
     )
+    write_json(student / "config.json", read_json(student / "config.json") | {"max_length": 5})
+    for group in (ALONE, Group((0, 1), 1)):
+        with pytest.raises(UserError, match="was saved with another config"):
+            models.load(student, group)
 
 
 def same_training(found: Path, expected: Path) -> None:
