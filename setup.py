@@ -8,7 +8,13 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 DEEPSPEED = ["deepspeed>=0.19"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "torchmetrics>=1.4"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "torchmetrics>=1.4",
+    "triton>=3.6; platform_system == 'Linux'",
+]
 DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
 
 

@@ -90,7 +90,7 @@ def work(args: argparse.Namespace) -> None:
     runtime.close()
 
 
-def plain(states: Any, table: Any, targets: Any, labels: Any, weights: Any) -> Any:
+def plain(states: Any, table: Any, targets: Any, labels: Any, weights: Any, precision: Any) -> Any:
     """Cross-entropy with all logits at once."""
     import torch
 

@@ -1,9 +1,11 @@
 """Time and memory of the student's loss: the tiled loss against plain PyTorch, forward and backward.
 
+On a GPU also the Triton kernels, at each `training.matmul_precision`. `--without-plain` is for catalogs whose logits no
+memory holds: errors are then those against the tiled loss, and otherwise those against plain PyTorch in float64.
 Physical limit: five products of N·V·d multiplications and additions for M = 2 (student 1, labels M, two for the
 gradients), (3 + M)·2·N·V·d operations at the rate measured for one large matrix product. Both forms are timed in
 turns in one process; memory is the peak resident size above the inputs, each form in a process of its own. With
-`--device cuda` all of it is on the GPU, and memory is what its allocator gave out at most.
+`--device cuda` all of it is on the GPU, and memory is what its allocator gave out at most; the two gradients are in it.
 The threads are told to sleep at barriers rather than spin (OMP_WAIT_POLICY=passive, unless it is set), for both
 forms alike: on a machine that others use too, a spinning thread keeps the one it waits for from running.
 The last line is one JSON object. Run: python benchmarks/loss.py [--threads 2] [--kl forward] …
@@ -20,8 +22,10 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
@@ -29,7 +33,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from csrec_dist.losses import FactoredLabels, distillation
+from csrec_dist.losses import FactoredLabels, distillation, fused
+from csrec_dist.options import MatmulPrecision
 
 TEMPERATURE, BETA = 3.0, 0.5
 
@@ -78,44 +83,76 @@ def plain(x: Inputs, kl: str) -> Tensor:
     return ((1 - BETA) * hard + BETA * soft) / len(x.states)
 
 
-def tiled(x: Inputs, kl: str) -> Tensor:
+def student_loss(x: Inputs, kl: str, precision: MatmulPrecision) -> Tensor:
     """The loss of this package."""
-    total, count = distillation(x.states, x.item_weight, x.targets, x.labels, temperature=TEMPERATURE, beta=BETA, kl=kl)
+    options = {"temperature": TEMPERATURE, "beta": BETA, "kl": kl}
+    total, count = distillation(x.states, x.item_weight, x.targets, x.labels, **options, precision=precision)
     return total / count
 
 
+def tiled(x: Inputs, kl: str) -> Tensor:
+    """The loss of this package, without kernels on a GPU too."""
+    with patch.object(fused, "takes", lambda problem: False):
+        return student_loss(x, kl, "highest")
+
+
 FORMS: dict[str, Callable[[Inputs, str], Tensor]] = {"tiled": tiled, "plain": plain}
+KERNELS = {precision: partial(student_loss, precision=precision) for precision in ("highest", "high", "medium")}
+TOLERANCE = {"tiled": 1e-4, "plain": 1e-4, "highest": 1e-4, "high": 2e-2, "medium": 1e-1}
 
 
-def run(form: str, x: Inputs, kl: str) -> tuple[float, Tensor, Tensor]:
+def run(form: str, x: Inputs, kl: str) -> tuple[Tensor, Tensor, Tensor]:
     """One forward and backward pass: loss and gradients."""
-    loss = FORMS[form](x, kl)
-    of_states, of_weight = torch.autograd.grad(loss, [x.states, x.item_weight])
-    return loss.item(), of_states, of_weight
+    loss = (FORMS | KERNELS)[form](x, kl)
+    return loss.detach(), *torch.autograd.grad(loss, [x.states, x.item_weight])
 
 
-def check_agreement(x: Inputs, kl: str) -> dict[str, float]:
-    """Largest relative errors of the tiled form against the plain one; raises SystemExit above 1e-4."""
-    expected, got = run("plain", x, kl), run("tiled", x, kl)
-    errors = {"loss": abs(got[0] - expected[0]) / abs(expected[0])}
-    for name, a, b in zip(("states", "item_weight"), got[1:], expected[1:], strict=True):
-        errors[name] = ((a - b).abs().max() / b.abs().max()).item()
-    if not max(errors.values()) < 1e-4:
-        raise SystemExit(f"the forms disagree: {errors}")
+def relative_errors(forms: list[str], x: Inputs, kl: str) -> dict[str, dict[str, float]]:
+    """Largest relative errors of every form; raises SystemExit above its tolerance."""
+    if "plain" in forms:
+        labels = FactoredLabels(x.labels.states.double(), x.labels.item_weight.double())
+        weight, states = (each.detach().double().requires_grad_() for each in (x.item_weight, x.states))
+        expected = run("plain", Inputs(states, weight, x.targets, labels), kl)
+    else:
+        expected = run("tiled", x, kl)
+    errors = {}
+    for form in forms:
+        found = zip(("loss", "states", "item_weight"), run(form, x, kl), expected, strict=True)
+        errors[form] = {name: ((a - b).abs().max() / b.abs().max()).item() for name, a, b in found}
+        if not max(errors[form].values()) < TOLERANCE[form]:
+            raise SystemExit(f"{form} is wrong: {errors}")
     return errors
 
 
-def time_forms(x: Inputs, kl: str, repeats: int) -> dict[str, list[float]]:
+def time_forms(forms: list[str], x: Inputs, kl: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of each pass of each form, the forms taking turns."""
-    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
     device = x.states.device.type
     for _ in range(repeats):
-        for form in FORMS:
+        for form in forms:
+            wait_for(device)
             started = time.perf_counter()
             run(form, x, kl)
             wait_for(device)
             seconds[form].append(time.perf_counter() - started)
     return seconds
+
+
+def replayed(form: str, x: Inputs, kl: str, repeats: int) -> float:
+    """Median seconds of a pass that is replayed from a CUDA graph, as a training step is: without the host's time."""
+    run(form, x, kl)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(form, x, kl)
+    seconds = []
+    for _ in range(repeats + 1):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(seconds[1:])
 
 
 def gemm_rate(device: str) -> float:
@@ -143,15 +180,18 @@ def extra_memory(args: argparse.Namespace) -> float:
     small = argparse.Namespace(**vars(args) | {"examples": 8, "items": 64})
     run(args.only, make_inputs(small), args.kl)
     x = make_inputs(args)
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(args.only, x, args.kl)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at the current size
     before = resident_mib("VmRSS")
     run(args.only, x, args.kl)
     return resident_mib("VmHWM") - before
+
+
+def allocated(form: str, x: Inputs, kl: str) -> float:
+    """MiB of a GPU that one pass adds to what is allocated."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(form, x, kl)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def memory_of(form: str) -> float:
@@ -177,7 +217,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kl", choices=("reverse", "forward"), default="reverse")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--only", choices=tuple(FORMS), help="print the peak extra MiB of one form and stop")
+    parser.add_argument("--without-plain", action="store_true", help="leave plain PyTorch out")
+    parser.add_argument("--only", choices=tuple(FORMS | KERNELS), help="print the peak extra MiB of one form and stop")
     return parser.parse_args()
 
 
@@ -188,19 +229,27 @@ def main() -> None:
     if args.only:
         print(extra_memory(args))
         return
+    forms = [*FORMS, *KERNELS] if args.device == "cuda" else [*FORMS]
+    if args.without_plain:
+        forms.remove("plain")
     x = make_inputs(args)
-    errors = check_agreement(x, args.kl)
-    seconds = time_forms(x, args.kl, args.repeats)
+    errors = relative_errors(forms, x, args.kl)
+    seconds = time_forms(forms, x, args.kl, args.repeats)
     medians = {form: statistics.median(values) for form, values in seconds.items()}
-    memory = {form: memory_of(form) for form in FORMS}
+    memory = {form: allocated(form, x, args.kl) if args.device == "cuda" else memory_of(form) for form in forms}
+    if args.device == "cuda":
+        replays = {form: replayed(form, x, args.kl, args.repeats) for form in forms}
     rate = gemm_rate(args.device)
     operations = (3 + args.members) * 2 * args.examples * args.items * args.width
-    for form in FORMS:
-        print(f"{form:8} median {medians[form]:.4f} s  best {min(seconds[form]):.4f} s  peak +{memory[form]:.0f} MiB")
-    print(f"limit    {operations / rate:.4f} s: {operations / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s")
-    result = {
-        "ratio": medians["plain"] / medians["tiled"],
-        "memory_share": memory["tiled"] / memory["plain"],
+    for form in forms:
+        print(
+            f"{form:8} median {medians[form]:.5f} s  best {min(seconds[form]):.5f} s  peak +{memory[form]:.0f} MiB  "
+            f"error {max(errors[form].values()):.1e}"
+        )
+    print(f"limit    {operations / rate:.5f} s: {operations / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s")
+    result: dict[str, Any] = {
+        "benchmark": "loss",
+        "ratios": {form: medians[forms[1 - args.without_plain]] / medians[form] for form in forms},
         "median_seconds": medians,
         "best_seconds": {form: min(values) for form, values in seconds.items()},
         "limit_seconds": operations / rate,
@@ -214,6 +263,12 @@ def main() -> None:
         "machine": machine(args.device),
         "date": date.today().isoformat(),
     }
+    if args.device == "cuda":
+        first = replays[forms[1 - args.without_plain]]
+        result |= {"replayed_seconds": replays, "replayed_ratios": {form: first / replays[form] for form in forms}}
+        print(
+            {form: f"{1e3 * seconds:.3f} ms replayed, ratio {first / seconds:.2f}" for form, seconds in replays.items()}
+        )
     print(json.dumps(result))
 
 

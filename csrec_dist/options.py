@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+MatmulPrecision = Literal["highest", "high", "medium"]
+"""Of matrix products in fp32, in torch's words: as exact as fp32, TF32, or bf16 with fp32 sums."""
 STAGES = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from csrec_dist.options import MatmulPrecision
+
 
 @contextmanager
 def variables(values: Mapping[str, str | None]) -> Iterator[None]:
@@ -52,3 +54,18 @@ def restored(device: torch.device) -> Iterator[None]:
     """After the block torch's random states on the host and this device, and the filters of warnings, are as before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         yield
+
+
+@contextmanager
+def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
+    """Within the block torch multiplies fp32 matrices on a GPU in fp32 ("highest") or in TF32.
+
+    "medium" is TF32 too: torch has no bf16 products of fp32 matrices on a GPU. On a CPU nothing changes.
+    """
+    backend = torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee" if precision == "highest" else "tf32"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: processes that tests start inherit it
 if os.environ.get("CSREC_GPU_TESTS") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests start ranks that must all compute on CPUs
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where kernels are defined
 
 import numpy as np
 import pytest

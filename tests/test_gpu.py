@@ -32,6 +32,7 @@ from csrec_dist.losses import (
     NoiseMatrix,
     TopKLabels,
     cross_entropy,
+    cross_entropy_parts,
     distillation_parts,
     robust,
     tiles,
@@ -137,6 +138,47 @@ def test_objectives(monkeypatch: pytest.MonkeyPatch, case: str, kept: int) -> No
 def test_objectives_with_the_tiles_of_each_device() -> None:
     for case in CASES.values():
         assert_near(solve(case, GPU), solve(case, CPU))
+
+
+PRECISIONS = {"highest": 1e-5, "high": 5e-3, "medium": 5e-2}
+"""Of a product → the largest error of a loss or gradient, over its largest number."""
+
+
+def solve_single(loss: str, precision: Any, shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Loss and gradients of a larger problem on the GPU: N, V, d, K."""
+    problem, (num_examples, num_items, width, label_width) = Problem(CPU), shape
+    given = [problem.normal(num_examples, width), problem.normal(num_items, width) * 0.3, problem.normal(num_items)]
+    factors = problem.normal(num_examples, label_width), problem.normal(num_items, label_width) * 0.3
+    leaves = [each.float().to(GPU, dtype).requires_grad_() for each in given]
+    labels = FactoredLabels(*(each.float().to(GPU, dtype) for each in factors))
+    targets = problem.integers(1, num_items + 1, num_examples).to(GPU)
+    weights = problem.normal(num_examples).abs().float().to(GPU, dtype)
+    weights[::3] = 0
+    table = PlainTable.whole(leaves[1], leaves[2])
+    if loss == "cross_entropy":
+        found = cross_entropy_parts(leaves[0], table, targets, weights=weights, precision=precision)
+    else:
+        options = {"temperature": 2.0, "beta": 0.4, "kl": loss, "weights": weights, "precision": precision}
+        found = distillation_parts(leaves[0], table, targets, labels, **options)
+    return [found.sum.detach(), found.cross_entropy, found.divergence, *torch.autograd.grad(found.sum, leaves)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(333, 5000, 64, 128), (70, 3001, 50, 33), (1, 1, 16, 1), (40, 900, 256, 300)], ids=str
+)
+@pytest.mark.parametrize("loss", ["cross_entropy", "reverse", "forward"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_kernels(precision: Any, loss: str, shape: tuple[int, int, int, int]) -> None:
+    """Against the tiles in float64, and twice with the same bits."""
+    pytest.importorskip("triton")
+    found = solve_single(loss, precision, shape, torch.float32)
+    expected = solve_single(loss, precision, shape, torch.float64)
+    for one, other in zip(found, expected, strict=True):
+        scale = max(float(other.abs().max()), 1e-3)
+        assert float((one.double() - other).abs().max()) / scale < PRECISIONS[precision]
+    assert all(
+        torch.equal(*pair) for pair in zip(found, solve_single(loss, precision, shape, torch.float32), strict=True)
+    )
 
 
 def test_contrastive_loss() -> None:
@@ -343,7 +385,7 @@ class HalfCache:
     num_examples = 40
     index = SimpleNamespace(
         shards=[SimpleNamespace(first_example=first, num_examples=10) for first in range(0, 40, 10)],
-        label_tensors=lambda num: {"states": TensorSpec(torch.float16, (num, 6))},
+        label_tensors=lambda num: {"states": TensorSpec("float16", (num, 6))},
     )
 
     def __init__(self) -> None:

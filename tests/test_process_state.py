@@ -21,7 +21,7 @@ from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
-from csrec_dist.process_state import variables
+from csrec_dist.process_state import matmul_precision, variables
 from csrec_dist.runs.pipeline import execute
 from tests.helpers.ranks import run_ranks
 
@@ -144,3 +144,16 @@ def test_every_engine_leaves_the_process_as_it_was(engine: str, config: str) -> 
         pytest.importorskip("deepspeed")
         settings += [f"distributed.deepspeed={ROOT}/configs/deepspeed/zero1.json", "training.precision=fp32"]
     assert run_ranks(run_on_rank, 2, config, False, *settings) == [{}] * 2
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
+def test_products_on_a_gpu_have_their_precision_within_the_block(precision: Any, expected: str) -> None:
+    backend = torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = "tf32"
+        with matmul_precision(precision):
+            assert backend.fp32_precision == expected
+        assert backend.fp32_precision == "tf32"
+    finally:
+        backend.fp32_precision = before

@@ -14,7 +14,7 @@ def on_device(labels: LabelCache, shards: Sequence[int], device: torch.device, m
     """A reader of these shards' labels: the cache itself, or one whose rows lie on the GPU if they take few bytes."""
     num_examples = sum(labels.index.shards[shard].num_examples for shard in shards)
     specs = labels.index.label_tensors(num_examples).values()
-    num_bytes = sum(spec.dtype.itemsize * int(np.prod(spec.shape)) for spec in specs)
+    num_bytes = sum(spec.num_bytes for spec in specs)
     return DeviceLabels(labels, shards, device) if device.type == "cuda" and num_bytes <= most_bytes else labels
 
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, TableLike
 from csrec_dist.losses.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
+from csrec_dist.losses.evaluation import Evaluation
+from csrec_dist.losses.problem import NoiseCosts, Problem
 from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
-from csrec_dist.losses.tiled import NoiseCosts, Problem, TiledLoss
 from csrec_dist.losses.top_k_labels import TopKLabels
+from csrec_dist.options import MatmulPrecision
 
 
 class Examples(NamedTuple):
@@ -91,21 +93,31 @@ def cross_entropy(
     *,
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
+    precision: MatmulPrecision = "highest",
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy over the full catalog, as (Σ w_i CE_i, Σ w_i).
 
     `states` [N, d], `item_weight` [V, d] with item i+1 in row i, `targets` [N] in 1…V, `item_bias` [V], `weights`
-    [N]. fp16 and bf16 inputs are computed and summed in fp32, also under autocast; float64 in float64.
+    [N]. fp16 and bf16 inputs are computed and summed in fp32, also under autocast; float64 in float64. `precision` is
+    that of fp32 products on a GPU: "highest" (as exact as fp32), "high" (TF32) or "medium" (bf16 with fp32 sums).
     Raises ValueError when shapes disagree, or targets lie outside 1…V (looked at on the CPU only: on CUDA it
     would wait for the device, whose own index check answers instead).
     """
-    loss = cross_entropy_parts(states, PlainTable.whole(item_weight, item_bias), targets, weights=weights)
+    table = PlainTable.whole(item_weight, item_bias)
+    loss = cross_entropy_parts(states, table, targets, weights=weights, precision=precision)
     return loss.sum, loss.count
 
 
-def cross_entropy_parts(states: Tensor, table: TableLike, targets: Tensor, *, weights: Tensor | None = None) -> Loss:
+def cross_entropy_parts(
+    states: Tensor,
+    table: TableLike,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    precision: MatmulPrecision = "highest",
+) -> Loss:
     """`cross_entropy` over a table, whole or a slice, as a `Loss`."""
-    return _loss(states, table, targets, None, weights)
+    return _loss(states, table, targets, None, weights, precision)
 
 
 def distillation(
@@ -119,11 +131,20 @@ def distillation(
     kl: str = "reverse",
     item_bias: Tensor | None = None,
     weights: Tensor | None = None,
+    precision: MatmulPrecision = "highest",
 ) -> tuple[Tensor, Tensor]:
     """The student's loss, as (Σ w_i [(1−β) CE_i + β KL_i], Σ w_i): the first two of `distillation_parts`."""
     table = PlainTable.whole(item_weight, item_bias)
     loss = distillation_parts(
-        states, table, targets, labels, temperature=temperature, beta=beta, kl=kl, weights=weights
+        states,
+        table,
+        targets,
+        labels,
+        temperature=temperature,
+        beta=beta,
+        kl=kl,
+        weights=weights,
+        precision=precision,
     )
     return loss.sum, loss.count
 
@@ -138,6 +159,7 @@ def distillation_parts(
     beta: float,
     kl: str = "reverse",
     weights: Tensor | None = None,
+    precision: MatmulPrecision = "highest",
 ) -> Loss:
     """The student's loss (paper, Eq. 19 and 20) with its parts.
 
@@ -156,12 +178,12 @@ def distillation_parts(
         raise ValueError(f"kl must be one of {', '.join(DIVERGENCES)}, got {kl!r}")
     _check_labels(labels, states, table)
     if beta < NEGLIGIBLE_BETA:
-        return _loss(states, table, targets, None, weights)
+        return _loss(states, table, targets, None, weights, precision)
     divergence: Divergence = DIVERGENCES[kl](beta)
     if isinstance(labels, TopKLabels):
         _check_kept(labels, targets, temperature, kl)
         divergence = ForwardOfKept(beta, bool(labels.is_whole))
-    return _loss(states, table, targets, labels, weights, divergence, 1 / temperature)
+    return _loss(states, table, targets, labels, weights, precision, divergence, 1 / temperature)
 
 
 def robust(
@@ -173,6 +195,7 @@ def robust(
     alpha: float,
     noise: Noise | None = None,
     weights: Tensor | None = None,
+    precision: MatmulPrecision = "highest",
 ) -> Loss:
     """The main teacher's loss ℓ_t = ℓ_ce + ℓ_r (paper, Eq. 17 and 18), ℓ_r being the `divergence` of the result.
 
@@ -188,10 +211,10 @@ def robust(
     _check_labels(labels, states, table)
     divergence = Robust(alpha, noise is not None)
     if noise is None:
-        return _loss(states, table, targets, labels, weights, divergence)
+        return _loss(states, table, targets, labels, weights, precision, divergence)
     _check_noise(noise, table.weight)
     _check(states, table, targets, weights)
-    return _loss(states, table, targets, labels, weights, divergence, noise=noise)
+    return _loss(states, table, targets, labels, weights, precision, divergence, noise=noise)
 
 
 def _loss(
@@ -200,6 +223,7 @@ def _loss(
     targets: Tensor,
     labels: SoftLabels | None,
     weights: Tensor | None,
+    precision: MatmulPrecision,
     divergence: Divergence | None = None,
     scale: float = 1.0,
     noise: Noise | None = None,
@@ -225,8 +249,9 @@ def _loss(
         None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
         divergence or OneHot(),
         NoiseCosts(*computed[3:], num_items=catalog.num_items) if costs else None,  # type: ignore
+        precision,
     )
-    parts = TiledLoss.apply(problem, torch.is_grad_enabled(), *factors)
+    parts = Evaluation.apply(problem, torch.is_grad_enabled(), *factors)
     return Loss(parts[0], weights.sum(), *parts[1:])
 
 

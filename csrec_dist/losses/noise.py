@@ -9,6 +9,7 @@ from csrec_dist.distributed.catalog import CatalogSlice, TableLike
 from csrec_dist.losses.losses import Loss, Noise, robust
 from csrec_dist.losses.soft_labels import SoftLabels
 from csrec_dist.losses.tiles import TILE_BYTES
+from csrec_dist.options import MatmulPrecision
 
 Maximum = Literal["exact", "norm"]
 
@@ -139,8 +140,10 @@ class RobustLoss(nn.Module):
         targets: Tensor,
         labels: SoftLabels | None,
         weights: Tensor | None = None,
+        precision: MatmulPrecision = "highest",
     ) -> Loss:
         """The loss of states [N, d] with targets and weights [N], whose `labels` are the side teacher's."""
         assert labels is not None
         noise = self.noise() if self.noise is not None else None
-        return robust(states, table, targets, labels, alpha=self.alpha, noise=noise, weights=weights)
+        options: dict[str, Any] = {"alpha": self.alpha, "noise": noise, "weights": weights, "precision": precision}
+        return robust(states, table, targets, labels, **options)

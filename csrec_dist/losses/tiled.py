@@ -1,91 +1,17 @@
 """The tiled evaluation: statistics of a row block, its losses and its gradients, as one differentiable operation."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.losses.divergences import Divergence, Statistics, Terms, exp_floored_
-from csrec_dist.losses.soft_labels import FactoredLabels, TemperedLabels, product
+from csrec_dist.losses.divergences import Statistics, Terms, exp_floored_
+from csrec_dist.losses.problem import Gradients, Problem
 from csrec_dist.losses.tiles import Plan, Tile, Workspace, plan
 
 SAFE_LOGIT = 40.0
 """Logits within ±40 are exponentiated as they are: sums of e^±40 and their ratios are normal fp32 numbers."""
-
-
-@dataclass(frozen=True)
-class NoiseCosts:
-    """c_ij = log(1 + exp(−h_ij)) + log V + maxima_j, with h = states [N, r] · item_weight [V, r]ᵀ.
-
-    `states` are the rows of M at the examples' targets, `item_weight` is N, and `maxima` [V] are max_k h_kj: all in
-    the computing type. `num_items` is V of the whole catalog.
-    """
-
-    states: Tensor
-    item_weight: Tensor
-    maxima: Tensor
-    num_items: int
-
-    def tile(self, rows: slice, items: slice, costs: Tensor, slopes: Tensor) -> None:
-        """Write c of examples `rows` and item rows `items` into `costs` [R, C] and ∂c/∂h into `slopes`."""
-        negated = product(self.states[rows], self.item_weight[items], None, -1.0, slopes)
-        torch.logaddexp(negated, negated.new_zeros(()), out=costs)
-        costs += self.maxima[items] + math.log(self.num_items)
-        negated.sigmoid_().neg_()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything an evaluation reads. The student's factors [N, d], [V, d], [V] have the computing type.
-
-    All tables are those of this rank's slice of the catalog, and the examples those of all ranks of its group.
-    """
-
-    catalog: CatalogSlice
-    student: FactoredLabels
-    index: Tensor
-    """[N] item rows of the targets, in the slice; 0 where the target is in another rank's."""
-    here: Tensor
-    """[N], whether the target is in this rank's slice."""
-    weights: Tensor
-    """[N] in the computing type."""
-    own_weights: Tensor
-    """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
-    labels: TemperedLabels | None
-    divergence: Divergence
-    costs: NoiseCosts | None
-
-    def only_here(self, values: Tensor, rows: slice) -> Tensor:
-        """The values [R] of the targets of examples `rows`, 0 for those in another rank's slice."""
-        return values if self.catalog.is_whole else values.masked_fill(~self.here[rows], 0)
-
-
-@dataclass
-class Gradients:
-    """The gradients with respect to a product's factors [N, K], [V, K] and [V]; None where none was asked for."""
-
-    states: Tensor | None
-    item_weight: Tensor | None
-    item_bias: Tensor | None
-
-    @classmethod
-    def zeros(cls, factors: Sequence[Tensor | None], needed: Sequence[bool]) -> "Gradients":
-        """Zero gradients for those factors that are there and needed."""
-        made = (
-            torch.zeros_like(f, memory_format=torch.contiguous_format) if n and f is not None else None
-            for f, n in zip(factors, needed, strict=True)
-        )
-        return cls(*made)
-
-    @property
-    def all(self) -> tuple[Tensor | None, ...]:
-        """All three, in order."""
-        return self.states, self.item_weight, self.item_bias
 
 
 class BlockGradients:
@@ -162,23 +88,14 @@ class RowBlock:
     def statistics(self) -> Statistics:
         """Pass 1: the sums over the catalog, in terms of the shifted logits."""
         problem = self.problem
-        target = self._at_targets(problem.student, 0)
-        label = None if problem.labels is None else self._at_targets(problem.labels, 1)
+        shifts = [None, None] if self.shifts is None else [*self.shifts, None]
+        target = problem.at_targets(problem.student, self.rows, shifts[0])
+        label = None if problem.labels is None else problem.at_targets(problem.labels, self.rows, shifts[1])
         sums = problem.weights.new_zeros(problem.divergence.num_sums, self.num_rows)
         for tile, items in enumerate(self.plan.item_slices()):
             self.reduced_tile(tile, items, sums)
         self._filled = False
         return Statistics(target, label, sums).over(problem.catalog)
-
-    def _at_targets(self, factors: FactoredLabels | TemperedLabels, side: int) -> Tensor:
-        """z or t of each example's target [R], shifted; 0 where it is in another rank's slice."""
-        problem = self.problem
-        if not problem.student.num_items:
-            return problem.weights.new_zeros(self.num_rows)
-        found = factors.at(self.rows, problem.index[self.rows], problem.weights.dtype)
-        if self.shifts is not None and side < len(self.shifts):
-            found = found - self.shifts[side]
-        return problem.only_here(found, self.rows)
 
     def add_gradients(self, terms: Terms, of_student: Gradients, of_costs: Gradients | None) -> None:
         """Pass 2: add this block's share to the gradients, from kept tiles or from tiles made again."""
@@ -250,7 +167,7 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
         if not safe:
             block.find_shifts()
         terms = problem.divergence.combine(block.statistics())
-        totals += _weighted_sums(terms, problem.own_weights[rows], problem.divergence.shares)
+        totals += problem.sums(terms, rows)
         if any(gradient is not None for gradient in gradients):
             block.add_gradients(terms, of_student, of_costs)
     return totals, gradients
@@ -262,39 +179,3 @@ def _is_safe(problem: Problem) -> bool:
     if problem.labels is not None:
         bound = torch.maximum(bound, problem.labels.bound())
     return problem.catalog.all_true(bound <= SAFE_LOGIT)
-
-
-def _weighted_sums(terms: Terms, weights: Tensor, shares: tuple[float, float]) -> Tensor:
-    cross_entropy, divergence = torch.dot(weights, terms.cross_entropy), torch.dot(weights, terms.divergence)
-    return torch.stack([cross_entropy * shares[0] + divergence * shares[1], cross_entropy, divergence])
-
-
-class TiledLoss(torch.autograd.Function):
-    """Computes the loss and, where a gradient will be asked for, the gradients in the same go.
-
-    So nothing of the examples × items problem is kept for the backward pass, which only multiplies. `factors` are
-    those whose gradients `evaluate` gives, in its order, of which `problem` holds detached copies.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, with_gradients: bool, *factors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        needed = [with_gradients and need for need in ctx.needs_input_grad[2:]]
-        device = problem.weights.device
-        with torch.autocast(device.type, enabled=False):
-            totals, gradients = evaluate(problem, needed)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if factor is None else factor.dtype for factor in factors]
-        total, cross_entropy, divergence = totals.unbind()
-        ctx.mark_non_differentiable(cross_entropy, divergence)
-        return total.clone(), cross_entropy, divergence
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            None if gradient is None else (gradient * grads[0]).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return None, None, *scaled

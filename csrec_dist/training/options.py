@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from csrec_dist.options import NOTHING, TRAININGS, Options, decides
+from csrec_dist.options import NOTHING, TRAININGS, MatmulPrecision, Options, decides
 
 Precision = Literal["fp32", "bf16"]
 
@@ -69,6 +69,11 @@ class LoopOptions(Options):
     )
     precision: Annotated[Precision, TRAINING] = Field(
         "fp32", description="Precision of the model's computation in training; weights and losses stay fp32."
+    )
+    matmul_precision: Annotated[MatmulPrecision, TRAINING] = Field(
+        "highest",
+        description="Of the loss's products with the item tables on a GPU: as exact as fp32, TF32 (high), or bf16 with "
+        "fp32 sums (medium); a CPU always computes in fp32.",
     )
     cuda_graph: Annotated[CudaGraph, NOTHING] = Field(
         "auto",

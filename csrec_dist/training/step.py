@@ -10,26 +10,38 @@ from csrec_dist.distributed import Group
 from csrec_dist.losses import Loss, SoftLabels, cross_entropy_parts, distillation_parts
 from csrec_dist.losses.contrastive import ContrastOptions, info_nce
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
+from csrec_dist.options import MatmulPrecision
 from csrec_dist.training.options import Precision, TrainingOptions
 
 ALONE = Group((0,), 0)
 
-LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None, Tensor], Loss]
-"""Of states [n, d], the item table, targets [n], the labels of the states if they have some, and weights [n]."""
+LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None, Tensor, MatmulPrecision], Loss]
+"""Of states [n, d], the item table, targets [n], the labels of the states if they have some, weights [n], and the
+precision of the products with the tables."""
 
 
 def one_hot(
-    states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None, weights: Tensor | None = None
+    states: Tensor,
+    table: ItemTable,
+    targets: Tensor,
+    labels: SoftLabels | None,
+    weights: Tensor | None = None,
+    precision: MatmulPrecision = "highest",
 ) -> Loss:
     """Cross-entropy with the next item: the loss of Base and of the members (ℓ_ce)."""
-    return cross_entropy_parts(states, table, targets, weights=weights)
+    return cross_entropy_parts(states, table, targets, weights=weights, precision=precision)
 
 
 def student_loss(options: TrainingOptions) -> LossFunction:
     """The student's loss of Eq. 20."""
 
     def loss_function(
-        states: Tensor, table: ItemTable, targets: Tensor, labels: SoftLabels | None, weights: Tensor
+        states: Tensor,
+        table: ItemTable,
+        targets: Tensor,
+        labels: SoftLabels | None,
+        weights: Tensor,
+        precision: MatmulPrecision,
     ) -> Loss:
         assert labels is not None
         return distillation_parts(
@@ -41,6 +53,7 @@ def student_loss(options: TrainingOptions) -> LossFunction:
             beta=options.beta,
             kl=options.kl,
             weights=weights,
+            precision=precision,
         )
 
     return loss_function
@@ -73,7 +86,7 @@ class TrainStep(nn.Module):
     the ranks that train the model: a contrastive loss looks at the windows of all of them. `one_hot_weight` is the
     weight that the loss gives to the one-hot targets (1 − β of Eq. 20): the contrastive loss, which is the model's
     own too, gets it as well. With `precision` bf16 the model computes under autocast; what comes after its states is
-    fp32, and so are all weights.
+    fp32, and so are all weights. `matmul_precision` is that of the loss's products with the tables.
     """
 
     def __init__(
@@ -83,8 +96,10 @@ class TrainStep(nn.Module):
         group: Group = ALONE,
         precision: Precision = "fp32",
         one_hot_weight: float = 1.0,
+        matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         super().__init__()
+        self.matmul_precision = matmul_precision
         self.precision = precision
         self.one_hot_weight = one_hot_weight
         self.model = model
@@ -95,7 +110,8 @@ class TrainStep(nn.Module):
         """The summed loss of what the model trains with, and the number of its states."""
         given = self._states(inputs)
         if labels is None or given.num_labelled is None:
-            loss = self.loss_function(given.states, self.model.item_table, given.targets, labels, given.weights)
+            table, precision = self.model.item_table, self.matmul_precision
+            loss = self.loss_function(given.states, table, given.targets, labels, given.weights, precision)
         else:
             loss = self._partly_labelled(given, labels, given.num_labelled)
         if given.views is None:
@@ -133,8 +149,8 @@ class TrainStep(nn.Module):
         table, (states, targets, weights, *_) = self.model.item_table, given
         # Copies of the weights: the order in which a CPU adds up depends on where in memory they begin.
         first, second = weights[:num].clone(), weights[num:].clone()
-        soft = self.loss_function(states[:num], table, targets[:num], labels, first)
-        bare = cross_entropy_parts(states[num:], table, targets[num:], weights=second)
+        soft = self.loss_function(states[:num], table, targets[:num], labels, first, self.matmul_precision)
+        bare = one_hot(states[num:], table, targets[num:], None, second, self.matmul_precision)
         cross_entropy = soft.cross_entropy + bare.cross_entropy
         return Loss(soft.sum + bare.sum, soft.count + bare.count, cross_entropy, soft.divergence)
 

@@ -107,7 +107,9 @@ def make_step(
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in step.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype))
+            # Wide recurrent layers with such weights would be chaotic: in long windows rounding grows to any size.
+            size = 0.3 * (16 / max(parameter.shape[-1], 16)) ** 0.5
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype))
     return step
 
 

@@ -78,9 +78,9 @@ def windows() -> torch.Tensor:
 
 
 def loss_function(
-    states: torch.Tensor, table: ItemTable, targets: torch.Tensor, labels: None, weights: torch.Tensor
+    states: torch.Tensor, table: ItemTable, targets: torch.Tensor, labels: None, weights: torch.Tensor, precision: Any
 ) -> Loss:
-    return cross_entropy_parts(states, table, targets, weights=weights)
+    return cross_entropy_parts(states, table, targets, weights=weights, precision=precision)
 
 
 def gradients(rank: int, world_size: int, data: Group, group: Group, name: str) -> dict[str, Any]:

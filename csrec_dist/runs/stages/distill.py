@@ -57,8 +57,6 @@ def _stage(run: ActiveRun, folder: Path, staged: Path, ranks: list[int]) -> dict
             return {"error": f"{error} (node of rank {runtime.rank})"}
 
 
-
-
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Train the student: on soft labels, or for method base on one-hot labels."""
     if run.config.method == "base":

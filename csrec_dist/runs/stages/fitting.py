@@ -148,7 +148,14 @@ def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     """The model and its loss in the hands of the run's engine."""
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, layout.catalog)
-    step = TrainStep(model, task.loss_function, layout.group, training.precision, task.one_hot_weight)
+    step = TrainStep(
+        model,
+        task.loss_function,
+        layout.group,
+        training.precision,
+        task.one_hot_weight,
+        training.matmul_precision,
+    )
     inner = step.to(run.runtime.device)
     drawn = digest(inner)
     engine = build(options, inner, layout, run.runtime.device, training.clip_norm, training.accumulate)

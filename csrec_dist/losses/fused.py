@@ -1,0 +1,235 @@
+"""The evaluation of a loss by Triton kernels: what `tiled.evaluate` does, without a tile in memory.
+
+Shapes: N examples, V item rows of this rank's slice, d and K widths of student and labels, S splits of a kernel's
+loop. The sums of the splits are added in their order, then over the ranks that share the catalog, as tiles are.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csrec_dist.losses.configurations import ARCHITECTURES, Configuration, chunk, configuration
+from csrec_dist.losses.divergences import Forward, OneHot, Reverse, Statistics, Terms
+from csrec_dist.losses.problem import Gradients, Problem
+from csrec_dist.losses.soft_labels import FactoredLabels, Tempered
+
+ITEMS_OF_SPLIT = 2560
+MOST_SPLITS = 16
+"""Examples alone are too few programs for a GPU, so the sums over the catalog are split. How often follows from V
+alone, never from N or the device: so the order of sums is the same for every batch and on all ranks."""
+PIECE_BYTES = 56 << 20
+"""Of the logits' gradients that are in memory at a time, until they have been multiplied with both factors."""
+ROUNDED_BYTES = 32 << 20
+"""Tables of which copies in bf16 take no more are rounded once, and not again for each tile; the bits are the same."""
+MOST_ROWS = 1 << 14
+"""Examples of a piece."""
+PROGRAMS = 528
+"""Four on each multiprocessor of an H100."""
+LOSSES = {OneHot: 0, Reverse: 1, Forward: 2}
+
+
+def takes(problem: Problem) -> bool:
+    """Whether there are kernels for this problem: fp32, one-hot or factored labels, a known GPU and widths."""
+    device, labels = problem.weights.device, problem.labels
+    if device.type != "cuda" or problem.weights.dtype != torch.float32 or problem.costs is not None:
+        return False
+    factored = labels is None or (isinstance(labels, Tempered) and isinstance(labels.labels, FactoredLabels))
+    if not factored or type(problem.divergence) not in LOSSES or not _has_triton():
+        return False
+    return torch.cuda.get_device_capability(device) in ARCHITECTURES and _configuration(problem) is not None
+
+
+def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The same as `tiled.evaluate`."""
+    student = problem.student
+    gradients = Gradients.zeros((student.states, student.item_weight, student.item_bias), needed[:3])
+    if student.num_examples == 0:
+        return problem.weights.new_zeros(3), gradients.all
+    blocks = _configuration(problem)
+    assert blocks is not None, "there are no kernels for these widths"
+    kernels = Kernels(problem, blocks)
+    rows = slice(0, student.num_examples)
+    shifts, statistics = kernels.statistics()
+    terms = problem.divergence.combine(statistics.over(problem.catalog))
+    if any(gradient is not None for gradient in gradients.all):
+        kernels.add_gradients(shifts, terms, gradients)
+    return problem.sums(terms, rows), gradients.all
+
+
+@cache
+def _has_triton() -> bool:
+    """torch brings Triton along where it is built for GPUs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _configuration(problem: Problem) -> Configuration | None:
+    labels = problem.labels
+    label_width = 0 if labels is None else labels.labels.states.shape[1]  # type: ignore[attr-defined]
+    return configuration(problem.precision, problem.student.states.shape[1], label_width)
+
+
+def _splits(total: int, most: int, block: int) -> tuple[int, int]:
+    """How many parts, at most `most`, and the rows of a part: whole blocks, but for the last part."""
+    size = -(-total // (most * block)) * block
+    return -(-total // size), size
+
+
+def _slices(total: int, most: int, block: int) -> Iterator[slice]:
+    """Even slices of at most `most` rows, in whole blocks."""
+    size = _splits(total, -(-total // (most // block * block)), block)[1] if total else 1
+    return (slice(first, min(first + size, total)) for first in range(0, total, size))
+
+
+class Kernels:
+    """The kernels' launches for one problem."""
+
+    def __init__(self, problem: Problem, blocks: Configuration) -> None:
+        self.problem, self._blocks = problem, blocks
+        student, labels = problem.student, problem.labels
+        self._student = [student.states.contiguous(), student.item_weight.contiguous(), student.item_bias]
+        self._labels: list[Tensor | None] = [None, None, None]
+        self._scale = 1.0
+        if labels is not None:
+            assert isinstance(labels, Tempered)
+            assert isinstance(labels.labels, FactoredLabels)
+            factors, self._scale = labels.labels, labels.scale
+            self._labels = [factors.states.contiguous(), factors.item_weight.contiguous(), factors.item_bias]
+        self._num_examples, self._num_items = student.num_examples, student.num_items
+        if problem.precision == "medium" and self._rounded_bytes <= ROUNDED_BYTES:
+            for side in (self._student, self._labels):
+                side[:2] = [None if factor is None else factor.to(torch.bfloat16) for factor in side[:2]]
+
+    @property
+    def _rounded_bytes(self) -> int:
+        tables = self._student[1], self._labels[1]
+        return sum(2 * table.numel() for table in tables if table is not None)
+
+    def statistics(self) -> tuple[Tensor, Statistics]:
+        """The shifts [sides, N] of student and labels, which are the largest logits, and the sums above them."""
+        problem, sides = self.problem, 1 if self.problem.labels is None else 2
+        number, size = 0, 0
+        if self._num_items:
+            most = min(MOST_SPLITS, -(-self._num_items // ITEMS_OF_SPLIT))
+            number, size = _splits(self._num_items, most, self._blocks.statistics.items)
+        partials = problem.weights.new_empty(number, 2 if sides == 1 else 5, self._num_examples)
+        if number:
+            sizes = self._num_examples, self._num_items, size, self._scale
+            self._launch("statistics", self._num_examples, number, [partials, *sizes])
+        shifts = partials[:, :sides].amax(0) if number else problem.weights.new_full((sides, self._num_examples), -1e30)
+        problem.catalog.all_max(shifts)
+        rise = partials[:, :sides] - shifts
+        factors, masses = rise.exp(), partials[:, sides : 2 * sides]
+        sums = (masses * factors).sum(0)
+        label = None
+        if sides == 2:
+            side = int(isinstance(problem.divergence, Forward))
+            difference = partials[:, 4] + masses[:, side] * (rise[:, 0] - rise[:, 1])
+            sums = torch.cat([sums, (difference * factors[:, side]).sum(0, keepdim=True)])
+            assert problem.labels is not None
+            label = problem.at_targets(problem.labels, self._all, shifts[1])
+        return shifts, Statistics(problem.at_targets(problem.student, self._all, shifts[0]), label, sums)
+
+    def add_gradients(self, shifts: Tensor, terms: Terms, gradients: Gradients) -> None:
+        """Add the gradients of Σ weights · losses, a piece of the logits' gradients at a time."""
+        columns, (states, weight, _) = self.columns(shifts, terms), self._student
+        assert states is not None
+        assert weight is not None
+        dtype = torch.bfloat16 if self.problem.precision == "medium" else torch.float32
+        buffer = states.new_empty(PIECE_BYTES // dtype.itemsize, dtype=dtype)
+        for rows in _slices(self._num_examples, MOST_ROWS, 16):
+            left, most = states[rows].to(dtype), len(buffer) // (rows.stop - rows.start)
+            for items in _slices(self._num_items, most, self._blocks.coefficients.items):
+                piece = self.piece(rows, items, columns, buffer)
+                _add_products(gradients, rows, items, piece, left, weight[items].to(dtype))
+
+    def columns(self, shifts: Tensor, terms: Terms) -> list[Tensor]:
+        """What a piece needs to know of the examples, each [N]: shifts, scales, ratios, targets and their scales."""
+        problem, weights = self.problem, self.problem.weights
+        target = problem.only_here(terms.target * weights, self._all)
+        index = problem.index if problem.catalog.is_whole else problem.index.masked_fill(~problem.here, -1)
+        ratios = terms.ratios[0] if terms.ratios else terms.scale
+        return [shifts[0], shifts[-1], terms.scale * weights, ratios, target, index]
+
+    def piece(self, rows: slice, items: slice, columns: list[Tensor], buffer: Tensor) -> Tensor:
+        """The gradients [R, C] of the logits of some examples and items."""
+        num_rows, num_items = rows.stop - rows.start, items.stop - items.start
+        piece, blocks = buffer[: num_rows * num_items].view(num_rows, num_items), self._blocks.coefficients
+        number, size = _splits(num_items, max(1, PROGRAMS * blocks.examples // num_rows), blocks.items)
+        sizes = num_rows, num_items, size, self._scale, rows.start, items.start
+        self._launch("coefficients", num_rows, number, [*columns, piece, *sizes])
+        return piece
+
+    def _launch(self, name: str, num_examples: int, number: int, arguments: Sequence[Any]) -> None:
+        """Launch a kernel whose programs have some of the examples each, and one of `number` splits of the items."""
+        blocks, (states, *_), (labels, *_) = getattr(self._blocks, name), self._student, self._labels
+        assert states is not None
+        width, label_width = states.shape[1], 1 if labels is None else labels.shape[1]
+        constants = {
+            "D": width,
+            "K": label_width,
+            "LOSS": LOSSES[type(self.problem.divergence)],
+            "HAS_BIAS": self._student[2] is not None,
+            "HAS_LABEL_BIAS": self._labels[2] is not None,
+            "BN": blocks.examples,
+            "BV": blocks.items,
+            "D_CHUNK": chunk(width, blocks),
+            "K_CHUNK": chunk(label_width, blocks),
+            "MODE": blocks.mode,
+        }
+        factors = (states if factor is None else factor for factor in (*self._student, *self._labels))
+        grid = -(-num_examples // blocks.examples), number, 1
+        launch(f"{name}_kernel", grid, [*factors, *arguments], constants, blocks.warps, blocks.stages)
+
+    @property
+    def _all(self) -> slice:
+        return slice(0, self._num_examples)
+
+
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+
+def launch(
+    name: str, grid: tuple[int, int, int], arguments: list[Any], constants: dict[str, Any], warps: int, stages: int
+) -> None:
+    """Launch a kernel, compiled or loaded at its first call for these types and constants.
+
+    Later calls go to the compiled kernel: Triton's own way there takes the host about as long as eight operations of
+    torch, longer than a GPU takes for a piece.
+    """
+    from csrec_dist.losses import kernels  # Triton is loaded where there is something to compute
+
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    # Triton compiles for types, and for whether an address is a multiple of 16.
+    kinds = ((tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in tensors)
+    key = (name, *constants.values(), warps, stages, *kinds, tensors[0].device)
+    if compiled := _COMPILED.get(key):
+        compiled[grid](*arguments, *constants.values())
+    else:
+        kernel = getattr(kernels, name)
+        _COMPILED[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+
+
+def _add_products(
+    gradients: Gradients, rows: slice, items: slice, piece: Tensor, states: Tensor, item_weight: Tensor
+) -> None:
+    """Add to the gradients what a piece [R, C] of the logits' gradients gives with the factors [R, d] and [C, d]."""
+    if gradients.states is not None:
+        _add_product(gradients.states[rows], piece, item_weight)
+    if gradients.item_weight is not None:
+        _add_product(gradients.item_weight[items], piece.T, states)
+    if gradients.item_bias is not None:
+        gradients.item_bias[items] += piece.sum(0, dtype=torch.float32)
+
+
+def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """sums += left · right, added up in fp32 whatever the factors are."""
+    if left.dtype == torch.float32:
+        sums.addmm_(left, right)
+    elif left.device.type == "cuda":
+        sums += torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        sums.addmm_(left.float(), right.float())

@@ -1,0 +1,98 @@
+"""What an evaluation of a loss reads, and the gradients that it writes: the same for tiles and for kernels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.losses.divergences import Divergence, Terms
+from csrec_dist.losses.soft_labels import FactoredLabels, TemperedLabels, product
+from csrec_dist.options import MatmulPrecision
+
+
+@dataclass(frozen=True)
+class NoiseCosts:
+    """c_ij = log(1 + exp(−h_ij)) + log V + maxima_j, with h = states [N, r] · item_weight [V, r]ᵀ.
+
+    `states` are the rows of M at the examples' targets, `item_weight` is N, and `maxima` [V] are max_k h_kj: all in
+    the computing type. `num_items` is V of the whole catalog.
+    """
+
+    states: Tensor
+    item_weight: Tensor
+    maxima: Tensor
+    num_items: int
+
+    def tile(self, rows: slice, items: slice, costs: Tensor, slopes: Tensor) -> None:
+        """Write c of examples `rows` and item rows `items` into `costs` [R, C] and ∂c/∂h into `slopes`."""
+        negated = product(self.states[rows], self.item_weight[items], None, -1.0, slopes)
+        torch.logaddexp(negated, negated.new_zeros(()), out=costs)
+        costs += self.maxima[items] + math.log(self.num_items)
+        negated.sigmoid_().neg_()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything an evaluation reads. The student's factors [N, d], [V, d], [V] have the computing type.
+
+    All tables are those of this rank's slice of the catalog, and the examples those of all ranks of its group.
+    """
+
+    catalog: CatalogSlice
+    student: FactoredLabels
+    index: Tensor
+    """[N] item rows of the targets, in the slice; 0 where the target is in another rank's."""
+    here: Tensor
+    """[N], whether the target is in this rank's slice."""
+    weights: Tensor
+    """[N] in the computing type."""
+    own_weights: Tensor
+    """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
+    labels: TemperedLabels | None
+    divergence: Divergence
+    costs: NoiseCosts | None
+    precision: MatmulPrecision = "highest"
+    """Of the products with the tables."""
+
+    def only_here(self, values: Tensor, rows: slice) -> Tensor:
+        """The values [R] of the targets of examples `rows`, 0 for those in another rank's slice."""
+        return values if self.catalog.is_whole else values.masked_fill(~self.here[rows], 0)
+
+    def sums(self, terms: Terms, rows: slice) -> Tensor:
+        """Of examples `rows` the weighted sums [3] of the loss, of CE and of the divergence."""
+        shares, weights = self.divergence.shares, self.own_weights[rows]
+        cross_entropy, divergence = torch.dot(weights, terms.cross_entropy), torch.dot(weights, terms.divergence)
+        return torch.stack([cross_entropy * shares[0] + divergence * shares[1], cross_entropy, divergence])
+
+    def at_targets(self, factors: FactoredLabels | TemperedLabels, rows: slice, shift: Tensor | None) -> Tensor:
+        """The logit of each example's target [R], less `shift`; 0 where it is in another rank's slice."""
+        if not self.student.num_items:
+            return self.weights.new_zeros(rows.stop - rows.start)
+        logits = factors.at(rows, self.index[rows], self.weights.dtype)
+        return self.only_here(logits if shift is None else logits - shift, rows)
+
+
+@dataclass
+class Gradients:
+    """The gradients with respect to a product's factors [N, K], [V, K] and [V]; None where none was asked for."""
+
+    states: Tensor | None
+    item_weight: Tensor | None
+    item_bias: Tensor | None
+
+    @classmethod
+    def zeros(cls, factors: Sequence[Tensor | None], needed: Sequence[bool]) -> "Gradients":
+        """Zero gradients for those factors that are there and needed."""
+        made = (
+            torch.zeros_like(f, memory_format=torch.contiguous_format) if n and f is not None else None
+            for f, n in zip(factors, needed, strict=True)
+        )
+        return cls(*made)
+
+    @property
+    def all(self) -> tuple[Tensor | None, ...]:
+        """All three, in order."""
+        return self.states, self.item_weight, self.item_bias

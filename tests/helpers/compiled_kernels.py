@@ -1,0 +1,79 @@
+"""Compiles the kernels of the losses for a GPU that is not there, and says what they take of it.
+
+Run as a script, it prints one JSON object for each kernel, precision, loss and pair of widths of the table of
+configurations. Triton must not be interpreted in the process.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from csrec_dist.losses import kernels
+from csrec_dist.losses.configurations import Blocks, chunk, configuration
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+INTEGERS = {"num_examples", "num_items", "items_of_split", "first_row", "first_item"}
+KERNELS = {"statistics": kernels.statistics_kernel, "coefficients": kernels.coefficients_kernel}
+
+
+def resources(name: str, blocks: Blocks, width: int, label_width: int, loss: int, bias: bool = True) -> dict[str, Any]:
+    """Registers of a thread, spilled stores, bytes of shared memory, and the products that the machine code has."""
+    function: Any = KERNELS[name]
+    constants = {
+        "D": width, "K": label_width, "LOSS": loss, "HAS_BIAS": bias, "HAS_LABEL_BIAS": bias, "BN": blocks.examples,
+        "BV": blocks.items, "D_CHUNK": chunk(width, blocks), "K_CHUNK": chunk(label_width, blocks), "MODE": blocks.mode,
+    }  # fmt: skip
+    signature, constexprs, attributes = {}, {}, {}
+    for place, argument in enumerate(function.arg_names):
+        if argument in constants:
+            signature[argument], constexprs[(place,)] = "constexpr", constants[argument]
+        elif argument in INTEGERS:
+            signature[argument] = "i32"
+        elif argument == "label_scale":
+            signature[argument] = "fp32"
+        else:
+            bf16 = argument == "coefficients" and blocks.mode == "bf16"
+            signature[argument] = "*i64" if argument == "targets" else "*bf16" if bf16 else "*fp32"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constexprs, attributes)
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+)", usage)
+    assert found is not None, usage
+    counts = {kind: len(re.findall(rf"\b{kind}\b", code)) for kind in ("STL", "HGMMA", "HMMA", "FFMA", "LDL")}
+    return {"registers": int(found[1]), "shared": compiled.metadata.shared, **counts}
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    """Print what every kernel takes."""
+    widths = (64, 0, 0), (64, 128, 1), (64, 128, 2), (256, 512, 1)
+    for precision, (width, label_width, loss) in product(("highest", "high", "medium"), widths):
+        chosen = configuration(precision, width, label_width)  # type: ignore[arg-type]
+        assert chosen is not None
+        for name in KERNELS:
+            about = {"kernel": name, "precision": precision, "width": width, "label_width": label_width, "loss": loss}
+            print(
+                json.dumps(about | resources(name, getattr(chosen, name), width, max(label_width, 1), loss)), flush=True
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
