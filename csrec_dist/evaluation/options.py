@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from csrec_dist.options import TRAININGS, Options, decides
+from csrec_dist.options import TRAININGS, MatmulPrecision, Options, decides
 
 EVALUATION = decides("evaluate")
 NUM_BINS = 15
@@ -19,6 +19,11 @@ class EvaluationOptions(Options):
     )
     exclude_seen: Annotated[bool, decides(*TRAININGS, "evaluate")] = Field(
         False, description="Exclude the items of the history from rankings."
+    )
+    matmul_precision: Annotated[MatmulPrecision, decides(*TRAININGS, "evaluate")] = Field(
+        "highest",
+        description="Of the products that rank the items, on a GPU: as exact as fp32, or TF32 (high and medium), "
+        "with which ranks may differ.",
     )
     min_rating: Annotated[float, EVALUATION] = Field(
         4.0,

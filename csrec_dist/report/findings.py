@@ -43,6 +43,8 @@ def _metrics(run: Run) -> Iterator[str]:
     true = [name for name in names if OF_TRUE in name]
     plain = [name for name in names if name not in (*rated, *true)]
     yield from _by_model("### Test", plain, tests)
+    if (precision := run.config.evaluation.matmul_precision) != "highest":
+        yield f"GPUs ranked the items by products in TF32 (evaluation.matmul_precision: {precision}): ranks may differ."
     if run.hidden_targets:
         yield f"{run.hidden_targets} Groups of test rows below has the metrics without them."
     if rated:

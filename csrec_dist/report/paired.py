@@ -46,6 +46,7 @@ class Evaluated:
             "dataset": inputs.get("dataset"),
             "evaluation.exclude_seen": options.exclude_seen,
             "evaluation.min_rating": options.min_rating,
+            "evaluation.matmul_precision": options.matmul_precision,
         }
 
     @property

@@ -191,6 +191,19 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
     assert sentence in console.file.getvalue()
 
 
+def test_ranks_by_less_exact_products_are_said(run: Path) -> None:
+    sentence = "GPUs ranked the items by products in TF32 (evaluation.matmul_precision: high)"
+    assert sentence not in page_of(run)
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert text.count("matmul_precision: highest") == 2
+    before, _, evaluation = text.partition("\nevaluation:")
+    config.write_text(
+        f"{before}\nevaluation:{evaluation.replace('matmul_precision: highest', 'matmul_precision: high')}"
+    )
+    assert sentence in page_of(run)
+
+
 def test_missing_parts_are_left_out(run: Path) -> None:
     def strip(saved: dict[str, Any]) -> None:
         del saved["diversity"]

@@ -28,6 +28,7 @@ from csrec_dist.files import write_json
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
+from csrec_dist.process_state import matmul_precision
 from csrec_dist.runs.run import hidden_targets
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
 from csrec_dist.runs.stages.evaluating import evaluate_model, evaluation_batches
@@ -53,7 +54,7 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
     found: dict[str, dict[str, Any]] = {}
     run.runtime.on_main(lambda: shutil.rmtree(run.path("ranks"), ignore_errors=True))
-    with run.log("evaluate") as log:
+    with run.log("evaluate") as log, matmul_precision(run.config.evaluation.matmul_precision):
         folders = trained_models(run)
         log.expect(len(folders))
         for name, folder in folders.items():
@@ -69,9 +70,10 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
             log.say(hidden)
         log.hparams(hparams(run.config), found["student"]["test"])
         log.scalars({f"test/{name}": value for name, value in found["student"]["test"].items()}, 0)
-    result = {**found["student"], "models": found | teacher_module(run)}
-    if run.config.evaluation.diversity and len(run.config.member_names) > 1:
-        result["diversity"] = diversity(run)
+    with matmul_precision(run.config.evaluation.matmul_precision):
+        result = {**found["student"], "models": found | teacher_module(run)}
+        if run.config.evaluation.diversity and len(run.config.member_names) > 1:
+            result["diversity"] = diversity(run)
     if run.runtime.is_main:
         write_json(run.path("metrics.json"), result)
     return {"test": found["student"]["test"]}

@@ -9,6 +9,7 @@ from csrec_dist.distributed.catalog import in_step
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.evaluation import evaluate
 from csrec_dist.models import SequentialModel
+from csrec_dist.process_state import matmul_precision
 from csrec_dist.runs.stages.active import ActiveRun
 
 EVALUATION_ROWS = 256
@@ -16,14 +17,15 @@ EVALUATION_ROWS = 256
 
 def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
     """Metrics of a model on all rows of a split, each rank of the layout reading its own shards."""
-    shards = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
-    return evaluate(
-        model,
-        evaluation_batches(run, split, shards, layout),
-        top_n=run.config.evaluation.cut_offs,
-        exclude_seen=run.config.evaluation.exclude_seen,
-        reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
-    )
+    shards, options = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size), run.config.evaluation
+    with matmul_precision(options.matmul_precision):
+        return evaluate(
+            model,
+            evaluation_batches(run, split, shards, layout),
+            top_n=options.cut_offs,
+            exclude_seen=options.exclude_seen,
+            reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
+        )
 
 
 def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], layout: Layout) -> Iterator[Batch]:

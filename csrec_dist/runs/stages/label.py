@@ -14,6 +14,7 @@ from csrec_dist.labels.options import LabelOptions
 from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
+from csrec_dist.process_state import matmul_precision
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
 from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.training.telemetry import StageLog
@@ -38,7 +39,7 @@ def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, optio
     columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
     group = runtime.join_group([column.ranks for column in columns])
     column = next(column for column in columns if runtime.rank in column.ranks)
-    with run.log(stage) as log:
+    with run.log(stage) as log, matmul_precision("highest"):
         write_labels(
             folder,
             run.dataset,
