@@ -21,7 +21,7 @@ from csrec_dist.models import TrainingInputs
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws
 
-MEASURED_RANKS: frozenset[int] = frozenset()
+MEASURED_RANKS = frozenset({1})
 """Numbers of ranks with which a file of benchmarks/results shows what graphs gain: `auto` uses them with no others."""
 
 WARM_UPS = 3

@@ -1,0 +1,6 @@
+#!/bin/sh
+# Everything that a GPU has to show: tests and benchmarks, each with its own limit, as one JSON file in benchmarks/results.
+# Run: sh benchmarks/gpu.sh [--parts tests loss …] [--output FOLDER]. Five minutes on one GPU.
+cd "$(dirname "$0")/.." || exit 2
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"
