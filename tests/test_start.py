@@ -42,9 +42,9 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("report RUN RUN", FILES),
     ("compare RUN none", FILES),
     ("compare RUN RUN:teacher-0", {*FILES, "scipy"}),
-    ("labels info none", FILES),
-    ("labels info RUN", FILES),
-    ("labels verify RUN", FILES),
+    ("labels info none", {"pyarrow", "pydantic"}),
+    ("labels info RUN", {"pyarrow", "pydantic"}),
+    ("labels verify RUN", {"pyarrow", "pydantic"}),
 ]
 
 
