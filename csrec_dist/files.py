@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, shortened
+
+LONGEST_PATH = 200
+"""Characters of a path that a message shows."""
 
 
 @contextmanager
@@ -72,16 +75,48 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError when it is none, or nested more deeply than Python follows."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path | str) -> Any:
     """Read JSON; UserError when the file is absent, unreadable or not JSON."""
+    text = read_text(path, "The file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
+
+
+def read_text(path: Path | str, what: str) -> str:
+    """The text of a file that a user names, which `what` says in messages; UserError when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist.") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{what} {shortened(str(path), LONGEST_PATH)} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} cannot be read: it is not UTF-8 text ({error}).") from None
+    except ValueError as error:  # a path with a null byte
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error}.") from None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path that a user names; UserError where the system cannot tell."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{shortened(str(path), LONGEST_PATH)} cannot be looked at: {error.strerror}.") from None
+    except ValueError as error:  # a null byte
+        raise UserError(f"{str(path)!r} is no path: {error}.") from None
+    return True
 
 
 def check_cover(what: str, ranges: Iterable[tuple[int, int]], start: int, count: int) -> None:

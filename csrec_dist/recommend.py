@@ -1,6 +1,5 @@
 """Top-n lists of a run's student as Parquet, with the raw ids of users and items."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
-from csrec_dist.files import atomic_path, require_replaceable
+from csrec_dist.files import atomic_path, parse_json, require_replaceable
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
 from csrec_dist.runs.run import Run
@@ -163,7 +162,7 @@ class _FileHistories:
 
 def _parse_history(line: bytes, place: str) -> tuple[int | str, list[int | str]]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         raise UserError(f"{place} is not JSON; each line needs a user and a list of items.") from None
     fits = isinstance(value, dict) and _is_id(value.get("user")) and isinstance(value.get("items"), list)

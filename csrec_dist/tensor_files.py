@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import atomic_path
+from csrec_dist.files import atomic_path, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,7 @@ def read_header(path: Path | str) -> Header:
         size = int.from_bytes(file.read(8), "little")
         text = file.read(size) if size <= MAX_HEADER_BYTES else b""
     try:
-        tensors = json.loads(text) if len(text) == size else None
+        tensors = parse_json(text) if len(text) == size else None
     except ValueError:
         tensors = None
     if not isinstance(tensors, dict):

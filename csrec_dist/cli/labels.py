@@ -20,7 +20,9 @@ def add_labels(commands: Commands) -> None:
 
 
 def _labels_folder(folder: Path) -> Path:
-    return folder / "labels" if (folder / "labels").is_dir() else folder
+    from csrec_dist.files import exists
+
+    return folder / "labels" if exists(folder / "labels") else folder
 
 
 def _labels_info(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from csrec_dist.config.schema import Config, impossible
 from csrec_dist.errors import UserError, shortened
+from csrec_dist.files import read_text
 from csrec_dist.models.options import CONFIGS, ModelConfig, config_class
 
 LONGEST_INPUT = 200
@@ -82,22 +83,22 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise UserError(f"--set takes section.key=value, not {override!r}.")
     try:
         return key.strip(), yaml.load(text, UniqueKeyLoader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML.") from None
+    except (yaml.YAMLError, RecursionError):
+        shown = shortened(override, LONGEST_INPUT)
+        raise UserError(f"--set {shown}: the value is not valid YAML, or nested too deeply.") from None
     except DuplicateKeyError as error:
         raise UserError(f"--set {override}: {error}; give it once.") from None
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
+    text = read_text(path, "The config file")
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
-    except FileNotFoundError:
-        raise UserError(f"The config file {path} does not exist.") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {path} cannot be read: {error}.") from None
+        raw = yaml.load(text, UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be a configuration; it has sections of keys.") from None
     except DuplicateKeyError as error:
         raise UserError(f"{path}: {error}. Remove one of them.") from None
     if not isinstance(raw, dict):
@@ -110,7 +111,7 @@ def is_resolved(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8") as file:
             return bool(re.fullmatch(r"# hash: [0-9a-f]{16}\nname: .*\n", file.readline() + file.readline()))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
+    except (OSError, ValueError):  # missing, no file, unreadable, not text
         return False
 
 
@@ -129,7 +130,9 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
 def parse_config(raw: Mapping[str, Any]) -> Config:
     """Check plain values against the schema; UserError that lists every mistake with the nearest right name."""
     values = {key: value for key, value in raw.items() if value is not None}
-    problems: list[str] = []
+    problems = list(_oversized(values, "", set()))
+    if problems:
+        raise UserError(_listed(problems))
     if "model" in values:
         values["model"] = _parse_model(values["model"], "model", problems)
     teachers = values.get("teachers")
@@ -143,9 +146,28 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     if config is not None:
         problems += impossible(config)
     if problems or config is None:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise UserError(f"The configuration has {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{listed}")
+        raise UserError(_listed(problems))
     return config
+
+
+def _listed(problems: Sequence[str]) -> str:
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return f"The configuration has {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{lines}"
+
+
+def _oversized(value: Any, place: str, visited: set[int]) -> Iterator[str]:
+    """Say where plain values hold whole numbers that no setting can have; arrays and files take 64 bits.
+
+    YAML's references may stand for one list in very many places: each is visited once.
+    """
+    if isinstance(value, Mapping | list):
+        if id(value) in visited:
+            return
+        visited.add(id(value))
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _oversized(each, f"{place}.{key}" if place else str(key), visited)
+    elif isinstance(value, int) and abs(value) >= 1 << 62:
+        yield f"{place}: {shortened(str(value), 40)} is larger than any setting can be."
 
 
 def _parse_models(value: Any, place: str, problems: list[str]) -> Any:

@@ -22,7 +22,7 @@ class Config(Options):
     """A whole run; `runs/<name>` is its folder."""
 
     name: Annotated[str, NOTHING] = Field(
-        min_length=1, pattern=r"^\w[\w.\-]*$", description="Name of the run and of its folder."
+        min_length=1, max_length=100, pattern=r"^\w[\w.\-]*$", description="Name of the run and of its folder."
     )
     seed: Annotated[int, STUDENT, decides("teach", through=MEMBERS)] = Field(
         0, ge=0, lt=2**31, strict=True, description="Seed of the student; members have their own seeds."

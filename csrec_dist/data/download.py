@@ -12,7 +12,7 @@ from typing import Any
 
 from csrec_dist.data.archives import FetchError, Site, Wheel, copy_log
 from csrec_dist.errors import UserError, did_you_mean, listed
-from csrec_dist.files import read_json, sha256_file, write_json
+from csrec_dist.files import exists, read_json, sha256_file, write_json
 
 RECORD = ".source.json"
 GROUPLENS = "https://files.grouplens.org/datasets"
@@ -134,7 +134,7 @@ def resolve(source: str, downloads: Path) -> Path:
     Raises UserError if it is neither, or has not been fetched.
     """
     path = Path(source).expanduser()
-    if path.exists():
+    if exists(path):
         return path
     if source in SOURCES:
         if (downloads / source / RECORD).exists():

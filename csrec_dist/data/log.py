@@ -94,6 +94,8 @@ def log_files(source: Path) -> list[Path]:
 
     Raises UserError if there is no file or an empty one, or several that are not parts of one log.
     """
+    if not source.is_file() and not source.is_dir():
+        raise UserError(f"{source} is a device, a pipe or another special file; a log is a file or a folder of files.")
     files = [source] if source.is_file() else _files_in(source)
     empty = next((file for file in files if file.stat().st_size == 0), None)
     if empty:

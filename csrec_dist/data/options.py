@@ -73,7 +73,7 @@ class DatasetOptions(Options):
         "and rating included; or keep only the first or the last in time.",
     )
     window: int = Field(
-        default=20, ge=3, strict=True, description="Largest number of items in a window, target included."
+        default=20, ge=3, le=1_000_000, strict=True, description="Largest number of items in a window, target included."
     )
     windows: Literal["disjoint", "paper", "last"] = Field(
         default="disjoint",

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import check_cover, fingerprint, read_json, write_json
+from csrec_dist.files import check_cover, exists, fingerprint, read_json, write_json
 from csrec_dist.labels.options import Combine, DType, Form, combining_problem
 from csrec_dist.tensor_files import TensorSpec
 
@@ -177,7 +177,7 @@ class LabelIndex(LabelSource):
 def index_path(folder: Path | str) -> Path:
     """The file of the index in `folder`; UserError when there is none."""
     path = Path(folder) / INDEX_NAME
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{folder} holds no soft-label cache: it has no {INDEX_NAME}. Run `label` first.")
     return path
 

@@ -7,12 +7,15 @@ from pydantic import Field, PositiveInt, model_validator
 from csrec_dist.errors import UserError
 from csrec_dist.options import Options
 
+LARGEST_SIZE, MOST_LAYERS = 1 << 16, 1000
+"""Above what any such model has: a config.json from elsewhere does not make the process build for hours."""
+
 
 class ModelConfig(Options):
     """The keys all models share; `name` is the model's file name in this folder."""
 
     name: str
-    width: int = Field(64, ge=1, strict=True, description="Width d of states and item table.")
+    width: int = Field(64, ge=1, le=LARGEST_SIZE, strict=True, description="Width d of states and item table.")
     dropout: float = Field(ge=0, lt=1, description="Dropout, applied where the model says.")
 
 
@@ -22,9 +25,9 @@ class TransformerConfig(ModelConfig):
     attention_dropout: float | None = Field(
         None, ge=0, lt=1, description="Dropout of the attention weights; null: same as dropout."
     )
-    num_layers: int = Field(2, ge=1, strict=True, description="Number of transformer layers.")
-    num_heads: int = Field(2, ge=1, strict=True, description="Attention heads; must divide the width.")
-    inner_width: int = Field(256, ge=1, strict=True, description="Inner width of the feed-forward.")
+    num_layers: int = Field(2, ge=1, le=MOST_LAYERS, strict=True, description="Number of transformer layers.")
+    num_heads: int = Field(2, ge=1, le=LARGEST_SIZE, strict=True, description="Attention heads; must divide the width.")
+    inner_width: int = Field(256, ge=1, le=LARGEST_SIZE, strict=True, description="Inner width of the feed-forward.")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Self:
@@ -68,8 +71,10 @@ class DreamRecConfig(SASRecConfig):
 
     name: Literal["dreamrec"] = "dreamrec"  # type: ignore[assignment]
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of the condition's encoder.")
-    num_layers: int = Field(1, ge=1, strict=True, description="Transformer layers of the condition's encoder.")
-    num_heads: int = Field(1, ge=1, strict=True, description="Attention heads; must divide the width.")
+    num_layers: int = Field(
+        1, ge=1, le=MOST_LAYERS, strict=True, description="Transformer layers of the condition's encoder."
+    )
+    num_heads: int = Field(1, ge=1, le=LARGEST_SIZE, strict=True, description="Attention heads; must divide the width.")
     num_steps: int = Field(500, ge=1, strict=True, description="Number of diffusion steps T.")
     first_variance: float = Field(1e-4, gt=0, lt=1, description="Noise variance at step 1.")
     last_variance: float = Field(2e-2, gt=0, lt=1, description="Noise variance at step T; geometric in between.")
@@ -91,8 +96,10 @@ class GRU4RecConfig(ModelConfig):
 
     name: Literal["gru4rec"] = "gru4rec"
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of the item vectors.")
-    hidden: int = Field(64, ge=1, strict=True, description="Width of the recurrent layers (RecBole: 128).")
-    num_layers: int = Field(2, ge=1, strict=True, description="Number of recurrent layers.")
+    hidden: int = Field(
+        64, ge=1, le=LARGEST_SIZE, strict=True, description="Width of the recurrent layers (RecBole: 128)."
+    )
+    num_layers: int = Field(2, ge=1, le=MOST_LAYERS, strict=True, description="Number of recurrent layers.")
 
 
 class NARMConfig(ModelConfig):
@@ -101,8 +108,8 @@ class NARMConfig(ModelConfig):
     name: Literal["narm"] = "narm"
     dropout: float = Field(0.25, ge=0, lt=1, description="Dropout of the item vectors.")
     state_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of the state before the last layer.")
-    hidden: int = Field(128, ge=1, strict=True, description="Width of the recurrent layer.")
-    num_layers: int = Field(1, ge=1, strict=True, description="Number of recurrent layers.")
+    hidden: int = Field(128, ge=1, le=LARGEST_SIZE, strict=True, description="Width of the recurrent layer.")
+    num_layers: int = Field(1, ge=1, le=MOST_LAYERS, strict=True, description="Number of recurrent layers.")
 
 
 class NextItNetConfig(ModelConfig):
@@ -110,8 +117,8 @@ class NextItNetConfig(ModelConfig):
 
     name: Literal["nextitnet"] = "nextitnet"
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the item vectors.")
-    kernel: int = Field(3, ge=2, strict=True, description="Positions that a convolution reads.")
-    num_blocks: int = Field(5, ge=1, strict=True, description="Residual blocks for each dilation.")
+    kernel: int = Field(3, ge=2, le=LARGEST_SIZE, strict=True, description="Positions that a convolution reads.")
+    num_blocks: int = Field(5, ge=1, le=MOST_LAYERS, strict=True, description="Residual blocks for each dilation.")
     dilations: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Dilations, in order.")
 
 

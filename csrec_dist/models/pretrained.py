@@ -27,8 +27,8 @@ class Description(BaseModel):
 
     architectures: list[str] = Field(min_length=1)
     model_type: str
-    num_items: int = Field(ge=1)
-    max_length: int = Field(ge=1)
+    num_items: int = Field(ge=1, lt=1 << 31)
+    max_length: int = Field(ge=1, le=1_000_000)
     config: dict[str, Any]
 
     def require_architecture(self, name: str, folder: Path | str) -> None:

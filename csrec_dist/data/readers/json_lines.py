@@ -1,6 +1,5 @@
 """Reader of JSON lines (plain or .gz): one object per line, fields by name."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import polars as pl
 from csrec_dist.data.columns import Layout, Scan, choose, scan_of
 from csrec_dist.data.readers.peek import first_record, opened
 from csrec_dist.errors import UserError, quoted
+from csrec_dist.files import parse_json
 
 
 def matches(path: Path) -> bool:
@@ -61,7 +61,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line) if line.strip() else {}
+                record = parse_json(line) if line.strip() else {}
             except ValueError:
                 record = None
             if not isinstance(record, dict):

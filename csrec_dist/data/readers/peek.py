@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from csrec_dist.errors import UserError, quoted
+from csrec_dist.files import parse_json
 
 LONGEST_LINE = 1 << 20
 
@@ -64,8 +64,8 @@ def first_record(path: Path) -> dict[str, Any]:
     if not line.lstrip().startswith("{"):
         return {}
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return parse_json(line)
+    except ValueError:
         return {}
 
 

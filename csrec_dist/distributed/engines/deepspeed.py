@@ -1,6 +1,5 @@
 """ZeRO 1, 2 and 3 by DeepSpeed on the ranks of one model, and the settings that it is given."""
 
-import json
 import os
 import warnings
 from copy import deepcopy
@@ -16,6 +15,7 @@ from csrec_dist.distributed.engines.fsdp import without_memory
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
+from csrec_dist.files import parse_json, read_text
 from csrec_dist.process_state import variables
 
 STAGES = (1, 2, 3)
@@ -50,11 +50,10 @@ def read_settings(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: it is missing or not JSON, has no ZeRO stage 1 to 3, or sets what the training decides.
     """
+    text = read_text(path, "distributed.deepspeed: the file")
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"distributed.deepspeed: the file {path} cannot be read: {error.strerror}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise UserError(f"distributed.deepspeed: {path} is not valid JSON: {error}.") from None
     settings = _without_auto(found) if isinstance(found, dict) else {}
     zero = settings.get("zero_optimization")
