@@ -1,7 +1,7 @@
 """Compiles the kernels of the losses for a GPU that is not there, and says what they take of it.
 
 Run as a script, it prints one JSON object for each kernel, precision, loss and pair of widths of the table of
-configurations. Triton must not be interpreted in the process.
+configurations; with `--check` it fails where one takes too much. Triton must not be interpreted in the process.
 """
 
 import json
@@ -20,6 +20,8 @@ from triton.compiler import ASTSource
 from csrec_dist.losses import kernels
 from csrec_dist.losses.configurations import Blocks, chunk, configuration
 
+MOST_SHARED, MOST_SPILLS = 227 * 1024, 48
+"""Bytes of shared memory that a multiprocessor gives a program, and spilled stores that are few."""
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INTEGERS = {"num_examples", "num_items", "items_of_split", "first_row", "first_item"}
 KERNELS = {"statistics": kernels.statistics_kernel, "coefficients": kernels.coefficients_kernel}
@@ -62,6 +64,11 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def fits(about: dict[str, Any]) -> bool:
+    """Whether a kernel has room on the chip, few spilled registers, and products on the tensor cores."""
+    return about["shared"] <= MOST_SHARED and about["STL"] <= MOST_SPILLS and about["HGMMA"] > 0
+
+
 def main() -> None:
     """Print what every kernel takes."""
     widths = (64, 0, 0), (64, 128, 1), (64, 128, 2), (256, 512, 1)
@@ -69,10 +76,12 @@ def main() -> None:
         chosen = configuration(precision, width, label_width)  # type: ignore[arg-type]
         assert chosen is not None
         for name in KERNELS:
-            about = {"kernel": name, "precision": precision, "width": width, "label_width": label_width, "loss": loss}
-            print(
-                json.dumps(about | resources(name, getattr(chosen, name), width, max(label_width, 1), loss)), flush=True
-            )
+            about: dict[str, Any] = {"kernel": name, "precision": precision, "loss": loss}
+            about |= {"width": width, "label_width": label_width}
+            about |= resources(name, getattr(chosen, name), width, max(label_width, 1), loss)
+            print(json.dumps(about), flush=True)
+            if "--check" in sys.argv and not fits(about):
+                raise SystemExit(f"under Triton {triton.__version__} this kernel takes too much")
 
 
 if __name__ == "__main__":
