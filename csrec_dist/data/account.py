@@ -1,7 +1,6 @@
 """What `prepare` reports about a log: how it was read, and which rows it leaves out and why."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,9 @@ def account_of_reading(log: Log) -> dict[str, Any]:
     return {**columns, "timestamps": log.times.how, "first_time": first, "last_time": last}
 
 
-def say_reading(log: Log, files: list[Path], format: str, say: Say) -> None:
-    """Report files, reader, columns, times, counts, and dropped rows."""
-    parts = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    say(
-        f"read {files[0]}{parts} as {format}: "
-        + listed(f"{role}: {name or 'none'}" for role, name in log.taken.items())
-    )
+def say_reading(log: Log, source: object, say: Say) -> None:
+    """Report the log's source, its columns, times and counts, and dropped rows."""
+    say(f"read {source}: " + listed(f"{role}: {name or 'none'}" for role, name in log.taken.items()))
     if log.passed_over:
         say(f"columns not used, although they have usual names: {listed(log.passed_over)}")
     span = _time_span(log)

@@ -16,16 +16,19 @@ ORDER_IS_MEANT = (
     "name one with dataset.columns.timestamp, or set dataset.columns.timestamp: none if each user's rows are already "
     "in order of time"
 )
-USERS = ("user", "userid", "uid", "reviewerid", "visitorid", "customerid", "username")
+USERS = (
+    *("user", "userid", "uid", "reviewerid", "visitorid", "customerid", "username"),
+    *("useridx", "queryid", "queryidx"),  # RePlay's
+)
 SESSIONS = ("session", "sessionid", "visitid")
 # Compared in lower case and without punctuation; the first match wins.
 GUESSES = {
     "user": (*USERS, *SESSIONS, "usersession"),  # the last splits a user's sequence, so it raises no question
     "item": (
         *("item", "itemid", "iid", "parentasin", "asin", "businessid", "movieid", "artistid", "productid"),
-        *("articleid", "bookid", "isbn", "videoid"),
+        *("articleid", "bookid", "isbn", "videoid", "itemidx"),
     ),
-    "rating": ("rating", "ratings", "stars", "overall", "score", "bookrating"),
+    "rating": ("rating", "ratings", "stars", "overall", "score", "bookrating", "relevance", "weight"),
     "timestamp": (
         *("timestamp", "unixreviewtime", "unixtimestamp", "unixtime", "timestampms", "timems", "eventtimestamp"),
         *("eventtime", "interactiontime", "clicktime", "showtime", "reviewtime", "utctime", "time", "ts"),
@@ -121,29 +124,31 @@ class Scan:
     """A log to be read: one row per interaction, columns named after their roles, null where a role is absent.
 
     `taken` has the file's column of each role, or None. `passed_over` are other columns whose names match a role.
+    `typed`: the log gives its values types, so that an id that is text stays text, even if it looks like a number.
     """
 
     frame: pl.LazyFrame
     taken: dict[str, str | None]
     passed_over: tuple[str, ...] = ()
+    typed: bool = False
 
 
-def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "") -> Scan:
+def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "", typed: bool = False) -> Scan:
     """The log's columns named after their roles: user, item, rating, timestamp and true_item (null where absent).
 
     Raises UserError, with the hint at its end, if a column is missing or cannot be guessed.
     """
     names = log.collect_schema().names()
-    return scan_of(log, choose(names, columns, path, hint), names)
+    return scan_of(log, choose(names, columns, path, hint), names, typed)
 
 
-def scan_of(log: pl.LazyFrame, taken: dict[str, str | None], names: Sequence[str]) -> Scan:
+def scan_of(log: pl.LazyFrame, taken: dict[str, str | None], names: Sequence[str], typed: bool = False) -> Scan:
     """The chosen columns, named after their roles."""
     frame = log.select(
         pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()
     )
     usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
-    return Scan(frame, taken, tuple(name for name in names if name in usual))
+    return Scan(frame, taken, tuple(name for name in names if name in usual), typed)
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:

@@ -110,21 +110,27 @@ def read_log(files: list[Path], format: str, layout: Layout) -> Log:
     Raises UserError if the files cannot be read this way, are empty, lack a named column, or have no times while
     the config does not say that rows are in order.
     """
-    frame, scan = _collect(files, format, layout)
+    return log_of(*_collect(files, format, layout), files[0])
+
+
+def log_of(frame: pl.DataFrame, scan: Scan, path: Path) -> Log:
+    """The log of all rows of a scan; `path` is what messages call it. Drops and raises as `read_log` does."""
     if frame.is_empty():
-        raise UserError(f"{files[0]} has no interactions; a log needs at least one.")
-    times = settle_times(frame["timestamp"], files[0])
+        raise UserError(f"{path} has no interactions; a log needs at least one.")
+    nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
+    frame = frame.with_columns(pl.col(nans).fill_nan(None))
+    times = settle_times(frame["timestamp"], path)
     if times.values.dtype == pl.Null and scan.taken["timestamp"] is not None:
-        raise UserError(f"{files[0]}: the column {scan.taken['timestamp']} has no timestamps; {ORDER_IS_MEANT}.")
+        raise UserError(f"{path}: the column {scan.taken['timestamp']} has no timestamps; {ORDER_IS_MEANT}.")
     named = frame.with_columns(timestamp=times.values).drop_nulls(["user", "item"])
     rows = named if times.values.dtype == pl.Null else named.drop_nulls("timestamp")
     if rows.is_empty():
         what = "a user and an item" if named.is_empty() else "a user, an item and a timestamp"
-        raise UserError(f"{files[0]}: none of its {len(frame)} rows has {what}.")
-    users, user_numbers = number(rows["user"], files[0])
-    items, item_numbers = number(rows["item"], files[0])
+        raise UserError(f"{path}: none of its {len(frame)} rows has {what}.")
+    users, user_numbers = number(rows["user"], path, scan.typed)
+    items, item_numbers = number(rows["item"], path, scan.typed)
     rows = _with_true_items(rows, item_numbers)
-    numbered = rows.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(rows["rating"], files[0]))
+    numbered = rows.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(rows["rating"], path))
     dropped = {"num_without_id": len(frame) - len(named), "num_without_time": len(named) - len(rows)}
     return Log(_sorted(numbered), users, items, **dropped, taken=scan.taken, passed_over=scan.passed_over, times=times)
 
@@ -144,10 +150,11 @@ def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
     return numbers
 
 
-def number(ids: pl.Series, path: Path) -> tuple[pl.Series, pl.Series]:
+def number(ids: pl.Series, path: Path, typed: bool = False) -> tuple[pl.Series, pl.Series]:
     """Distinct raw ids in order of first appearance, and each row's number (int32, from 0).
 
-    Raw ids become int64 or uint64 if each of them is exactly such an integer ("007" is not), otherwise text.
+    Raw ids become int64 or uint64 if each of them is exactly such an integer ("007" is not), otherwise text. Where the
+    log has types, text stays text: who gave the ids "7" and "8" finds them in recommendations as they were.
     Raises UserError for ids that are lists, records, or bytes other than text.
     """
     if ids.dtype.is_nested():
@@ -157,7 +164,7 @@ def number(ids: pl.Series, path: Path) -> tuple[pl.Series, pl.Series]:
     raw = ids.unique(maintain_order=True)
     numbers = pl.DataFrame({"raw": raw, "number": pl.int_range(len(raw), dtype=pl.Int32, eager=True)})
     joined = ids.to_frame("raw").join(numbers, on="raw", how="left", maintain_order="left")
-    return _settle_ids(raw), joined["number"]
+    return _settle_ids(raw, typed), joined["number"]
 
 
 def _files_in(source: Path) -> list[Path]:
@@ -178,8 +185,7 @@ def _collect(files: list[Path], format: str, layout: Layout) -> tuple[pl.DataFra
     except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
         reason = _why_unreadable(error, files, format)
         raise UserError(f"The reader '{format}' could not read {files[0]}: {reason}") from None
-    nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
-    return frame.with_columns(pl.col(nans).fill_nan(None)), scans[0]
+    return frame, scans[0]
 
 
 def _refuse_unlike(scans: list[Scan], files: list[Path]) -> None:
@@ -217,10 +223,12 @@ def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort(keys, maintain_order=True)
 
 
-def _settle_ids(raw: pl.Series) -> pl.Series:
+def _settle_ids(raw: pl.Series, typed: bool) -> pl.Series:
     if raw.dtype.is_integer() and raw.dtype not in (pl.Int128, pl.UInt128):
         return raw.cast(pl.UInt64 if raw.dtype == pl.UInt64 else pl.Int64)
     texts = raw.cast(pl.String)
+    if typed and not raw.dtype.is_numeric():
+        return texts
     numbers = raw if raw.dtype.is_float() else texts
     for dtype in WHOLE:
         whole = numbers.cast(dtype, strict=False)

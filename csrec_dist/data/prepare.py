@@ -1,6 +1,5 @@
 """From a raw log to a prepared dataset folder, step by step."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,25 +10,26 @@ import polars as pl
 
 from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
 from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES
-from csrec_dist.data.download import downloads_folder, resolve
-from csrec_dist.data.log import Log, drop_duplicates, k_core, log_files, read_log, renumber
+from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
-from csrec_dist.data.readers import detect
 from csrec_dist.data.shards import Flat, covered, write_sequences, write_split
+from csrec_dist.data.sources import FileSource, source_of
 from csrec_dist.data.statistics import describe, training_counts
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, new_folder, remove_leftovers, sha256_file, write_json
+from csrec_dist.files import differences, fingerprint, flatten, new_folder, read_json, remove_leftovers, write_json
 from csrec_dist.options import undeciding
 
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
 NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
 
 
-def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Prepare the log `options.source` into `folder` and return the content of its dataset.json.
+def prepare(
+    options: DatasetOptions, folder: Path, progress: Callable[[str], None] | None = None, table: Any = None
+) -> dict[str, Any]:
+    """Prepare the log `options.source`, or a `table` in memory, into `folder`; return the content of its dataset.json.
 
     The folder appears whole or not at all; leftovers of interrupted preparations are removed. Raises
     UserError if the folder already exists, if the log is missing, unreadable or empty, and if nothing
@@ -38,18 +38,18 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
     say = progress or (lambda line: None)
     _refuse_to_overwrite(folder)
     remove_leftovers(folder)
-    files, format = _locate(options)
-    log = read_log(files, format, options.layout)
-    say_reading(log, files, format, say)
-    distinct, duplicates = _without_duplicates(log, options.duplicates, files[0])
+    source = source_of(options, table)
+    log = source.log
+    say_reading(log, source, say)
+    distinct, duplicates = _without_duplicates(log, options.duplicates, source.place)
     say_duplicates(duplicates, options.duplicates, say)
-    flat, users, items = _keep(distinct, options, files[0])
+    flat, users, items = _keep(distinct, options, source.place)
     say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
-    windows, splits, periods = _cut(flat, log.times, options, files[0])
+    windows, splits, periods = _cut(flat, log.times, options, source.place)
     counts = left_out(flat, splits, windows, periods)
     say_left_out(counts, say)
     if not options.noise.is_none:
-        flat = _with_noise(flat, splits["train"], options.noise, len(items), files[0])
+        flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
     with new_folder(folder) as new:
         info = _write(new, flat, splits, options)
@@ -58,11 +58,28 @@ def prepare(options: DatasetOptions, folder: Path, progress: Callable[[str], Non
         statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
-        source = _provenance(options, files, format)
-        info |= {"options": options.model_dump(mode="json"), "fingerprint": source.pop("fingerprint"), "source": source}
-        write_json(new / "dataset.json", info)
+        identity = source.identity
+        info |= {"options": options.model_dump(mode="json"), "fingerprint": _fingerprint(options, identity)}
+        write_json(new / "dataset.json", info | {"source": identity})
     say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_shards']} shards")
     return info
+
+
+def require_same(folder: Path, options: DatasetOptions, table: Any = None) -> None:
+    """UserError, which names what differs, unless `folder` was prepared from this log with these options.
+
+    A table is read for that, files are only summed up.
+    """
+    info, identity = read_json(folder / "dataset.json"), source_of(options, table).identity
+    if info["fingerprint"] == _fingerprint(options, identity):
+        return
+    now = flatten(_deciding(options) | {"log": identity["sha256"]})
+    before = DatasetOptions.model_validate(info["options"])
+    changes = differences(flatten(_deciding(before) | {"log": info["source"]["sha256"]}), now)
+    raise UserError(
+        f"{folder} was prepared from another log, or with other options: {'; '.join(changes)}. Prepare into another "
+        "folder, or remove this one first."
+    )
 
 
 def _refuse_to_overwrite(folder: Path) -> None:
@@ -217,25 +234,14 @@ def identify(options: DatasetOptions) -> dict[str, Any]:
     Raises:
         UserError: the log is missing.
     """
-    return _provenance(options, *_locate(options))
+    identity = FileSource(options).identity
+    return {**identity, "fingerprint": _fingerprint(options, identity)}
 
 
-def _locate(options: DatasetOptions) -> tuple[list[Path], str]:
-    """The files of the log and the name of their reader."""
-    assert options.source is not None, "a dataset given by its path is not prepared again"
-    files = log_files(resolve(options.source, downloads_folder()))
-    return files, options.format or detect(files[0], options.layout)
+def _deciding(options: DatasetOptions) -> dict[str, Any]:
+    """The options that decide what is made of a log; the reader that was found stands in the place of `format`."""
+    return options.model_dump(mode="json", exclude=undeciding(DatasetOptions) | {"format"})
 
 
-def _provenance(options: DatasetOptions, files: list[Path], format: str) -> dict[str, Any]:
-    digests = [sha256_file(file) for file in files]
-    digest = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    guessed = {"format"}  # the reader that was found stands in its place
-    deciding = options.model_dump(mode="json", exclude=undeciding(DatasetOptions) | guessed)
-    return {
-        "name": options.source if len(files) > 1 else files[0].name,
-        "format": format,
-        "bytes": sum(file.stat().st_size for file in files),
-        "sha256": digest,
-        "fingerprint": fingerprint([FORMAT_VERSION, deciding, format, digest]),
-    }
+def _fingerprint(options: DatasetOptions, identity: dict[str, Any]) -> str:
+    return fingerprint([FORMAT_VERSION, _deciding(options), identity["format"], identity["sha256"]])

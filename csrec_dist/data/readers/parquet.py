@@ -15,4 +15,4 @@ def matches(path: Path) -> bool:
 
 def scan(path: Path, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp, with the types of the file, in file order."""
-    return pick(pl.scan_parquet(path), layout.columns, path)
+    return pick(pl.scan_parquet(path), layout.columns, path, typed=True)
