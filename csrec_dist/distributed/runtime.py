@@ -52,13 +52,12 @@ class Runtime:
         check_launch(os.environ, engine, precision)
         timeout = timedelta(minutes=timeout_minutes)
         # Importing accelerate takes a second, which models and losses, that read slices and groups, do not need.
-        from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
+        from accelerate import PartialState
 
-        handlers = [InitProcessGroupKwargs(timeout=_group_timeout(timeout))]
+        # An Accelerator would fix the precision of every other one that this process makes later, in a notebook too.
         with variables({f"ACCELERATE_USE_{name}": None for name in LAUNCHER_ENGINES}):
-            accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
-        runtime = cls(accelerator.device, accelerator.process_index, accelerator.num_processes, timeout)
+            state = PartialState(cpu=not torch.cuda.is_available(), timeout=_group_timeout(timeout))
+        runtime = cls(state.device, state.process_index, state.num_processes, timeout)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if runtime.world_size != expected:
             raise UserError(
@@ -184,6 +183,14 @@ class Runtime:
         if "error" in result:
             raise SharedUserError(result["error"])
         return result["value"]
+
+    def leave(self) -> None:
+        """End this runtime: groups that it made go, and the process group stays for another one to begin in."""
+        self.watch.close()
+        for handle in [*self._groups.values(), *self._teams.values()]:
+            if handle is not None and handle is not self.world.handle:
+                dist.destroy_process_group(handle)
+        self._groups, self._teams = {}, {}
 
     def close(self) -> None:
         """Leave the process group."""

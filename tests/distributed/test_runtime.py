@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate import Accelerator
+from accelerate.state import DistributedType, PartialState
 from torch import nn
 
 from csrec_dist.distributed import Runtime
@@ -130,8 +131,38 @@ def test_a_launcher_started_for_the_engine_of_the_run_passes() -> None:
 def test_accelerate_is_not_told_of_an_engine_that_csrec_dist_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert Runtime.start(engine="deepspeed").world_size == 1
-    assert AcceleratorState().distributed_type == DistributedType.NO
+    assert PartialState().distributed_type == DistributedType.NO
     assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
+
+
+def accelerator_of_the_user(rank: int, world_size: int) -> tuple[str, int]:
+    Runtime.start().leave()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    return accelerator.mixed_precision, accelerator.num_processes
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_user_may_still_make_any_accelerator(world_size: int) -> None:
+    assert run_ranks(accelerator_of_the_user, world_size) == [("bf16", world_size)] * world_size
+
+
+def runtimes_in_turn(rank: int, world_size: int) -> list[float]:
+    """Runtimes one after the other in one process group: groups, meetings and schedulers begin anew."""
+    found = []
+    for turn in range(3):
+        runtime = Runtime.start()
+        layout = runtime.layout([tuple(range(world_size))], world_size)
+        scheduler = runtime.scheduler(1, 5, 2)
+        total = layout.catalog.all_reduce_sum(torch.tensor(float(rank + turn)))
+        taken = runtime.gather(scheduler.take())
+        found.append((float(total), sorted(taken), runtime.on_main(lambda turn=turn: turn)))
+        runtime.leave()
+    return found
+
+
+def test_runtimes_may_follow_one_another() -> None:
+    expected = [[turn * 3 + 3.0, [2, 3, 4], turn] for turn in range(3)]
+    assert [[list(each) for each in found] for found in run_ranks(runtimes_in_turn, 3)] == [expected] * 3
 
 
 def test_right_launches_pass() -> None:
