@@ -157,24 +157,32 @@ class Dataset:
         selected = range(self.num_shards) if shards is None else shards
         return stream.iterable(elements, selected[rank::world_size], split, start)
 
-    def sequences(self) -> Iterator[tuple[int, np.ndarray]]:
+    def sequences(self, users: Iterable[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each user with all of the user's items in the filtered log, oldest first [length].
 
         The rows of the splits have fewer items: their windows have a limited length, and after a temporal split nothing
         follows the targets. One row group is in memory at a time.
+
+        Args:
+            users: numbers of users (1…), whose row groups alone are read; they come in ascending order. All by default.
         """
         path = self.folder / SEQUENCES
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
         with readable(path):
             file = pq.ParquetFile(path)
-        for group in range(file.metadata.num_row_groups):
+        wanted = np.arange(1, self.num_users + 1) if users is None else np.unique(np.fromiter(users, np.int64))
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        for group, first in enumerate(accumulate(sizes[:-1], initial=1)):  # users are the rows, in order
+            rows = wanted[(wanted >= first) & (wanted < first + sizes[group])] - first
+            if len(rows) == 0:
+                continue
             with readable(path):
                 table = file.read_row_group(group, columns=["user", "items"]).combine_chunks()
-            items = table["items"].combine_chunks()
+            items, numbers = table["items"].combine_chunks(), table["user"].to_pylist()
             values, bounds = items.values.to_numpy(), items.offsets.to_numpy()
-            for row, user in enumerate(table["user"].to_pylist()):
-                yield user, values[bounds[row] : bounds[row + 1]]
+            for row in rows.tolist():
+                yield numbers[row], values[bounds[row] : bounds[row + 1]]
 
     @cached_property
     def leaked_rows(self) -> np.ndarray:

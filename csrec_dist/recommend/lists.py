@@ -1,27 +1,19 @@
 """Top-n lists of a run's student as Parquet, with the raw ids of users and items."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.ids import RawIds
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation import top_items
 from csrec_dist.files import atomic_path, parse_json, require_replaceable
-from csrec_dist.models import SequentialModel
-from csrec_dist.models.histories import pad_histories
-from csrec_dist.runs.run import Run
-
-History = tuple[Any, list[int]]  # a user's raw id, and item numbers, oldest first
+from csrec_dist.recommend.ranked import BATCH_SIZE, History, KnownItems, Ranked, rank
+from csrec_dist.recommend.recommender import Recommender
 
 
 def recommend(
@@ -30,7 +22,7 @@ def recommend(
     output: Path | None = None,
     histories: Path | None = None,
     exclude_seen: bool = False,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write the n items that the run's student scores highest for every history; return the path of the Parquet file.
@@ -50,23 +42,19 @@ def recommend(
         UserError: the run has no student, a line is not a history, no item is known, n is not in 1…V, or `output`
             is not a file, or a file with other content.
     """
-    if batch_size < 1:
-        raise UserError(f"The batch size must be at least 1, not {batch_size}.")
-    run = Run.open(run_folder)
-    output = output or run.folder / "recommendations.parquet"
+    output = output or Path(run_folder) / "recommendations.parquet"
     require_replaceable(output)
     _refuse_foreign(output)
-    run.require("distill")
-    dataset = run.dataset
-    model = _load_student(run.folder / "student", dataset)
-    source = _FileHistories(histories, dataset) if histories else _DatasetHistories(dataset)
-    item_ids = _raw_ids(dataset, "item")
+    recommender = Recommender.of_run(run_folder)
+    dataset, items = recommender.dataset, recommender.items
+    assert dataset is not None, "a run has a dataset"
+    source = _FileHistories(histories, items) if histories else _DatasetHistories(dataset)
+    lists = rank(recommender.model, source, n, exclude_seen=exclude_seen, batch_size=batch_size)
     num_lists = 0
-    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, _schema(source, item_ids)) as writer:
-        for batch in _batches(source, batch_size):
-            users, items = zip(*batch, strict=True)
-            writer.write_table(_table(users, _top(model, items, n, exclude_seen), item_ids, writer.schema))
-            num_lists += len(batch)
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, _schema(source, items)) as writer:
+        for ranked in lists:
+            writer.write_table(_table(ranked, items, writer.schema))
+            num_lists += len(ranked.users)
         if num_lists == 0:
             raise UserError(
                 f"There is nothing to recommend: {source.skipped or 'there is no history'}. Name items by the ids of "
@@ -90,66 +78,39 @@ def _refuse_foreign(output: Path) -> None:
         )
 
 
-def _load_student(folder: Path, dataset: Dataset) -> SequentialModel:
-    """The student on its device; UserError if it was not trained on this dataset."""
-    model = models.load(folder)
-    if (model.num_items, model.max_length) != (dataset.num_items, dataset.window - 1):
-        raise UserError(
-            f"{folder} knows {model.num_items} items and reads histories of {model.max_length}, but {dataset.folder} "
-            f"has {dataset.num_items} items in windows of {dataset.window}: they do not belong to the same run."
-        )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _raw_ids(dataset: Dataset, name: str) -> pa.Array:
-    """Raw ids of the users or items 1, 2, …, at indices 0, 1, …"""
-    return pq.read_table(dataset.folder / f"{name}s.parquet", columns=["raw"])["raw"].combine_chunks()
-
-
 class _DatasetHistories:
     """Everything each user of the dataset ever had, by user."""
 
     skipped = ""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self._user_ids = _raw_ids(dataset, "user")
-        self.user_type = self._user_ids.type
+        self._dataset, self._users = dataset, RawIds(dataset.folder / "users.parquet")
+        self.user_type = self._users.values.type
 
     def __iter__(self) -> Iterator[History]:
         for user, items in self._dataset.sequences():
-            yield self._user_ids[user - 1].as_py(), items.tolist()
+            yield self._users.values[user - 1].as_py(), items.tolist()
 
 
 class _FileHistories:
     """Histories from a file of JSON lines. An id is an integer or a string; 7 and "7" are the same item."""
 
-    def __init__(self, path: Path, dataset: Dataset) -> None:
-        self._path = path
-        self._numbers = {str(raw): number for number, raw in enumerate(_raw_ids(dataset, "item").to_pylist(), 1)}
-        self._num_unknown = self._num_skipped = 0
+    def __init__(self, path: Path, items: RawIds) -> None:
+        self._path, self._items = path, items
+        self._known = KnownItems(items, str(path))
         all_integers = all(isinstance(user, int) and -(2**63) <= user < 2**63 for user, _ in self._lines())
         self.user_type = pa.int64() if all_integers else pa.string()
 
     @property
     def skipped(self) -> str:
         """How many items are unknown, and how many histories have no known item."""
-        if not self._num_unknown and not self._num_skipped:
-            return ""
-        return (
-            f"{self._num_unknown:,} items of {self._path} are not in the dataset, and {self._num_skipped:,} "
-            "histories without a known item were skipped"
-        )
+        return str(self._known)
 
     def __iter__(self) -> Iterator[History]:
-        self._num_unknown = self._num_skipped = 0
+        self._known = KnownItems(self._items, str(self._path))
         for user, items in self._lines():
-            known = [number for item in items if (number := self._numbers.get(str(item)))]
-            self._num_unknown += len(items) - len(known)
-            if known:
+            if known := self._known.of(items):
                 yield (user if self.user_type == pa.int64() else str(user)), known
-            else:
-                self._num_skipped += 1
 
     def _lines(self) -> Iterator[tuple[int | str, list[int | str]]]:
         if not self._path.is_file():
@@ -178,42 +139,17 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _batches(source: Iterable[History], size: int) -> Iterator[list[History]]:
-    histories = iter(source)
-    while batch := list(islice(histories, size)):
-        yield batch
-
-
-@torch.no_grad()
-def _top(model: SequentialModel, histories: tuple[list[int], ...], n: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
-    """The n best items of each history and their scores, [B, n] each; the model reads the latest items only."""
-    device = model.item_table.weight.device
-    latest = [items[-model.max_length :] for items in histories]
-    items, _ = pad_histories(latest, model.num_items, model.max_length)
-    states = model.encode_last(items.to(device))
-    table, seen = model.item_table, _distinct(histories).to(device) if exclude_seen else None
-    return top_items(states, table, n, seen=seen)
-
-
-def _distinct(histories: tuple[list[int], ...]) -> Tensor:
-    """The distinct items of each history, [B, longest], padded with 0."""
-    return pad_sequence([torch.tensor(list(set(items))) for items in histories], batch_first=True)
-
-
-def _schema(source: _DatasetHistories | _FileHistories, item_ids: pa.Array) -> pa.Schema:
-    lists = {"items": pa.list_(item_ids.type), "scores": pa.list_(pa.float32())}
+def _schema(source: _DatasetHistories | _FileHistories, items: RawIds) -> pa.Schema:
+    lists = {"items": pa.list_(items.values.type), "scores": pa.list_(pa.float32())}
     return pa.schema({"user": source.user_type, **lists})
 
 
-def _table(users: tuple, top: tuple[Tensor, Tensor], item_ids: pa.Array, schema: pa.Schema) -> pa.Table:
-    """One batch of lists, without excluded items (score −inf)."""
-    items, scores = (tensor.cpu() for tensor in top)
-    mask = scores > -torch.inf
-    offsets = pa.array(np.concatenate([[0], mask.sum(1).cumsum(0).numpy()]), pa.int32())
-    raw = item_ids.take(pa.array(items[mask].numpy() - 1))
+def _table(ranked: Ranked, items: RawIds, schema: pa.Schema) -> pa.Table:
+    """One batch of lists."""
+    offsets = pa.array(np.concatenate([[0], ranked.lengths.cumsum()]), pa.int32())
     columns = [
-        pa.array(users, schema.field("user").type),
-        pa.ListArray.from_arrays(offsets, raw),
-        pa.ListArray.from_arrays(offsets, pa.array(scores[mask].float().numpy())),
+        pa.array(ranked.users, schema.field("user").type),
+        pa.ListArray.from_arrays(offsets, items.of(ranked.items)),
+        pa.ListArray.from_arrays(offsets, pa.array(ranked.scores)),
     ]
     return pa.table(columns, schema=schema)

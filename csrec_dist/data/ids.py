@@ -1,0 +1,50 @@
+"""Raw ids of users or items and their numbers 1, 2, … in a prepared dataset."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csrec_dist.errors import UserError
+
+
+class RawIds:
+    """The raw ids of an items.parquet or users.parquet, read when first asked for.
+
+    A raw id is an integer or a text, and is recognised in either form: 7, 7.0 and "7" name the same item.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """`path` is the file; UserError when there is none."""
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path} is missing: it says which raw id each number stands for.")
+
+    @cached_property
+    def values(self) -> pa.Array:
+        """The raw ids of 1, 2, …, at indices 0, 1, …"""
+        return pq.read_table(self.path, columns=["raw"])["raw"].combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def of(self, numbers: Iterable[int] | np.ndarray) -> pa.Array:
+        """The raw ids of some numbers."""
+        return self.values.take(pa.array(np.asarray(numbers, np.int64) - 1))
+
+    def number(self, raw: Any) -> int | None:
+        """The number of a raw id; None for one that is not there."""
+        return self._numbers.get(_text(raw))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {str(raw): number for number, raw in enumerate(self.values.to_pylist(), 1)}
+
+
+def _text(raw: Any) -> str:
+    """A raw id as text; pandas turns integers into floats where one is missing."""
+    return str(int(raw)) if isinstance(raw, float | np.floating) and raw.is_integer() else str(raw)

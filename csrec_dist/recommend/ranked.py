@@ -1,0 +1,123 @@
+"""The best items of histories by a model, batch by batch, with item numbers; and how raw histories become numbers."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from csrec_dist.data.ids import RawIds
+from csrec_dist.distributed.catalog import PlainTable, TableLike
+from csrec_dist.errors import UserError
+from csrec_dist.evaluation import top_items
+from csrec_dist.models import SequentialModel
+from csrec_dist.models.histories import pad_histories
+
+BATCH_SIZE = 256
+"""Histories that are scored at once."""
+
+History = tuple[Any, list[int]]  # a user's raw id, and item numbers, oldest first
+
+
+class Ranked(NamedTuple):
+    """The lists of B histories one after the other, best first; an excluded item is in none of them."""
+
+    users: tuple
+    lengths: np.ndarray  # [B]
+    items: np.ndarray  # int64 [sum of lengths], item numbers
+    scores: np.ndarray  # float32 [sum of lengths]
+
+
+class KnownItems:
+    """Reads histories of raw ids, and counts the items that the model does not know."""
+
+    def __init__(self, items: RawIds, place: str) -> None:
+        """`place` is what a message calls the histories."""
+        self._items, self._place = items, place
+        self.num_unknown = self.num_skipped = 0
+
+    def of(self, history: Iterable[Any]) -> list[int]:
+        """The numbers of the known items, in their order; a history without any is counted as skipped."""
+        numbers = [self._items.number(raw) for raw in history]
+        known = [number for number in numbers if number is not None]
+        self.num_unknown += len(numbers) - len(known)
+        self.num_skipped += not known
+        return known
+
+    def __str__(self) -> str:
+        """How many items are unknown, and how many histories have no known item; empty where there are none."""
+        if not self.num_unknown and not self.num_skipped:
+            return ""
+        return (
+            f"{self.num_unknown:,} items of {self._place} are not in the dataset, and {self.num_skipped:,} histories "
+            "without a known item were skipped"
+        )
+
+
+def rank(
+    model: SequentialModel,
+    histories: Iterable[History],
+    top_n: int,
+    *,
+    exclude_seen: bool = False,
+    candidates: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Ranked]:
+    """The `top_n` best items after each history, `batch_size` histories at a time.
+
+    Of a long history the model reads the latest items; `exclude_seen` leaves out those before them, too. With
+    `candidates` (item numbers, ascending) only these are ranked.
+
+    Raises:
+        UserError: top_n is not in 1…V, or batch_size not positive.
+    """
+    if batch_size < 1:
+        raise UserError(f"The batch size must be at least 1, not {batch_size}.")
+    table: TableLike = model.item_table
+    if candidates is not None:
+        table, top_n = _part(table, candidates), min(top_n, len(candidates))
+    remaining = iter(histories)
+    while batch := list(islice(remaining, batch_size)):
+        users, numbers = zip(*batch, strict=True)
+        seen = _seen(numbers, candidates) if exclude_seen else None
+        items, scores = _top(model, table, numbers, top_n, seen)
+        mask = scores > -np.inf
+        yield Ranked(
+            users, mask.sum(1), items[mask] if candidates is None else candidates[items[mask] - 1], scores[mask]
+        )
+
+
+@torch.no_grad()
+def states_of(model: SequentialModel, histories: Iterable[list[int]]) -> Tensor:
+    """The model's states [B, d] of item numbers, oldest first; it reads the latest items only."""
+    latest = [items[-model.max_length :] for items in histories]
+    padded, _ = pad_histories(latest, model.num_items, model.max_length)
+    return model.encode_last(padded.to(model.item_table.weight.device))
+
+
+@torch.no_grad()
+def _top(
+    model: SequentialModel, table: TableLike, histories: Iterable[list[int]], top_n: int, seen: Tensor | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the table, from 1, and their scores [B, n]; the score of what is left out is −inf."""
+    states = states_of(model, histories)
+    items, scores = top_items(states, table, top_n, seen=None if seen is None else seen.to(states.device))
+    return items.cpu().numpy(), scores.float().cpu().numpy()
+
+
+def _part(table: TableLike, candidates: np.ndarray) -> PlainTable:
+    """The rows of some items, as a table of their own."""
+    rows = torch.from_numpy(candidates - 1).to(table.weight.device)
+    bias = None if table.bias is None else table.bias.detach()[rows]
+    return PlainTable.whole(table.weight.detach()[rows], bias)
+
+
+def _seen(histories: Iterable[list[int]], candidates: np.ndarray | None) -> Tensor:
+    """The distinct items of each history [B, longest], padded with 0; their places among the candidates, from 1."""
+    distinct = [np.array(sorted(set(items)), np.int64) for items in histories]
+    if candidates is not None:
+        distinct = [np.flatnonzero(np.isin(candidates, items)) + 1 for items in distinct]
+    return pad_sequence([torch.from_numpy(items) for items in distinct], batch_first=True)

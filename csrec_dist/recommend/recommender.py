@@ -1,0 +1,272 @@
+"""A trained model with the raw ids of its items and users: recommendations, similar items and states in Python."""
+
+import html
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from csrec_dist import models
+from csrec_dist.config import is_resolved
+from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.ids import RawIds
+from csrec_dist.distributed.catalog import PlainTable
+from csrec_dist.distributed.joining import processes
+from csrec_dist.errors import UserError, listed, quoted
+from csrec_dist.evaluation import top_items
+from csrec_dist.files import atomic_path
+from csrec_dist.models import SequentialModel
+from csrec_dist.models.pretrained import CONFIG_FILE
+from csrec_dist.recommend.ranked import BATCH_SIZE, History, KnownItems, Ranked, rank, states_of
+from csrec_dist.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ITEMS_FILE = "items.parquet"
+
+
+class Recommender:
+    """A trained model that takes and gives the raw ids of the log.
+
+    `model` is in evaluation mode, on a GPU if there is one. `items` are the raw ids of its items; `dataset` is the one
+    it was trained on, if it is at hand: the users and their histories are there.
+    """
+
+    def __init__(self, model: SequentialModel, items: RawIds, dataset: Dataset | None = None) -> None:
+        """UserError unless the model knows as many items as there are raw ids."""
+        if model.num_items != len(items):
+            raise UserError(f"The model knows {model.num_items} items, but {items.path} has {len(items)} raw ids.")
+        self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.items, self.dataset = items, dataset
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str) -> Self:
+        """The recommender of a run's student, or of what `save_pretrained` wrote.
+
+        Args:
+            source: the folder of a finished run, or of `save_pretrained`.
+
+        Raises:
+            UserError: it is neither, or the run has no student yet.
+        """
+        folder = Path(source)
+        if is_resolved(folder / "config.yaml"):
+            return cls.of_run(folder)
+        if not (folder / CONFIG_FILE).exists():
+            raise UserError(
+                f"{folder} is neither the folder of a run nor one that Recommender.save_pretrained wrote: it has no "
+                f"config.yaml of a run and no {CONFIG_FILE}."
+            )
+        if not (folder / ITEMS_FILE).exists():
+            raise UserError(
+                f"{folder} has a model, but no {ITEMS_FILE} with the raw ids of its items. Give the folder of the run, "
+                "or one that Recommender.save_pretrained wrote; csrec_dist.models.load loads the model alone."
+            )
+        return cls(models.load(folder), RawIds(folder / ITEMS_FILE))
+
+    @classmethod
+    def of_run(cls, folder: Path | str) -> Self:
+        """The recommender of a run's student; UserError if it was not trained on the run's dataset."""
+        run = Run.open(folder)
+        run.require("distill")
+        dataset, model = run.dataset, models.load(run.folder / "student")
+        if (model.num_items, model.max_length) != (dataset.num_items, dataset.window - 1):
+            raise UserError(
+                f"{run.folder / 'student'} knows {model.num_items} items and reads histories of {model.max_length}, "
+                f"but {dataset.folder} has {dataset.num_items} items in windows of {dataset.window}: they do not "
+                "belong to the same run."
+            )
+        return cls(model, RawIds(dataset.folder / ITEMS_FILE), dataset)
+
+    def __repr__(self) -> str:
+        config, users = self.model.config, f", users of {self.dataset.folder}" if self.dataset else ""
+        return f"Recommender({config.name}, {self.model.num_items:,} items, on {self._device}{users})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
+
+    def recommend(
+        self,
+        users: Iterable[Any] | None = None,
+        histories: Iterable[Iterable[Any]] | Mapping[Any, Iterable[Any]] | None = None,
+        *,
+        top_n: int = 10,
+        exclude_seen: bool = False,
+        items: Iterable[Any] | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> "pd.DataFrame":
+        """The best items for users of the dataset, or after histories of anybody.
+
+        Unknown items of histories and of `items` are left out, with a warning that counts them.
+
+        Args:
+            users: raw ids of users, whose history is everything they ever had; all of the dataset by default.
+            histories: instead of users: raw ids of items, oldest first, in a list for each history or in a dict by
+                user. The user of a list is its place, from 0.
+            top_n: items of each list.
+            exclude_seen: leave out the items of the history; lists may then be shorter than `top_n`.
+            items: raw ids of the items that may be recommended, such as those in stock; all by default.
+            batch_size: histories to score at once.
+
+        Returns:
+            A pandas DataFrame with a row for each recommended item: user, item, score (the logit) and rank (from 1).
+
+        Raises:
+            UserError: a user is unknown, there is no dataset to know users from, no history has a known item, or top_n
+                is not in 1…V.
+        """
+        if users is not None and histories is not None:
+            raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
+        known = KnownItems(self.items, "the histories")
+        source = self._of_users(users) if histories is None else _of_anybody(histories, known)
+        candidates = None if items is None else self._numbers(items, "the items that may be recommended")
+        ranked = rank(
+            self.model, source, top_n, exclude_seen=exclude_seen, candidates=candidates, batch_size=batch_size
+        )
+        parts = list(ranked)
+        if str(known):
+            if not parts:
+                raise UserError(f"There is nothing to recommend: {known}. Name items by the ids of the raw log.")
+            warnings.warn(f"{known}.", stacklevel=2)
+        return self._frame(parts)
+
+    def similar_items(self, items: Iterable[Any], top_n: int = 10) -> "pd.DataFrame":
+        """The items whose vectors are nearest to those of `items` by the cosine; unknown items are left out.
+
+        Returns:
+            A pandas DataFrame: item, similar_item, score (the cosine) and rank (from 1).
+
+        Raises:
+            UserError: none of the items is known, or top_n is not in 1…V − 1.
+        """
+        numbers = self._numbers(items, "the items", in_order=True)
+        if not 1 <= top_n < self.model.num_items:
+            others = self.model.num_items - 1
+            raise UserError(f"The {top_n} most similar of {others} other items were asked for; ask for 1…{others}.")
+        weight = F.normalize(self.model.item_table.weight.detach().float(), dim=1)
+        asked = torch.from_numpy(numbers).to(weight.device)
+        similar, scores = top_items(weight[asked - 1], PlainTable.whole(weight), top_n, seen=asked.unsqueeze(1))
+        frame = self._frame([_whole(numbers, similar.cpu().numpy(), scores.cpu().numpy())])
+        item = self.items.of(np.repeat(numbers, top_n)).to_pandas()
+        return frame.assign(user=item).rename(columns={"user": "item", "item": "similar_item"})
+
+    def encode(self, histories: Iterable[Iterable[Any]], batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """The model's states [n, d] (float32) of histories of raw ids, oldest first; unknown items are left out.
+
+        Their products with the item vectors `model.item_table.weight` (and its bias) are the scores.
+
+        Raises:
+            UserError: a history has no known item.
+        """
+        known = KnownItems(self.items, "the histories")
+        numbers = [items for _, items in _of_anybody(histories, known, skipping=False)]
+        if known.num_skipped:
+            raise UserError(
+                f"History {numbers.index([])} has no item that the model knows, so it has no state. Leave it out, or "
+                "name items by the ids of the raw log."
+            )
+        if known.num_unknown:
+            warnings.warn(f"{known}.", stacklevel=2)
+        starts = range(0, len(numbers), batch_size)
+        states = [states_of(self.model, numbers[start : start + batch_size]).float().cpu() for start in starts]
+        return torch.cat(states).numpy() if states else np.zeros((0, self.model.config.width), np.float32)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write model.safetensors, config.json and items.parquet, which `from_pretrained` reads.
+
+        Users and their histories are not written. Under a launcher the first rank writes.
+
+        Raises:
+            UserError: the folder has something else in it.
+        """
+        target = Path(folder)
+
+        def write() -> None:
+            self.model.save_pretrained(target)
+            with atomic_path(target / ITEMS_FILE) as temporary:
+                shutil.copyfile(self.items.path, temporary)
+
+        with processes() as ranks:
+            ranks.on_main(write)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.item_table.weight.device
+
+    def _of_users(self, users: Iterable[Any] | None) -> Iterator[History]:
+        """The users' histories, in the order in which they are named."""
+        if self.dataset is None:
+            raise UserError(
+                "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
+                "load the recommender from its run."
+            )
+        ids = RawIds(self.dataset.folder / "users.parquet")
+        if users is None:
+            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
+        numbers = _numbers_of_users(users, ids)
+        sequences = dict(self.dataset.sequences(numbers))
+        return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
+
+    def _numbers(self, raw_items: Iterable[Any], what: str, in_order: bool = False) -> np.ndarray:
+        """Numbers of raw items, ascending unless `in_order`; unknown ones are left out with a warning."""
+        raw = list(_checked(raw_items, what))
+        known = [number for each in raw if (number := self.items.number(each)) is not None]
+        if not known:
+            raise UserError(f"None of {what} is in the dataset: {listed(map(quoted, raw))}. Name them as the log does.")
+        if len(known) < len(raw):
+            warnings.warn(f"{len(raw) - len(known):,} of {what} are not in the dataset.", stacklevel=3)
+        return np.array(known if in_order else sorted(set(known)), np.int64)
+
+    def _frame(self, parts: Sequence[Ranked]) -> "pd.DataFrame":
+        """Lists as a table."""
+        import pandas as pd
+
+        lengths = np.concatenate([part.lengths for part in parts]) if parts else np.zeros(0, np.int64)
+        users = pd.Index([user for part in parts for user in part.users], tupleize_cols=False)
+        items = np.concatenate([part.items for part in parts]) if parts else lengths
+        scores = np.concatenate([part.scores for part in parts]) if parts else lengths.astype(np.float32)
+        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        columns = {"user": users.repeat(lengths), "item": self.items.of(items).to_pandas(), "score": scores}
+        return pd.DataFrame({**columns, "rank": np.arange(len(items)) - starts + 1})
+
+
+def _whole(queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Ranked:
+    """Lists [B, n] of which nothing is left out."""
+    return Ranked(tuple(queries.tolist()), np.full(len(queries), items.shape[1]), items.ravel(), scores.ravel())
+
+
+def _numbers_of_users(users: Iterable[Any], ids: RawIds) -> list[int]:
+    """The users' numbers; UserError that names those who are unknown."""
+    raw = list(_checked(users, "users"))
+    numbers = [ids.number(user) for user in raw]
+    unknown = [user for user, number in zip(raw, numbers, strict=True) if number is None]
+    if unknown:
+        raise UserError(
+            f"The dataset has no user {listed(map(quoted, unknown))}; it has {len(ids):,} users, such as "
+            f"{quoted(ids.values[0].as_py())}. Give new users by their histories."
+        )
+    return [number for number in numbers if number is not None]
+
+
+def _of_anybody(
+    histories: Iterable[Iterable[Any]] | Mapping[Any, Iterable[Any]], known: KnownItems, skipping: bool = True
+) -> Iterator[History]:
+    """Histories by user, or by their places; without those that have no known item, if `skipping`."""
+    named = histories.items() if isinstance(histories, Mapping) else enumerate(_checked(histories, "histories"))
+    for user, items in named:
+        numbers = known.of(_checked(items, f"histories, at {quoted(user)},"))
+        if numbers or not skipping:
+            yield user, numbers
+
+
+def _checked(values: Any, what: str) -> Iterable[Any]:
+    """The values; UserError for a single id, which would be read letter by letter."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise UserError(f"{what[0].upper() + what[1:]} must be a list of ids, not {quoted(values)}.")
+    return values
