@@ -13,6 +13,8 @@ TEST = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "torchmetrics>=1.4",
+    "nbclient>=0.11",
+    "ipykernel>=7.4",
     "triton>=3.6; platform_system == 'Linux'",
 ]
 DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
@@ -51,6 +53,7 @@ setup(
         "polars>=2.1",
         "pyarrow>=26.0",
         "numpy>=2.4",
+        "pandas>=2.3.3",
         "pydantic>=2.14",
         "pyyaml>=6.0",
         "rich>=15.0",

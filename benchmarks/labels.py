@@ -100,7 +100,7 @@ def compare(factored: LabelCache, dense: LabelCache) -> tuple[float, float]:
     """Largest absolute difference between the two forms' logits, and the largest logit, over all examples."""
     difference = largest = 0.0
     for ids in torch.arange(factored.num_examples).split(1024):
-        product, logits = factored.read(ids), dense.read(ids)
+        product, logits = factored.rows(ids), dense.rows(ids)
         assert isinstance(product, FactoredLabels)
         assert isinstance(logits, DenseLabels)
         difference = max(difference, float((product.tile(slice(0, len(ids)), ITEMS) - logits.logits).abs().max()))

@@ -18,7 +18,7 @@ FLOORS = [
     {"config"},
     {"runs"},
     {"report", "recommend", "plan", "doctor"},
-    {"experiments"},
+    {"experiments", "api"},
     {"cli"},
     {"__main__"},
 ]

@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 
+from csrec_dist import CSRec, Dataset
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
+from csrec_dist.errors import UserError
 from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.process_state import matmul_precision, variables
 from csrec_dist.runs.pipeline import execute
 from tests.helpers.ranks import run_ranks
+from tests.helpers.shop import DATASET, MODEL, TRAINING, shop_log
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -144,6 +147,32 @@ def test_every_engine_leaves_the_process_as_it_was(engine: str, config: str) -> 
         pytest.importorskip("deepspeed")
         settings += [f"distributed.deepspeed={ROOT}/configs/deepspeed/zero1.json", "training.precision=fp32"]
     assert run_ranks(run_on_rank, 2, config, False, *settings) == [{}] * 2
+
+
+def api_on_rank(rank: int, world_size: int, folder: str) -> dict[str, str]:
+    """What a notebook's cells, or a script's lines on all ranks, change in their process."""
+    os.chdir(folder)
+    torch.set_deterministic_debug_mode("warn")
+    torch.manual_seed(5)
+
+    def work() -> None:
+        data = Dataset.prepare(shop_log(), "data/shop", **DATASET)
+        run = CSRec("shop", MODEL, training=TRAINING).fit(data)
+        run.evaluate(top_n=[2])
+        run.report()
+        rec = run.recommender
+        rec.recommend(users=["c1"], top_n=2)
+        rec.similar_items(["sku1"], top_n=2)
+        rec.save_pretrained("saved")
+        with pytest.raises(UserError):
+            CSRec("shop", MODEL, training=TRAINING | {"beta": 0.1}).fit(data)
+
+    return changes(work)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_python_api_leaves_the_process_as_it_was(world_size: int, tmp_path: Path) -> None:
+    assert run_ranks(api_on_rank, world_size, str(tmp_path)) == [{}] * world_size
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])

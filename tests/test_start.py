@@ -69,6 +69,37 @@ def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
     assert imported(code, [], tmp_path) == set()
 
 
+API = f"""
+import sys
+from csrec_dist import CSRec, Dataset
+run = CSRec("r", output=".")
+LINES
+print("imported", *sorted({LARGE} & set(sys.modules)))
+"""
+PREPARED = """
+import polars
+log = polars.read_csv(sys.argv[1])
+Dataset.prepare(log, "data", window=8, min_interactions=3, num_shards=4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("", FILES),
+        (PREPARED, CONVERTED),
+        ("CSRec.load(sys.argv[2]).metrics", FILES),
+        ("CSRec.load(sys.argv[2]).report()", {*FILES, "matplotlib"}),
+        ("from csrec_dist import Recommender; Recommender.from_pretrained(sys.argv[2])", {*CONVERTED, "torch"}),
+        ("from csrec_dist import load_labels; load_labels(sys.argv[2]).rows([1])", {*FILES, "torch"}),
+    ],
+)
+def test_the_python_api_imports_what_a_line_needs(
+    lines: str, expected: set[str], finished_run: tuple[Path, Path], small_log: Path, tmp_path: Path
+) -> None:
+    assert imported(API.replace("LINES", lines), [str(small_log), str(finished_run[1])], tmp_path) == expected
+
+
 def imported(code: str, arguments: list[str], folder: Path) -> set[str]:
     """The large packages that a process names at its end."""
     command = [sys.executable, "-c", code, *arguments]

@@ -1,6 +1,15 @@
 """The configuration of a run: its schema, how it is read, and what is impossible in it."""
 
-from csrec_dist.config.reading import is_resolved, load_config, parse_config, parse_overrides, read_yaml, set_key
+from csrec_dist.config.reading import (
+    is_resolved,
+    load_config,
+    parse_config,
+    parse_overrides,
+    parse_section,
+    read_yaml,
+    set_key,
+    with_launchers_file,
+)
 from csrec_dist.config.schema import Config
 
 __all__ = [
@@ -9,6 +18,8 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_overrides",
+    "parse_section",
     "read_yaml",
     "set_key",
+    "with_launchers_file",
 ]

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from csrec_dist.errors import UserError, shortened
 from csrec_dist.files import read_text
 from csrec_dist.models.options import CONFIGS, ModelConfig, config_class
 
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
 LONGEST_INPUT = 200
 """Characters of a wrong value that a message shows."""
 LAUNCHERS_DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
@@ -51,10 +52,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     raw = read_yaml(path)
     for key, value in parse_overrides(overrides).items():
         set_key(raw, key, value)
+    return parse_config(with_launchers_file(raw))
+
+
+def with_launchers_file(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, where engine deepspeed without a settings file has that of the launcher."""
     distributed, file = raw.get("distributed"), os.environ.get(LAUNCHERS_DEEPSPEED)
-    if file and isinstance(distributed, dict) and distributed.get("engine") == "deepspeed":
-        raw["distributed"] = distributed | {"deepspeed": distributed.get("deepspeed") or file}
-    return parse_config(raw)
+    if file and isinstance(distributed, Mapping) and distributed.get("engine") == "deepspeed":
+        return {**raw, "distributed": {**distributed, "deepspeed": distributed.get("deepspeed") or file}}
+    return dict(raw)
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     values = {key: value for key, value in raw.items() if value is not None}
     problems = list(_oversized(values, "", set()))
     if problems:
-        raise UserError(_listed(problems))
+        raise _mistakes("The configuration has", problems)
     if "model" in values:
         values["model"] = _parse_model(values["model"], "model", problems)
     teachers = values.get("teachers")
@@ -146,13 +152,21 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     if config is not None:
         problems += impossible(config)
     if problems or config is None:
-        raise UserError(_listed(problems))
+        raise _mistakes("The configuration has", problems)
     return config
 
 
-def _listed(problems: Sequence[str]) -> str:
-    lines = "\n".join(f"  - {problem}" for problem in problems)
-    return f"The configuration has {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{lines}"
+def parse_section(schema: type[OptionsT], values: Mapping[str, Any], opening: str) -> OptionsT:
+    """The keys of one section alone; UserError that lists every mistake, as `parse_config` does, after `opening`."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise _mistakes(opening, _describe(error, schema, "")) from None
+
+
+def _mistakes(opening: str, problems: list[str]) -> UserError:
+    listed = "\n".join(f"  - {problem}" for problem in problems)
+    return UserError(f"{opening} {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{listed}")
 
 
 def _oversized(value: Any, place: str, visited: set[int]) -> Iterator[str]:
@@ -178,8 +192,12 @@ def _parse_models(value: Any, place: str, problems: list[str]) -> Any:
 
 
 def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | Any:
-    """The model's own config; on a mistake any valid config stands in, so that the rest is checked too."""
+    """The model's own config; on a mistake any valid config stands in, so that the rest is checked too.
+
+    A name alone stands for the model with its defaults.
+    """
     stand_in = next(iter(CONFIGS.values())).model_validate({})
+    value = {"name": value} if isinstance(value, str) else value
     if isinstance(value, ModelConfig):
         return value
     if not isinstance(value, dict) or "name" not in value:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from csrec_dist.data.columns import NONE, Columns, choose, scan_of
+from csrec_dist.data.columns import Columns, choose, scan_of
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.errors import UserError, shortened
 
@@ -29,7 +29,7 @@ def read_table(table: Any, columns: Columns, place: Path) -> Log:
 
     kind = kind_of(table)
     names = [str(name) for name in kind.names(table)]
-    taken = choose(names, _by_name(columns), place)
+    taken = choose(names, columns, place)
     try:
         picked = kind.columns(table, [names.index(name) for name in taken.values() if name is not None])
         scan = scan_of(picked, taken, names, typed=True)
@@ -69,11 +69,6 @@ def kind_of(table: Any) -> TableKind:
         f"A log is the path of a file or folder, or a table of pandas, polars, pyarrow or Hugging Face Datasets, not a "
         f"{name}."
     )
-
-
-def _by_name(columns: Columns) -> Columns:
-    """The columns of a table have names; those of pandas may be integers, which are not positions."""
-    return Columns(**{role: name if name == NONE else str(name) for role, name in columns.given.items()})
 
 
 def _of_polars(table: Any, positions: list[int]) -> pl.LazyFrame:

@@ -148,7 +148,7 @@ class LabelCache:
         first = int(self._first_examples[shard])
         return self.fields(np.arange(first, first + self.index.shards[shard].num_examples))
 
-    def read(self, example_ids: Tensor | np.ndarray, device: torch.device = CPU) -> SoftLabels:
+    def rows(self, example_ids: Tensor | np.ndarray, device: torch.device = CPU) -> SoftLabels:
         """The soft labels of the examples, in the order of their ids."""
         return self.labels(self.fields(example_ids), device)
 

@@ -17,6 +17,9 @@ from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
 
+soft_label_loss = distillation
+"""The name of `distillation` outside of this package, where there is no other distillation to tell it from."""
+
 LOSSES: dict[str, Callable] = {
     "cross_entropy": cross_entropy,
     "distillation_reverse": partial(distillation, kl="reverse"),
@@ -43,4 +46,5 @@ __all__ = [
     "distillation",
     "distillation_parts",
     "robust",
+    "soft_label_loss",
 ]

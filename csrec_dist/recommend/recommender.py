@@ -54,6 +54,9 @@ class Recommender:
 
         Raises:
             UserError: it is neither, or the run has no student yet.
+
+        >>> Recommender.from_pretrained("runs/shop")
+        Recommender(gru4rec: 20 users, 7 items, on cpu)
         """
         folder = Path(source)
         if is_resolved(folder / "config.yaml"):
@@ -85,8 +88,8 @@ class Recommender:
         return cls(model, RawIds(dataset.folder / ITEMS_FILE), dataset)
 
     def __repr__(self) -> str:
-        config, users = self.model.config, f", users of {self.dataset.folder}" if self.dataset else ""
-        return f"Recommender({config.name}, {self.model.num_items:,} items, on {self._device}{users})"
+        users = f"{self.dataset.num_users:,} users, " if self.dataset else ""
+        return f"Recommender({self.model.config.name}: {users}{self.model.num_items:,} items, on {self._device})"
 
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
@@ -120,6 +123,13 @@ class Recommender:
         Raises:
             UserError: a user is unknown, there is no dataset to know users from, no history has a known item, or top_n
                 is not in 1…V.
+
+        >>> lists = rec.recommend(users=["c1", "c7"], top_n=3)
+        >>> list(lists.columns), len(lists)
+        (['user', 'item', 'score', 'rank'], 6)
+        >>> new = rec.recommend(histories={"new": ["sku1", "sku4"]}, top_n=2, items=["sku2", "sku5"])
+        >>> sorted(new["item"])
+        ['sku2', 'sku5']
         """
         if users is not None and histories is not None:
             raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
@@ -144,6 +154,9 @@ class Recommender:
 
         Raises:
             UserError: none of the items is known, or top_n is not in 1…V − 1.
+
+        >>> rec.similar_items(["sku1"], top_n=2).shape
+        (2, 4)
         """
         numbers = self._numbers(items, "the items", in_order=True)
         if not 1 <= top_n < self.model.num_items:
@@ -163,6 +176,9 @@ class Recommender:
 
         Raises:
             UserError: a history has no known item.
+
+        >>> rec.encode([["sku1", "sku4"], ["sku2"]]).shape
+        (2, 8)
         """
         known = KnownItems(self.items, "the histories")
         numbers = [items for _, items in _of_anybody(histories, known, skipping=False)]
@@ -184,6 +200,10 @@ class Recommender:
 
         Raises:
             UserError: the folder has something else in it.
+
+        >>> rec.save_pretrained("models/shop")
+        >>> Recommender.from_pretrained("models/shop")
+        Recommender(gru4rec: 7 items, on cpu)
         """
         target = Path(folder)
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from csrec_dist.distributed.alone import Waits
+from csrec_dist.training.notebook import NotebookBar, is_notebook
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -82,7 +83,7 @@ class StageLog:
     """Progress and scalars of one stage.
 
     `show` is true on the one rank that talks to the terminal; `folder` is the stage's TensorBoard
-    folder on the rank that writes it, None elsewhere. Without a terminal, one line is printed
+    folder on the rank that writes it, None elsewhere. Without a terminal or a notebook, one line is printed
     for each epoch instead of a moving bar.
     """
 
@@ -91,17 +92,7 @@ class StageLog:
         self._console = Console(quiet=not show)
         self._folder = folder
         self._resumed_at: int | None = None
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not (show and self._console.is_terminal),
-            transient=True,
-        )
+        self._bar = NotebookBar() if show and is_notebook() else _terminal_bar(self._console)
         self._task = self._bar.add_task(stage, total=None, note="")
 
     def __enter__(self) -> Self:
@@ -140,7 +131,7 @@ class StageLog:
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
-        self._bar.console.print(Text.assemble((self.stage, "bold"), " ", text), soft_wrap=True)
+        self._console.print(Text.assemble((self.stage, "bold"), " ", text), soft_wrap=True)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars at `step`."""
@@ -153,3 +144,18 @@ class StageLog:
         if self._writer:
             plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
             self._writer.add_hparams(plain, {f"hparams/{k}": v for k, v in metrics.items()}, run_name=".")
+
+
+def _terminal_bar(console: Console) -> Progress:
+    """A bar that is moved where the console is a terminal, and nothing elsewhere."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console.quiet or not console.is_terminal,
+        transient=True,
+    )

@@ -42,7 +42,7 @@ def test_read_in_any_order_equals_the_oracle(dataset: Dataset, tmp_path: Path, f
     assert cache.num_examples == len(expected)
     random = np.random.default_rng(1)
     for ids in (random.permutation(len(expected)), random.integers(0, len(expected), 500), np.arange(3)):
-        logits = logits_of(cache.read(torch.from_numpy(ids)))
+        logits = logits_of(cache.rows(torch.from_numpy(ids)))
         np.testing.assert_allclose(logits.numpy(), expected[ids], rtol=0, atol=2e-5)
 
 
@@ -51,7 +51,7 @@ def test_cached_equals_live(dataset: Dataset, tmp_path: Path, num_members: int) 
     fixtures.label_alone(dataset, tmp_path / "labels", num_members)
     cache, teachers = LabelCache(tmp_path / "labels", dataset), fixtures.make_teachers(num_members)
     for batch in map(to_batch, dataset.stream("train", batch_size=7, shards=[3, 0, 4, 1, 2])):
-        cached, live = cache.read(batch.example_ids), live_labels(teachers, batch)
+        cached, live = cache.rows(batch.example_ids), live_labels(teachers, batch)
         assert isinstance(cached, FactoredLabels)
         torch.testing.assert_close(cached.states, live.states, rtol=1e-6, atol=1e-6)
         assert torch.equal(cached.item_weight, live.item_weight)
@@ -82,7 +82,7 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
         options=LabelOptions(dtype="float32"),
     )
     batch = to_batch(next(iter(dataset.stream("train", batch_size=6, shards=[2, 1]))))
-    cached, live = LabelCache(tmp_path).read(batch.example_ids), live_labels(teachers, batch)
+    cached, live = LabelCache(tmp_path).rows(batch.example_ids), live_labels(teachers, batch)
     torch.testing.assert_close(cached.states, live.states, rtol=1e-5, atol=1e-6)
     assert torch.equal(cached.item_weight, live.item_weight)
 
@@ -99,7 +99,7 @@ def test_factored_and_dense_forms_agree(dataset: Dataset, tmp_path: Path) -> Non
     for form in ("factored", "dense"):
         fixtures.label_alone(dataset, tmp_path / form, 3, form)
     ids = np.arange(LabelCache(tmp_path / "dense").num_examples)
-    factored, dense = (logits_of(LabelCache(tmp_path / form).read(ids)) for form in ("factored", "dense"))
+    factored, dense = (logits_of(LabelCache(tmp_path / form).rows(ids)) for form in ("factored", "dense"))
     assert (factored - dense).abs().max() < 1e-4
 
 
@@ -109,17 +109,17 @@ def test_fields_then_labels_share_the_item_tables(cache_folder: Path) -> None:
     assert {name: tuple(field.shape) for name, field in fields.items()} == {"states": (2, 7)}
     first, second = cache.labels(fields), cache.labels(cache.fields(np.array([1])))
     assert first.item_weight is second.item_weight
-    assert torch.equal(first.states, cache.read(np.array([5, 2])).states)
+    assert torch.equal(first.states, cache.rows(np.array([5, 2])).states)
 
 
 def test_no_ids_give_no_rows(cache_folder: Path) -> None:
-    assert LabelCache(cache_folder).read(np.zeros(0, np.int64)).states.shape == (0, 7)
+    assert LabelCache(cache_folder).rows(np.zeros(0, np.int64)).states.shape == (0, 7)
 
 
 @pytest.mark.parametrize("example", [-1, 10_000])
 def test_an_id_outside_the_range_is_named(cache_folder: Path, example: int) -> None:
     with pytest.raises(IndexError, match=str(example)):
-        LabelCache(cache_folder).read(np.array([0, example]))
+        LabelCache(cache_folder).rows(np.array([0, example]))
 
 
 def test_the_cache_of_another_dataset_is_refused(cache_folder: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_stream_with_labels_gives_each_batch_those_of_its_examples(
     elements = list(stream)
     for element in elements:
         ids = to_batch(element).example_ids
-        assert torch.equal(cache.labels(label_fields(element)).states, cache.read(ids).states)
+        assert torch.equal(cache.labels(label_fields(element)).states, cache.rows(ids).states)
     for element, formatted in zip(elements, stream.with_format("torch"), strict=True):
         assert torch.equal(element["label_states"], formatted["label_states"])
     next(iter(stream))

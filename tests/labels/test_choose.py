@@ -83,7 +83,7 @@ def test_states_are_rounded_and_tables_are_not(dataset: Dataset, tmp_path: Path,
     assert torch.equal(half.item_tables[0], wide.item_tables[0])
     assert index.measured is not None
     assert 0 < index.measured.errors[0].divergence < 1e-3
-    labels = half.read(ids)
+    labels = half.rows(ids)
     if isinstance(labels, FactoredLabels):
         assert labels.states.dtype == torch.float32
 

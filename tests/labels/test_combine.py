@@ -63,7 +63,7 @@ def test_read_in_any_order_equals_the_oracle(
     assert (cache.index.combine, cache.index.weights) == (combine, weights)
     assert verify(tmp_path / "labels", dataset) == []
     ids = np.random.default_rng(1).permutation(cache.num_examples)
-    labels = cache.read(ids)
+    labels = cache.rows(ids)
     kinds = {"prob_mean": MixtureLabels} | dict.fromkeys(("weighted", "logit_mean"), FactoredLabels)
     assert isinstance(labels, DenseLabels if form == "dense" else kinds[combine])
     for temperature in (1.0, 4.0):
@@ -80,7 +80,7 @@ def test_cached_equals_live(
     fixtures.label_alone(dataset, tmp_path / "labels", num_members, form, combine=combine, weights=weights)
     cache, teachers = LabelCache(tmp_path / "labels", dataset), fixtures.make_teachers(num_members)
     for batch in map(to_batch, dataset.stream("train", batch_size=7, shards=[3, 0])):
-        cached, live = cache.read(batch.example_ids), live_labels(teachers, batch, combine, weights)
+        cached, live = cache.rows(batch.example_ids), live_labels(teachers, batch, combine, weights)
         np.testing.assert_allclose(log_labels(cached, 2.0), log_labels(live, 2.0), rtol=0, atol=1e-5)
 
 

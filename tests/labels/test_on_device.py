@@ -26,7 +26,7 @@ def test_rows_are_those_of_the_cache(dataset: Dataset, tmp_path: Path, form: str
     cache = LabelCache(tmp_path / "labels", dataset)
     labels, ids = DeviceLabels(cache, shards, CPU), own_examples(dataset, shards)
     for asked in (ids, np.random.default_rng(1).choice(ids, 50), ids[:0]):
-        found, expected = labels.labels(labels.fields(torch.from_numpy(asked))), cache.read(asked)
+        found, expected = labels.labels(labels.fields(torch.from_numpy(asked))), cache.rows(asked)
         name = "states" if form == "factored" else "logits"
         assert torch.equal(getattr(found, name), getattr(expected, name))
 

@@ -58,7 +58,7 @@ def test_labels_of_a_slice_have_its_items(dataset: Dataset, tmp_path: Path) -> N
     fixtures.label_alone(dataset, tmp_path / "mixture", combine="prob_mean")
     catalog, ids = slice_of(1, 3), np.array([3, 0])
     for name, form in (("mean", FactoredLabels), ("mixture", MixtureLabels)):
-        labels = LabelCache(tmp_path / name, dataset, catalog.group).read(ids)
+        labels = LabelCache(tmp_path / name, dataset, catalog.group).rows(ids)
         assert isinstance(labels, form)
         assert (labels.num_examples, labels.num_items) == (2, catalog.num_rows)
 

@@ -29,7 +29,7 @@ def oracle_kept(logits: np.ndarray, target: int, keep: int) -> list[int]:
 
 def read_all(folder: Path) -> TopKLabels:
     cache = LabelCache(folder)
-    labels = cache.read(torch.arange(cache.num_examples))
+    labels = cache.rows(torch.arange(cache.num_examples))
     assert isinstance(labels, TopKLabels)
     return labels
 
@@ -89,7 +89,7 @@ def test_all_items_kept_teach_what_dense_labels_do(dataset: Dataset, tmp_path: P
     fixtures.label_alone(dataset, tmp_path / "topk", 2, "topk", keep=99, temperature=T)
     fixtures.label_alone(dataset, tmp_path / "dense", 2, "dense")
     ids = np.array([7, 3, 7, 40, 0])
-    labels = [LabelCache(tmp_path / form).read(ids) for form in ("topk", "dense")]
+    labels = [LabelCache(tmp_path / form).rows(ids) for form in ("topk", "dense")]
     assert isinstance(labels[1], DenseLabels)
     g = torch.Generator().manual_seed(0)
     weight, targets = (

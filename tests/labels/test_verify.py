@@ -66,11 +66,11 @@ def test_every_rank_finds_changed_and_missing_item_tables(cache_folder: Path) ->
 def test_a_damaged_header_is_the_users_error_or_does_no_harm(cache_folder: Path, name: str) -> None:
     path = cache_folder / name
     ids = torch.arange(LabelCache(cache_folder).num_examples)
-    sound, expected, refusals = path.read_bytes(), LabelCache(cache_folder).read(ids), []
+    sound, expected, refusals = path.read_bytes(), LabelCache(cache_folder).rows(ids), []
     for place in range(8 + int.from_bytes(sound[:8], "little")):
         flip(path, place)
         try:
-            found = LabelCache(cache_folder).read(ids)
+            found = LabelCache(cache_folder).rows(ids)
             assert torch.equal(found.states, expected.states)
             assert torch.equal(found.item_weight, expected.item_weight)
             assert torch.equal(found.item_bias, expected.item_bias)

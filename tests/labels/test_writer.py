@@ -59,7 +59,7 @@ def test_shards_without_examples(tmp_path: Path) -> None:
     run_ranks(label_both_forms, 2, str(dataset.folder), str(tmp_path))
     for form in ("factored", "dense"):
         assert verify(tmp_path / f"{form}-1", dataset) == []
-        assert LabelCache(tmp_path / f"{form}-1").read(torch.tensor([2, 0])).num_examples == 2
+        assert LabelCache(tmp_path / f"{form}-1").rows(torch.tensor([2, 0])).num_examples == 2
         assert fixtures.file_bytes(tmp_path / f"{form}-1") == fixtures.file_bytes(tmp_path / f"{form}-2")
 
 
