@@ -18,7 +18,7 @@ FLOORS = [
     {"config"},
     {"runs"},
     {"report", "recommend", "plan", "doctor"},
-    {"experiments", "api"},
+    {"experiments", "api", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from csrec_dist import __version__
-from csrec_dist.cli import experiments, labels, results, running
+from csrec_dist.cli import bench, experiments, labels, results, running
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.processes import end_with_parent
 
@@ -85,5 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_plan(commands)
     experiments.add_study(commands)
     running.add_doctor(commands)
+    bench.add_bench(commands)
     labels.add_labels(commands)
     return parser

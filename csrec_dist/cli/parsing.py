@@ -19,6 +19,7 @@ EXAMPLES = {
     "plan": "csrec-dist plan --config configs/experiments/demo.yaml --num-processes 8",
     "study": "csrec-dist study table3_lastfm --jobs 2 --only student=gru4rec --set dataset.source=PATH_OF_LOG",
     "doctor": "csrec-dist doctor",
+    "bench": "csrec-dist bench --items 100000 --model gru4rec --output bench_100k.json",
     "info": "csrec-dist labels info runs/demo --items 1000000",
     "verify": "csrec-dist labels verify runs/demo",
 }

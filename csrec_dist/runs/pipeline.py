@@ -97,7 +97,15 @@ def execute(
             engine cannot start, or another process uses the run's folder.
     """
     run = ActiveRun(config, processes)
-    plan = stages_of(config)
+    work_on(run, names, restart, keep_threads=keep_threads)
+    return run
+
+
+def work_on(
+    run: ActiveRun, names: Sequence[str] | None = None, restart: str | None = None, *, keep_threads: bool = False
+) -> None:
+    """As `execute`, for a run that was made already."""
+    config, processes, plan = run.config, run.processes, stages_of(run.config)
     with shared_errors():
         chosen = choose(config, plan, names, restart)
         check_catalog_parallel(processes.world_size, config.distributed.catalog_parallel)
@@ -108,7 +116,6 @@ def execute(
             for stage in chosen:
                 _execute(run, stage, plan, decided[stage.name], restart)
         processes.on_main(lambda: _close(run))
-    return run
 
 
 @contextmanager

@@ -121,9 +121,9 @@ class StageLog:
         self._resumed_at = completed + 1 if completed else None
         self._bar.update(self._task, total=total, completed=completed)
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, advance=steps, note=note)
+    def advance(self, note: str = "", num_examples: int = 0) -> None:
+        """A step is done: move the bar. `num_examples` of the step were this rank's, for a log that measures rates."""
+        self._bar.update(self._task, advance=1, note=note)
 
     def progress(self, completed: int, total: int) -> None:
         """Set the bar to `completed` of `total`."""

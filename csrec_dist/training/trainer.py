@@ -174,7 +174,8 @@ class Trainer:
             state.total_steps += 1
             if meter.is_full:
                 self._log_point(meter)
-            self._log.advance(f"epoch {order.epoch + 1}  {meter.note}")
+            num_examples = sum(inputs.num_states for inputs, _ in micro_batches)
+            self._log.advance(f"epoch {order.epoch + 1}  {meter.note}", num_examples)
             self._act(agreed, order, meter)
         self._log_point(meter)
         return meter

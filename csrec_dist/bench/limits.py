@@ -1,0 +1,134 @@
+"""What the machines can do with one thing at a time: a large product, a file, an all-reduce, labels from a cold disk.
+
+All ranks do each at once, as they do in a run: they share cores, memory, disk and network there too.
+"""
+
+import gc
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from csrec_dist.data.batches import to_batch
+from csrec_dist.distributed import Runtime
+from csrec_dist.labels import LabelCache
+from csrec_dist.process_state import matmul_precision
+from csrec_dist.runs.stages.active import ActiveRun
+from csrec_dist.training.options import TrainingOptions
+
+PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
+REPEATS = 5
+BLOCK = 1 << 24
+MOST_DISK_BYTES = 1 << 30
+"""Of a rank's file: a larger label cache says no more about the disk."""
+
+
+class Disk(NamedTuple):
+    """Bytes of all ranks' files, and the seconds of the slowest rank to write and sync its own, and to read it."""
+
+    bytes: int
+    write_seconds: float
+    read_seconds: float
+
+
+def described_product(device: torch.device, options: TrainingOptions) -> str:
+    """The product whose speed is taken for a device's peak, in a few words."""
+    size = PRODUCT_SIZE[device.type]
+    kind = "bf16" if options.precision == "bf16" else f"fp32 ({options.matmul_precision})"
+    return f"{size} × {size} × {size}, {kind}"
+
+
+def product_teraflops(runtime: Runtime, options: TrainingOptions) -> float:
+    """TFLOP/s of this rank in the fastest of several products of large matrices, in the precision of the encoder."""
+    device, size = runtime.device, PRODUCT_SIZE[runtime.device.type]
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    with matmul_precision(options.matmul_precision):
+        seconds = _times(runtime, lambda: torch.mm(left, right, out=out))
+    return 2 * size**3 / min(seconds) / 1e12
+
+
+def all_reduce_seconds(runtime: Runtime, num_bytes: int) -> float:
+    """The median time of a sum of so many bytes over all ranks."""
+    tensor = torch.zeros(max(num_bytes // 4, 1), device=runtime.device)
+    return statistics.median(_times(runtime, lambda: runtime.world.all_reduce_sum(tensor)))
+
+
+def _times(runtime: Runtime, work: Callable[[], object]) -> list[float]:
+    """Seconds of some work, after one time that does not count."""
+    found = []
+    for _ in range(1 + REPEATS):
+        runtime.world.barrier()
+        begin = time.perf_counter()
+        work()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - begin)
+    return found[1:]
+
+
+def disk_seconds(runtime: Runtime, folder: Path, num_bytes: int) -> Disk:
+    """Write a file of this rank's share of so many bytes, and read it after the system was told to forget it."""
+    own = min(max(num_bytes // runtime.world_size, 1), MOST_DISK_BYTES)
+    path, block = folder / f"disk-{runtime.rank}", memoryview(secrets.token_bytes(min(own, BLOCK)))
+    runtime.world.barrier()
+    begin = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for first in range(0, own, len(block)):
+            file.write(block[: own - first])
+        os.fsync(file.fileno())
+    write_seconds = time.perf_counter() - begin
+    forget(path)
+    runtime.world.barrier()
+    begin = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        while file.read(BLOCK):
+            pass
+    read_seconds = time.perf_counter() - begin
+    path.unlink()
+    slowest = [max(each) for each in zip(*runtime.gather([write_seconds, read_seconds]), strict=True)]
+    return Disk(own * runtime.world_size, *slowest)
+
+
+def forget(path: Path) -> None:
+    """Tell the system that a file will not be read soon, so that the next read comes from the disk."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def label_reads(run: ActiveRun, num_steps: int) -> tuple[int, float]:
+    """Bytes of the labels that this rank reads for the first steps of an epoch, and the seconds that it takes.
+
+    They are read in the order of training, from a cold disk where the system forgets them.
+    """
+    runtime, training = run.runtime, run.config.training
+    gc.collect()  # what is still mapped is not forgotten
+    runtime.world.barrier()
+    if runtime.is_main:
+        for path in (run.folder / "labels").glob("labels-*"):
+            forget(path)
+    labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
+    stream = run.dataset.stream(
+        "train",
+        batch_size=training.batch_size,
+        epoch=0,
+        seed=run.config.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+    )
+    num_bytes, seconds = 0, 0.0
+    runtime.world.barrier()
+    for element in islice(stream, num_steps):
+        ids = to_batch(element).example_ids
+        begin = time.perf_counter()
+        fields = labels.fields(ids)
+        seconds += time.perf_counter() - begin
+        num_bytes += sum(field.nbytes for field in fields.values())
+    return num_bytes, seconds

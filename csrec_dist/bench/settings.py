@@ -1,0 +1,106 @@
+"""What a benchmark is to do: the configs of its runs, from given sizes or from a run's own config. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from csrec_dist.config import Config, load_config, parse_config, parse_overrides, set_key
+from csrec_dist.errors import UserError
+
+LEAST_SHARDS = 64
+NEVER_MINUTES = 1e6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a synthetic log and of what is trained on it; `batch_size` are the windows of one rank in a step."""
+
+    items: int = 20_000
+    window: int = 20
+    batch_size: int = 256
+    width: int = 64
+    model: str = "sasrec"
+    method: str = "model_level"
+    engine: str = "ddp"
+    catalog_parallel: int = 1
+    precision: str = "fp32"
+
+    def values(self, num_ranks: int) -> dict[str, Any]:
+        """The config of a run with these sizes, as plain values, without its folder and log."""
+        return {
+            "dataset": log_options(self.window, num_ranks),
+            "model": {"name": self.model, "width": self.width},
+            "method": self.method,
+            "training": {"batch_size": self.batch_size * num_ranks, "precision": self.precision},
+            "distributed": {"engine": self.engine, "catalog_parallel": self.catalog_parallel},
+        }
+
+
+def log_options(window: int, num_ranks: int) -> dict[str, Any]:
+    """`dataset` for a synthetic log: a window of each user, and equally many shards for each rank."""
+    num_shards = num_ranks * ceil(LEAST_SHARDS / num_ranks)
+    return {"window": window, "windows": "last", "min_interactions": 1, "num_shards": num_shards}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A benchmark: `steps` of each training that count after `warmup` that do not, of given sizes or of a config.
+
+    `overrides` are `--set`s. `one_rank`: whether rank 0 alone repeats it.
+    """
+
+    steps: int = 30
+    warmup: int = 5
+    sizes: Sizes = field(default_factory=Sizes)
+    config: Path | None = None
+    overrides: Sequence[str] = ()
+    one_rank: bool = True
+
+    def __post_init__(self) -> None:
+        if self.warmup < 1 or self.steps < 2:
+            raise UserError(
+                f"--warmup {self.warmup} --steps {self.steps}: the first step of a training has no beginning to count "
+                "from, and percentiles need several; give at least 1 and 2."
+            )
+
+    def measured(self, num_ranks: int, folder: Path) -> Config:
+        """The config of the run that is measured, in `folder`."""
+        if self.config is not None:
+            values = load_config(self.config, self.overrides).dump()
+            return self._bounded(values, folder, "measured", self.warmup + self.steps)
+        values = self.sizes.values(num_ranks)
+        values["dataset"]["source"] = str(folder / "log.parquet")
+        for key, value in parse_overrides(self.overrides).items():
+            set_key(values, key, value)
+        return self._bounded(values, folder, "measured")
+
+    def warming_up(self, measured: Config, num_ranks: int, folder: Path) -> Config:
+        """The config of the run before it: the same models and batches on a log of a few steps."""
+        values = measured.dump()
+        values["dataset"] = log_options(measured.dataset.window, num_ranks) | {"source": str(folder / "warmup.parquet")}
+        values["teachers"]["trust_item_order"] = bool(measured.teachers.pretrained)
+        return self._bounded(values, folder, "warmup")
+
+    def of_one_rank(self, measured: Config, num_ranks: int, folder: Path) -> Config:
+        """The config of the run on one rank with its share of the batch, and of a synthetic log; whole item tables."""
+        values = measured.dump()
+        values["distributed"] |= {"engine": "ddp", "deepspeed": None, "catalog_parallel": 1}
+        values["training"]["batch_size"] = ceil(measured.training.batch_size / num_ranks)
+        if self.config is not None:
+            values["dataset"] = {"path": measured.dataset.path or str(folder / "measured" / "dataset")}
+            return self._bounded(values, folder, "one-rank", self.warmup + self.steps)
+        values["dataset"]["source"] = str(folder / "one-rank.parquet")
+        return self._bounded(values, folder, "one-rank")
+
+    def _bounded(self, values: Mapping[str, Any], folder: Path, name: str, max_steps: int | None = None) -> Config:
+        """One epoch, or `max_steps` of it, with a checkpoint at the end only."""
+        limits = {
+            "max_epochs": 1,
+            "max_steps": max_steps,
+            "checkpoint_steps": None,
+            "checkpoint_minutes": NEVER_MINUTES,
+        }
+        training = {**values.get("training", {}), **limits}
+        return parse_config({**values, "name": name, "output": str(folder), "training": training})
