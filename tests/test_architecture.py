@@ -5,6 +5,8 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
     {"errors", "threads", "processes", "options", "lazy"},
@@ -113,13 +115,14 @@ def test_no_import_is_hidden_from_these_rules() -> None:
     assert not hidden
 
 
-def test_only_the_command_line_imports_experiments() -> None:
+@pytest.mark.parametrize("name", ["bench", "experiments"])
+def test_only_the_command_line_imports_experiments_and_benchmarks(name: str) -> None:
     importers = {
         part(module_name(path))
         for path in package_files()
-        if any(name.startswith("csrec_dist.experiments") for name in imports(path))
+        if any(each.startswith(f"csrec_dist.{name}") for each in imports(path))
     }
-    assert importers == {"cli", "experiments"}
+    assert importers == {"cli", name}
 
 
 def test_only_the_command_line_changes_what_cannot_be_changed_back() -> None:

@@ -125,7 +125,7 @@ def test_the_help_of_a_command_shows_an_example_that_it_accepts(
     assert f"example:\n  {example}" in capsys.readouterr().out
     assert program == "csrec-dist"
     assert callable(options.command)
-    if "config" in options:
+    if getattr(options, "config", None):
         load_config(ROOT / options.config, options.set)
 
 

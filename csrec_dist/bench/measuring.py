@@ -37,7 +37,7 @@ PLACES = {"name", "output", "dataset.source", "dataset.path"}
 def measure(
     settings: Settings, runtime: Runtime, output: Path, say: Callable[[str], None], *, keep_threads: bool
 ) -> Result:
-    """Do the benchmark; every rank calls this, and every rank gets the result.
+    """Do the benchmark; every rank calls this, and every rank gets the result of rank 0.
 
     All files lie in a new folder beside `output` until the end. `say` gets what is done now, on rank 0.
 
@@ -46,7 +46,8 @@ def measure(
     """
     with _work_folder(runtime, output) as folder:
         tell = say if runtime.is_main else lambda text: None
-        return _Benchmark(settings, runtime, folder, tell, keep_threads).result()
+        result = _Benchmark(settings, runtime, folder, tell, keep_threads).result()
+        return Result.model_validate(runtime.world.broadcast_object(result.model_dump(mode="json")))
 
 
 @contextmanager
@@ -214,4 +215,5 @@ def _all_reduce(run: MeasuredRun) -> AllReduce | None:
         return None
     num_bytes = runtime.on_main(lambda: sum(path.stat().st_size for path in weight_files(run.folder / "student")))
     num_bytes //= run.config.distributed.catalog_parallel
-    return AllReduce(bytes=num_bytes, milliseconds=1e3 * limits.all_reduce_seconds(runtime, num_bytes))
+    seconds = runtime.gather(limits.all_reduce_seconds(runtime, num_bytes))
+    return AllReduce(bytes=num_bytes, milliseconds=1e3 * max(seconds))

@@ -1,7 +1,7 @@
 """What a benchmark is to do: the configs of its runs, from given sizes or from a run's own config. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from csrec_dist.config import Config, load_config, parse_config, parse_overrides, set_key
 from csrec_dist.errors import UserError
 
-LEAST_SHARDS = 64
+MOST_SHARDS = 64
 NEVER_MINUTES = 1e6
 
 
@@ -30,7 +30,7 @@ class Sizes:
     def values(self, num_ranks: int) -> dict[str, Any]:
         """The config of a run with these sizes, as plain values, without its folder and log."""
         return {
-            "dataset": log_options(self.window, num_ranks),
+            "dataset": log_options(self.window, self.batch_size, num_ranks),
             "model": {"name": self.model, "width": self.width},
             "method": self.method,
             "training": {"batch_size": self.batch_size * num_ranks, "precision": self.precision},
@@ -38,10 +38,12 @@ class Sizes:
         }
 
 
-def log_options(window: int, num_ranks: int) -> dict[str, Any]:
-    """`dataset` for a synthetic log: a window of each user, and equally many shards for each rank."""
-    num_shards = num_ranks * ceil(LEAST_SHARDS / num_ranks)
-    return {"window": window, "windows": "last", "min_interactions": 1, "num_shards": num_shards}
+def log_options(window: int, batch_size: int, num_ranks: int) -> dict[str, Any]:
+    """`dataset` for a synthetic log: a window of each user, and about 64 shards in all, which deal each rank's
+    `batch_size` windows of a step out evenly.
+    """
+    of_rank = max(number for number in range(1, ceil(MOST_SHARDS / num_ranks) + 1) if batch_size % number == 0)
+    return {"window": window, "windows": "last", "min_interactions": 1, "num_shards": num_ranks * of_rank}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Settings:
     def warming_up(self, measured: Config, num_ranks: int, folder: Path) -> Config:
         """The config of the run before it: the same models and batches on a log of a few steps."""
         values = measured.dump()
-        values["dataset"] = log_options(measured.dataset.window, num_ranks) | {"source": str(folder / "warmup.parquet")}
+        values["dataset"] = log_options(
+            measured.dataset.window, max(measured.training.batch_size // num_ranks, 1), num_ranks
+        )
+        values["dataset"]["source"] = str(folder / "warmup.parquet")
         values["teachers"]["trust_item_order"] = bool(measured.teachers.pretrained)
         return self._bounded(values, folder, "warmup")
 
@@ -91,6 +96,7 @@ class Settings:
         if self.config is not None:
             values["dataset"] = {"path": measured.dataset.path or str(folder / "measured" / "dataset")}
             return self._bounded(values, folder, "one-rank", self.warmup + self.steps)
+        values["dataset"] = log_options(measured.dataset.window, values["training"]["batch_size"], 1)
         values["dataset"]["source"] = str(folder / "one-rank.parquet")
         return self._bounded(values, folder, "one-rank")
 
@@ -104,3 +110,15 @@ class Settings:
         }
         training = {**values.get("training", {}), **limits}
         return parse_config({**values, "name": name, "output": str(folder), "training": training})
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """Those of the command line, by the names of its options; None stands for a size that is not given."""
+    sizes = {each.name: options[each.name] for each in fields(Sizes) if options[each.name] is not None}
+    if options["config"] and sizes:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
+        raise UserError(f"--config has sizes of its own, so {names} cannot be given beside it; use --set for its keys.")
+    if wrong := [name for name, value in sizes.items() if isinstance(value, int) and value < 1]:
+        raise UserError(f"--{wrong[0].replace('_', '-')} must be at least 1, not {sizes[wrong[0]]}.")
+    counts = options["steps"], options["warmup"]
+    return Settings(*counts, Sizes(**sizes), options["config"], options["set"], not options["no_one_rank"])

@@ -124,9 +124,9 @@ def result_table(result: Result) -> Table:
     log = result.log
     sizes = f"{log.windows:,} windows of {log.window}, {log.examples:,} examples, {log.items:,} items"
     table = Table(title=f"{_ranks(result)} on {where}\n{sizes}", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in result.stages:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("measured alone", style="dim", no_wrap=True)
     for measure in MEASURES:
         cells = [measure.cell(result, stage) for stage in result.stages.values()]

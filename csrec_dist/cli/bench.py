@@ -1,19 +1,13 @@
 """The command that measures throughput, alone or under any launcher."""
 
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from csrec_dist import distributed
 from csrec_dist.cli.parsing import Commands, add
-from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.errors import shared_errors
 from csrec_dist.threads import choose as choose_threads
 
-if TYPE_CHECKING:
-    from csrec_dist.bench.settings import Settings
-
-TABLE_WIDTH = 110
 MORE_EXAMPLES = """
   accelerate launch --multi_gpu --num_processes 2 -m csrec_dist bench --config configs/experiments/demo.yaml
   csrec-dist bench --compare before.json after.json
@@ -83,10 +77,15 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     if options.compare:
-        return _compare(*options.compare)
+        from csrec_dist.bench.command import print_comparison
+
+        print_comparison(*options.compare)
+        return 0
+    from csrec_dist.bench.settings import settings_of
+
     with shared_errors():
-        settings = _settings(options)
-        config = settings.measured(1, Path("."))
+        settings = settings_of(vars(options))
+        config = settings.measured(1, Path())
     keep_threads = choose_threads()
     from csrec_dist.memory import keep_freed_memory
 
@@ -95,60 +94,10 @@ def _bench(options: argparse.Namespace) -> int:
         runtime = distributed.Runtime.start(
             config.distributed.timeout_minutes, config.distributed.engine, config.training.precision
         )
+    from csrec_dist.bench.command import print_measurement
+
     try:
-        _measure(settings, runtime, options.output, keep_threads)
+        print_measurement(settings, runtime, options.output, keep_threads=keep_threads)
     finally:
         runtime.close()
-    return 0
-
-
-def _settings(options: argparse.Namespace) -> "Settings":
-    from dataclasses import fields
-
-    from csrec_dist.bench.settings import Settings, Sizes
-
-    given = {each.name: getattr(options, each.name) for each in fields(Sizes)}
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.config and given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"--config has sizes of its own, so {names} cannot be given beside it; use --set for its keys.")
-    return Settings(
-        options.steps, options.warmup, Sizes(**given), options.config, tuple(options.set), not options.no_one_rank
-    )
-
-
-def _measure(settings: "Settings", runtime: "distributed.Runtime", output: Path | None, keep_threads: bool) -> None:
-    import platform
-    from datetime import datetime
-
-    from rich.console import Console
-
-    from csrec_dist.bench.measuring import measure
-    from csrec_dist.bench.table import result_table
-
-    name = f"bench_{platform.node()}_{datetime.now():%Y-%m-%d_%H%M%S}.json"
-    output = Path(runtime.on_main(lambda: str(output or name)))
-    console = Console()
-    result = measure(settings, runtime, output, lambda text: console.print(f"bench {text}"), keep_threads=keep_threads)
-    if not runtime.is_main:
-        return
-    result.write(output)
-    console = Console(width=max(console.width, TABLE_WIDTH))
-    console.print(result_table(result))
-    if result.one_rank_problem:
-        console.print(f"One rank alone was not measured: {result.one_rank_problem}", markup=False, soft_wrap=True)
-    console.print(f"wrote {os.fspath(output)}", markup=False, soft_wrap=True)
-
-
-def _compare(first: Path, second: Path) -> int:
-    from rich.console import Console
-
-    from csrec_dist.bench.result import read_result
-    from csrec_dist.bench.table import comparison_table, difference_table
-
-    results = read_result(first), read_result(second)
-    console = Console(width=max(Console().width, TABLE_WIDTH))
-    console.print(f"A is {first}, B is {second}.", markup=False, soft_wrap=True)
-    console.print(difference_table(*results) or "Both are of the same machines, versions and settings.")
-    console.print(comparison_table(*results))
     return 0
