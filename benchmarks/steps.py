@@ -78,12 +78,12 @@ class TwoMembers:
         self._table = 0.2 * torch.randn(num_items, 2 * WIDTH, device=device)
 
     def fields(self, example_ids: Any) -> dict[str, torch.Tensor]:
-        """Where the examples' rows lie."""
-        return {"places": torch.as_tensor(example_ids)}
+        """Which rows are the examples'."""
+        return {"rows": torch.as_tensor(example_ids)}
 
     def labels(self, fields: Any, device: torch.device) -> FactoredLabels:
         """The labels of what `fields` gave."""
-        return FactoredLabels(self._rows[fields["places"].to(device, non_blocking=True)].float(), self._table)
+        return FactoredLabels(self._rows[fields["rows"].to(device, non_blocking=True)].float(), self._table)
 
 
 class Training:

@@ -1,16 +1,22 @@
-"""Safetensors files: written whole or not at all, tensor by tensor where they are large, and opened checked.
+"""Safetensors files: written whole or not at all, block by block where they are large, opened checked, and mapped.
 
-A type of numbers is its name here ("float32"), so that headers are read and checked without torch.
+A type of numbers is its name here ("float32"), so that headers are read and checked without torch. The library needs a
+whole tensor in memory to write it, and puts metadata of several keys in an order that changes from process to process;
+so files whose bytes must be equal are written here: the header's length (8 bytes, little endian), the header as JSON,
+then the tensors' bytes.
 """
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path, parse_json
@@ -29,6 +35,8 @@ SAFETENSORS_TYPES = {
     "int32": "I32",
 }
 """What the format calls a type of numbers; its last digits are the bits of one."""
+ARRAYS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "int32": "<i4"}
+"""How numpy sees the bytes of a type; of bfloat16, which it does not know, as integers."""
 
 
 class TensorSpec(NamedTuple):
@@ -94,6 +102,69 @@ def save_tensors(
     The library's own `save_file` gives its files mode 0600, whatever the umask.
     """
     stream_tensors(path, {name: StreamedTensor.of(tensor) for name, tensor in tensors.items()}, metadata or {})
+
+
+@contextmanager
+def write_rows(
+    path: Path | str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+) -> "Iterator[Callable[[Mapping[str, torch.Tensor]], None]]":
+    """Write tensors of N rows each atomically, in blocks of rows; equal tensors and metadata give equal bytes.
+
+    Yields the function that appends some rows of every tensor; the blocks must add up to N rows.
+    """
+    header = safetensors_header(specs, metadata)
+    begins, end = {}, len(header)
+    for name, spec in specs.items():
+        begins[name], end = end, end + spec.num_bytes
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(header)
+        num_rows = 0
+
+        def append(rows: "Mapping[str, torch.Tensor]") -> None:
+            nonlocal num_rows
+            assert rows.keys() == specs.keys()
+            assert len({len(part) for part in rows.values()}) == 1
+            for name, part in rows.items():
+                spec, of_part = specs[name], TensorSpec.of(part)
+                assert (of_part.dtype, of_part.shape[1:]) == (spec.dtype, spec.shape[1:])
+                # All tensors grow together, each at its place: what is between them is filled by later blocks.
+                file.seek(begins[name] + num_rows * spec.num_bytes // max(spec.shape[0], 1))
+                file.write(_number_bytes(part))
+            num_rows += len(part)
+
+        yield append
+        assert {num_rows} == {spec.shape[0] for spec in specs.values()}, f"{num_rows} rows were written, not {specs}"
+
+
+def _number_bytes(tensor: "torch.Tensor") -> memoryview:
+    import torch
+
+    plain = tensor.cpu().contiguous()
+    plain = plain.view(torch.int16) if tensor.dtype == torch.bfloat16 else plain
+    return np.ascontiguousarray(plain.numpy(), ARRAYS[TensorSpec.of(tensor).dtype]).data
+
+
+def map_tensor(path: Path | str, name: str, spec: TensorSpec) -> np.ndarray:
+    """The tensor `name` of a safetensors file as a read-only memory map, which `as_tensor` understands.
+
+    Raises UserError when the file is not whole or has no such tensor.
+    """
+    header = read_header(path)
+    tensor = header.tensors.get(name, {})
+    begin, end = tensor.get("data_offsets", (0, 0))
+    fits = tensor.get("dtype") == SAFETENSORS_TYPES[spec.dtype] and tuple(tensor["shape"]) == spec.shape
+    if not fits or end - begin != spec.num_bytes or Path(path).stat().st_size != header.file_bytes:
+        raise UserError(f"{path} is not a whole shard of {name}. Run `labels verify`, and label again.")
+    mapped = np.memmap(path, ARRAYS[spec.dtype], mode="r", offset=header.start + begin, shape=spec.shape)
+    return np.asarray(mapped)  # a memmap would make another memmap of every row that is read, which takes longer
+
+
+def as_tensor(array: np.ndarray, dtype: str) -> "torch.Tensor":
+    """What was copied from such a map, as a tensor of its type; the memory is shared."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
 def open_tensors(path: Path) -> "safe_open":

@@ -12,8 +12,14 @@ from safetensors.torch import load_file, save_file
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, write_part
 from csrec_dist.files import atomic_path, write_json, write_text
-from csrec_dist.labels.shards import write_tensors
-from csrec_dist.tensor_files import StreamedTensor, open_tensors, save_tensors, stream_tensors
+from csrec_dist.tensor_files import (
+    StreamedTensor,
+    TensorSpec,
+    open_tensors,
+    save_tensors,
+    stream_tensors,
+    write_rows,
+)
 from tests.helpers.permissions import as_a_colleague
 
 
@@ -50,12 +56,17 @@ def test_saved_tensors_are_those_of_the_library(tmp_path: Path) -> None:
     assert found["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+def write_some_rows(path: Path) -> None:
+    with write_rows(path, {"a": TensorSpec("float32", (3,))}, {}) as append:
+        append({"a": torch.ones(3)})
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "text": lambda path: write_text(path, "text"),
     "json": lambda path: write_json(path, {}),
     "tensors": lambda path: save_tensors(path, tensors()),
     "streamed": lambda path: stream_tensors(path, {"a": StreamedTensor.of(torch.ones(3))}, {}),
-    "rows of labels": lambda path: write_tensors(path, {"a": torch.ones(3)}, {}),
+    "rows of labels": write_some_rows,
     "parquet": lambda path: write_part(path.parent / "x.parquet", 0, RANKS_SCHEMA, []),
 }
 every_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)

@@ -23,8 +23,8 @@ from csrec_dist.distributed.engines import DataParallel, Engine, FullyShard, ZeR
 from csrec_dist.distributed.groups import ALONE
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.evaluation.ranking import target_ranks, top_items
+from csrec_dist.labels.cache import DeviceLabels, on_device
 from csrec_dist.labels.format import TensorSpec
-from csrec_dist.labels.on_device import DeviceLabels, on_device
 from csrec_dist.losses import (
     DenseLabels,
     FactoredLabels,

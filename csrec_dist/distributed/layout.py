@@ -58,6 +58,11 @@ class LabelColumn:
         """The shards the column labels: those its ranks own."""
         return tuple(shard for shard in range(num_shards) if shard % self.world_size in self.ranks)
 
+    def writer(self, number: int) -> int | None:
+        """Position in the column of the rank that writes the file of this number, or None where it is another's."""
+        rank = number % self.world_size
+        return self.ranks.index(rank) if rank in self.ranks else None
+
 
 def label_columns(num_members: int, world_size: int, catalog_parallel: int = 1) -> list[LabelColumn]:
     """The mesh teacher × data for labelling: columns of up to `num_members` ranks that cover all ranks.

@@ -1,6 +1,6 @@
-"""The soft-label cache, read by example id: any batch order, any world size."""
+"""The soft-label cache, read by example id: any batch order, any world size; from disk, or from a GPU where it fits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,12 +14,12 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.errors import UserError
-from csrec_dist.labels.combine import combined_labels
+from csrec_dist.labels.combine import Combination
 from csrec_dist.labels.contents import file_problem, foreign_to
 from csrec_dist.labels.format import ItemShard, LabelShard, read_index
-from csrec_dist.labels.shards import ARRAYS, as_tensor, map_tensor
 from csrec_dist.losses.soft_labels import DenseLabels, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
+from csrec_dist.tensor_files import ARRAYS, as_tensor, map_tensor
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class LabelReader(Protocol):
-    """What a training reads soft labels from: first, in a background thread, what is kept of some examples."""
+    """What a training reads soft labels from: first, in a background thread, what is stored of some examples."""
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
         """The examples' own part of their labels, on the CPU."""
@@ -42,11 +42,11 @@ LABEL_COLUMN = "label_"
 
 
 def with_labels(stream: "datasets.IterableDataset", labels: LabelReader) -> "datasets.IterableDataset":
-    """A stream of batches whose elements also have what `labels` keeps of their examples: `label_<field>` [N, …].
+    """A stream of batches whose elements also have what `labels` stores of their examples: `label_<field>` [N, …].
 
     Row n belongs to `to_batch(element).example_ids[n]`: the join is by example id, whatever order the stream has.
     """
-    return stream.map(partial(_label_columns, labels))
+    return stream.map(partial(_label_columns, labels))  # a function of a module: a DataLoader's workers unpickle it
 
 
 def _label_columns(labels: LabelReader, element: dict[str, Any]) -> dict[str, Tensor]:
@@ -99,8 +99,8 @@ class LabelCache:
         A rank calls this for the shards it owns: a byte changed since labelling would otherwise be trained on.
         """
         files: list[LabelShard | ItemShard] = [*(self.index.shards[shard] for shard in shards), *self._item_shards]
-        found = [file_problem(self.folder / entry.file, entry, self.index, deep=True) for entry in files]
-        return [problem for problem in found if problem]
+        problems = [file_problem(self.folder / entry.file, entry, self.index, deep=True) for entry in files]
+        return [problem for problem in problems if problem]
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
         """The stored part of the examples as it is stored, on the CPU.
@@ -121,12 +121,12 @@ class LabelCache:
         order = np.argsort(ids, kind="stable")
         shard_of = np.searchsorted(self._first_examples, ids[order], side="right") - 1
         specs = self.index.label_tensors(len(ids))
-        found = {name: np.empty(spec.shape, ARRAYS[spec.dtype]) for name, spec in specs.items()}
+        fields = {name: np.empty(spec.shape, ARRAYS[spec.dtype]) for name, spec in specs.items()}
         for shard in np.unique(shard_of).tolist():
-            places = order[shard_of == shard]
-            for name, values in found.items():
-                values[places] = self._map(shard, name)[ids[places] - self._first_examples[shard]]
-        return {name: as_tensor(values, specs[name].dtype) for name, values in found.items()}
+            rows = order[shard_of == shard]
+            for name, values in fields.items():
+                values[rows] = self._map(shard, name)[ids[rows] - self._first_examples[shard]]
+        return {name: as_tensor(values, specs[name].dtype) for name, values in fields.items()}
 
     def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
         """The soft labels of what `fields` gave, on `device`, in fp32; item tables are moved there once and shared."""
@@ -138,10 +138,10 @@ class LabelCache:
             values, items = moved["values"].float(), moved["items"]
             return TopKLabels(values, items, moved["logsumexp"], index.temperature, index.num_items)
         if device not in self._tables:
-            self._tables[device] = _to(self.item_tables, device)
-        return combined_labels(
-            moved["states"].float(), *self._tables[device], index.widths, index.combine, index.weights
-        )
+            weight, bias = self.item_tables
+            self._tables[device] = weight.to(device), None if bias is None else bias.to(device)
+        combination = Combination(index.widths, index.combine, index.weights)
+        return combination.labels(moved["states"].float(), *self._tables[device])
 
     def shard_fields(self, shard: int) -> dict[str, Tensor]:
         """What `fields` gives of all examples of a shard, in their order."""
@@ -195,6 +195,45 @@ class LabelCache:
         return self._maps[shard, name]
 
 
-def _to(tables: tuple[Tensor, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    weight, bias = tables
-    return weight.to(device), None if bias is None else bias.to(device)
+def on_device(labels: LabelCache, shards: Sequence[int], device: torch.device, most_bytes: int) -> LabelReader:
+    """A reader of these shards' labels: the cache itself, or one whose rows lie on the GPU if they take few bytes.
+
+    A batch then brings only the numbers of its rows to the GPU.
+    """
+    num_examples = sum(labels.index.shards[shard].num_examples for shard in shards)
+    specs = labels.index.label_tensors(num_examples).values()
+    num_bytes = sum(spec.num_bytes for spec in specs)
+    return DeviceLabels(labels, shards, device) if device.type == "cuda" and num_bytes <= most_bytes else labels
+
+
+class DeviceLabels:
+    """Read by example id as the cache is, for the examples of some shards, whose rows are copied to `device` here."""
+
+    def __init__(self, labels: LabelCache, shards: Sequence[int], device: torch.device) -> None:
+        self._labels = labels
+        entries = labels.index.shards
+        firsts = [entries[shard].first_example for shard in shards]
+        sizes = [entries[shard].num_examples for shard in shards]
+        order = np.argsort(firsts)
+        self._firsts = np.array(firsts, np.int64)[order]
+        self._stops = self._firsts + np.array(sizes, np.int64)[order]
+        self._begins = np.concatenate([[0], np.cumsum(self._stops - self._firsts)])[:-1]
+        parts = [labels.shard_fields(shards[number]) for number in order.tolist()]
+        self._rows = {name: torch.cat([part[name].to(device) for part in parts]) for name in parts[0]}
+
+    def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
+        """Which rows on the device are the examples', {"rows": [N]}.
+
+        Raises:
+            IndexError: an id of another shard.
+        """
+        ids = np.asarray(example_ids)
+        shards = np.searchsorted(self._firsts, ids, side="right") - 1
+        if len(ids) and (shards.min() < 0 or (ids >= self._stops[shards]).any()):
+            raise IndexError(f"example ids {ids.min()} to {ids.max()} are not all in the shards that are read here")
+        return {"rows": torch.from_numpy(ids - self._firsts[shards] + self._begins[shards])}
+
+    def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
+        """The soft labels of what `fields` gave, on the device that keeps the rows."""
+        index = fields["rows"].to(device, non_blocking=True)
+        return self._labels.labels({name: rows.index_select(0, index) for name, rows in self._rows.items()}, device)

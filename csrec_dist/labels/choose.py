@@ -1,10 +1,11 @@
-"""What forms and number types of labels cost and lose, measured on a sample; and the choice among them.
+"""What each form and number type of labels costs and loses, measured on a sample; and the choice among them.
 
 Letters: S sampled examples, D the sum of the members' widths, n items of this rank's slice, m members. Sums over
 items are over the whole catalog.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise, product
@@ -16,8 +17,9 @@ from torch import Tensor
 from csrec_dist.data.batches import Batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
+from csrec_dist.labels.combine import member_states
 from csrec_dist.labels.format import LabelError, Measured, label_bytes
-from csrec_dist.labels.labeller import Labeller, member_states
+from csrec_dist.labels.labeller import Labeller
 from csrec_dist.labels.options import DTYPES, FORMS, DType, Form, LabelOptions
 from csrec_dist.labels.top_k import ONE, TopKRows, item_blocks, log_sums
 
@@ -25,14 +27,14 @@ SAMPLE_SEED = 0
 MOST_EXAMPLES = 256
 FEWEST_EXAMPLES = 8
 SAMPLE_GROUPS = 64
-"""Groups of rows that are read for it, or one of each shard."""
+"""Row groups that are read for the sample, or one of each shard."""
 SAMPLE_NUMBERS = 1 << 23
-"""S · V: what bounds S in large catalogs."""
+"""S · V, which bounds S in large catalogs."""
 ROWS_BYTES = 16 * 2**20
-"""Of the float64 logits of the examples that are looked at together, unless those of one take more."""
+"""Float64 logits of the examples that are compared at once; one example may take more."""
 DIGITS = 3
 NOISE = 1e-10
-"""What is less is that of the order of sums, and not written down: figures are the same on any number of ranks."""
+"""Smaller figures come from the order of sums alone; they are written as 0, so that any number of ranks agrees."""
 
 
 def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
@@ -45,10 +47,10 @@ def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
     return list(product(forms, [dtype for dtype in DTYPES if options.dtype in ("auto", dtype)]))
 
 
-def decided(
+def choose_form(
     labeller: Labeller, options: LabelOptions, temperature: float, kl: str, has_bias: bool
 ) -> tuple[Form, DType, Measured | None]:
-    """The form and number type to keep, and what was measured; the same on all ranks, which all call this.
+    """The form and number type to store, and what was measured; the same on all ranks, which all call this.
 
     `temperature` and `kl` are those the labels will be read with; they decide which errors matter. Of the candidates
     whose divergence is within the tolerance, the one of fewest bytes; of equal ones the one of least divergence. In
@@ -63,31 +65,36 @@ def decided(
     sample = _Sample.of(labeller, options.keep, temperature, kl, has_bias)
     if not len(sample.targets):
         return *possible[0], None
-    found = sample.errors(possible)
+    errors = sample.errors(possible)
     measured = Measured(
         temperature=temperature,
         kl=kl,
         tolerance=options.tolerance if options.is_auto else None,
         num_examples=len(sample.targets),
-        errors=tuple(found),
+        errors=tuple(errors),
     )
     if not options.is_auto:
-        return *possible[0], measured if found else None
-    whole = [error for error in found if error.form != "dense" or labeller.catalog.is_whole]
-    fitting = [error for error in whole if error.divergence <= options.tolerance]
-    if not fitting:
-        listed = ", ".join(f"{error.form} {error.dtype} {error.divergence:g}" for error in found) or "none can be held"
-        raise UserError(
-            f"labels.tolerance: no form is within {options.tolerance:g} nats ({listed}); choose dtype auto or float32, "
-            "or a larger tolerance."
-        )
-    best = min(fitting, key=lambda error: (error.bytes, error.divergence))
+        return *possible[0], measured if errors else None
+    best = _smallest(errors, options.tolerance, labeller.catalog.is_whole)
     return best.form, best.dtype, measured
+
+
+def _smallest(errors: Sequence[LabelError], tolerance: float, is_whole: bool) -> LabelError:
+    """The candidate of fewest bytes within the tolerance; UserError when there is none."""
+    whole = [error for error in errors if error.form != "dense" or is_whole]
+    fitting = [error for error in whole if error.divergence <= tolerance]
+    if not fitting:
+        listed = ", ".join(f"{error.form} {error.dtype} {error.divergence:g}" for error in errors) or "none can be held"
+        raise UserError(
+            f"labels.tolerance: no form is within {tolerance:g} nats ({listed}); choose dtype auto or float32, or a "
+            "larger tolerance."
+        )
+    return min(fitting, key=lambda error: (error.bytes, error.divergence))
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Sampled examples: what is kept of their states [S, D], their targets [S], and the way to their logits."""
+    """Sampled examples: their combined states [S, D], their targets [S], and the way to their logits."""
 
     labeller: Labeller
     temperature: float
@@ -106,10 +113,10 @@ class _Sample:
         states, targets = member_states(labeller.own_models, batch), batch.targets[batch.targets > 0]
         chosen = torch.from_numpy(np.random.default_rng(SAMPLE_SEED).permutation(len(targets))[:size])
         chosen = chosen.to(labeller.device)
-        kept = labeller.gather_states([part[chosen] for part in states])
+        gathered = labeller.gather_states([part[chosen] for part in states])
         keep, blocks = min(keep, num_items), item_blocks(labeller, has_bias)
         top_k = TopKRows(blocks, labeller.catalog, keep, temperature)
-        return cls(labeller, temperature, kl, has_bias, top_k, kept, targets[chosen])
+        return cls(labeller, temperature, kl, has_bias, top_k, gathered, targets[chosen])
 
     @cached_property
     def exact(self) -> list[Tensor]:
@@ -117,19 +124,17 @@ class _Sample:
         return self._logits(self.states)
 
     def errors(self, candidates: list[tuple[Form, DType]]) -> list[LabelError]:
-        """What ways of keeping the labels do to them; those whose numbers do not fit their type are left out."""
-        found: dict[tuple[Form, DType], tuple[float, float, float]] = {}
-        size = max(1, ROWS_BYTES // (8 * self.top_k.num_items))
-        for first in range(0, len(self.targets), size):
-            rows = slice(first, first + size)
+        """What each way of storing the labels does to them; those whose numbers do not fit their type are left out."""
+        totals = dict.fromkeys(candidates, (0.0, 0.0, 0.0))
+        num_rows = max(1, ROWS_BYTES // (8 * self.top_k.num_items))
+        for first in range(0, len(self.targets), num_rows):
+            rows = slice(first, first + num_rows)
             part = replace(self, states=self.states[rows], targets=self.targets[rows])
-            for candidate in candidates:
-                largest, *sums = part._figures(*candidate)
-                before = found.get(candidate, (0.0, 0.0, 0.0))
-                found[candidate] = max(before[0], largest), before[1] + sums[0], before[2] + sums[1]
-        return [
-            self._error(*candidate, *figures) for candidate, figures in found.items() if math.isfinite(sum(figures))
-        ]
+            for candidate, (largest, differences, divergences) in totals.items():
+                figures = part._figures(*candidate)
+                totals[candidate] = max(largest, figures[0]), differences + figures[1], divergences + figures[2]
+        finite = {candidate: figures for candidate, figures in totals.items() if math.isfinite(sum(figures))}
+        return [self._error(*candidate, *figures) for candidate, figures in finite.items()]
 
     def _error(self, form: Form, dtype: DType, largest: float, differences: float, divergences: float) -> LabelError:
         num_examples, keep = len(self.targets), self.top_k.keep if form == "topk" else None
@@ -139,12 +144,15 @@ class _Sample:
             "divergence": divergences / num_examples,
         }
         rounded = {name: float(f"{value:.{DIGITS}g}") if value > NOISE else 0.0 for name, value in figures.items()}
-        return LabelError(form=form, dtype=dtype, keep=keep, bytes=self._bytes(form, dtype, keep), **rounded)
+        dataset, combination = self.labeller.dataset, self.labeller.combination
+        sizes = dataset.splits["train"].num_examples, dataset.num_items, combination.widths, self.has_bias
+        num_bytes = label_bytes(form, *sizes, combination.combine, dtype=dtype, keep=keep)
+        return LabelError(form=form, dtype=dtype, keep=keep, bytes=num_bytes, **rounded)
 
     def _figures(self, form: Form, dtype: DType) -> tuple[float, float, float]:
         """The largest difference of logits, and the sums over the examples of the mean ones and of the divergences."""
         if form == "topk":
-            largest, mean, log_q = self._of_kept(dtype)
+            largest, mean, log_q = self._stored_top_k(dtype)
         else:
             if form == "factored":
                 logits = self._logits(self.states.to(getattr(torch, dtype)))
@@ -152,50 +160,51 @@ class _Sample:
                 logits = [part.float().to(getattr(torch, dtype)).double() for part in self.exact]
             largest, mean = self._differences(logits)
             log_q = self._log_q(logits)
-        exact, found = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
-        of, to = (exact, found) if self.kl == "forward" else (found, exact)
+        exact, stored = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
+        of, to = (exact, stored) if self.kl == "forward" else (stored, exact)
         return largest, mean * len(self.targets), self._sum((of.exp() * (of - to)).sum())
 
     def _logits(self, states: Tensor) -> list[Tensor]:
-        combine, widths = self.labeller.combine, self.labeller.widths
-        pieces = [slice(0, sum(widths))]
+        combine, widths = self.labeller.combination.combine, self.labeller.combination.widths
+        columns = [slice(0, sum(widths))]
         if combine == "prob_mean":
-            ends = list(accumulate(widths, initial=0))
-            pieces = [slice(first, stop) for first, stop in pairwise(ends)]
+            columns = [slice(first, stop) for first, stop in pairwise(accumulate(widths, initial=0))]
         rows = self.top_k.rows
-        found = [torch.zeros(len(states), rows.stop - rows.start, dtype=torch.float64) for _ in pieces]
-        found = [part.to(states.device) for part in found]
+        shape = len(states), rows.stop - rows.start
+        logits = [torch.zeros(shape, dtype=torch.float64).to(states.device) for _ in columns]
         for block in self.top_k.blocks:
-            held, columns = block.within(rows)
-            for number, (part, piece) in enumerate(zip(found, pieces, strict=True)):
-                part[:, columns] = states[:, piece].double() @ block.weight[held, piece].double().T
+            of_block, of_slice = block.within(rows)
+            for number, (part, of_member) in enumerate(zip(logits, columns, strict=True)):
+                part[:, of_slice] = states[:, of_member].double() @ block.weight[of_block, of_member].double().T
                 if block.bias is not None:
-                    part[:, columns] += (block.bias if block.bias.ndim == 1 else block.bias[:, number])[held].double()
-        return found
+                    bias = block.bias if block.bias.ndim == 1 else block.bias[:, number]
+                    part[:, of_slice] += bias[of_block].double()
+        return logits
 
     def _log_q(self, logits: list[Tensor]) -> Tensor:
         """log q [S, n] at the temperature."""
         logs = []
         for part in logits:
-            t = part / self.temperature
-            logs.append(t - self.top_k.catalog.log_sum_exp(t.logsumexp(1)).unsqueeze(1))
-        shares = self.labeller.weights if len(logs) > 1 and self.labeller.weights else [1 / len(logs)] * len(logs)
+            tempered = part / self.temperature
+            logs.append(tempered - self.top_k.catalog.log_sum_exp(tempered.logsumexp(1)).unsqueeze(1))
+        weights = self.labeller.combination.weights
+        shares = weights if len(logs) > 1 and weights else [1 / len(logs)] * len(logs)
         parts = [log + math.log(share) for log, share in zip(logs, shares, strict=True) if share > 0]
         return torch.stack(parts).logsumexp(0)
 
-    def _of_kept(self, dtype: DType) -> tuple[float, float, Tensor]:
-        """Largest and mean difference of the kept logits, and log q with the others' mass spread evenly over them."""
-        found, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
-        values = found["values"].to(getattr(torch, dtype)).float()
-        sums = log_sums(values, found["sums"], self.temperature).double()
-        kept = values.double() / self.temperature - sums.unsqueeze(1)
-        others = (1 - kept.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)
-        rows = self.top_k.rows
-        log_q = others.log().unsqueeze(1).repeat(1, rows.stop - rows.start)
-        columns = found["items"].long() - 1 - rows.start
-        row, place = ((columns >= 0) & (columns < log_q.shape[1])).nonzero(as_tuple=True)
-        log_q[row, columns[row, place]] = kept[row, place]
-        gaps = (values - found["values"]).abs()
+    def _stored_top_k(self, dtype: DType) -> tuple[float, float, Tensor]:
+        """Largest and mean difference of the stored logits, and log q with the others' mass spread evenly over them."""
+        top_k, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
+        values = top_k["values"].to(getattr(torch, dtype)).float()
+        sums = log_sums(values, top_k["sums"], self.temperature).double()
+        logs = values.double() / self.temperature - sums.unsqueeze(1)
+        others = (1 - logs.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)
+        first, stop = self.top_k.rows.start, self.top_k.rows.stop
+        log_q = others.log().unsqueeze(1).repeat(1, stop - first)
+        columns = top_k["items"].long() - 1 - first
+        row, position = ((columns >= 0) & (columns < stop - first)).nonzero(as_tuple=True)
+        log_q[row, columns[row, position]] = logs[row, position]
+        gaps = (values - top_k["values"]).abs()
         return float(gaps.max()), float(gaps.double().mean()), log_q
 
     def _differences(self, logits: list[Tensor]) -> tuple[float, float]:
@@ -216,12 +225,6 @@ class _Sample:
     def _sum(self, number: Tensor) -> float:
         return float(self.top_k.catalog.all_sum(number))
 
-    def _bytes(self, form: Form, dtype: DType, keep: int | None) -> int:
-        dataset, labeller = self.labeller.dataset, self.labeller
-        num_examples = dataset.splits["train"].num_examples
-        sizes = form, num_examples, dataset.num_items, labeller.widths, self.has_bias, labeller.combine
-        return label_bytes(*sizes, dtype=dtype, keep=keep)
-
 
 def sampled_rows(dataset: Dataset, most: int) -> Batch:
     """About `most` training rows, or fewer, drawn from all shards: some groups of each, and rows of these."""
@@ -236,8 +239,8 @@ def sampled_rows(dataset: Dataset, most: int) -> Batch:
             chosen = random.permutation(len(block))[:share].tolist()
             rows += [block.values[block.starts[row] : block.starts[row + 1]] for row in chosen]
     items = np.zeros((len(rows), dataset.window), np.int64)
-    for place, row in enumerate(rows):
-        items[place, : len(row)] = row
+    for number, row in enumerate(rows):
+        items[number, : len(row)] = row
     blank = torch.zeros(len(rows), dtype=torch.int64)
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     return Batch(torch.from_numpy(items), lengths, torch.ones(len(rows)), blank, blank, blank)

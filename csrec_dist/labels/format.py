@@ -1,18 +1,21 @@
-"""The index of a soft-label cache: what it holds, of which dataset and members, in which files."""
+"""The files of a soft-label cache, and their index: what they hold, of which dataset and members."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.files import check_cover, exists, fingerprint, read_json, write_json
+from csrec_dist.files import check_cover, differences, exists, fingerprint, read_json, write_json
 from csrec_dist.labels.options import Combine, DType, Form, combining_problem
-from csrec_dist.tensor_files import TensorSpec
+from csrec_dist.tensor_files import TensorSpec, read_header
 
 FORMAT_VERSION = 1
 INDEX_NAME = "label_cache.index.json"
+ITEMS_PER_FILE = 65_536
 
 
 class _Value(BaseModel):
@@ -142,10 +145,14 @@ class LabelSource(_Value):
         """16 hexadecimal digits that depend on what is set only."""
         return fingerprint(self.model_dump(mode="json", include=set(LabelSource.model_fields), exclude_none=True))
 
-    def differences(self, other: "LabelSource") -> list[str]:
-        """What differs from `other`, one phrase for each field."""
-        fields = [name for name in LabelSource.model_fields if getattr(self, name) != getattr(other, name)]
-        return [f"{name} ({_short(self, name)} here, {_short(other, name)} wanted)" for name in fields]
+    def differences(self, wanted: "LabelSource") -> list[str]:
+        """What differs from `wanted`, one phrase for each value."""
+        return differences(self._values(), wanted._values())
+
+    def _values(self) -> dict[str, Any]:
+        """What is set; the members in their order, in which their states stand side by side."""
+        members = [f"{member.name} ({member.width} wide, {member.fingerprint})" for member in self.members]
+        return self.model_dump(mode="json", include=set(LabelSource.model_fields)) | {"members": members}
 
 
 class LabelIndex(LabelSource):
@@ -199,6 +206,56 @@ def read_index(folder: Path | str) -> LabelIndex:
         raise UserError(f"{path} is damaged: {place}: {first['msg']}. Remove the folder and label again.") from None
 
 
+@dataclass(frozen=True)
+class LabelFile:
+    """A file that the cache has to have: its kind and number, its range, and all that its header must say."""
+
+    kind: Literal["labels", "items"]
+    number: int
+    name: str
+    first: int
+    count: int
+    tensors: dict[str, TensorSpec]
+    metadata: dict[str, str]
+
+    def is_whole(self, path: Path) -> bool:
+        """Whether `path` is a file of full size with exactly this header."""
+        try:
+            header = read_header(path)
+        except (FileNotFoundError, UserError):
+            return False
+        is_complete = path.stat().st_size == header.file_bytes
+        return is_complete and header.holds(self.tensors) and header.metadata == self.metadata
+
+
+def label_files(source: LabelSource, dataset: Dataset, has_bias: bool) -> list[LabelFile]:
+    """All files of the cache but the index: labels by shard, then item tables by rows."""
+    split, num_items = dataset.splits["train"], source.num_items if source.form == "factored" else 0
+    shards = zip(split.first_examples, split.shard_examples, strict=False)
+    labels = [(first, count, source.label_tensors(count)) for first, count in shards]
+    starts = range(0, num_items, ITEMS_PER_FILE)
+    counts = [min(ITEMS_PER_FILE, num_items - start) for start in starts]
+    tables = [
+        (start + 1, count, source.item_tensors(count, has_bias)) for start, count in zip(starts, counts, strict=True)
+    ]
+    return [*_numbered(source, "labels", labels), *_numbered(source, "items", tables)]
+
+
+def _numbered(
+    source: LabelSource, kind: Literal["labels", "items"], parts: Sequence[tuple[int, int, dict[str, TensorSpec]]]
+) -> Iterator[LabelFile]:
+    """The files of a kind, from the range and the tensors of each."""
+    for number, (first, count, tensors) in enumerate(parts):
+        metadata = {
+            "format": f"csrec_dist.labels.{FORMAT_VERSION}.{kind}",
+            "source": source.fingerprint,
+            "dataset": source.dataset_fingerprint,
+            "first": str(first),
+        }
+        name = f"{kind}-{number:05d}-of-{len(parts):05d}.safetensors"
+        yield LabelFile(kind, number, name, first, count, tensors, metadata)
+
+
 def label_bytes(
     form: Form,
     num_examples: int,
@@ -222,12 +279,3 @@ def label_bytes(
         return num_examples * (min(keep, num_items) * (size + 4) + 4)
     width, num_biases = sum(widths), len(widths) if combine == "prob_mean" else 1
     return size * num_examples * width + 4 * num_items * (width + has_bias * num_biases)
-
-
-def _short(source: LabelSource, name: str) -> str:
-    value = getattr(source, name)
-    if name == "weights" and value is not None:
-        return ", ".join(f"{weight:g}" for weight in value)
-    if name == "members":
-        return ", ".join(f"{member.name}:{member.width}:{member.fingerprint[:16]}" for member in value)
-    return str(value)[:16]

@@ -22,7 +22,7 @@ CHUNK_ROWS = 256
 """Examples of one product at most; fewer where their logits would take more than CHUNK_BYTES."""
 CHUNK_BYTES = 64 * 2**20
 ONE = float(1 << 36)
-"""What stands for the largest exponential of a row in sums of whole numbers: 2²⁶ items fit 63 bits."""
+"""The largest exponential of a row, in sums of whole numbers: 2²⁶ items of this size fit 63 bits."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ItemBlock:
     bias: Tensor | None
 
     def within(self, rows: slice) -> tuple[slice, slice]:
-        """Which of the block's rows are among the table's `rows`, and their places among those."""
+        """The block's rows that are among the table's `rows`, and which of those they are."""
         low, high = max(self.first, rows.start), min(self.first + len(self.weight), rows.stop)
         return slice(low - self.first, high - self.first), slice(low - rows.start, high - rows.start)
 
@@ -49,17 +49,18 @@ def item_blocks(labeller: Labeller, has_bias: bool) -> list[ItemBlock]:
         stop = min(first + BLOCK_ITEMS, num_items)
         low, high = max(first, rows.start), min(stop, rows.stop)
         if low < high:
-            filled = {}
-            for name, held in labeller.slice_rows(first, stop, has_bias).items():
-                filled[name] = held.new_zeros(stop - first, *held.shape[1:])
-                filled[name][low - first : high - first] = held
-            blocks.append(ItemBlock(first, filled["item_weight"], filled.get("item_bias")))
+            tables = {}
+            for name, part in labeller.slice_rows(first, stop, has_bias).items():
+                # A block has the same bounds on any number of ranks, since a product's rounding depends on its shape.
+                tables[name] = part.new_zeros(stop - first, *part.shape[1:])
+                tables[name][low - first : high - first] = part
+            blocks.append(ItemBlock(first, tables["item_weight"], tables.get("item_bias")))
     return blocks
 
 
 @dataclass(frozen=True)
 class TopKRows:
-    """Finds the kept part of rows; `blocks` are those of this rank's slice of the catalog.
+    """Finds the K best items of rows; `blocks` are those of this rank's slice of the catalog.
 
     All ranks of a catalog group call it together, each for any number of examples of its own.
     """
@@ -84,44 +85,49 @@ class TopKRows:
         """`items` [n, K] int32, best first, `values` [n, K] and `sums` [n, 2] of examples of these states and targets.
 
         Among equal logits the lower item comes first. A target that is not among the K takes the last place. `sums` are
-        the largest logit, and Σ exp((e_j − largest) / T) over the items that are not kept, in float64.
+        the largest logit, and Σ exp((e_j − largest) / T) over the items that are not among the K, in float64.
         """
         shared = self.catalog.share(len(states), states.device)
-        own: dict[str, Tensor] = {}
-        parts = zip(
-            shared.gather(states).split(shared.counts), shared.gather(targets).split(shared.counts), strict=True
-        )
-        for rank, (part, of_part) in enumerate(parts):
-            found = _joined(self._chunks(part, of_part), self.keep, states)
-            own = found if rank == self.catalog.group.rank else own
-        return own
+        by_rank = [shared.gather(rows).split(shared.counts) for rows in (states, targets)]
+        # Every rank goes through the rows of all ranks, since each has a slice of the items only; it returns its own.
+        results = [self._top_rows(*rows) for rows in zip(*by_rank, strict=True)]
+        return results[self.catalog.group.rank]
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [n, n items of the slice] in fp32."""
-        found = states.new_empty(len(states), self.rows.stop - self.rows.start)
+        logits = states.new_empty(len(states), self.rows.stop - self.rows.start)
         for block in self.blocks:
             product = states @ block.weight.T
             if block.bias is not None:
                 product += block.bias
-            held, columns = block.within(self.rows)
-            found[:, columns] = product[:, held]
-        return found
+            of_block, of_slice = block.within(self.rows)
+            logits[:, of_slice] = product[:, of_block]
+        return logits
 
-    def _chunks(self, states: Tensor, targets: Tensor) -> Iterator[dict[str, Tensor]]:
-        for chunk in row_chunks(len(states), self.num_items):
-            aligned = states[chunk].clone(memory_format=torch.contiguous_format)  # products may round by alignment
-            yield self._kept(self.logits(aligned), targets[chunk])
+    def _top_rows(self, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What `__call__` gives of one rank's rows, a chunk of them at a time."""
+        chunks = [
+            {
+                "items": states.new_empty(0, self.keep, dtype=torch.int32),
+                "values": states.new_empty(0, self.keep),
+                "sums": states.new_empty(0, 2, dtype=torch.float64),
+            }
+        ]
+        for rows in row_chunks(len(states), self.num_items):
+            aligned = states[rows].clone(memory_format=torch.contiguous_format)  # products may round by alignment
+            chunks.append(self._top_of(self.logits(aligned), targets[rows]))
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
-    def _kept(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What `__call__` gives, of logits."""
+    def _top_of(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What `__call__` gives, from the slice's logits."""
         largest = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
         largest = self.catalog.all_max(largest).double()
         total = self.catalog.all_sum(self._whole(logits, largest).sum(1))
         items, values = best_in(logits, self.keep, self.catalog)
         of_targets = self.catalog.at_items(logits, targets)
-        is_kept = (items == targets.unsqueeze(1)).any(1)
-        items[:, -1] = torch.where(is_kept, items[:, -1], targets)
-        values[:, -1] = torch.where(is_kept, values[:, -1], of_targets)
+        has_target = (items == targets.unsqueeze(1)).any(1)
+        items[:, -1] = torch.where(has_target, items[:, -1], targets)
+        values[:, -1] = torch.where(has_target, values[:, -1], of_targets)
         others = (total - self._whole(values, largest).sum(1)).clamp_min(0) * (self.keep < self.num_items)
         return {"items": items.int(), "values": values, "sums": torch.stack([largest, others / ONE], 1)}
 
@@ -144,32 +150,20 @@ def top_k_rows(labeller: Labeller, find: TopKRows, shard: int) -> Iterator[dict[
     """
     for states, targets in labeller.gathered_rows(shard):
         chunks = row_chunks(len(states), find.num_items)
-        own = split_ranks(len(chunks), labeller.group.size)[labeller.group.rank]
-        rows = slice(chunks[own[0]].start, chunks[own[-1]].stop) if own else slice(0, 0)
-        found = find(states[rows], targets[rows])
-        yield {name: labeller.group.gather_rows(part)[0] for name, part in found.items()}
+        mine = split_ranks(len(chunks), labeller.group.size)[labeller.group.rank]
+        rows = slice(chunks[mine[0]].start, chunks[mine[-1]].stop) if mine else slice(0, 0)
+        top = find(states[rows], targets[rows])
+        yield {name: labeller.group.gather_rows(part)[0] for name, part in top.items()}
 
 
 def find_nothing(labeller: Labeller, find: TopKRows) -> None:
     """Take part in what the catalog group's other ranks find."""
-    find(
-        torch.zeros(0, sum(labeller.widths), device=labeller.device),
-        torch.zeros(0, dtype=torch.int64, device=labeller.device),
-    )
+    no_states = torch.zeros(0, sum(labeller.combination.widths), device=labeller.device)
+    find(no_states, torch.zeros(0, dtype=torch.int64, device=labeller.device))
 
 
 def log_sums(values: Tensor, sums: Tensor, temperature: float) -> Tensor:
-    """log Σ exp(e_j / T) [n] of whole rows in fp32, the kept logits being `values` as they are stored."""
+    """log Σ exp(e_j / T) [n] of whole rows in fp32, from the K best logits as they are stored and `sums`."""
     largest, others = sums.unbind(1)
-    kept = (values.double() - largest.unsqueeze(1)).div_(temperature).exp_().sum(1)
-    return ((kept + others).log_() + largest / temperature).float()
-
-
-def _joined(parts: Iterator[dict[str, Tensor]], keep: int, like: Tensor) -> dict[str, Tensor]:
-    empty = {
-        "items": like.new_empty(0, keep, dtype=torch.int32),
-        "values": like.new_empty(0, keep),
-        "sums": like.new_empty(0, 2, dtype=torch.float64),
-    }
-    found = [empty, *parts]
-    return {name: torch.cat([part[name] for part in found]) for name in empty}
+    of_best = (values.double() - largest.unsqueeze(1)).div_(temperature).exp_().sum(1)
+    return ((of_best + others).log_() + largest / temperature).float()

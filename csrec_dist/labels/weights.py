@@ -10,14 +10,13 @@ from torch import Tensor
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.scoring import question
-from csrec_dist.labels.labeller import BATCH_ROWS, item_biases
+from csrec_dist.labels.combine import item_biases
+from csrec_dist.labels.labeller import BATCH_ROWS
 from csrec_dist.losses import cross_entropy
 from csrec_dist.models import ItemTable, SequentialModel
 
 MOST_EXAMPLES = 20_000
 """Validation examples that are enough for a handful of weights."""
-
-
 DECIMALS = 6
 
 
@@ -46,7 +45,7 @@ def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: 
     loss = _MixedLoss(states, tables, targets)
     equal = np.full(len(tables), 1 / len(tables))
     before = loss(equal)[0]
-    found = minimize(
+    minimum = minimize(
         loss,
         equal,
         jac=True,
@@ -55,7 +54,10 @@ def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: 
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-12, "maxiter": 200},
     )
-    weights = _on_simplex(found.x)
+    positive = np.clip(minimum.x, 0, None)
+    weights = np.round(positive / positive.sum(), DECIMALS)
+    weights[weights.argmax()] += 1 - weights.sum()  # the largest takes up what rounding leaves
+    weights = np.round(weights, DECIMALS)
     after = loss(weights)[0]
     if not after < before:
         weights, after = equal, before
@@ -77,14 +79,14 @@ def validation_states(
     for shard in range(dataset.num_shards):
         left = share
         for batch in map(to_batch, dataset.stream("valid", batch_size=BATCH_ROWS, shards=[shard])):
-            histories, found = question(batch.to(device))
-            for kept, model in zip(states, models, strict=True):
-                kept.append(model.encode_last(histories)[:left])
-            targets.append(found[:left])
+            histories, of_batch = question(batch.to(device))
+            for parts, model in zip(states, models, strict=True):
+                parts.append(model.encode_last(histories)[:left])
+            targets.append(of_batch[:left])
             left -= len(targets[-1])
             if left == 0:
                 break
-    return [torch.cat(kept) for kept in states], torch.cat(targets)
+    return [torch.cat(parts) for parts in states], torch.cat(targets)
 
 
 class _MixedLoss:
@@ -103,10 +105,3 @@ class _MixedLoss:
         total, count = cross_entropy(states, self._item_weight, self._targets, item_bias=self._biases @ weights)
         (gradient,) = torch.autograd.grad(total / count, weights)
         return (total / count).item(), gradient.cpu().numpy()
-
-
-def _on_simplex(weights: np.ndarray) -> np.ndarray:
-    """The weights with few decimals, none below 0, the largest taking up what rounding leaves."""
-    rounded = np.round(np.clip(weights, 0, None) / np.clip(weights, 0, None).sum(), DECIMALS)
-    rounded[rounded.argmax()] += 1 - rounded.sum()
-    return np.round(rounded, DECIMALS)

@@ -105,9 +105,9 @@ def test_labels_combined_otherwise_are_refused_and_finished_ones_left_alone(data
     fixtures.label_alone(dataset, folder, combine="weighted", weights=(0.25, 0.75))
     before = fixtures.file_bytes(folder)
     fixtures.label_alone(dataset, folder, combine="weighted", weights=(0.25, 0.75))
-    with pytest.raises(UserError, match=r"weights \(0.25, 0.75 here, 0.5, 0.5 wanted\)"):
+    with pytest.raises(UserError, match=r"weights was \[0.25, 0.75\], is \[0.5, 0.5\]"):
         fixtures.label_alone(dataset, folder, combine="weighted", weights=(0.5, 0.5))
-    with pytest.raises(UserError, match=r"combine \(weighted here, prob_mean wanted\)"):
+    with pytest.raises(UserError, match=r"combine was 'weighted', is 'prob_mean'"):
         fixtures.label_alone(dataset, folder, combine="prob_mean", weights=(0.25, 0.75))
     assert fixtures.file_bytes(folder) == before
 

@@ -12,7 +12,7 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import catalog_groups, label_columns
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelMember, labeller, read_index, top_k, write_labels
-from csrec_dist.labels import shards as plans
+from csrec_dist.labels import format as formats
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import SequentialModel
 from tests.helpers import label_fixtures as fixtures
@@ -49,7 +49,7 @@ def build(member: int, group: Group) -> SequentialModel:
 
 
 def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root: str) -> None:
-    plans.ITEMS_PER_FILE, labeller.BATCH_ROWS = 10, 7
+    formats.ITEMS_PER_FILE, labeller.BATCH_ROWS = 10, 7
     top_k.BLOCK_ITEMS, top_k.CHUNK_ROWS = 7, 9
     torch.set_num_threads(1)
     world = Group(tuple(range(world_size)), rank, torch.distributed.group.WORLD if world_size > 1 else None)
@@ -85,7 +85,7 @@ def test_label_files_do_not_depend_on_the_layout(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (plans, "ITEMS_PER_FILE"),
+        (formats, "ITEMS_PER_FILE"),
         (labeller, "BATCH_ROWS"),
         (top_k, "BLOCK_ITEMS"),
         (top_k, "CHUNK_ROWS"),

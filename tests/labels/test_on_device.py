@@ -8,7 +8,7 @@ import torch
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.labels import LabelCache
-from csrec_dist.labels.on_device import DeviceLabels, on_device
+from csrec_dist.labels.cache import DeviceLabels, on_device
 from tests.helpers import label_fixtures as fixtures
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import Group
 from csrec_dist.labels import FactoredLabels, LabelCache, MixtureLabels, cache
-from csrec_dist.labels import shards as plans
+from csrec_dist.labels import format as formats
 from csrec_dist.tensor_files import TensorSpec
 from tests.helpers import label_fixtures as fixtures
 
@@ -31,7 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return map_tensor(path, name, spec)
 
     monkeypatch.setattr(cache, "map_tensor", noted)
-    monkeypatch.setattr(plans, "ITEMS_PER_FILE", 4)
+    monkeypatch.setattr(formats, "ITEMS_PER_FILE", 4)
     return names
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels import LabelCache, labeller, read_index, top_k, verify
-from csrec_dist.labels import shards as plans
+from csrec_dist.labels import format as formats
 from tests.helpers import label_fixtures as fixtures
 from tests.helpers.ranks import run_ranks
 
@@ -26,7 +26,7 @@ KINDS += [(2, "auto", {"dtype": "auto", "kl": "forward", "keep": 3, "tolerance":
 
 def label_everything(rank: int, world_size: int, dataset: str, root: str) -> bool:
     """All kinds of labels, with several item files and several chunks a batch."""
-    plans.ITEMS_PER_FILE = 10
+    formats.ITEMS_PER_FILE = 10
     labeller.CHUNK_BYTES = 8 * fixtures.NUM_ITEMS * 11
     labeller.BATCH_ROWS = 5
     top_k.BLOCK_ITEMS, top_k.CHUNK_ROWS = 8, 3
@@ -142,7 +142,7 @@ def test_a_folder_of_other_labels_is_refused(dataset: Dataset, cache_folder: Pat
     before = fixtures.file_bytes(cache_folder)
     with pytest.raises(UserError, match=r"members.*m0.*m2"):
         fixtures.label_alone(dataset, cache_folder, 3)
-    with pytest.raises(UserError, match=r"form \(factored here, dense wanted\)"):
+    with pytest.raises(UserError, match=r"form was 'factored', is 'dense'"):
         fixtures.label_alone(dataset, cache_folder, 2, "dense")
     assert fixtures.file_bytes(cache_folder) == before
 

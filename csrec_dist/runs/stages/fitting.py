@@ -17,7 +17,7 @@ from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.files import flatten, read_json, write_json
 from csrec_dist.labels import LabelCache, LabelReader
-from csrec_dist.labels.on_device import on_device
+from csrec_dist.labels.cache import on_device
 from csrec_dist.models import ModelConfig, SequentialModel
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.stages.active import ActiveRun
