@@ -227,10 +227,10 @@ def test_a_job_is_queued_again_and_warned() -> None:
 @pytest.mark.parametrize(
     ("environ", "arguments", "added"),
     [
-        ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml"], ["--set", "labels.stage_to=/nvme"]),
-        ({"SLURM_TMPDIR": "/a b"}, ["distill", "--config=c.yaml"], ["--set", "labels.stage_to=/a b"]),
+        ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml"], ["--set", "labels.copy_to=/nvme"]),
+        ({"SLURM_TMPDIR": "/a b"}, ["distill", "--config=c.yaml"], ["--set", "labels.copy_to=/a b"]),
         ({"CSREC_LOCAL_DISK": "", "SLURM_TMPDIR": "/tmp"}, ["run", "--config", "c.yaml"], []),
-        ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml", "--set", "labels.stage_to=/mine"], []),
+        ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml", "--set", "labels.copy_to=/mine"], []),
         ({"CSREC_LOCAL_DISK": "/nvme"}, ["report", "runs/demo"], []),
         ({}, ["run", "--config", "c.yaml"], []),
     ],

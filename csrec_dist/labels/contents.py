@@ -25,8 +25,8 @@ def verify(folder: Path | str, dataset: Dataset | None = None, *, deep: bool = T
     except UserError as error:
         return [str(error)]
     problems = [f"The labels are of another dataset: {phrase}." for phrase in foreign_to(index, dataset)]
-    found = [file_problem(Path(folder) / entry.file, entry, index, deep) for entry in index.files]
-    return problems + [problem for problem in found if problem]
+    of_files = [file_problem(Path(folder) / entry.file, entry, index, deep) for entry in index.files]
+    return problems + [problem for problem in of_files if problem]
 
 
 def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:

@@ -52,11 +52,11 @@ class ItemShard(_StoredFile):
 
 
 class LabelError(_Value):
-    """What keeping labels in one form and number type does to them, on a sample of examples.
+    """What storing labels in one form and number type does to them, on a sample of examples.
 
-    `largest` and `mean` are absolute differences of logits (of the kept ones, for topk). `divergence` is the mean, in
-    nats, of KL between the r of Eq. 19 that exact labels give and the r that kept ones give, the items that topk does
-    not keep sharing their mass evenly: KL(r ‖ kept) for the forward direction and KL(kept ‖ r) for the reverse.
+    `largest` and `mean` are absolute differences of logits (for topk, of those that are stored). `divergence` is the
+    mean, in nats, of KL between the r of Eq. 19 that exact labels give and the r′ of stored ones, the items that topk
+    leaves out sharing their mass evenly: KL(r ‖ r′) for the forward direction and KL(r′ ‖ r) for the reverse.
     """
 
     form: Form
@@ -84,7 +84,7 @@ class Measured(_Value):
 class LabelSource(_Value):
     """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine.
 
-    `dtype` is the number type of what is kept for each example (states, logits or values). `keep` and `temperature`
+    `dtype` is the number type of what is stored for each example (states, logits or values). `keep` and `temperature`
     are those of top-k labels: items kept of each row, and the T of its log-sum-exp. Raises ValueError when the members
     cannot be combined like this.
     """
@@ -117,7 +117,7 @@ class LabelSource(_Value):
         return tuple(member.width for member in self.members)
 
     def label_tensors(self, num_examples: int) -> dict[str, TensorSpec]:
-        """What a file keeps of `num_examples` examples, by name."""
+        """What a file stores of `num_examples` examples, by name."""
         if self.form == "factored":
             return {"states": TensorSpec(self.dtype, (num_examples, sum(self.widths)))}
         if self.form == "dense":
@@ -130,7 +130,7 @@ class LabelSource(_Value):
         }
 
     def item_tensors(self, num_items: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """What a file keeps of `num_items` items, by name."""
+        """What a file stores of `num_items` items, by name."""
         tensors = {"item_weight": TensorSpec("float32", (num_items, sum(self.widths)))}
         if has_bias:
             tensors["item_bias"] = TensorSpec("float32", self.bias_shape(num_items))

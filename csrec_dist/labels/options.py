@@ -1,4 +1,4 @@
-"""The `labels` section of the config: how members are combined, and how soft labels are kept."""
+"""The `labels` section of the config: how members are combined, and how soft labels are stored."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,6 @@ Form = Literal["factored", "dense", "topk"]
 FORMS: tuple[Form, ...] = get_args(Form)
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[DType, ...] = get_args(DType)
-
-
 LABELLING = decides("label")
 
 
@@ -51,12 +49,11 @@ class LabelOptions(Options):
         description="Largest mean KL (nats) a smaller format may add when form or dtype is auto, at the student's T "
         "and kl.",
     )
-    stage_to: Annotated[str | None, NOTHING] = Field(
+    copy_to: Annotated[str | None, NOTHING] = Field(
         None,
         min_length=1,
         description="Folder on each node's own disk; before distillation each node copies the labels it reads there.",
     )
-
     device_mib: Annotated[int, NOTHING] = Field(
         2048,
         ge=0,
@@ -71,7 +68,7 @@ class LabelOptions(Options):
 
     @property
     def is_exact(self) -> bool:
-        """Whether there is nothing to measure: all that the members say is kept in fp32."""
+        """Whether there is nothing to measure: all that the members say is stored in fp32."""
         return self.form in ("factored", "dense") and self.dtype == "float32"
 
 

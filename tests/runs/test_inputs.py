@@ -52,7 +52,7 @@ def decided(config: Config, stage: str) -> dict[str, Any]:
         ("labels.combine", "prob_mean", {}, {"label"}),
         ("labels.keep", 9, {}, set()),
         ("labels.keep", 9, {"labels.form": "topk", "training.kl": "forward"}, {"label"}),
-        ("labels.stage_to", "/disk", {}, set()),
+        ("labels.copy_to", "/disk", {}, set()),
         ("training.learning_rate", 0.5, {}, TRAINED),
         ("training.log_steps", 7, {}, set()),
         ("training.checkpoint_steps", 7, {}, set()),

@@ -8,8 +8,8 @@ from typing import Any
 from csrec_dist.data.order import owned_shards
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.labels import LabelCache, LabelReader
+from csrec_dist.labels.node_copy import copy_labels, node_folder, remove_copy
 from csrec_dist.labels.popularity import PopularityLabels
-from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit
 from csrec_dist.runs.stages.inputs import weights_fingerprint
@@ -17,7 +17,7 @@ from csrec_dist.training import LossFunction, one_hot, student_loss
 
 
 @contextmanager
-def staged_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
+def copied_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
     """The folder on this node's disk that has the labels of `folder`; removed at the end, but kept after an error.
 
     Raises:
@@ -26,8 +26,8 @@ def staged_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
     runtime = run.runtime
     nodes = runtime.world.gather_objects(runtime.node)
     ranks = [rank for rank, node in enumerate(nodes) if node == runtime.node]
-    staged, is_first = staged_folder(folder, disk, run.config.name), runtime.rank == ranks[0]
-    found = runtime.world.gather_objects(_stage(run, folder, staged, ranks) if is_first else {})
+    copy, is_first = node_folder(folder, disk, run.config.name), runtime.rank == ranks[0]
+    found = runtime.world.gather_objects(_stage(run, folder, copy, ranks) if is_first else {})
     for part in found:
         if problem := part.get("error"):
             raise SharedUserError(problem)
@@ -35,12 +35,12 @@ def staged_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
         raise SharedUserError(
             f"The soft labels are damaged: {'; '.join(problems)}. Write them again with --restart label."
         )
-    yield staged
+    yield copy
     if is_first:
-        remove_staged(staged)
+        remove_copy(copy)
 
 
-def _stage(run: ActiveRun, folder: Path, staged: Path, ranks: list[int]) -> dict[str, Any]:
+def _stage(run: ActiveRun, folder: Path, copy: Path, ranks: list[int]) -> dict[str, Any]:
     """Copy what the ranks of this node read: what is wrong with the labels, or the user's mistake."""
     runtime, num_shards = run.runtime, run.dataset.num_shards
     shards = [shard for rank in ranks for shard in owned_shards(num_shards, rank, runtime.world_size)]
@@ -52,7 +52,7 @@ def _stage(run: ActiveRun, folder: Path, staged: Path, ranks: list[int]) -> dict
 
         try:
             with runtime.watch.doing("copying labels to the node's disk"):
-                return {"problems": stage_labels(folder, staged, shards, tell)}
+                return {"problems": copy_labels(folder, copy, shards, tell)}
         except UserError as error:
             return {"error": f"{error} (node of rank {runtime.rank})"}
 
@@ -74,18 +74,18 @@ def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
 
     After an error the copy is left for the next start.
     """
-    folder, disk = run.folder / "labels", run.config.labels.stage_to
+    folder, disk = run.folder / "labels", run.config.labels.copy_to
     if disk is None:
         yield LabelCache(folder, run.dataset, run.layout.catalog)
         return
-    with staged_labels(run, folder, disk) as staged:
-        yield LabelCache(staged, run.dataset, run.layout.catalog)
+    with copied_labels(run, folder, disk) as copy:
+        yield LabelCache(copy, run.dataset, run.layout.catalog)
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
-    """UserError on every rank when the dataset or the labels are damaged; staged labels are checked in copying."""
+    """UserError on every rank when the dataset or the labels are damaged; copy labels are checked in copying."""
     check_dataset(run)
-    if run.config.num_members and run.config.labels.stage_to is None:
+    if run.config.num_members and run.config.labels.copy_to is None:
         check_labels(run)
 
 

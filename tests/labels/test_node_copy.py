@@ -14,7 +14,7 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
-from csrec_dist.labels.staging import remove_staged, stage_labels, staged_folder
+from csrec_dist.labels.node_copy import copy_labels, node_folder, remove_copy
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages import distill
 from tests.helpers.ranks import run_ranks
@@ -27,46 +27,46 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run")) / "labels"
 
 
-def stage(labels: Path, disk: Path, shards: Iterable[int]) -> tuple[Path, list[str], list[tuple[int, int]]]:
+def copy_to(labels: Path, disk: Path, shards: Iterable[int]) -> tuple[Path, list[str], list[tuple[int, int]]]:
     """The copy, what is wrong, and what was told."""
     told: list[tuple[int, int]] = []
-    staged = staged_folder(labels, disk, "small")
-    problems = stage_labels(labels, staged, shards, lambda copied, total: told.append((copied, total)))
-    return staged, problems, told
+    copy = node_folder(labels, disk, "small")
+    problems = copy_labels(labels, copy, shards, lambda copied, total: told.append((copied, total)))
+    return copy, problems, told
 
 
-def copies(staged: Path) -> list[str]:
+def copies(copy: Path) -> list[str]:
     """The label shards that are no links, by the first words of their names, after the item tables."""
-    names = sorted(path.name for path in staged.glob("*-of-*.safetensors") if not path.is_symlink())
+    names = sorted(path.name for path in copy.glob("*-of-*.safetensors") if not path.is_symlink())
     assert names[0].startswith("items-00000")
     return [name[:12] for name in names if name.startswith("labels-")]
 
 
 def test_shards_are_copied_and_the_rest_linked(labels: Path, tmp_path: Path) -> None:
-    staged, problems, told = stage(labels, tmp_path, [0, 2])
-    sizes = [path.stat().st_size for path in staged.glob("*.safetensors") if not path.is_symlink()]
+    copy, problems, told = copy_to(labels, tmp_path, [0, 2])
+    sizes = [path.stat().st_size for path in copy.glob("*.safetensors") if not path.is_symlink()]
     assert not problems
-    assert copies(staged) == ["labels-00000", "labels-00002"]
+    assert copies(copy) == ["labels-00000", "labels-00002"]
     assert told[-1] == (sum(sizes), sum(sizes))
     ids = torch.randperm(read_index(labels).num_examples)
-    found, expected = LabelCache(staged), LabelCache(labels)
+    found, expected = LabelCache(copy), LabelCache(labels)
     assert torch.equal(found.fields(ids)["states"], expected.fields(ids)["states"])
     assert torch.equal(found.item_tables[0], expected.item_tables[0])
 
 
 def test_what_is_whole_is_kept_and_what_is_damaged_or_a_link_is_copied(labels: Path, tmp_path: Path) -> None:
-    staged, _, _ = stage(labels, tmp_path, [0, 1])
-    first, second, third = (next(staged.glob(f"labels-0000{shard}-*")) for shard in range(3))
+    copy, _, _ = copy_to(labels, tmp_path, [0, 1])
+    first, second, third = (next(copy.glob(f"labels-0000{shard}-*")) for shard in range(3))
     before = first.stat().st_mtime_ns
     second.write_bytes(second.read_bytes()[:-1] + b"x")
     assert third.is_symlink()
-    _, problems, told = stage(labels, tmp_path, [0, 1, 2])
+    _, problems, told = copy_to(labels, tmp_path, [0, 1, 2])
     assert not problems
     assert first.stat().st_mtime_ns == before
     assert not third.is_symlink()
     assert second.read_bytes() == (labels / second.name).read_bytes()
     assert told[-1][1] == second.stat().st_size + third.stat().st_size
-    remove_staged(staged)
+    remove_copy(copy)
     assert not list(tmp_path.iterdir())
 
 
@@ -75,22 +75,22 @@ def test_damaged_labels_are_told_and_not_kept(labels: Path, tmp_path: Path) -> N
     shutil.copytree(labels, changed)
     path = next(changed.glob("labels-00001-*"))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    staged, problems, _ = stage(changed, tmp_path / "disk", [0, 1])
+    copy, problems, _ = copy_to(changed, tmp_path / "disk", [0, 1])
     assert len(problems) == 1
     assert problems[0].startswith("labels-00001-of-00003.safetensors has another checksum")
-    assert (staged / path.name).is_symlink()
+    assert (copy / path.name).is_symlink()
 
 
 def test_a_disk_that_is_too_small_or_no_folder_is_refused(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"labels.stage_to: labels cannot be copied to .*: File exists"):
-        stage(labels, tmp_path / "file", [0])
+    with pytest.raises(UserError, match=r"labels.copy_to: labels cannot be copied to .*: File exists"):
+        copy_to(labels, tmp_path / "file", [0])
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
     with pytest.raises(UserError, match=r"has 0.0 GiB free, and the labels that this node reads take"):
-        stage(labels, tmp_path, [0])
+        copy_to(labels, tmp_path, [0])
 
 
 def plant_link(planted: Path, elsewhere: Path) -> None:
@@ -119,20 +119,20 @@ def test_what_another_user_may_have_planted_is_refused_and_left_alone(
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    plant(staged_folder(labels, tmp_path, "small").parents[1], elsewhere)
+    plant(node_folder(labels, tmp_path, "small").parents[1], elsewhere)
     with pytest.raises(UserError, match="is not a folder that belongs to you"):
-        stage(labels, tmp_path, [0])
+        copy_to(labels, tmp_path, [0])
     assert not list(elsewhere.iterdir())
 
 
 def test_a_copy_is_the_user_s_alone_whatever_the_umask(labels: Path, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        staged, _, _ = stage(labels, tmp_path, [0])
+        copy, _, _ = copy_to(labels, tmp_path, [0])
     finally:
         os.umask(before)
-    assert staged.parents[1].parent == tmp_path
-    assert staged.parents[1].stat().st_mode & 0o777 == 0o700
+    assert copy.parents[1].parent == tmp_path
+    assert copy.parents[1].stat().st_mode & 0o777 == 0o700
 
 
 RUN = """
@@ -153,7 +153,7 @@ def distilled(rank: int, world_size: int, folder: str, dataset: str, disks: list
     with pytest.MonkeyPatch.context() as patch:
         if len(nodes) > 1:
             patch.setenv("LOCAL_RANK", "0")
-        settings = [f"output={folder}", *([f"labels.stage_to={disks[rank]}"] if disks else [])]
+        settings = [f"output={folder}", *([f"labels.copy_to={disks[rank]}"] if disks else [])]
         real, seen = distill.train_student, []
 
         def train_student(*arguments: Any) -> Any:
