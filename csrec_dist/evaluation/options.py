@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from csrec_dist.options import TRAININGS, MatmulPrecision, Options, decides
+from csrec_dist.options import RANKS, TRAININGS, MatmulPrecision, Options, decides
 
-EVALUATION = decides("evaluate")
+EVALUATION, COMPARED = decides("evaluate"), decides("evaluate", through=RANKS)
 NUM_BINS = 15
 """Bins of confidence of the calibration."""
 
@@ -17,15 +17,15 @@ class EvaluationOptions(Options):
     top_n: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], EVALUATION] = Field(
         [5, 10, 20], min_length=1, description="Cut-offs n of Recall@n, NDCG@n and MRR@n."
     )
-    exclude_seen: Annotated[bool, decides(*TRAININGS, "evaluate")] = Field(
+    exclude_seen: Annotated[bool, decides(*TRAININGS, "evaluate"), COMPARED] = Field(
         False, description="Exclude the items of the history from rankings."
     )
-    matmul_precision: Annotated[MatmulPrecision, decides(*TRAININGS, "evaluate")] = Field(
+    matmul_precision: Annotated[MatmulPrecision, decides(*TRAININGS, "evaluate"), COMPARED] = Field(
         "highest",
         description="Of the products that rank the items, on a GPU: as exact as fp32, or TF32 (high and medium), "
         "with which ranks may differ.",
     )
-    min_rating: Annotated[float, EVALUATION] = Field(
+    min_rating: Annotated[float, EVALUATION, COMPARED] = Field(
         4.0,
         description="δ: Recall⁺ and NDCG⁺ cover test targets rated at least δ, Recall⁻ and NDCG⁻ those rated below.",
     )

@@ -13,7 +13,9 @@ from rich.table import Table
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.evaluation.significance import Paired, paired
+from csrec_dist.files import changed_keys
 from csrec_dist.report.tables import metric_title
+from csrec_dist.runs.inputs import protocol
 from csrec_dist.runs.run import Run
 
 METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -36,18 +38,6 @@ class Evaluated:
     def name(self) -> str:
         """The run's name, and the model's unless it is the student."""
         return self.run.config.name + ("" if self.model == "student" else f":{self.model}")
-
-    @property
-    def protocol(self) -> dict[str, object]:
-        """What must be equal for two models to be comparable; UserError if the run is not evaluated."""
-        inputs = self.run.require("evaluate").inputs
-        options = self.run.config.evaluation
-        return {
-            "dataset": inputs.get("dataset"),
-            "evaluation.exclude_seen": options.exclude_seen,
-            "evaluation.min_rating": options.min_rating,
-            "evaluation.matmul_precision": options.matmul_precision,
-        }
 
     @property
     def path(self) -> Path:
@@ -169,10 +159,9 @@ def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[li
 
 
 def _check_protocol(models: list[Evaluated]) -> None:
-    one = models[0]
-    for other in models[1:]:
-        differing = [key for key, value in one.protocol.items() if other.protocol[key] != value]
-        if differing:
+    one, *others = models
+    for other in others:
+        if differing := changed_keys(protocol(one.run), protocol(other.run)):
             raise UserError(
                 f"{one.name} and {other.name} cannot be compared: they were evaluated with different "
                 f"{' and '.join(differing)}. Compare runs with the same dataset and evaluation options."

@@ -4,24 +4,23 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from csrec_dist.files import fingerprint, flatten
+from csrec_dist.files import fingerprint
 from csrec_dist.report.tables import NONE
+from csrec_dist.runs.inputs import repeated_settings
 from csrec_dist.runs.run import Run
 
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
-NOT_SETTINGS = {"name", "seed", "output"}
 
 
 def runs_table(folders: Sequence[Path | str]) -> Table:
     """The test metrics of several runs side by side, for the terminal.
 
-    Runs whose configs differ only in name, output and seed form a group, shown as mean ± sample standard
-    deviation. The settings in which groups differ are listed below the runs' names.
+    Runs that differ only in their seed, and in keys that decide no result, form a group, shown as mean ± sample
+    standard deviation. The settings in which groups differ are listed below the runs' names.
 
     Raises:
         UserError: one of the folders is not the folder of a run.
@@ -56,21 +55,16 @@ def _spread(rows: list[dict[str, float]], name: str) -> str:
     return spread([row[name] for row in rows if name in row])
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    values = flatten(run.config.dump())
-    return {key: value for key, value in values.items() if key not in NOT_SETTINGS}
-
-
 def _groups(runs: list[Run]) -> list[list[Run]]:
     groups: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[fingerprint(_settings(run))].append(run)
+        groups[fingerprint(repeated_settings(run.config))].append(run)
     return list(groups.values())
 
 
 def _differing(groups: list[list[Run]]) -> list[list[str]]:
     """The settings of each group that are not the same in all groups."""
-    settings = [_settings(runs[0]) for runs in groups]
+    settings = [repeated_settings(runs[0].config) for runs in groups]
     keys = sorted({key for each in settings for key in each})
     varied = [key for key in keys if len({fingerprint(each.get(key)) for each in settings}) > 1]
     return [[f"{key}={each[key]}" for key in varied if key in each] for each in settings]

@@ -1,12 +1,16 @@
-"""What decides the result of a stage: every fingerprint and every "same inputs?" follows from the marks of the keys."""
+"""What decides a result: every fingerprint and every "same inputs?" follows from the marks of the keys. No torch."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from csrec_dist.config import Config
-from csrec_dist.files import changed_keys, differences, fingerprint
+from csrec_dist.errors import UserError
+from csrec_dist.files import changed_keys, differences, fingerprint, flatten, sha256_file
 from csrec_dist.models.options import ModelConfig
-from csrec_dist.options import MEMBERS, REGULARISED, Decides, Options
+from csrec_dist.models.weight_files import weight_files
+from csrec_dist.options import MEMBERS, RANKS, REGULARISED, Decides, Options
+from csrec_dist.runs.run import Run
 from csrec_dist.teachers import Member
 
 Key = tuple[str, ...]
@@ -21,17 +25,17 @@ def marks_of(schema: type[Options], section: Key = (), inherited: Marks = ()) ->
     Raises:
         TypeError: neither a key nor its section says what it decides.
     """
-    found: dict[Key, Marks] = {}
+    marks_by_key: dict[Key, Marks] = {}
     for name, field in schema.model_fields.items():
         key, kind = (*section, name), field.annotation
         marks = tuple(mark for mark in field.metadata if isinstance(mark, Decides)) or inherited
         if isinstance(kind, type) and issubclass(kind, Options) and kind is not ModelConfig:
-            found |= marks_of(kind, key, marks)
+            marks_by_key |= marks_of(kind, key, marks)
         elif marks:
-            found[key] = marks
+            marks_by_key[key] = marks
         else:
             raise TypeError(f"{'.'.join(key)} does not say which stages it decides: mark it with `decides` or NOTHING.")
-    return found
+    return marks_by_key
 
 
 MARKS = marks_of(Config)
@@ -40,21 +44,16 @@ MARKS = marks_of(Config)
 def _picked(config: Config, is_wanted: Callable[[Decides], bool]) -> dict[str, Any]:
     """The keys with a wanted mark and their values, nested as in the config."""
     picked: dict[str, Any] = {}
-    values = config.dump()
-    for key, marks in MARKS.items():
-        if any(map(is_wanted, marks)):
-            _copy(values, picked, key)
+    dumped = config.dump()
+    for (*sections, name), marks in MARKS.items():
+        values, target = dumped, picked
+        for section in sections:
+            values = values.get(section, {})  # the dump leaves out a section that is as if it were not there
+        if name in values and any(map(is_wanted, marks)):
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[name] = values[name]
     return picked
-
-
-def _copy(values: Mapping[str, Any], picked: dict[str, Any], key: Key) -> None:
-    first, *rest = key
-    if first not in values:  # a section that the dump leaves out, being as if it were not there
-        return
-    if rest:
-        _copy(values[first], picked.setdefault(first, {}), tuple(rest))
-    else:
-        picked[first] = values[first]
 
 
 def deciding(config: Config, stage: str, through: str | None = None, limits: bool = False) -> dict[str, Any]:
@@ -73,6 +72,18 @@ def deciding(config: Config, stage: str, through: str | None = None, limits: boo
 def settings(config: Config) -> dict[str, Any]:
     """All keys that decide any result."""
     return _picked(config, lambda mark: bool(mark.stages))
+
+
+def repeated_settings(config: Config) -> dict[str, Any]:
+    """What is equal in repetitions of a run with other seeds, flat: the log, and all keys that decide a result."""
+    values = flatten(settings(config) | {"dataset": config.dump()["dataset"]})
+    return {key: value for key, value in values.items() if key != "seed"}
+
+
+def protocol(run: Run) -> dict[str, Any]:
+    """What must be equal for two runs' ranks to be comparable, flat; UserError if the run is not evaluated."""
+    dataset = run.require("evaluate").inputs.get("dataset")
+    return {"dataset": dataset, **flatten(deciding(run.config, "evaluate", RANKS))}
 
 
 def settings_of(config: Config, member: Member) -> dict[str, Any]:
@@ -115,3 +126,56 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if "training.max_epochs" in changed_keys(before, now):
         text += f" (with schedule {now['training.schedule']} every learning rate depends on it)"
     return text
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 digits that name a trained model's weights; UserError when there are none."""
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} has no trained model: model.safetensors is missing.")
+    sums = [sha256_file(path) for path in files]
+    return sums[0][:16] if len(sums) == 1 else fingerprint(sums)
+
+
+def teach_inputs(run: Run) -> dict[str, Any]:
+    """Dataset, members, and the keys that decide their training."""
+    dataset = run.require("prepare").outputs["fingerprint"]
+    if run.config.teachers.pretrained:
+        weights = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
+        return {"dataset": dataset, "pretrained": weights}
+    return {"dataset": dataset, "members": members_of(run.config), **deciding(run.config, "teach")}
+
+
+def label_inputs(run: Run) -> dict[str, Any]:
+    """Dataset, the labelling members' weights, and the keys that decide what is made of them."""
+    weights = run.require("teach").outputs["members"]
+    return {
+        "dataset": run.require("prepare").outputs["fingerprint"],
+        "members": {name: weights[name] for name in run.config.labelling_names},
+        **deciding(run.config, "label"),
+    }
+
+
+def distill_inputs(run: Run) -> dict[str, Any]:
+    """Dataset, the labels where there are some, and the keys that decide the student."""
+    labels = {"labels": run.require("label").outputs} if run.config.num_members else {}
+    return {"dataset": run.require("prepare").outputs["fingerprint"], **labels} | deciding(run.config, "distill")
+
+
+def baseline_inputs(run: Run) -> dict[str, Any]:
+    """Dataset, and the keys that decide a student trained on one-hot labels."""
+    return {"dataset": run.require("prepare").outputs["fingerprint"]} | deciding(run.config, "baseline")
+
+
+def evaluate_inputs(run: Run) -> dict[str, Any]:
+    """Dataset, all weights and the options of the evaluation."""
+    inputs: dict[str, Any] = {
+        "dataset": run.require("prepare").outputs["fingerprint"],
+        "student": run.require("distill").outputs["weights"],
+        **deciding(run.config, "evaluate"),
+    }
+    if run.config.num_members:
+        inputs["members"] = run.require("teach").outputs["members"]
+    if run.config.baseline:
+        inputs["base"] = run.require("baseline").outputs["weights"]
+    return inputs

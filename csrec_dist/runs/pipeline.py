@@ -13,12 +13,11 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, write_text
 from csrec_dist.lazy import function
 from csrec_dist.memory import explained
+from csrec_dist.runs import inputs
 from csrec_dist.runs.lock import RunLock
 from csrec_dist.runs.run import Record, stage_names
-from csrec_dist.runs.stages import inputs as inputs_of
 from csrec_dist.runs.stages import prepare
-from csrec_dist.runs.stages.active import ActiveRun
-from csrec_dist.runs.stages.stage import Stage
+from csrec_dist.runs.stages.active import ActiveRun, Stage
 from csrec_dist.runs.starting import Way, refuse_foreign, ways
 from csrec_dist.training.telemetry import measured
 
@@ -33,17 +32,17 @@ PREPARE = Stage("prepare", (), prepare.inputs, prepare.work, ("dataset",))
 TEACH = Stage(
     "teach",
     ("prepare",),
-    inputs_of.teach,
+    inputs.teach_inputs,
     _late("teach.work"),
     ("teachers",),
     _late("teach.check"),
     _late("teach.trainings"),
 )
-LABEL = Stage("label", ("teach",), inputs_of.label, _late("label.work"), ("labels",), _late("label.check"))
+LABEL = Stage("label", ("teach",), inputs.label_inputs, _late("label.work"), ("labels",), _late("label.check"))
 DISTILL = Stage(
     "distill",
     ("prepare", "label"),
-    inputs_of.distill,
+    inputs.distill_inputs,
     _late("distill.work"),
     ("student",),
     _late("distill.check"),
@@ -52,23 +51,21 @@ DISTILL = Stage(
 BASELINE = Stage(
     "baseline",
     ("prepare",),
-    inputs_of.baseline,
+    inputs.baseline_inputs,
     _late("distill.baseline_work"),
     ("base",),
-    _late("distill.check_baseline"),
+    _late("distill.baseline_check"),
     _late("distill.baseline_trainings"),
 )
 EVALUATE = Stage(
     "evaluate",
     ("teach", "distill", "baseline"),
-    inputs_of.evaluate,
+    inputs.evaluate_inputs,
     _late("evaluate.work"),
     ("metrics.json", "ranks"),
     _late("evaluate.check"),
     free="evaluation",
 )
-
-
 STAGES = {stage.name: stage for stage in (PREPARE, TEACH, LABEL, DISTILL, BASELINE, EVALUATE)}
 
 
@@ -85,10 +82,10 @@ def execute(
     *,
     keep_threads: bool = False,
 ) -> ActiveRun:
-    """Do the stages called `names` (all of the method's when None), those that are done already excepted.
+    """Do the stages called `names` (all of the method's when None), except those that are done already.
 
-    `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first stage
-    that is to be done has found what it reads. `keep_threads`: a run that goes on computes with as many threads as it
+    `restart` names a stage that is done again, with all that depend on it. Nothing is written before the first of these
+    stages has checked what it reads. `keep_threads`: a run that is resumed computes with as many threads as it
     began with, whatever this process has. Every rank calls this; its process is left with the settings that it had.
     Only stages that compute need a `Runtime`, and import torch.
 
@@ -105,16 +102,20 @@ def work_on(
     run: ActiveRun, names: Sequence[str] | None = None, restart: str | None = None, *, keep_threads: bool = False
 ) -> None:
     """As `execute`, for a run that was made already."""
-    config, processes, plan = run.config, run.processes, stages_of(run.config)
+    config, processes, stages = run.config, run.processes, stages_of(run.config)
     with shared_errors():
-        chosen = choose(config, plan, names, restart)
+        chosen = choose(config, stages, names, restart)
         check_catalog_parallel(processes.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed)
     with _in_use(run):
-        decided = processes.on_main(lambda: _open(run, plan, chosen, restart))
+        decided = processes.on_main(lambda: _open(run, stages, chosen, restart))
         with run.log("run") as log, _settings(run, chosen, log.say, keep_threads):
             for stage in chosen:
-                _execute(run, stage, plan, decided[stage.name], restart)
+                if decided[stage.name] == "leave":
+                    with run.log(stage.name) as stage_log:
+                        stage_log.say("done already")
+                else:
+                    _execute(run, stage, stages, decided[stage.name], restart)
         processes.on_main(lambda: _close(run))
 
 
@@ -137,7 +138,7 @@ def _settings(run: ActiveRun, chosen: list[Stage], say: Callable[[str], None], k
 
 @contextmanager
 def _in_use(run: ActiveRun) -> Iterator[None]:
-    """Within the block the run's folder is taken: rank 0 has its lock."""
+    """Within the block rank 0 has the lock of the run's folder."""
     lock = RunLock(run.folder)
 
     def take() -> None:
@@ -151,9 +152,9 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
         lock.release()
 
 
-def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, restart: str | None) -> list[Stage]:
+def choose(config: Config, stages: list[Stage], names: Sequence[str] | None, restart: str | None) -> list[Stage]:
     """The stages to do; UserError for a stage that the run does not have."""
-    chosen = [stage for stage in plan if names is None or stage.name in names]
+    chosen = [stage for stage in stages if names is None or stage.name in names]
     if not chosen:
         hint = " Set baseline: true." if names == ["baseline"] and config.method != "base" else ""
         raise UserError(f"A run of method {config.method} has no stage {', '.join(names or [])}.{hint}")
@@ -162,10 +163,10 @@ def choose(config: Config, plan: list[Stage], names: Sequence[str] | None, resta
     return chosen
 
 
-def _open(run: ActiveRun, plan: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
-    """Carry out what a killed process left half done, and decide; what does not fit is refused, nothing written."""
+def _open(run: ActiveRun, stages: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
+    """Finish a replacement that a killed process left half done, and decide; what does not fit is refused unwritten."""
     run.restarts.recover()
-    return ways(run, plan, chosen, restart)
+    return ways(run, stages, chosen, restart)
 
 
 def _close(run: ActiveRun) -> None:
@@ -183,21 +184,9 @@ def _write_config(run: ActiveRun) -> None:
         raise UserError(f"The run's folder {run.folder} cannot be written: {error.strerror}.") from None
 
 
-def dependents(plan: list[Stage], name: str) -> list[Stage]:
-    """The stages that depend on the one called `name`."""
-    names = {name}
-    for stage in plan:
-        if names.intersection(stage.needs):
-            names.add(stage.name)
-    return [stage for stage in plan if stage.name in names - {name}]
-
-
-def _execute(run: ActiveRun, stage: Stage, plan: list[Stage], way: Way, restart: str | None) -> None:
+def _execute(run: ActiveRun, stage: Stage, stages: list[Stage], way: Way, restart: str | None) -> None:
+    """Do one stage, and write its record."""
     processes = run.processes
-    if way == "leave":
-        with run.log(stage.name) as log:
-            log.say("done already")
-        return
     inputs = processes.on_main(lambda: stage.inputs(run))
     stage.check(run, inputs)
     is_beside = processes.on_main(lambda: _begin(run, stage, inputs, way, restart))
@@ -205,14 +194,11 @@ def _execute(run: ActiveRun, stage: Stage, plan: list[Stage], way: Way, restart:
     with measured(processes.begin(stage.name)) as usage, _memory_explained(run, stage):
         outputs = stage.work(run, inputs)
     usages = processes.gather(asdict(usage))
-    record = Record(flatten(inputs), outputs, usages, _environment(run, stage))
-    processes.on_main(lambda: _finish(run, stage, plan, record))
+    # The bits of a result depend on more than its inputs; those of a dataset on the code alone.
+    depends_on = {"commit": commit()} if stage is PREPARE else environment(processes.world_size)
+    record = Record(flatten(inputs), outputs, usages, depends_on)
+    processes.on_main(lambda: _finish(run, stage, stages, record))
     run.beside = ()
-
-
-def _environment(run: ActiveRun, stage: Stage) -> dict[str, Any]:
-    """What the bits of a stage's result depend on besides its inputs; those of a dataset on the code alone."""
-    return {"commit": commit()} if stage is PREPARE else environment(run.processes.world_size)
 
 
 def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:
@@ -229,16 +215,20 @@ def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, resta
     return True
 
 
-def _finish(run: ActiveRun, stage: Stage, plan: list[Stage], record: Record) -> None:
-    if run.beside:
-        stale = {each.name: each.all_leaves for each in dependents(plan, stage.name)}
-        run.restarts.replace(stage.name, record, stage.all_leaves, stale)
-    else:
+def _finish(run: ActiveRun, stage: Stage, stages: list[Stage], record: Record) -> None:
+    if not run.beside:
         run.finish(stage.name, record)
+        return
+    stale = {stage.name}
+    for each in stages:  # in order, so that what depends on a dependent is stale too
+        if stale.intersection(each.needs):
+            stale.add(each.name)
+    dependents = {each.name: each.all_leaves for each in stages if each.name in stale - {stage.name}}
+    run.restarts.replace(stage.name, record, stage.all_leaves, dependents)
 
 
 def _memory_explained(run: ActiveRun, stage: Stage) -> AbstractContextManager[None]:
-    """For the stages that hold item tables."""
+    """A stage that holds item tables and runs out of memory says what would need less."""
     if stage is PREPARE:
         return nullcontext()
     widest = max(model.width for model in [run.config.model, *run.config.teacher_models])

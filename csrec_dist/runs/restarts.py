@@ -19,7 +19,7 @@ class Restarts:
     `<stage>.begun.json` says with which inputs a stage was begun there. It names none where the stage has to be done
     again because an earlier one was: its old result stands until then, without a record. `<stage>.replaces.json` is
     there from the moment that a new result is whole until it has taken the old one's place; a start that finds it
-    carries the replacement out. `request.json` names the stage of a `--restart` that did not come to its end.
+    carries the replacement out. `request.json` names the stage of a `--restart` that was interrupted.
     """
 
     def __init__(self, run: Run) -> None:
@@ -52,10 +52,16 @@ class Restarts:
         The stages that depend on it (and what they leave) lose their records first; their results stand until theirs
         are made again.
         """
-        stale = [name for name, theirs in dependents.items() if self._has_result(name, theirs)]
+        stale = [
+            name
+            for name, theirs in dependents.items()
+            if self._run.record_file(name).exists() or any((self._run.folder / leaf).exists() for leaf in theirs)
+        ]
         present = [leaf for leaf in leaves if (self.folder / leaf).exists()]
-        plan = {"record": asdict(record), "leaves": list(leaves), "present": present, "dependents": stale}
-        write_json(self._replaces(stage), plan)
+        replacement = {"record": asdict(record), "leaves": list(leaves), "present": present, "dependents": stale}
+        # Written first and removed last: a process that is killed in between leaves the whole order behind, and the
+        # next start carries it out from its beginning, however far it came.
+        write_json(self._replaces(stage), replacement)
         self._carry_out(stage)
 
     def recover(self) -> None:
@@ -86,28 +92,28 @@ class Restarts:
     def _replaces(self, stage: str) -> Path:
         return self.folder / f"{stage}.replaces.json"
 
-    def _has_result(self, stage: str, leaves: Sequence[str]) -> bool:
-        return self._run.record_file(stage).exists() or any((self._run.folder / leaf).exists() for leaf in leaves)
-
     def _carry_out(self, stage: str) -> None:
         """Each step may have been done before, in a process that was killed."""
-        plan = read_json(self._replaces(stage))
-        for dependent in plan["dependents"]:
+        replacement = read_json(self._replaces(stage))
+        for dependent in replacement["dependents"]:
             write_json(self._begun(dependent), {"inputs": {}})
             self._run.record_file(dependent).unlink(missing_ok=True)
         self._run.record_file(stage).unlink(missing_ok=True)
-        for leaf in plan["leaves"]:
-            if leaf not in plan["present"]:
+        for leaf in replacement["leaves"]:
+            if leaf not in replacement["present"]:
                 remove(self._run.folder / leaf)
             elif (self.folder / leaf).exists():
                 self._move(leaf)
         remove(self.folder / ".old")
-        self._run.finish(stage, Record(**plan["record"]))
+        self._run.finish(stage, Record(**replacement["record"]))
         self._begun(stage).unlink(missing_ok=True)
         self._replaces(stage).unlink()
 
     def _move(self, leaf: str) -> None:
-        """Put one file or folder in the place of the old one, which is out of the way at once."""
+        """Put one file or folder in the place of the old one.
+
+        A folder that is not empty cannot be replaced in one step, so the old one is renamed out of the way first.
+        """
         old, aside = self._run.folder / leaf, self.folder / ".old"
         remove(aside)
         if old.exists() or old.is_symlink():

@@ -11,9 +11,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import changed_keys, flatten, write_text
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.run import Record, Run
-from csrec_dist.runs.stages.active import ActiveRun
+from csrec_dist.runs.stages.active import ActiveRun, Stage
 from csrec_dist.runs.stages.prepare import require_same
-from csrec_dist.runs.stages.stage import Stage
 
 Way = Literal["leave", "do", "resume", "again", "continue"]
 """`do`: in its place, from a checkpoint if there is one. Beside the old result: `resume` what was begun there, do it
@@ -44,15 +43,15 @@ def claim(run: Run) -> None:
         write_text(run.folder / "config.yaml", run.config.to_yaml())
 
 
-def ways(run: ActiveRun, plan: Sequence[Stage], chosen: Sequence[Stage], restart: str | None) -> dict[str, Way]:
-    """What is to be done with each stage of the plan.
+def ways(run: ActiveRun, stages: Sequence[Stage], chosen: Sequence[Stage], restart: str | None) -> dict[str, Way]:
+    """What is to be done with each stage of the run.
 
     Raises:
         UserError: a stage was done or begun with other inputs (the message names them), its result is gone, an earlier
             stage is missing, `restart` would replace files that no run writes, or the disk is too small for it.
     """
-    start = _Start(run, plan, {stage.name for stage in chosen}, restart)
-    for stage in plan:
+    start = _Start(run, stages, {stage.name for stage in chosen}, restart)
+    for stage in stages:
         start.ways[stage.name] = start.way(stage)
     start.check_replaced()
     return start.ways
@@ -61,7 +60,7 @@ def ways(run: ActiveRun, plan: Sequence[Stage], chosen: Sequence[Stage], restart
 @dataclass
 class _Start:
     run: ActiveRun
-    plan: Sequence[Stage]
+    stages: Sequence[Stage]
     chosen: set[str]
     restart: str | None
 
@@ -126,10 +125,19 @@ class _Start:
                 f"Stage {stage.name} of {self.run.folder} was done with different inputs: "
                 f"{changes(record.inputs, now)}. {_redo(stage)}"
             )
-        self._require_leaves(stage)
+        path = self.run.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
+        if not path.exists():
+            raise UserError(
+                f"Stage {stage.name} of {self.run.folder} is complete, but {path} is missing. {_redo(stage)}"
+            )
         if not is_chosen or self._is_ended(stage, self.run.folder):
             return "leave"
-        return self._resumed(stage) if is_begun else self._continued(stage)
+        if is_begun:
+            return self._resumed(stage)
+        for training in stage.trainings(self.run, self.inputs[stage.name], self.run.folder):
+            if not training.is_ended(self.run.config.training):
+                training.require_checkpoint()
+        return "continue"
 
     def _restarted(self, stage: Stage, begun: dict[str, Any] | None, now: dict[str, Any]) -> Way:
         """A restart that was cut off is gone on with when it is asked for again."""
@@ -141,28 +149,15 @@ class _Start:
         self._is_ended(stage, self.run.restarts.folder)
         return "resume"
 
-    def _continued(self, stage: Stage) -> Way:
-        for training in stage.trainings(self.run, self.inputs[stage.name], self.run.folder):
-            if not training.is_ended(self.run.config.training):
-                training.require_checkpoint()
-        return "continue"
-
     def _is_ended(self, stage: Stage, root: Path) -> bool:
         """Whether all trainings under a root are; UserError where one does not fit the inputs or limits."""
         trainings = stage.trainings(self.run, self.inputs[stage.name], root)
         ended = [training.is_ended(self.run.config.training) for training in trainings]
         return all(ended)
 
-    def _require_leaves(self, stage: Stage) -> None:
-        path = self.run.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
-        if not path.exists():
-            raise UserError(
-                f"Stage {stage.name} of {self.run.folder} is complete, but {path} is missing. {_redo(stage)}"
-            )
-
     def check_replaced(self) -> None:
         """UserError unless what is to be replaced is a run's own, and the disk has room for old and new."""
-        replaced = [stage for stage in self.plan if self.ways[stage.name] in ("again", "resume", "continue")]
+        replaced = [stage for stage in self.stages if self.ways[stage.name] in ("again", "resume", "continue")]
         for stage in replaced:
             foreign = [path for leaf in stage.all_leaves for path in _foreign_files(self.run.folder / leaf)]
             if foreign:

@@ -20,7 +20,7 @@ from csrec_dist.files import flatten, read_json
 from csrec_dist.models.gru4rec import GRU4Rec, GRU4RecConfig
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages.active import ActiveRun
-from csrec_dist.runs.stages.evaluating import evaluate_model
+from csrec_dist.runs.stages.evaluate import evaluate_model
 from tests.helpers.ranks import run_ranks
 
 TIMEOUT = 2.0  # seconds

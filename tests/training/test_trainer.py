@@ -17,7 +17,7 @@ from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
-from csrec_dist.runs.stages import evaluating
+from csrec_dist.runs.stages import evaluate as evaluating
 from csrec_dist.training import TrainStep
 from csrec_dist.training.step import one_hot, seed_draws
 from tests.helpers.ranks import run_ranks

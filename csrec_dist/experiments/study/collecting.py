@@ -15,7 +15,7 @@ from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.files import fingerprint, read_json
 from csrec_dist.report.paired import Evaluated
-from csrec_dist.runs.inputs import settings
+from csrec_dist.runs.inputs import protocol, settings
 from csrec_dist.runs.run import Run
 
 TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
@@ -95,7 +95,7 @@ def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
         ratings = ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy()
         groups = rating_group(ratings, run.config.evaluation.min_rating)
         columns[RATING_GROUPS] = [None if np.isnan(ratings).all() else pl.Series(groups).cast(pl.Int8)]
-        columns[PROTOCOL] = [fingerprint(evaluated.protocol)]
+        columns[PROTOCOL] = [fingerprint(protocol(evaluated.run))]
     return columns
 
 

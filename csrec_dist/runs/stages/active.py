@@ -1,9 +1,10 @@
-"""A run that is being worked on: with its processes, and what several stages ask of it."""
+"""A run that is being worked on, with its processes; what a stage of it is, and what several stages check."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from csrec_dist import distributed
 from csrec_dist.config import Config
@@ -11,9 +12,10 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import refuse_idle_ranks
 from csrec_dist.data.prepare import identify
 from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
-from csrec_dist.runs.stages.inputs import weights_fingerprint
+from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
 
@@ -60,13 +62,50 @@ class ActiveRun(Run):
         return (self.restarts.folder if is_beside else self.folder) / name
 
     def member_folder(self, name: str) -> Path:
-        """Where a trained member is kept."""
+        """Where a trained member is stored."""
         return self.path(f"teachers/{name}")
 
     def log(self, stage: str, group: "distributed.Group | None" = None) -> StageLog:
         """The log of a stage; with a group, its leader writes the TensorBoard folder."""
         leads = self.processes.is_main if group is None else group.is_leader
         return StageLog(stage, self.path(f"tensorboard/{stage}") if leads else None, show=self.processes.is_main)
+
+
+Inputs = dict[str, Any]
+
+
+class TrainingFiles(Protocol):
+    """A training as its files tell of it: see stages/fitting.py."""
+
+    def is_ended(self, options: LoopOptions) -> bool:
+        """Whether the model is trained to the end that these limits set."""
+
+    def require_checkpoint(self) -> None:
+        """UserError unless the checkpoint is there from which an ended training goes on."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the stages it needs, what decides its result (JSON values), its work, and what it leaves in the run.
+
+    `check`, which every rank calls before anything is written, raises UserError for what the stage cannot read.
+    `trainings` are those that end in the stage, with their folders under a root. Where only inputs called `free`
+    differ, the stage is simply done again.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    inputs: Callable[[ActiveRun], Inputs]
+    work: Callable[[ActiveRun, Inputs], dict[str, Any]]
+    leaves: tuple[str, ...]
+    check: Callable[[ActiveRun, Inputs], None] = lambda run, inputs: None
+    trainings: Callable[[ActiveRun, Inputs, Path], list[TrainingFiles]] = lambda run, inputs, root: []
+    free: str | None = None
+
+    @property
+    def all_leaves(self) -> tuple[str, ...]:
+        """All that the stage writes into the run's folder, but for its record."""
+        return (*self.leaves, f"checkpoints/{self.name}", f"tensorboard/{self.name}")
 
 
 def check_dataset(run: ActiveRun) -> None:

@@ -10,51 +10,30 @@ from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.node_copy import copy_labels, node_folder, remove_copy
 from csrec_dist.labels.popularity import PopularityLabels
+from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit
-from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.training import LossFunction, one_hot, student_loss
 
 
-@contextmanager
-def copied_labels(run: ActiveRun, folder: Path, disk: str) -> Iterator[Path]:
-    """The folder on this node's disk that has the labels of `folder`; removed at the end, but kept after an error.
+def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset or the labels are damaged; labels that are copied are checked then."""
+    check_dataset(run)
+    if run.config.num_members and run.config.labels.copy_to is None:
+        world = run.runtime.world
+        with shared_errors():
+            labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
+        problems = labels.check_shards(owned_shards(run.dataset.num_shards, world.rank, world.size))
+        refuse_damaged(world.gather_objects(problems))
 
-    Raises:
-        UserError: labels are damaged, or a node's disk does not take them; on every rank.
-    """
-    runtime = run.runtime
-    nodes = runtime.world.gather_objects(runtime.node)
-    ranks = [rank for rank, node in enumerate(nodes) if node == runtime.node]
-    copy, is_first = node_folder(folder, disk, run.config.name), runtime.rank == ranks[0]
-    found = runtime.world.gather_objects(_stage(run, folder, copy, ranks) if is_first else {})
-    for part in found:
-        if problem := part.get("error"):
-            raise SharedUserError(problem)
-    if problems := sorted({problem for part in found for problem in part.get("problems", [])}):
+
+def refuse_damaged(problems: list[list[str]]) -> None:
+    """UserError for the damages that ranks, or the nodes' first ranks, found in the labels."""
+    listed = dict.fromkeys(problem for part in problems for problem in part)
+    if listed:
         raise SharedUserError(
-            f"The soft labels are damaged: {'; '.join(problems)}. Write them again with --restart label."
+            f"The soft labels are damaged: {'; '.join(listed)}. Write them again with --restart label."
         )
-    yield copy
-    if is_first:
-        remove_copy(copy)
-
-
-def _stage(run: ActiveRun, folder: Path, copy: Path, ranks: list[int]) -> dict[str, Any]:
-    """Copy what the ranks of this node read: what is wrong with the labels, or the user's mistake."""
-    runtime, num_shards = run.runtime, run.dataset.num_shards
-    shards = [shard for rank in ranks for shard in owned_shards(num_shards, rank, runtime.world_size)]
-    with run.log("distill") as log:
-
-        def tell(copied: int, total: int) -> None:
-            runtime.watch.at("distill")
-            log.progress(copied, total)
-
-        try:
-            with runtime.watch.doing("copying labels to the node's disk"):
-                return {"problems": copy_labels(folder, copy, shards, tell)}
-        except UserError as error:
-            return {"error": f"{error} (node of rank {runtime.rank})"}
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -70,51 +49,62 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
-    """The run's label cache, on the node's own disk if it is asked for; a copy there ends with the block.
+    """The run's label cache, from the node's own disk if `labels.copy_to` names one; a copy there ends with the block.
 
     After an error the copy is left for the next start.
+
+    Raises:
+        UserError: labels are damaged, or a node's disk does not take them; on every rank.
     """
-    folder, disk = run.folder / "labels", run.config.labels.copy_to
+    folder, disk, runtime = run.folder / "labels", run.config.labels.copy_to, run.runtime
     if disk is None:
         yield LabelCache(folder, run.dataset, run.layout.catalog)
         return
-    with copied_labels(run, folder, disk) as copy:
-        yield LabelCache(copy, run.dataset, run.layout.catalog)
+    nodes = runtime.world.gather_objects(runtime.node)
+    ranks = [rank for rank, node in enumerate(nodes) if node == runtime.node]
+    copy, is_first = node_folder(folder, disk, run.config.name), runtime.rank == ranks[0]
+    results = runtime.world.gather_objects(_copy_for(run, folder, copy, ranks) if is_first else {})
+    if errors := [result["error"] for result in results if "error" in result]:
+        raise SharedUserError(errors[0])
+    refuse_damaged([result.get("problems", []) for result in results])
+    yield LabelCache(copy, run.dataset, run.layout.catalog)
+    if is_first:
+        remove_copy(copy)
 
 
-def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
-    """UserError on every rank when the dataset or the labels are damaged; copy labels are checked in copying."""
-    check_dataset(run)
-    if run.config.num_members and run.config.labels.copy_to is None:
-        check_labels(run)
+def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int]) -> dict[str, Any]:
+    """Copy what these ranks of the node read: {"problems": of the labels}, or {"error": the user's mistake}.
 
+    The other ranks wait for the answer, so a mistake is returned; whoever has it raises it on all of them.
+    """
+    runtime, num_shards = run.runtime, run.dataset.num_shards
+    shards = [shard for rank in ranks for shard in owned_shards(num_shards, rank, runtime.world_size)]
+    with run.log("distill") as log:
 
-def check_baseline(run: ActiveRun, inputs: dict[str, Any]) -> None:
-    """UserError on every rank when the dataset is damaged."""
-    check_dataset(run)
+        def tell(copied: int, total: int) -> None:
+            runtime.watch.at("distill")
+            log.progress(copied, total)
 
-
-def check_labels(run: ActiveRun) -> None:
-    """Hold the shards to their checksums, each rank those it will read; UserError on every rank if any differs."""
-    world = run.runtime.world
-    with shared_errors():
-        labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
-    found = world.gather_objects(labels.check_shards(owned_shards(run.dataset.num_shards, world.rank, world.size)))
-    problems = [problem for part in found for problem in part]
-    if problems:
-        raise SharedUserError(
-            f"The soft labels are damaged: {'; '.join(problems)}. Write them again with --restart label."
-        )
-
-
-def baseline_work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Train the student from the same seed on one-hot labels alone."""
-    return train_student(run, inputs, "baseline", "base", one_hot, None)
+        try:
+            with runtime.watch.doing("copying labels to the node's disk"):
+                return {"problems": copy_labels(folder, copy, shards, tell)}
+        except UserError as error:
+            return {"error": f"{error} (node of rank {runtime.rank})"}
 
 
 def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
     """The student's, under `root`."""
     return [Training(root / "student", root / "checkpoints/distill", inputs)]
+
+
+def baseline_check(run: ActiveRun, inputs: dict[str, Any]) -> None:
+    """UserError on every rank when the dataset is damaged."""
+    check_dataset(run)
+
+
+def baseline_work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Train the student from the same seed on one-hot labels alone."""
+    return train_student(run, inputs, "baseline", "base", one_hot, None)
 
 
 def baseline_trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
@@ -132,19 +122,17 @@ def train_student(
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
     training = Training(run.path(name), run.path(f"checkpoints/{stage}"), inputs)
-    folder = training.folder
     if not run.runtime.on_main(lambda: training.is_ended(run.config.training)):
-        one_hot_weight = 1.0 if labels is None else 1 - run.config.training.beta
         task = Fit(
             stage,
             run.config.model,
             run.config.seed,
             loss_function,
-            folder,
+            training.folder,
             inputs,
             labels,
-            one_hot_weight=one_hot_weight,
+            one_hot_weight=1.0 if labels is None else 1 - run.config.training.beta,
         )
         with run.log(stage) as log:
             fit(run, task, run.layout, log)
-    return {"weights": run.runtime.on_main(lambda: weights_fingerprint(folder))}
+    return {"weights": run.runtime.on_main(lambda: weights_fingerprint(training.folder))}

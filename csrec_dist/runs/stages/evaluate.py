@@ -3,6 +3,7 @@
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pyarrow as pa
 
 from csrec_dist import models
 from csrec_dist.config import Config
-from csrec_dist.data.batches import Batch
+from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.order import owned_shards
+from csrec_dist.distributed.catalog import in_step
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.evaluation import evaluate
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.per_row import (
@@ -31,7 +35,8 @@ from csrec_dist.models.pretrained import read_description
 from csrec_dist.process_state import matmul_precision
 from csrec_dist.runs.run import hidden_targets
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
-from csrec_dist.runs.stages.evaluating import evaluate_model, evaluation_batches
+
+EVALUATION_ROWS = 256
 
 
 def trained_models(run: ActiveRun) -> dict[str, Path]:
@@ -52,31 +57,30 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     run.runtime.on_main(lambda: shutil.rmtree(run.path("ranks"), ignore_errors=True))
     with run.log("evaluate") as log, matmul_precision(run.config.evaluation.matmul_precision):
         folders = trained_models(run)
         log.expect(len(folders))
         for name, folder in folders.items():
             model = load(run, folder)
-            found[name] = {
-                "valid": evaluate_model(run, model, "valid", run.layout),
-                **examine(run, [model], name),
-            }
+            valid = evaluate_model(run, model, "valid", run.layout)
+            results[name] = {"valid": valid, **results_on_test(run, [model], name)}
             log.advance(note=name)
-            shown = ", ".join(f"{metric} {found[name]['test'][metric]:.4f}" for metric in ("recall@10", "ndcg@10"))
+            shown = ", ".join(f"{metric} {results[name]['test'][metric]:.4f}" for metric in ("recall@10", "ndcg@10"))
             log.say(f"{name}: test {shown}")
-        if hidden := hidden_targets(found["student"]["groups"], run.config.evaluation.exclude_seen):
+        student = results["student"]
+        if hidden := hidden_targets(student["groups"], run.config.evaluation.exclude_seen):
             log.say(hidden)
-        log.hparams(hparams(run.config), found["student"]["test"])
-        log.scalars({f"test/{name}": value for name, value in found["student"]["test"].items()}, 0)
+        log.hparams(hparams(run.config), student["test"])
+        log.scalars({f"test/{name}": value for name, value in student["test"].items()}, 0)
     with matmul_precision(run.config.evaluation.matmul_precision):
-        result = {**found["student"], "models": found | teacher_module(run)}
+        metrics = {**student, "models": results | ensemble_results(run)}
         if run.config.evaluation.diversity and len(run.config.member_names) > 1:
-            result["diversity"] = diversity(run)
+            metrics["diversity"] = diversity(run)
     if run.runtime.is_main:
-        write_json(run.path("metrics.json"), result)
-    return {"test": found["student"]["test"]}
+        write_json(run.path("metrics.json"), metrics)
+    return {"test": student["test"]}
 
 
 def load(run: ActiveRun, folder: Path) -> SequentialModel:
@@ -85,23 +89,23 @@ def load(run: ActiveRun, folder: Path) -> SequentialModel:
     return models.load(folder, run.layout.catalog).to(run.runtime.device)
 
 
-def teacher_module(run: ActiveRun) -> dict[str, Any]:
-    """What the members whose logits make the soft labels rank together (Table 5), where that is more than one."""
+def ensemble_results(run: ActiveRun) -> dict[str, Any]:
+    """The results of the members whose logits make the soft labels, ranking together (Table 5); none of one member."""
     if len(run.config.member_names) < 2 or len(run.config.labelling_names) < 2:
         return {}
     index = read_index(run.folder / "labels")
     weights = index.weights or [1 / len(index.members)] * len(index.members)
     members = [load(run, run.member_folder(name)) for name in run.config.labelling_names]
-    return {"teachers": examine(run, members, "teachers", Ensemble(index.combine, weights))}
+    return {"teachers": results_on_test(run, members, "teachers", Ensemble(index.combine, weights))}
 
 
-def examine(
+def results_on_test(
     run: ActiveRun,
     members: Sequence[SequentialModel],
     name: str,
     ensemble: Ensemble | None = None,
 ) -> dict[str, Any]:
-    """All that is asked of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
+    """The results of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
     dataset, popularity = run.dataset, ItemPopularity.read(run.dataset)
     examination = Examination(run.config.evaluation, dataset.window - 1, popularity, run.runtime.device)
 
@@ -109,7 +113,7 @@ def examine(
         facts = TargetFacts.none() if shard is None else TargetFacts.read(dataset, shard)
         return examination.shard(members, shard_rows(run, shard), facts, ensemble)
 
-    keep(run, f"{name}-test.parquet", RANKS_SCHEMA, shard_ranks)
+    write_test_rows(run, f"{name}-test.parquet", RANKS_SCHEMA, shard_ranks)
     return examination.compute(run.runtime.world.all_reduce_sum)
 
 
@@ -122,7 +126,7 @@ def diversity(run: ActiveRun) -> dict[str, Any]:
         exclude_seen = run.config.evaluation.exclude_seen
         return compare_members(members, shard_rows(run, shard), sums, exclude_seen=exclude_seen)
 
-    keep(run, "diversity-test.parquet", diversity_schema(sums.names), shard_differences)
+    write_test_rows(run, "diversity-test.parquet", diversity_schema(sums.names), shard_differences)
     sums.tensor = run.runtime.world.all_reduce_sum(sums.tensor)
     return sums.compute()
 
@@ -132,12 +136,13 @@ def shard_rows(run: ActiveRun, shard: int | None) -> Iterator[Batch]:
     return evaluation_batches(run, "test", [] if shard is None else [shard], run.layout)
 
 
-def keep(
+def write_test_rows(
     run: ActiveRun, name: str, schema: pa.Schema, shard_columns: Callable[[int | None], Iterable[Columns]]
 ) -> None:
     """Write one file of test rows into ranks/, all ranks together, each its own shards.
 
-    Ranks that share the catalog go through equally many shards: some through none at the end.
+    Ranks that share the catalog meet in the collectives of every batch, so they go through equally many shards: those
+    that have fewer go through none at the end.
     """
     path, world = run.path(f"ranks/{name}"), run.runtime.world_size
     shards: list[int | None] = list(owned_shards(run.dataset.num_shards, run.runtime.rank, world))
@@ -159,3 +164,25 @@ def hparams(config: Config) -> dict[str, Any]:
     for section in ("model", "training"):
         shown |= {f"{section}.{key}": value for key, value in config.dump()[section].items() if value is not None}
     return shown
+
+
+def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:
+    """Metrics of a model on all rows of a split, each rank of the layout reading its own shards."""
+    shards, options = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size), run.config.evaluation
+    with matmul_precision(options.matmul_precision):
+        return evaluate(
+            model,
+            evaluation_batches(run, split, shards, layout),
+            top_n=options.cut_offs,
+            exclude_seen=options.exclude_seen,
+            reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
+        )
+
+
+def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], layout: Layout) -> Iterator[Batch]:
+    """The rows of some shards on the device; where ranks share an item table, equally many batches on each of them."""
+    device, window = run.runtime.device, run.dataset.window
+    rows = run.dataset.stream(split, batch_size=EVALUATION_ROWS, shards=shards)
+    batches = run.runtime.watch.reading(map(to_batch, rows))
+    batches = in_step(batches, layout.catalog_slice(run.dataset.num_items), device, lambda: blank_batch(window))
+    return (batch.to(device) for batch in batches)

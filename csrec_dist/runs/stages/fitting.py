@@ -21,7 +21,7 @@ from csrec_dist.labels.cache import on_device
 from csrec_dist.models import ModelConfig, SequentialModel
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.stages.active import ActiveRun
-from csrec_dist.runs.stages.evaluating import evaluate_model
+from csrec_dist.runs.stages.evaluate import evaluate_model
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.training.limits import exceeded, num_epochs

@@ -15,8 +15,8 @@ from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
 from csrec_dist.process_state import matmul_precision
+from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
-from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.training.telemetry import StageLog
 
 

@@ -17,11 +17,11 @@ from csrec_dist.labels.options import LabelOptions
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import weight_files
+from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.runs.stages.fitting import Fit, Training, fit
-from csrec_dist.runs.stages.inputs import weights_fingerprint
 from csrec_dist.runs.stages.label import label_into
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals, one_hot
