@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -75,6 +75,37 @@ class Batch:
         if device.type == "cpu":
             return self
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+class EvaluationBatch(Protocol):
+    """Rows of a history followed by its target, on the model's device."""
+
+    @property
+    def items(self) -> torch.Tensor:
+        """[B, L] int64, right-padded with 0; the last item of a row is its target."""
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[B] int64, targets included: at least 2 where the weight is not 0."""
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """[B] float; 0 for rows that only fill the batch."""
+
+
+class Question(NamedTuple):
+    """Histories [B, L−1] without their targets, and the targets [B] in 1…V (any item where the weight is 0)."""
+
+    histories: torch.Tensor
+    targets: torch.Tensor
+
+
+def question(batch: EvaluationBatch) -> Question:
+    """What a model is shown of a batch, and what it should have said."""
+    assert bool(((batch.lengths >= 2) | (batch.weights == 0)).all())
+    last = (batch.lengths - 1).clamp(min=1).unsqueeze(1)
+    targets = batch.items.gather(1, last).squeeze(1).clamp(min=1)
+    return Question(batch.items.scatter(1, last, 0)[:, :-1], targets)
 
 
 def batch_columns(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from csrec_dist.lazy import attributes
 
 if TYPE_CHECKING:
+    from csrec_dist.data.batches import EvaluationBatch
     from csrec_dist.evaluation.metrics import MetricSums, ndcg, recall, reciprocal_rank
     from csrec_dist.evaluation.ranking import target_ranks, top_items
-    from csrec_dist.evaluation.scoring import EvaluationBatch, evaluate
+    from csrec_dist.evaluation.scoring import evaluate
 
 __all__ = [
     "EvaluationBatch",
@@ -23,8 +24,9 @@ __all__ = [
 __getattr__ = attributes(
     __name__,
     {
+        "csrec_dist.data.batches": ["EvaluationBatch"],
         "csrec_dist.evaluation.metrics": ["MetricSums", "ndcg", "recall", "reciprocal_rank"],
         "csrec_dist.evaluation.ranking": ["target_ranks", "top_items"],
-        "csrec_dist.evaluation.scoring": ["EvaluationBatch", "evaluate"],
+        "csrec_dist.evaluation.scoring": ["evaluate"],
     },
 )

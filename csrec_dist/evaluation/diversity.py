@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csrec_dist.data.batches import Batch
+from csrec_dist.data.batches import Batch, question
 from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.per_row import Columns
-from csrec_dist.evaluation.scoring import logits_of, question
+from csrec_dist.evaluation.scoring import logits_of
 from csrec_dist.evaluation.sweep import Asked, sweep
 from csrec_dist.models import SequentialModel
 

@@ -1,4 +1,4 @@
-"""The `evaluation` section of the config: what is asked of the models."""
+"""The `evaluation` section of the config: what is asked of the models, and what readers call the answers."""
 
 from typing import Annotated
 
@@ -9,6 +9,14 @@ from csrec_dist.options import RANKS, TRAININGS, MatmulPrecision, Options, decid
 EVALUATION, COMPARED = decides("evaluate"), decides("evaluate", through=RANKS)
 NUM_BINS = 15
 """Bins of confidence of the calibration."""
+GROUPINGS = {
+    "rating": "rating of the target",
+    "popularity": "popularity of the target",
+    "popularity_decile": "decile of the target's popularity",
+    "history_length": "items in the history",
+    "repeat": "whether the history contains the target",
+    "leak": "whether the target is a training target of the same user",
+}
 
 
 class EvaluationOptions(Options):
@@ -43,3 +51,11 @@ class EvaluationOptions(Options):
     def cut_offs(self) -> list[int]:
         """The n of all metrics: those asked for, and 10, which early stopping and the tables look at."""
         return sorted({*self.top_n, 10})
+
+
+SIGNS = str.maketrans("+-", "⁺⁻")
+
+
+def metric_title(name: str) -> str:
+    """A metric's display name: Recall@10, NDCG@10, MRR; filtered Recall⁺@10, adverse Recall⁻@10."""
+    return (name.capitalize() if name.startswith("recall") else name.upper()).translate(SIGNS)

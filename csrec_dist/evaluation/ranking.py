@@ -4,14 +4,12 @@ Shapes: N examples, V items, d width, L seen items. A table may be this rank's s
 group then rank together, each for examples of its own. Logits are [N, V], or those of the slice's items.
 """
 
-import math
-
 from torch import Tensor
 
-from csrec_dist.distributed.catalog import CatalogSlice, TableLike
+from csrec_dist.distributed.catalog import TableLike
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.sweep import Asked, merged, sweep
+from csrec_dist.evaluation.sweep import Asked, sweep
 
 
 def target_ranks(states: Tensor, table: TableLike, targets: Tensor, *, seen: Tensor | None = None) -> Tensor:
@@ -52,27 +50,3 @@ def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None =
     asked = Asked(top_n=n, seen=None if seen is None else shared.gather_ids(seen))
     found = sweep(Logits([shared.gather(states)], [table]), asked)
     return found.items[shared.own], found.scores[shared.own]
-
-
-def best_in(logits: Tensor, n: int, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
-    """The n ≤ V best items [N, n] of logits and their scores, as `top_items` orders them.
-
-    All ranks of the catalog group have the logits of the same examples, and get the same items.
-    """
-    logits = logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    columns, scores = _top_of_block(logits, min(n, logits.shape[1]))
-    return merged(columns + (1 + catalog.first), scores, n, catalog)
-
-
-def _top_of_block(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Columns and values [·, n] of the n largest logits, the lower column first among equals.
-
-    `topk` promises no order among equals, so rows with a tie at the n-th place are sorted in full.
-    """
-    values, columns = logits.topk(n, dim=1)
-    tied = (logits >= values[:, -1:]).sum(1) > n
-    if bool(tied.any()):
-        columns[tied] = logits[tied].sort(dim=1, descending=True, stable=True).indices[:, :n]
-    columns = columns.sort(dim=1).values
-    values, order = logits.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return columns.gather(1, order), values

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrec_dist.data.batches import Batch
+from csrec_dist.data.batches import Batch, question
 from csrec_dist.distributed.catalog import SharedRows
 from csrec_dist.evaluation.groups import (
     NUM_DECILES,
@@ -25,7 +25,7 @@ from csrec_dist.evaluation.groups import (
 from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.options import NUM_BINS, EvaluationOptions
 from csrec_dist.evaluation.per_row import Columns, TargetFacts, rating_group
-from csrec_dist.evaluation.scoring import Ensemble, logits_of, question
+from csrec_dist.evaluation.scoring import Ensemble, logits_of
 from csrec_dist.evaluation.sweep import Asked, Found, sweep
 from csrec_dist.models import SequentialModel
 

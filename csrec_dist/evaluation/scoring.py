@@ -6,48 +6,17 @@ Shapes: B examples of a batch, L positions.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from csrec_dist.data.batches import EvaluationBatch, question
 from csrec_dist.distributed.catalog import SharedRows, TableLike
 from csrec_dist.evaluation.logits import Logits, MeanOfProbabilities
 from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.ranking import target_ranks
 from csrec_dist.evaluation.sweep import Asked, sweep
 from csrec_dist.models import SequentialModel
-
-
-class EvaluationBatch(Protocol):
-    """Rows of a history followed by its target, on the model's device."""
-
-    @property
-    def items(self) -> Tensor:
-        """[B, L] int64, right-padded with 0; the last item of a row is its target."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """[B] int64, targets included: at least 2 where the weight is not 0."""
-
-    @property
-    def weights(self) -> Tensor:
-        """[B] float; 0 for rows that only fill the batch."""
-
-
-class Question(NamedTuple):
-    """Histories [B, L−1] without their targets, and the targets [B] in 1…V (any item where the weight is 0)."""
-
-    histories: Tensor
-    targets: Tensor
-
-
-def question(batch: EvaluationBatch) -> Question:
-    """What a model is shown of a batch, and what it should have said."""
-    assert bool(((batch.lengths >= 2) | (batch.weights == 0)).all())
-    last = (batch.lengths - 1).clamp(min=1).unsqueeze(1)
-    targets = batch.items.gather(1, last).squeeze(1).clamp(min=1)
-    return Question(batch.items.scatter(1, last, 0)[:, :-1], targets)
 
 
 @dataclass(frozen=True)

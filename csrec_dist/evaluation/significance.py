@@ -1,11 +1,20 @@
-"""Whether two models differ: a paired t-test and a bootstrap interval over the same examples."""
+"""Whether two models differ: a paired t-test and a bootstrap interval over the same examples, by metric."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 LEVEL = 0.05
 NUMBERS_AT_ONCE = 2**23
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "recall": np.ones_like,
+    "ndcg": lambda ranks: 1 / np.log2(ranks + 1),
+    "mrr": lambda ranks: 1 / ranks,
+}
+"""What a rank up to the cut-off is worth: the metrics of evaluation/metrics.py, without torch."""
+SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their number in `rating_group`
 
 
 @dataclass(frozen=True)
@@ -70,3 +79,41 @@ def _p_value(differences: np.ndarray) -> float:
     num = len(differences)
     statistic = differences.mean() / (differences.std(ddof=1) / num**0.5)
     return float(2 * stdtr(num - 1, -abs(statistic)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric: two models paired on the same rows, and the difference for each seed."""
+
+    metric: str  # as in metrics.json
+    paired: Paired
+    differences: tuple[float, ...]
+
+
+def compare_ranks(
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    *,
+    top_n: Sequence[int],
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> list[Line]:
+    """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.
+
+    `groups` [N] are those that `rating_group` numbers, for the filtered and the adverse metrics. Metrics of fewer than
+    two rows are left out.
+    """
+    lines = []
+    for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
+        rows = groups == SIGNS[sign] if sign else np.ones(len(groups), bool)
+        if rows.sum() > 1 and not (sign and metric == "mrr"):
+            values = [metric_values(metric, side[:, rows], n) for side in (first, second)]
+            test = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
+            lines.append(Line(f"{metric}{sign}@{n}", test, tuple((values[1] - values[0]).mean(1).tolist())))
+    return lines
+
+
+def metric_values(metric: str, ranks: np.ndarray, n: int) -> np.ndarray:
+    """A metric at n of each rank, float64 in the shape of the ranks."""
+    return np.where(ranks <= n, METRICS[metric](ranks.astype(np.float64)), 0.0)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from csrec_dist.distributed.best_items import merged
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation.logits import Logits
 
@@ -229,16 +229,3 @@ class _Best:
         if self._candidates:
             self._merge()
         return merged(self._items + (1 + self._catalog.first), self._scores, self._wanted, self._catalog)
-
-
-def merged(items: Tensor, scores: Tensor, n: int, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
-    """The n best [N, n] of what each slice found best [N, n or less]; nothing stands behind every item."""
-    if catalog.is_whole or n == 0:
-        return items, scores
-    missing = n - items.shape[1]
-    items = F.pad(items, (0, missing), value=catalog.num_items + 1)
-    scores = F.pad(scores, (0, missing), value=-math.inf)
-    items, order = torch.cat(catalog.group.all_gather(items).unbind(), dim=1).sort(dim=1)
-    scores = torch.cat(catalog.group.all_gather(scores).unbind(), dim=1).gather(1, order)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return items.gather(1, order[:, :n]), scores[:, :n]

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from csrec_dist.lazy import attributes
 
 if TYPE_CHECKING:
-    from csrec_dist.labels.cache import LabelCache, LabelReader, label_fields, with_labels
+    from csrec_dist.labels.cache import LabelCache, label_fields, with_labels
     from csrec_dist.labels.combine import live_labels
     from csrec_dist.labels.contents import info, verify
     from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
     from csrec_dist.labels.options import COMBINES, Combine, combining_problem
     from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
     from csrec_dist.labels.writer import write_labels
-    from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
+    from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, LabelReader, MixtureLabels, SoftLabels
     from csrec_dist.losses.top_k_labels import TopKLabels
 
 __all__ = [
@@ -44,14 +44,20 @@ __all__ = [
 __getattr__ = attributes(
     __name__,
     {
-        "csrec_dist.labels.cache": ["LabelCache", "LabelReader", "label_fields", "with_labels"],
+        "csrec_dist.labels.cache": ["LabelCache", "label_fields", "with_labels"],
         "csrec_dist.labels.combine": ["live_labels"],
         "csrec_dist.labels.contents": ["info", "verify"],
         "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "label_bytes", "read_index"],
         "csrec_dist.labels.options": ["COMBINES", "Combine", "combining_problem"],
         "csrec_dist.labels.popularity": ["PopularityLabels", "popularity_labels", "target_counts"],
         "csrec_dist.labels.writer": ["write_labels"],
-        "csrec_dist.losses.soft_labels": ["DenseLabels", "FactoredLabels", "MixtureLabels", "SoftLabels"],
+        "csrec_dist.losses.soft_labels": [
+            "DenseLabels",
+            "FactoredLabels",
+            "LabelReader",
+            "MixtureLabels",
+            "SoftLabels",
+        ],
         "csrec_dist.losses.top_k_labels": ["TopKLabels"],
     },
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,25 +17,12 @@ from csrec_dist.errors import UserError
 from csrec_dist.labels.combine import Combination
 from csrec_dist.labels.contents import file_problem, foreign_to
 from csrec_dist.labels.format import ItemShard, LabelShard, read_index
-from csrec_dist.losses.soft_labels import DenseLabels, SoftLabels
+from csrec_dist.losses.soft_labels import CPU, DenseLabels, LabelReader, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
 from csrec_dist.tensor_files import ARRAYS, as_tensor, map_tensor
 
 if TYPE_CHECKING:
     import datasets
-
-
-CPU = torch.device("cpu")
-
-
-class LabelReader(Protocol):
-    """What a training reads soft labels from: first, in a background thread, what is stored of some examples."""
-
-    def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """The examples' own part of their labels, on the CPU."""
-
-    def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
-        """The soft labels of what `fields` gave, on `device`."""
 
 
 LABEL_COLUMN = "label_"

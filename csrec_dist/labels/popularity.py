@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
-
-CPU = torch.device("cpu")
+from csrec_dist.losses.soft_labels import CPU, FactoredLabels, SoftLabels
 
 
 def target_counts(dataset: Dataset) -> np.ndarray:

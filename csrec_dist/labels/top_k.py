@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from csrec_dist.distributed.best_items import best_in
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.layout import split_ranks
-from csrec_dist.evaluation.ranking import best_in
 from csrec_dist.labels.labeller import Labeller
 
 BLOCK_ITEMS = 4096

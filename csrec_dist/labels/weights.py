@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csrec_dist.data.batches import to_batch
+from csrec_dist.data.batches import question, to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.evaluation.scoring import question
 from csrec_dist.labels.combine import item_biases
 from csrec_dist.labels.labeller import BATCH_ROWS
 from csrec_dist.losses import cross_entropy

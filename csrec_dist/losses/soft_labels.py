@@ -1,9 +1,11 @@
 """Soft labels as the losses read them: factored, dense or a mixture, one tile of logits at a time."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -300,3 +302,14 @@ def _log_sums(labels: TemperedLabels, num_examples: int, num_items: int, like: T
 SoftLabels = FactoredLabels | DenseLabels | MixtureLabels | TopKLabels
 """The first three give any tile of the full catalog's labels. Top-k labels know some items of a row and the row's
 log-sum-exp: only the forward divergence has a meaning on them."""
+CPU = torch.device("cpu")
+
+
+class LabelReader(Protocol):
+    """What a training reads soft labels from: first, in a background thread, what is stored of some examples."""
+
+    def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
+        """The examples' own part of their labels, on the CPU."""
+
+    def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
+        """The soft labels of what `fields` gave, on `device`."""

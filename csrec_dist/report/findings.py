@@ -5,22 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.evaluation.options import NUM_BINS
-from csrec_dist.report.tables import NONE, figure, images, metric_title, table
+from csrec_dist.evaluation.options import GROUPINGS, NUM_BINS, metric_title
+from csrec_dist.report.tables import NONE, figure, images, table
 from csrec_dist.runs.run import ResultRow, Run
 
 DECILES = "NDCG@10 by decile of the target's popularity"
 RELIABILITY = "Reliability: accuracy by confidence"
 """Titles of the diagrams that stand in sections of their own."""
 GROUP_METRIC = "ndcg@10"
-GROUPINGS = {
-    "rating": "rating of the target",
-    "popularity": "popularity of the target",
-    "popularity_decile": "decile of the target's popularity",
-    "history_length": "items in the history",
-    "repeat": "whether the history contains the target",
-    "leak": "whether the target is a training target of the same user",
-}
 OF_TRUE = "_true"
 
 

@@ -1,9 +1,8 @@
 """Paired tests of whether two models, perhaps trained with several seeds, differ on the same test rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,57 +10,12 @@ import polars as pl
 from rich.table import Table
 
 from csrec_dist.errors import UserError
+from csrec_dist.evaluation.options import metric_title
 from csrec_dist.evaluation.per_row import rating_group
-from csrec_dist.evaluation.significance import Paired, paired
+from csrec_dist.evaluation.significance import Line, compare_ranks
 from csrec_dist.files import changed_keys
-from csrec_dist.report.tables import metric_title
 from csrec_dist.runs.inputs import protocol
-from csrec_dist.runs.run import Run
-
-METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "recall": np.ones_like,
-    "ndcg": lambda ranks: 1 / np.log2(ranks + 1),
-    "mrr": lambda ranks: 1 / ranks,
-}
-"""What a rank up to the cut-off is worth: the metrics of evaluation/metrics.py, without torch."""
-SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their number in `rating_group`
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluated model of one run."""
-
-    run: Run
-    model: str
-
-    @property
-    def name(self) -> str:
-        """The run's name, and the model's unless it is the student."""
-        return self.run.config.name + ("" if self.model == "student" else f":{self.model}")
-
-    @property
-    def path(self) -> Path:
-        """The file of its ranks, which may not exist."""
-        return self.run.folder / "ranks" / f"{self.model}-test.parquet"
-
-    @property
-    def ranks(self) -> pl.DataFrame:
-        """The ranks of its test targets, by row."""
-        if not self.path.exists():
-            raise UserError(
-                f"{self.path} is missing: either the run has no model {self.model}, or an earlier version evaluated "
-                "it. In that case evaluate again with --restart evaluate."
-            )
-        return pl.read_parquet(self.path)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One metric: two models paired on the same rows, and the difference for each seed."""
-
-    metric: str  # as in metrics.json
-    paired: Paired
-    differences: tuple[float, ...]
+from csrec_dist.runs.run import Evaluated, Run
 
 
 @dataclass(frozen=True)
@@ -113,35 +67,6 @@ def compare_models(
     lines = compare_ranks(ranks[0], ranks[1], groups, top_n=top_n, num_resamples=num_resamples, seed=seed)
     first_names, second_names = (tuple(model.name for model in side) for side in sides)
     return Comparison(first_names, second_names, tuple(lines))
-
-
-def compare_ranks(
-    first: np.ndarray,
-    second: np.ndarray,
-    groups: np.ndarray,
-    *,
-    top_n: Sequence[int],
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> list[Line]:
-    """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.
-
-    `groups` [N] are those that `rating_group` numbers, for the filtered and the adverse metrics. Metrics of fewer than
-    two rows are left out.
-    """
-    lines = []
-    for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
-        rows = groups == SIGNS[sign] if sign else np.ones(len(groups), bool)
-        if rows.sum() > 1 and not (sign and metric == "mrr"):
-            values = [metric_values(metric, side[:, rows], n) for side in (first, second)]
-            test = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
-            lines.append(Line(f"{metric}{sign}@{n}", test, tuple((values[1] - values[0]).mean(1).tolist())))
-    return lines
-
-
-def metric_values(metric: str, ranks: np.ndarray, n: int) -> np.ndarray:
-    """A metric at n of each rank, float64 in the shape of the ranks."""
-    return np.where(ranks <= n, METRICS[metric](ranks.astype(np.float64)), 0.0)
 
 
 def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[list[Evaluated], list[Evaluated]]:

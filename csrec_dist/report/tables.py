@@ -98,14 +98,6 @@ def _stages(run: Run) -> Table:
     return table
 
 
-SIGNS = str.maketrans("+-", "⁺⁻")
-
-
-def metric_title(name: str) -> str:
-    """A metric's display name: Recall@10, NDCG@10, MRR; filtered Recall⁺@10, adverse Recall⁻@10."""
-    return (name.capitalize() if name.startswith("recall") else name.upper()).translate(SIGNS)
-
-
 def number(value: Any) -> str:
     """A statistic for display: separated thousands, six significant digits, a dash for none."""
     if value is None:

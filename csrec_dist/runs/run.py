@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from csrec_dist.config import Config, is_resolved, load_config
 from csrec_dist.data.dataset import Dataset
@@ -13,6 +13,9 @@ from csrec_dist.files import fingerprint, link, read_json, write_json
 from csrec_dist.labels.contents import info
 from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.teachers import METHODS
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,36 @@ class Run:
         """The soft-label cache in figures, if it is there."""
         folder = self.folder / "labels"
         return info(folder) if (folder / INDEX_NAME).exists() else None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluated model of one run."""
+
+    run: Run
+    model: str
+
+    @property
+    def name(self) -> str:
+        """The run's name, and the model's unless it is the student."""
+        return self.run.config.name + ("" if self.model == "student" else f":{self.model}")
+
+    @property
+    def path(self) -> Path:
+        """The file of its ranks, which may not exist."""
+        return self.run.folder / "ranks" / f"{self.model}-test.parquet"
+
+    @property
+    def ranks(self) -> "pl.DataFrame":
+        """The ranks of its test targets, by row."""
+        if not self.path.exists():
+            raise UserError(
+                f"{self.path} is missing: either the run has no model {self.model}, or an earlier version evaluated "
+                "it. In that case evaluate again with --restart evaluate."
+            )
+        import polars as pl
+
+        return pl.read_parquet(self.path)
 
 
 def stage_names(config: Config) -> list[str]:

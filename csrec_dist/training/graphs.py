@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from csrec_dist.distributed.engines import DataParallel, Engine
-from csrec_dist.labels import LabelReader, SoftLabels
 from csrec_dist.losses import Loss, RobustLoss
+from csrec_dist.losses.soft_labels import LabelReader, SoftLabels
 from csrec_dist.models import TrainingInputs
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from csrec_dist.data.batches import Batch
 from csrec_dist.distributed.engines import Engine
-from csrec_dist.labels import LabelReader
 from csrec_dist.losses import Loss
+from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.training.graphs import graphs_of
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws, step_seed

@@ -16,7 +16,7 @@ from csrec_dist.distributed.engines import Engine, copy_tensors
 from csrec_dist.environment import environment
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import differences
-from csrec_dist.labels import LabelReader
+from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
 from csrec_dist.training.limits import SELECTION_METRIC, num_epochs

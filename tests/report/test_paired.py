@@ -16,8 +16,9 @@ from scipy import stats
 from csrec_dist.config import parse_config
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.metrics import ndcg, recall, reciprocal_rank
+from csrec_dist.evaluation.significance import metric_values
 from csrec_dist.files import write_text
-from csrec_dist.report.paired import Comparison, compare_models, comparison_table, metric_values
+from csrec_dist.report.paired import Comparison, compare_models, comparison_table
 from csrec_dist.runs.run import Record, Run
 
 NUM_ROWS = 120

@@ -7,8 +7,8 @@ import pytest
 from csrec_dist.config import Config, parse_config
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.files import changed_keys, flatten
-from csrec_dist.options import NOTHING, STAGES, Options, undeciding
-from csrec_dist.runs.inputs import deciding, labels_key, marks_of, member_key, members_of, settings
+from csrec_dist.options import NOTHING, RANKS, STAGES, Options, undeciding
+from csrec_dist.runs.inputs import deciding, labels_key, marks_of, member_key, members_of, repeated_settings, settings
 from csrec_dist.training.options import TrainingOptions
 
 BASE: dict[str, Any] = {"name": "x", "dataset": {"source": "log.csv"}, "model": {"name": "sasrec"}}
@@ -124,3 +124,25 @@ def test_the_student_and_its_loss_do_not_decide_the_labels() -> None:
     student = {"training.beta": 0.25, "training.temperature": 9.0, "model": {"name": "gru4rec"}}
     teachers = {"teachers.model": {"name": "narm"}, "teachers.seed": 3}
     assert labels_key(config_of(teachers)) == labels_key(config_of(teachers | student | {"seed": 5}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_repetition"),
+    [
+        ({"seed": 1, "name": "y", "output": "elsewhere", "training.log_steps": 7, "labels.copy_to": "/disk"}, True),
+        ({"training.learning_rate": 0.5}, False),
+        ({"training.patience": 7}, False),
+        ({"teachers.seed": 3}, False),
+        ({"dataset.source": "other.csv"}, False),
+    ],
+)
+def test_runs_repeat_each_other_if_seed_and_undeciding_keys_differ_alone(
+    changes: dict[str, Any], is_repetition: bool
+) -> None:
+    same = repeated_settings(config_of({})) == repeated_settings(config_of(changes))
+    assert same == is_repetition
+
+
+def test_ranks_depend_on_what_is_ranked_and_not_on_the_metrics_made_of_them() -> None:
+    names = {"evaluation.exclude_seen", "evaluation.matmul_precision", "evaluation.min_rating"}
+    assert flatten(deciding(config_of({}), "evaluate", RANKS)).keys() == names

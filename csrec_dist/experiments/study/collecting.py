@@ -14,9 +14,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.files import fingerprint, read_json
-from csrec_dist.report.paired import Evaluated
 from csrec_dist.runs.inputs import protocol, settings
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.run import Evaluated, Run
 
 TRAINING_STAGES = {"teach": "teachers/*", "label": "", "distill": "student"}
 """The stages whose time is the cost of a method, and the folders of the models they train."""

@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.groups import ItemPopularity
+from csrec_dist.evaluation.options import GROUPINGS, metric_title
 from csrec_dist.experiments.study.spec import Entry, matches
 from csrec_dist.experiments.study.tables import in_percent, select
 from csrec_dist.experiments.study.views import GROUPS, CurveOptions, FigureOptions
 from csrec_dist.files import atomic_path
-from csrec_dist.report.findings import GROUPINGS
-from csrec_dist.report.tables import metric_title
 
 BAR_SPACE = 0.8
 

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from csrec_dist.errors import UserError
+from csrec_dist.evaluation.significance import compare_ranks
 from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER
 from csrec_dist.experiments.study.spec import Cell, Published, Study, matches
 from csrec_dist.experiments.study.views import TableOptions, When
-from csrec_dist.report.paired import compare_ranks
 
 LETTERS = "ᵃᵇᶜᵈᵉ"
 TESTED = re.compile(r"(?:recall|ndcg|mrr)[+-]?@(\d+)")
