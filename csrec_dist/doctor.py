@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from csrec_dist.distributed.launching import check_launch
+from csrec_dist.distributed.alone import check_launch
 from csrec_dist.distributed.selfcheck import backends, try_all_reduce
 from csrec_dist.errors import UserError
 

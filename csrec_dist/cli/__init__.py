@@ -58,9 +58,9 @@ def _say(error: UserError) -> None:
     """
     rank, is_shared = os.environ.get("RANK", "0"), isinstance(error, SharedUserError)
     if "RANK" in os.environ:
-        from csrec_dist.distributed.saying import is_first
+        from csrec_dist.distributed.store import is_first_to_say
 
-        first = is_first(str(error), os.environ)
+        first = is_first_to_say(str(error), os.environ)
         if first is False or (first is None and is_shared and rank != "0"):
             return
     print(f"csrec-dist: {'' if rank == '0' or is_shared else f'rank {rank}: '}{error}", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from csrec_dist.distributed.groups import ALONE, Group
 
 EXCHANGED_ROWS = 1 << 16
-"""Rows of each rank that one exchange of vectors or one broadcast takes: what bounds their memory."""
+"""Rows of each rank in one exchange of vectors or one broadcast, which bounds their memory."""
 
 Batch = TypeVar("Batch")
 
@@ -104,23 +104,23 @@ class CatalogSlice:
         return table if len(table) == self.num_rows else table[self.rows]
 
     def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the items (1…V, 0 for none) stand in the slice, and whether they do; elsewhere the place is 0.
+        """The rows of the slice that are the items' (1…V, 0 for none), and a mask of those in it; elsewhere row 0.
 
-        One rank has the place −1 for no item: nobody looks there, and a mask would cost as much as the place.
+        One rank has row −1 for no item: nobody looks there, and a mask would cost as much as the row.
         """
         if self.is_whole:
             return items - 1, items != 0
-        held = (items > self.first) & (items <= self.stop)
-        return (items - 1 - self.first).masked_fill(~held, 0), held
+        mask = (items > self.first) & (items <= self.stop)
+        return (items - 1 - self.first).masked_fill(~mask, 0), mask
 
     def at_items(self, values: Tensor, items: Tensor) -> Tensor:
         """Of `values` [N, n items of the slice] that of one item (1…V) for each row [N], from the rank that has it."""
         if self.is_whole:
             return values.gather(1, (items - 1).unsqueeze(1)).squeeze(1)
         of_items = values.new_zeros(len(items))
-        places, here = self.places(items)
-        of_items[here] = values[here, places[here]]
-        return self.all_sum(of_items)
+        rows, mask = self.places(items)
+        of_items[mask] = values[mask, rows[mask]]
+        return self.all_sum(of_items)  # exact: one rank has the value, the others 0
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the group, in place."""
@@ -137,6 +137,7 @@ class CatalogSlice:
         """log Σ exp over the group's ranks of logarithms of sums, −inf being an empty one."""
         if self.is_whole:
             return sums
+        # Two collectives, as each rank's exponentials are relative to another maximum until the ranks share one.
         largest = self.all_max(sums.clone())
         return self.all_sum((sums - largest).exp_()).log_().add_(largest)
 
@@ -155,11 +156,11 @@ class CatalogSlice:
         return bool(flag if self.is_whole else self.all_max((~flag).float()) == 0)
 
     def share(self, num_rows: int, device: torch.device) -> "SharedRows":
-        """How many rows each rank brings, this one `num_rows`: what gathering rows needs to know."""
+        """How many rows each rank brings, this one `num_rows`; gathering rows needs these counts."""
         return SharedRows(self, self.group.row_counts(num_rows, device))
 
     def most_calls(self, num_calls: int, device: torch.device) -> int:
-        """The largest number on any rank: who has less to do than that takes part with nothing."""
+        """The largest number on any rank; a rank that has fewer calls to make enters the others with nothing."""
         return num_calls if self.is_whole else int(self.all_max(torch.tensor(num_calls, device=device)))
 
     def look_up(self, table: Tensor, items: Tensor) -> Tensor:
@@ -186,13 +187,13 @@ class CatalogSlice:
         if self.is_whole:
             yield 0, rows
             return
-        for rank, held in enumerate(catalog_rows(self.num_items, self.group.size)):
-            for start in range(held.start, held.stop, EXCHANGED_ROWS):
-                num = min(EXCHANGED_ROWS, held.stop - start)
+        for rank, of_rank in enumerate(catalog_rows(self.num_items, self.group.size)):
+            for start in range(of_rank.start, of_rank.stop, EXCHANGED_ROWS):
+                num_rows = min(EXCHANGED_ROWS, of_rank.stop - start)
                 if rank == self.group.rank:
-                    block = rows[start - self.first : start - self.first + num].contiguous()
+                    block = rows[start - self.first : start - self.first + num_rows].contiguous()
                 else:
-                    block = rows.new_empty(num, *rows.shape[1:])
+                    block = rows.new_empty(num_rows, *rows.shape[1:])
                 if self.group.handle is not None:
                     with _collective(self.group, "broadcast", block):
                         dist.broadcast(block, self.group.ranks[rank], group=self.group.handle)
@@ -208,7 +209,7 @@ class SharedRows:
 
     @property
     def own(self) -> slice:
-        """Where this rank's rows stand among all."""
+        """Which of all rows are this rank's."""
         start = sum(self.counts[: self.part.group.rank])
         return slice(start, start + self.counts[self.part.group.rank])
 
@@ -225,7 +226,7 @@ class SharedRows:
         return of_all
 
     def gather_ids(self, ids: Tensor) -> Tensor:
-        """The same of lists of ids [n, L] whose L may differ from rank to rank, filled up with 0."""
+        """All lists of ids [N, L], of each rank's [n, L], whose L may differ from rank to rank; padded with 0."""
         most = self.part.most_calls(ids.shape[1], ids.device)
         return self.gather(ids if most == ids.shape[1] else F.pad(ids, (0, most - ids.shape[1])))
 
@@ -234,14 +235,15 @@ class SharedRows:
         group, most = self.part.group, self.part.most_rows
         if group.handle is None:
             return rows
+        # All ranks send blocks of one shape, as all_to_all_single asks: the most rows, and the widest slice.
         sent = rows.new_zeros(group.size, max(self.counts), most)
-        for place, held in enumerate(catalog_rows(self.part.num_items, group.size)):
-            sent[place, : len(rows), : len(held)] = rows[:, held.start : held.stop]
+        for rank, columns in enumerate(catalog_rows(self.part.num_items, group.size)):
+            sent[rank, : len(rows), : len(columns)] = rows[:, columns.start : columns.stop]
         received = torch.empty_like(sent)
         with _collective(group, "all_to_all", sent):
             dist.all_to_all_single(received, sent, group=group.handle)
-        own = [part[:count, : self.part.num_rows] for part, count in zip(received, self.counts, strict=True)]
-        return torch.cat(own)
+        parts = [part[:count, : self.part.num_rows] for part, count in zip(received, self.counts, strict=True)]
+        return torch.cat(parts)
 
 
 class TableLike(Protocol):
@@ -278,7 +280,7 @@ def in_step(
 ) -> Iterator[Batch]:
     """This rank's batches, then `blank` ones until every rank of the group has none left.
 
-    So that ranks with different numbers of batches read the table together. With one rank they are its batches alone.
+    Ranks with different numbers of batches so read the table together. With one rank there are no blank ones.
     """
     iterator = iter(batches)
     while True:
@@ -293,7 +295,7 @@ def slices_of(module: nn.Module) -> dict[str, Tensor]:
 
     All others are the same on all ranks.
     """
-    found: dict[str, Tensor] = {}
+    slices: dict[str, Tensor] = {}
     for prefix, part in module.named_modules():
         catalog = getattr(part, "catalog", None)
         if not isinstance(catalog, CatalogSlice) or catalog.is_whole:
@@ -301,8 +303,8 @@ def slices_of(module: nn.Module) -> dict[str, Tensor]:
         for name in getattr(part, "SLICED", ()):
             tensor = getattr(part, name, None)
             if tensor is not None:
-                found[f"{prefix}.{name}" if prefix else name] = tensor
-    return found
+                slices[f"{prefix}.{name}" if prefix else name] = tensor
+    return slices
 
 
 def average_slices(slices: Iterable[Tensor], data: Group, num_ranks: int) -> None:
@@ -313,7 +315,7 @@ def average_slices(slices: Iterable[Tensor], data: Group, num_ranks: int) -> Non
     """
     for parameter in slices:
         if parameter.requires_grad:
-            if parameter.grad is None:
+            if parameter.grad is None:  # this rank has read none of its rows, but others wait in the sum
                 parameter.grad = torch.zeros_like(parameter)
             data.all_reduce_sum(parameter.grad).div_(num_ranks)
 
@@ -333,7 +335,7 @@ def embedding(index: Tensor, table: Tensor) -> Tensor:
 
 
 class _LookUp(torch.autograd.Function):
-    """Each rank finds what it holds of the group's items, and a reduce-scatter brings the vectors to who asked.
+    """Each rank looks up those of the group's items that it holds; a reduce-scatter brings the vectors to who asked.
 
     The gradient is an all-gather of the vectors' gradients, of which each rank adds up those of its rows. Both go in
     steps of EXCHANGED_ROWS items of each rank.
@@ -342,16 +344,17 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, items: Tensor, part: CatalogSlice) -> Tensor:
         shared = part.share(len(items), items.device)
-        ctx.part, ctx.dtype, ctx.steps, vectors = part, table.dtype, _steps(max(shared.counts)), []
-        asked = []
+        most = max(shared.counts)
+        ctx.steps = [slice(start, min(start + EXCHANGED_ROWS, most)) for start in range(0, most, EXCHANGED_ROWS)]
+        ctx.part, ctx.dtype, ctx.num_items = part, table.dtype, len(items)
+        vectors, looked_up = [], []
         for step in ctx.steps:
-            places, held = part.places(part.group.all_gather(_padded(items, step)))
-            found = table.new_zeros(*places.shape, table.shape[1])
-            found[held] = table[places[held]]
-            vectors.append(part.group.reduce_scatter_sum(found))
-            asked += [places, held]
-        ctx.num_items = len(items)
-        ctx.save_for_backward(*asked)
+            rows, mask = part.places(part.group.all_gather(_padded(items, step)))
+            of_step = table.new_zeros(*rows.shape, table.shape[1])
+            of_step[mask] = table[rows[mask]]
+            vectors.append(part.group.reduce_scatter_sum(of_step))
+            looked_up += [rows, mask]
+        ctx.save_for_backward(*looked_up)
         return torch.cat(vectors)[: len(items)] if vectors else table.new_zeros(0, table.shape[1])
 
     @staticmethod
@@ -360,9 +363,9 @@ class _LookUp(torch.autograd.Function):
         part, saved = ctx.part, ctx.saved_tensors
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         total = wide.new_zeros(part.num_rows, wide.shape[1])
-        for step, places, held in zip(ctx.steps, saved[::2], saved[1::2], strict=True):
+        for step, rows, mask in zip(ctx.steps, saved[::2], saved[1::2], strict=True):
             gathered = part.group.all_gather(_padded(wide, step))
-            total.index_add_(0, places[held], gathered[held])
+            total.index_add_(0, rows[mask], gathered[mask])
         return total.to(ctx.dtype), None, None
 
 
@@ -385,12 +388,8 @@ def _drawn_parts(num_rows: int, width: int, draw: Callable[[Tensor], Any]) -> It
         yield start, part
 
 
-def _steps(most: int) -> list[slice]:
-    return [slice(start, min(start + EXCHANGED_ROWS, most)) for start in range(0, most, EXCHANGED_ROWS)]
-
-
 def _padded(rows: Tensor, step: slice) -> Tensor:
-    """The rows of a step, zeros below those that this rank has not."""
+    """The rows of a step; zeros stand for those that this rank does not have."""
     part = rows[step]
     padded = rows.new_zeros(step.stop - step.start, *rows.shape[1:])
     padded[: len(part)] = part

@@ -61,40 +61,33 @@ def _machine() -> str:
         return platform.node()
 
 
+_BLAMES: tuple[tuple[Callable[[Note, Note], bool], str], ...] = (
+    (lambda before, after: not after, "rank {rank} has never been heard of"),
+    (
+        lambda before, after: after["state"] == "here" and before == after,
+        "rank {rank} gives no sign of life; it was last seen in {place}, {doing}",
+    ),
+    (
+        lambda before, after: after["state"] == "here" and not after["waits"],
+        "rank {rank} is in {place}, {doing} for {seconds:.0f} s",
+    ),
+    (lambda before, after: after["state"] == "ended", "rank {rank} has ended in {place}; see what it said"),
+    (
+        lambda before, after: after["state"] == "here",
+        "rank {rank} waits too, in {place}, {doing} for {seconds:.0f} s",
+    ),
+)
+"""Who is behind, the likeliest first, by two notes of a rank: a rank that never spoke, a silent one, one that computes.
+
+A rank that waits too is blamed last: it is a victim, unless all are.
+"""
+
+
 def who_is_behind(before: Mapping[int, Note], after: Mapping[int, Note]) -> str:
     """A sentence about the likeliest culprits, from what the other ranks told before and a few beats later."""
     for is_meant, words in _BLAMES:
-        found = [words.format(rank=rank, **note) for rank, note in after.items() if is_meant(before[rank], note)]
-        if found:
-            more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-            return f"R{'; '.join(found[:MOST_NAMED])[1:]}{more}."
+        blamed = [words.format(rank=rank, **note) for rank, note in after.items() if is_meant(before[rank], note)]
+        if blamed:
+            more = f"; and {len(blamed) - MOST_NAMED} more" if len(blamed) > MOST_NAMED else ""
+            return f"R{'; '.join(blamed[:MOST_NAMED])[1:]}{more}."
     return "All other ranks gave up too; look at what they said."
-
-
-def _is_unknown(before: Note, after: Note) -> bool:
-    return not after
-
-
-def _is_silent(before: Note, after: Note) -> bool:
-    return after["state"] == "here" and before == after
-
-
-def _is_elsewhere(before: Note, after: Note) -> bool:
-    return after["state"] == "here" and not after["waits"]
-
-
-def _has_ended(before: Note, after: Note) -> bool:
-    return after["state"] == "ended"
-
-
-def _waits_too(before: Note, after: Note) -> bool:
-    return after["state"] == "here"
-
-
-_BLAMES: tuple[tuple[Callable[[Note, Note], bool], str], ...] = (
-    (_is_unknown, "rank {rank} has never been heard of"),
-    (_is_silent, "rank {rank} gives no sign of life; it was last seen in {place}, {doing}"),
-    (_is_elsewhere, "rank {rank} is in {place}, {doing} for {seconds:.0f} s"),
-    (_has_ended, "rank {rank} has ended in {place}; see what it said"),
-    (_waits_too, "rank {rank} waits too, in {place}, {doing} for {seconds:.0f} s"),
-)

@@ -53,7 +53,7 @@ class Group:
         return tensor
 
     def begin_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to sum `tensor` over the group, in place; what is returned waits for the sum and returns it."""
+        """Begin to sum `tensor` over the group, in place; the function returned waits for the sum and returns it."""
         if self.handle is None:
             return lambda: tensor
         work = dist.all_reduce(tensor, group=self.handle, async_op=True)
@@ -84,7 +84,7 @@ class Group:
         return scattered
 
     def gather_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
-        """The ranks' `rows` [n, d] one below the other in rank order, and where this rank's own stand among them.
+        """The ranks' `rows` [n, d] one below the other in rank order, and which of them are this rank's.
 
         n may differ between ranks, and be 0. Gradients flow back as in `gather_counted`.
         """
@@ -93,7 +93,7 @@ class Group:
         return self.gather_counted(rows, counts), slice(start, start + len(rows))
 
     def row_counts(self, num_rows: int, device: torch.device) -> tuple[int, ...]:
-        """How many rows each rank has, this one `num_rows`: what gathering them needs to know."""
+        """How many rows each rank has, this one `num_rows`; gathering them needs these counts."""
         if self.handle is None:
             return (num_rows,)
         return tuple(self.all_gather(torch.tensor(num_rows, device=device)).tolist())
@@ -116,6 +116,7 @@ class Group:
         """The ranks' JSON values as a list, in rank order, on every rank."""
         if self.handle is None:
             return [value]
+        # The ranks may come hours apart, so they meet through the store first: a collective of tensors would time out.
         self.watch.meet(name, self.ranks)
         device = torch.device("cuda") if dist.get_backend(self.handle) == "nccl" else torch.device("cpu")
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)

@@ -38,7 +38,7 @@ def teaching_rounds(members: list[int], world_size: int, catalog_parallel: int =
     rounds = []
     while members:
         now, members = members[: len(groups)], members[len(groups) :]
-        parts = [tuple(chain(*(groups[place] for place in part))) for part in split_ranks(len(groups), len(now))]
+        parts = [tuple(chain(*(groups[index] for index in part))) for part in split_ranks(len(groups), len(now))]
         rounds.append([TeachingSlot(member, ranks) for member, ranks in zip(now, parts, strict=True)])
     return rounds
 
@@ -74,8 +74,8 @@ def label_columns(num_members: int, world_size: int, catalog_parallel: int = 1) 
     """
     groups = catalog_groups(range(world_size), catalog_parallel)
     size = min(num_members, len(groups))
-    held = [groups[start : start + size] for start in range(0, len(groups), size)]
-    return [LabelColumn(ranks, world_size) for part in held for ranks in zip(*part, strict=True)]
+    rows = [groups[start : start + size] for start in range(0, len(groups), size)]
+    return [LabelColumn(ranks, world_size) for part in rows for ranks in zip(*part, strict=True)]
 
 
 def catalog_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, ...]]:
@@ -90,7 +90,7 @@ def catalog_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[in
 def data_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, ...]]:
     """The same mesh by its columns: the ranks that hold the same slice, and average its gradients."""
     check_catalog_parallel(len(ranks), catalog_parallel)
-    return [tuple(ranks[place::catalog_parallel]) for place in range(catalog_parallel)]
+    return [tuple(ranks[index::catalog_parallel]) for index in range(catalog_parallel)]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.distributed as dist
 
-from csrec_dist.distributed.alone import Waits
+from csrec_dist.distributed.alone import LAUNCH_HINT, LAUNCHER_ENGINES, Waits, check_launch
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.launching import LAUNCH_HINT, LAUNCHER_ENGINES, check_launch
 from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
 from csrec_dist.distributed.scheduler import Scheduler
 from csrec_dist.distributed.watchdog import Watch
@@ -18,7 +17,7 @@ from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.process_state import variables
 
 NCCL_GRACE = timedelta(minutes=1)
-"""torch ends a process at the timeout of NCCL without naming who is behind; a rank that can, speaks before."""
+"""torch ends a process at NCCL's timeout without naming the culprit; the watchdog speaks this much earlier."""
 
 
 class Runtime:
@@ -71,7 +70,7 @@ class Runtime:
         return self.rank == 0
 
     def begin(self, stage: str) -> Waits:
-        """This rank begins a stage; what it has waited so far, which goes on growing."""
+        """This rank begins a stage; returns its waits so far, which go on growing."""
         self.watch.at(stage)
         return self.watch.waits
 
@@ -85,17 +84,18 @@ class Runtime:
         return self.rank - int(os.environ.get("LOCAL_RANK", "0"))
 
     def join_group(self, parts: Sequence[tuple[int, ...]]) -> Group:
-        """Make a process group of each part (every rank calls this with the same parts); return this rank's own.
+        """Make a process group of each part (every rank calls this with the same parts); return this rank's.
 
-        The parts cover all ranks without overlap. Groups are kept and used again.
+        The parts cover all ranks without overlap. A group that was made before is used again.
         """
         if any(ranks not in self._groups for ranks in parts):
             self.watch.meet("new_group", self.world.ranks)
         for ranks in parts:
+            # torch makes a group in a collective of all ranks, also of those that are not in it.
             if ranks not in self._groups:
                 alone = len(ranks) == 1
                 self._groups[ranks] = None if alone else self._new_group(ranks, self.world.ranks)
-        return self._own_group(parts)
+        return self._group_of(parts)
 
     def layout(self, parts: Sequence[tuple[int, ...]], catalog_parallel: int) -> Layout:
         """This rank's layout, where the ranks of each part train a model; every rank calls this with the same parts."""
@@ -112,10 +112,11 @@ class Runtime:
         Their catalog groups are those of the ranks' first layout, which all ranks made.
         """
         group = self._join_team(ranks)
-        catalog = self._own_group(catalog_groups(ranks, catalog_parallel))
+        catalog = self._group_of(catalog_groups(ranks, catalog_parallel))
         if catalog_parallel == 1:
             return Layout(group, catalog, group)
-        return Layout(group, catalog, self._join_team(self._own(data_groups(ranks, catalog_parallel))))
+        data = next(part for part in data_groups(ranks, catalog_parallel) if self.rank in part)
+        return Layout(group, catalog, self._join_team(data))
 
     def scheduler(self, catalog_parallel: int, num_members: int, num_dealt: int) -> Scheduler:
         """A new scheduler for members that are trained side by side; every rank calls this with the same numbers."""
@@ -123,12 +124,10 @@ class Runtime:
         blocks = catalog_groups(self.world.ranks, catalog_parallel)
         return Scheduler(self.watch.store(f"scheduler-{self._num_schedulers}"), blocks, num_members, num_dealt)
 
-    def _own(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        return next(ranks for ranks in parts if self.rank in ranks)
-
-    def _own_group(self, parts: Sequence[tuple[int, ...]]) -> Group:
-        own = self._own(parts)
-        return self._group(own, self._groups[own])
+    def _group_of(self, parts: Sequence[tuple[int, ...]]) -> Group:
+        """This rank's group among parts that all ranks have made."""
+        ranks = next(part for part in parts if self.rank in part)
+        return self._group(ranks, self._groups[ranks])
 
     def _group(self, ranks: tuple[int, ...], handle: Any) -> Group:
         return Group(ranks, ranks.index(self.rank), handle, self.watch)
@@ -144,9 +143,9 @@ class Runtime:
         """A process group that its members make without the other ranks, under a name that was never used before.
 
         torch names such a group after its ranks and the number of groups that a rank knows. Members that know
-        different numbers would wait for each other for ever, and a name used twice finds the first group's addresses
-        in the store. So the members agree on a number that is new to all of them, and reach it with groups of
-        themselves alone, which go again at once.
+        different numbers would wait for each other for ever, and a name used twice would find the first group's
+        addresses in the store. So the members agree on a number that is new to all of them; each reaches it with
+        groups of itself alone, which are destroyed at once.
         """
         known = len(dist.distributed_c10d._world.pg_names)
         number = self.watch.largest("the making of a team", ranks, max(known, self._last_team_name + 1))

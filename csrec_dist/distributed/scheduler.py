@@ -1,21 +1,20 @@
-"""Who trains which of several members, agreed on through a store: members are taken, free ranks offered and asked for.
+"""Which ranks train which members, agreed on through a store: members are taken, free ranks are offered and asked for.
 
-There is no collective across teams. Whatever two ranks could want at once is decided by one atomic operation of the
-store (a counter, or compare_set), of which one of them alone sees the success.
+There is no collective across teams. A race between two ranks is decided by one atomic operation of the store (a
+counter, or compare_set), which succeeds for one of them alone.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from signal import Signals
-from typing import Any
 
 from csrec_dist.distributed.store import DeadlineStore
 
 
 @dataclass(frozen=True)
 class Team:
-    """A member, by its place among those to train, and the ranks that train it; `joins`: how often ranks came to it."""
+    """A member, by its index among those to train, and the ranks that train it; `joins`: how often ranks joined it."""
 
     member: int
     ranks: tuple[int, ...]
@@ -25,7 +24,7 @@ class Team:
 def num_wanted(num_blocks: int, num_own: int, num_unfinished: int) -> int:
     """How many blocks a team of `num_own` asks for, where `num_unfinished` members still train: up to an equal share.
 
-    Shares are rounded up. So while a block is free, there is a team that has less than its share and wants it.
+    Shares are rounded up, so that while a block is free some team has less than its share and wants it.
     """
     return max(0, -(-num_blocks // num_unfinished) - num_own)
 
@@ -33,8 +32,8 @@ def num_wanted(num_blocks: int, num_own: int, num_unfinished: int) -> int:
 class Scheduler:
     """What the ranks of a round tell each other. `blocks` are the ranks that stay together: the catalog's groups.
 
-    `num_dealt` of the `num_members` have ranks from the start; the others wait, in order. A block offers itself again
-    and again, each time with the next number (`turn`), from 1.
+    `num_dealt` of the `num_members` have ranks from the start; the others wait, in order. Each time a block offers
+    itself it takes the next number (`turn`), from 1, so that an answer to an earlier offer is not taken for this one's.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Scheduler:
 
     def block_of(self, rank: int) -> int:
         """The block of a rank."""
-        return next(place for place, ranks in enumerate(self._blocks) if rank in ranks)
+        return next(index for index, ranks in enumerate(self._blocks) if rank in ranks)
 
     def is_first(self, rank: int) -> bool:
         """Whether the rank is the first of its block, which speaks for it."""
@@ -53,8 +52,8 @@ class Scheduler:
 
     def take(self) -> int | None:
         """The next member that waits; it is the caller's now. None where none waits."""
-        place = self._num_dealt + self._store.add("taken", 1) - 1
-        return place if place < self._num_members else None
+        member = self._num_dealt + self._store.add("taken", 1) - 1
+        return member if member < self._num_members else None
 
     def finish(self) -> None:
         """One more member is trained and saved."""
@@ -67,11 +66,11 @@ class Scheduler:
 
     def offer(self, block: int, turn: int) -> None:
         """The block is free."""
-        self._store.set(f"block-{block}", _offer(turn))
+        self._store.set(f"block-{block}", f"free {turn}")
 
     def withdraw(self, block: int, turn: int) -> bool:
-        """The block is free no more; False when it has been asked already and must go."""
-        return self._change(block, _offer(turn), f"gone {turn}")
+        """The block is no longer free; False when a team has asked it already, which it must join."""
+        return self._change(block, f"free {turn}", f"gone {turn}")
 
     def asked(self, block: int, turn: int) -> Team | None:
         """The team that has asked the block since it offered itself, or None."""
@@ -79,27 +78,31 @@ class Scheduler:
         number, _, key = rest.partition(" ")
         if kind != "asked" or int(number) != turn:
             return None
-        text = self._store.get(key)
-        return _team(json.loads(text)) if text else None
+        text = self._store.get(key)  # empty for a moment: a team asks its blocks first, and then says who it is
+        if not text:
+            return None
+        member, ranks, joins = json.loads(text)
+        return Team(member, tuple(ranks), joins)
 
     def grow(self, team: Team) -> Team:
         """The team with the free blocks that it asked, which will come; the same team where there are none to ask.
 
         The first rank of a team that goes on training calls this.
         """
-        own = [place for place, ranks in enumerate(self._blocks) if ranks[0] in team.ranks]
-        wanted = num_wanted(len(self._blocks), len(own), self.num_unfinished)
+        blocks = [index for index, ranks in enumerate(self._blocks) if ranks[0] in team.ranks]
+        others = [index for index in range(len(self._blocks)) if index not in blocks]
+        wanted = num_wanted(len(self._blocks), len(blocks), self.num_unfinished)
         key = f"team-{team.member}-{team.joins + 1}"
-        won = self._ask(key, [place for place in range(len(self._blocks)) if place not in own], wanted)
-        if not won:
+        joining = self._ask(key, others, wanted)
+        if not joining:
             return team
-        ranks = tuple(sorted(rank for place in own + won for rank in self._blocks[place]))
+        ranks = tuple(sorted(rank for index in blocks + joining for rank in self._blocks[index]))
         grown = Team(team.member, ranks, team.joins + 1)
         self._store.set(key, json.dumps([grown.member, list(ranks), grown.joins]))
         return grown
 
     def stop(self, signum: int) -> None:
-        """A team was stopped by a signal: so shall all be."""
+        """A team was stopped by a signal; all teams stop."""
         self._store.set("stop", str(int(signum)))
 
     @property
@@ -109,26 +112,17 @@ class Scheduler:
         return Signals(int(text)) if text else None
 
     def _ask(self, key: str, others: Sequence[int], wanted: int) -> list[int]:
-        """Those of the other blocks that are free and were not asked by another team in this moment."""
-        won: list[int] = []
+        """Those of the other blocks that are free and that no other team asks at this moment."""
+        joining: list[int] = []
         for block in others:
-            if len(won) == wanted:
+            if len(joining) == wanted:
                 break
             offer = self._store.get(f"block-{block}")
             kind, _, turn = offer.partition(" ")
             if kind == "free" and self._change(block, offer, f"asked {turn} {key}"):
-                won.append(block)
-        return won
+                joining.append(block)
+        return joining
 
     def _change(self, block: int, before: str, after: str) -> bool:
-        """Change what stands for a block, unless another was first."""
+        """Change a block's entry, unless another rank changed it first."""
         return self._store.compare_set(f"block-{block}", before, after) == after
-
-
-def _offer(turn: int) -> str:
-    return f"free {turn}"
-
-
-def _team(values: list[Any]) -> Team:
-    member, ranks, joins = values
-    return Team(member, tuple(ranks), joins)

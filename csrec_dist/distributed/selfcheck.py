@@ -20,8 +20,11 @@ def backends() -> dict[str, bool]:
 
 def try_all_reduce(world_size: int = 2, timeout_seconds: float = 30) -> str | None:
     """Start `world_size` processes on this machine that sum their ranks over gloo; what went wrong, or None."""
-    environ = {name: value for name, value in os.environ.items() if not _is_of_a_launcher(name)}
-    environ |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]  # free now: another process may take it before rank 0 does, which is told
+    environ = {n: v for n, v in os.environ.items() if n not in LAUNCH_NAMES and not n.startswith(LAUNCH_PREFIXES)}
+    environ |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-P", __file__, str(timeout_seconds)]
     ranks = [
         subprocess.Popen(command, env=environ | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
@@ -50,16 +53,6 @@ def sum_ranks(timeout_seconds: float) -> int:
     size = dist.get_world_size()
     dist.destroy_process_group()
     return int(total.item() != size * (size - 1) / 2)
-
-
-def _is_of_a_launcher(name: str) -> bool:
-    return name in LAUNCH_NAMES or name.startswith(LAUNCH_PREFIXES)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 if __name__ == "__main__":

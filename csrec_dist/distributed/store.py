@@ -1,12 +1,16 @@
-"""The ranks' key-value store, with a deadline on every call."""
+"""The ranks' key-value store, with a deadline on every call; and the launcher's, which outlives the ranks' meetings."""
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from csrec_dist.files import fingerprint
+
+ANSWER_SECONDS = 5
 Calls = queue.SimpleQueue[Callable[[], None] | None]
 
 
@@ -89,3 +93,20 @@ class DeadlineStore:
 def _make_calls(calls: Calls) -> None:
     while (call := calls.get()) is not None:
         call()
+
+
+def is_first_to_say(text: str, environ: Mapping[str, str]) -> bool | None:
+    """Whether no other rank of this start has asked to say the same text; None where that cannot be known.
+
+    torch's launcher keeps a store while any of its ranks runs, which needs no meeting of the ranks and is there before
+    and after one. A store that rank 0 keeps ends with it, and so does that of a launcher that was killed.
+    """
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE", "").lower() != "true":
+        return None
+    start = [environ.get("TORCHELASTIC_RUN_ID"), environ.get("TORCHELASTIC_RESTART_COUNT")]
+    address, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS))
+        return store.add(f"csrec_dist-said-{fingerprint([*start, text])}", 1) == 1
+    except RuntimeError:
+        return None

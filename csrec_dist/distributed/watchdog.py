@@ -1,4 +1,4 @@
-"""Where each rank is, told to the others through the store; when a rank has waited too long, it names who is behind."""
+"""Each rank tells the others through the store where it is; one that has waited too long names who is behind."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ BUSY_SHARE = 0.05
 """A process that uses at least this share of one core works; one that waits uses less."""
 LONGEST_PAUSE = 0.2
 RANKS_READ_AT_ONCE = 16
-"""Ranks whose notes a waiting rank reads between two beats; of more it reads more rarely, to spare the store."""
+"""Ranks whose notes a waiting rank reads between two beats; where there are more it reads more rarely."""
 
 _INSTANCES = itertools.count()
 
@@ -40,7 +40,7 @@ Batch = TypeVar("Batch")
 
 @dataclass
 class Place:
-    """Where this rank is. `moves` grows with every change; `alone`: the others wait for its work without a limit."""
+    """Where this rank is. `moves` grows with every change; `alone`: the others wait without a limit while it works."""
 
     stage: str = "start"
     step: int = 0
@@ -58,10 +58,10 @@ class Place:
 class Watch:
     """This rank's place, waits and view of the others.
 
-    A thread writes the place to the store every few seconds, and whether the process has worked since: moved on, or
-    used the processor. A rank that waits in `meet` goes on waiting while those it waits for work; one that waits in
+    Every few seconds a thread writes the place to the store, and whether the process has worked since: moved on, or
+    used the processor. A rank in `meet` waits as long as the ranks that are not there work; one that waits in
     another collective is ended by the process group's timeout, and then reads who is behind. Without a store (one
-    process) it only keeps the waits.
+    process) only waits are counted.
 
     NCCL returns from a collective before the ranks have met, and torch's own watchdog ends the process at the timeout.
     Where the host itself waits (`meet`, or the count of a step), the thread here speaks first.
@@ -79,6 +79,7 @@ class Watch:
         self._store: DeadlineStore | None = None
         if store is not None:
             self._store = DeadlineStore(store.clone(), timeout_seconds).prefixed(f"csrec_dist-{next(_INSTANCES)}")
+            # The beat must not wait for a silent store as long as the ranks do: it also ends a rank that is stuck.
             self._beat_store = self._store.within(2 * self._interval)
             self._publish()
             self._stopped = threading.Event()
@@ -99,7 +100,7 @@ class Watch:
         self.waits.data += time.perf_counter() - begin
 
     def reading(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, the time until each is there being waits for data."""
+        """The batches; the time until each arrives counts as waiting for data."""
         iterator = iter(batches)
         while True:
             with self.data_wait():
@@ -155,16 +156,20 @@ class Watch:
             return
         self._meets[ranks] = self._meets.get(ranks, 0) + 1
         self._place.meeting = f"meet-{fingerprint(list(ranks))}-{self._meets[ranks]}"
+        store, key = self._store, self._place.meeting
         with self.collective(name, ranks):
-            self._check_meeting(name, ranks, self._place.meeting)
-            self._await_all(name, ranks, self._place.meeting)
+            self._check_meeting(store, name, ranks, key)
+            store.add(key, 1)
+            self._await(name, ranks, key, lambda: store.add(key, 0) >= len(ranks))
+            if store.add(f"{key}-left", 1) == len(ranks):  # the last one to leave tidies up: nobody reads the keys now
+                for suffix in ("", "-name", "-left"):
+                    store.delete_key(key + suffix)
         self._place.meeting = ""
 
-    def _check_meeting(self, name: str, ranks: tuple[int, ...], key: str) -> None:
+    def _check_meeting(self, store: DeadlineStore, name: str, ranks: tuple[int, ...], key: str) -> None:
         """Refuse to meet ranks that are at another meeting: their order of collectives is not this rank's."""
-        assert self._store is not None
         mine = json.dumps([name, self._rank, str(self._place)])
-        other, rank, place = json.loads(self._store.compare_set(f"{key}-name", "", mine))
+        other, rank, place = json.loads(store.compare_set(f"{key}-name", "", mine))
         if other != name:
             self._say("gave up")
             raise RankFailure(
@@ -178,14 +183,15 @@ class Watch:
         if self._store is None:
             return value
         key = f"largest-{fingerprint(list(ranks))}-{self._meets.get(ranks, 0) + 1}"
+        # Another rank may set the key between two looks at it: try again until it is this value, or one as large.
         before, largest = "", str(value)
-        while (found := self._store.compare_set(key, before, largest)) != largest and int(found) < value:
-            before = found
+        while (stored := self._store.compare_set(key, before, largest)) != largest and int(stored) < value:
+            before = stored
         self.meet(name, ranks)
         return int(self._store.get(key))
 
     def wait_until(self, name: str, ranks: tuple[int, ...], is_over: Callable[[], bool]) -> None:
-        """Wait until `is_over`, for as long as those of `ranks` work who do not wait by the same name.
+        """Wait until `is_over`, as long as those of `ranks` work that do not wait under the same name.
 
         Raises:
             RankFailure: one of them has ended, or has not worked for the timeout.
@@ -198,11 +204,11 @@ class Watch:
             self._place.meeting = ""
 
     def store(self, name: str) -> DeadlineStore:
-        """A store of that name that all ranks see; in one process its own."""
+        """A store of that name that all ranks see; in one process, a local one."""
         return DeadlineStore(dist.HashStore(), None) if self._store is None else self._store.prefixed(name)
 
     def close(self) -> None:
-        """Tell the others that this rank has ended, and stop telling."""
+        """Tell the others that this rank has ended, and stop the thread."""
         if self._store is not None and not self._stopped.is_set():
             self._stopped.set()
             self._thread.join()
@@ -212,7 +218,7 @@ class Watch:
 
     @contextmanager
     def doing(self, what: str, waits_for_ranks: bool = False) -> Iterator[None]:
-        """The block is `what`, in the words of those who may wait for this rank."""
+        """The block is `what`, as the message of a rank that waits for this one will say."""
         before = self._place.doing, self._place.waits_for_ranks
         self._set_doing(what, waits_for_ranks)
         try:
@@ -226,14 +232,22 @@ class Watch:
         place.moves += 1
 
     def _beat(self) -> None:
-        """Publish again and again. A store that is silent or gone must not keep a stuck rank from ending."""
+        """Publish until the watch is closed, and end the process when its main thread is stuck.
+
+        It is stuck where it hangs in a collective that should have raised by now.
+        """
         while not self._stopped.wait(self._interval):
-            with suppress(RuntimeError):
+            with suppress(RuntimeError):  # a store that is silent or gone must not keep a stuck rank from ending
                 self._publish()
-            self._end_if_stuck()
+            place, seconds = self._place, time.monotonic() - self._place.since
+            is_late = place.waits_for_ranks and not place.meeting and seconds > self._timeout + 5 * self._interval
+            if is_late and self._state == "here":
+                print(self._failure(place.doing, self._world, seconds, "no answer"), file=sys.stderr, flush=True)
+                os._exit(RankFailure.status)  # the main thread would never see an exception
 
     def _publish(self) -> None:
         place, now, cpu = self._place, time.monotonic(), time.process_time()
+        # A rank that waits inside a collective polls and uses a little of the processor; one that computes uses more.
         worked = cpu - self._seen_cpu > BUSY_SHARE * (now - self._seen_time)
         self._active += worked or place.moves != self._seen_moves
         self._seen_moves, self._seen_cpu, self._seen_time = place.moves, cpu, now
@@ -258,26 +272,8 @@ class Watch:
         with suppress(RuntimeError):
             self._publish()
 
-    def _end_if_stuck(self) -> None:
-        """End the process when its main thread hangs in a collective that should have raised by now."""
-        place = self._place
-        seconds = time.monotonic() - place.since
-        is_stuck = place.waits_for_ranks and not place.meeting and seconds > self._timeout + 5 * self._interval
-        if is_stuck and self._state == "here":
-            print(self._failure(place.doing, self._world, seconds, "no answer"), file=sys.stderr, flush=True)
-            os._exit(RankFailure.status)
-
-    def _await_all(self, name: str, ranks: tuple[int, ...], key: str) -> None:
-        assert self._store is not None
-        store = self._store
-        store.add(key, 1)
-        self._await(name, ranks, key, lambda: store.add(key, 0) >= len(ranks))
-        if store.add(f"{key}-left", 1) == len(ranks):
-            for suffix in ("", "-name", "-left"):
-                store.delete_key(key + suffix)
-
     def _await(self, name: str, ranks: tuple[int, ...], key: str, is_over: Callable[[], bool]) -> None:
-        """Wait until `is_over`, and look after those of `ranks` that are not in the meeting `key`."""
+        """Wait until `is_over`, and watch those of `ranks` that are not in the meeting `key`."""
         patience = self._interval * max(1, len(ranks) / RANKS_READ_AT_ONCE)
         pause, begin, look = 0.001, time.monotonic(), time.monotonic() + patience
         signs: dict[int, tuple[int, float]] = {}
@@ -286,15 +282,15 @@ class Watch:
             pause = min(1.5 * pause, LONGEST_PAUSE)
             if self._store is not None and time.monotonic() > look:
                 late = self._overdue(ranks, key, signs)
-                if late and not is_over():
+                if late and not is_over():  # the last one may have come, and ended, while the notes were read
                     raise self._failure(name, ranks, time.monotonic() - begin, late)
                 look = time.monotonic() + patience
 
     def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[int, float]]) -> str:
-        """What is wrong with one of the ranks, or nothing; `signs`: of their work, and when they were seen.
+        """What is wrong with one of the ranks, or nothing; `signs`: of their work, and when they changed last.
 
-        A rank of this machine is looked up among its processes, so that a killed one is not waited for. One of another
-        machine may only be slow to answer: it has the timeout.
+        A rank of this machine is looked up among its processes, so that nobody waits for a killed one. One of another
+        machine may only be slow to answer: it has until the timeout.
         """
         assert self._store is not None
         now = time.monotonic()
@@ -313,7 +309,7 @@ class Watch:
         return ""
 
     def _read(self, store: DeadlineStore, ranks: Sequence[int]) -> dict[int, Note]:
-        """What the other ranks have told."""
+        """The other ranks' notes."""
         return {rank: json.loads(store.get(f"rank-{rank}") or "{}") for rank in ranks if rank != self._rank}
 
     def _failure(self, name: str, ranks: Sequence[int], seconds: float, cause: str) -> RankFailure:
@@ -329,7 +325,7 @@ class Watch:
         self._say("gave up")
         try:
             before = self._read(self._beat_store, ranks)
-            time.sleep(2.5 * self._interval)
+            time.sleep(2.5 * self._interval)  # two beats of a live rank: who shows none is silent
             return who_is_behind(before, self._read(self._beat_store, ranks))
         except StoreSilentError:
             return "The ranks' store is silent: rank 0, or the launcher that serves it, is frozen or out of reach."

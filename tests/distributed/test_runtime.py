@@ -10,8 +10,8 @@ from accelerate.state import DistributedType, PartialState
 from torch import nn
 
 from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.alone import check_launch
 from csrec_dist.distributed.engines import DataParallel
-from csrec_dist.distributed.launching import check_launch
 from csrec_dist.errors import UserError
 from tests.helpers.ranks import run_ranks
 

@@ -1,4 +1,4 @@
-"""How gradients, parameters and optimizer states are kept on the ranks of a model: one file for each engine.
+"""How the ranks of a model share gradients, parameters and optimizer states: one file for each engine.
 
 An engine is imported when it is used.
 """
@@ -42,7 +42,7 @@ __getattr__ = attributes(
 
 
 def check(options: DistributedOptions) -> None:
-    """Refuse an engine that cannot start: UserError where DeepSpeed or the file of its settings is missing or wrong."""
+    """UserError for an engine that cannot start, where DeepSpeed or the file of its settings is missing or wrong."""
     if options.engine == "deepspeed":
         from csrec_dist.distributed.engines.deepspeed import check_deepspeed
 
@@ -60,7 +60,7 @@ def build(
 ) -> "Engine":
     """The engine that the options name with a module, whose steps have `accumulate` micro-batches.
 
-    Where one rank trains alone there is nothing to share, and it needs none of them: it gets a DataParallel of one.
+    A rank that trains alone has nothing to share, whatever the engine: it gets a DataParallel of one rank.
     """
     if layout.group.size == 1 or options.engine == "ddp":
         from csrec_dist.distributed.engines.ddp import DataParallel

@@ -1,4 +1,4 @@
-"""What every engine does for the training loop, and the clipping of gradients that they share."""
+"""The interface of an engine for the training loop, and the clipping of gradients that engines share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ def clip_gradients(whole: Sequence[Tensor], slices: Sequence[Tensor], group: Gro
     if not gradients:
         return
     device = gradients[0].device
+    # What every rank holds counts once; what is cut over the ranks is summed. The factor stays on the device.
     norm = (_squares(whole, device) + group.all_reduce_sum(_squares(slices, device))).sqrt()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
@@ -83,7 +84,7 @@ class Engine(ABC):
 
     @abstractmethod
     def forward(self, *inputs: Any) -> Any:
-        """What the module makes of this rank's share."""
+        """The module's output for this rank's share."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
@@ -116,7 +117,7 @@ class Engine(ABC):
         return
 
     def record(self) -> dict[str, Any]:
-        """What really runs, for the run's record: engine, ranks, and what the engine says of itself.
+        """What really runs, for the run's record: the engine with its settings, and the ranks.
 
         One rank alone needs no engine: it is "plain".
         """

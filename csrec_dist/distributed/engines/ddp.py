@@ -22,7 +22,7 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
 
 BUCKET_BYTES = 25 << 20
-"""Gradients that go round together, as in torch's wrapper: small ones cost by their number, not by their size."""
+"""Gradients that are reduced together, as in torch's wrapper: a small all-reduce costs as much as a larger one."""
 
 
 def average(gradients: Iterable[Tensor], group: Group) -> None:
@@ -61,6 +61,7 @@ class DataParallel(Engine):
         group = self.layout.group
         if group.handle is None:
             return self.module
+        # A slice has no counterpart on the other ranks of the group: the wrapper must neither broadcast nor average it.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.module, self._slices)
         with group.watch.collective("wrapping the model", group.ranks):
             return DistributedDataParallel(
@@ -105,12 +106,12 @@ class DataParallel(Engine):
 
     def snapshot(self) -> Snapshot:
         """See `Engine.snapshot`."""
-        found = Snapshot()
-        found.add("model", copy_tensors(self.module.state_dict()), self._slices)
+        snapshot = Snapshot()
+        snapshot.add("model", copy_tensors(self.module.state_dict()), self._slices)
         states = self._optimizer.state_dict()["state"]
         moments = {f"{self._names[i]}.{key}": value for i, state in states.items() for key, value in state.items()}
-        found.add("optimizer", copy_tensors(moments), self._sliced_moments)
-        return found
+        snapshot.add("optimizer", copy_tensors(moments), self._sliced_moments)
+        return snapshot
 
     @property
     def _sliced_moments(self) -> set[str]:

@@ -35,7 +35,7 @@ OURS = {
 
 
 def check_deepspeed(path: Path | str) -> None:
-    """Refuse to start where DeepSpeed is missing or its settings are wrong; raises UserError."""
+    """UserError where DeepSpeed is missing or its settings are wrong."""
     if find_spec("deepspeed") is None:
         raise UserError(
             "distributed.engine is deepspeed, which is not installed. Install it with "
@@ -52,10 +52,10 @@ def read_settings(path: Path | str) -> dict[str, Any]:
     """
     text = read_text(path, "distributed.deepspeed: the file")
     try:
-        found = parse_json(text)
+        content = parse_json(text)
     except ValueError as error:
         raise UserError(f"distributed.deepspeed: {path} is not valid JSON: {error}.") from None
-    settings = _without_auto(found) if isinstance(found, dict) else {}
+    settings = _without_auto(content) if isinstance(content, dict) else {}
     zero = settings.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in STAGES or isinstance(stage, bool):
@@ -112,8 +112,8 @@ class ZeRO(Engine):
         self._parameters = dict(module.named_parameters())
         with layout.group.watch.collective("starting DeepSpeed", layout.group.ranks):
             self._engine = start(module, layout.group, device, complete(settings, clip_norm, accumulate))
-        found = self._engine.zero_optimization_stage(), self._engine.dp_world_size
-        assert found == (self._stage, layout.group.size), f"DeepSpeed runs {found} (stage, ranks)"
+        actual = self._engine.zero_optimization_stage(), self._engine.dp_world_size
+        assert actual == (self._stage, layout.group.size), f"DeepSpeed runs {actual} (stage, ranks)"
 
     def forward(self, *inputs: Any) -> Any:
         """See `Engine.forward`."""
@@ -139,15 +139,15 @@ class ZeRO(Engine):
         """See `Engine.snapshot`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found, moments = Snapshot(), {}
-        found.add("model", self._whole(torch.device("cpu")), ())
+        snapshot, moments = Snapshot(), {}
+        snapshot.add("model", self._whole(torch.device("cpu")), ())
         states = self._states()
         for name, parameter in self._parameters.items() if states else ():
             for key in MOMENTS:
                 moments[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key).cpu()
             moments[f"{name}.step"] = states[0]["step"].detach().clone().cpu()
-        found.add("optimizer", moments, ())
-        return found
+        snapshot.add("optimizer", moments, ())
+        return snapshot
 
     def restore(self, saved: StateReader) -> None:
         """See `Engine.restore`: every rank reads all, and keeps its shares."""

@@ -1,4 +1,4 @@
-"""Shards of everything: each rank keeps some rows of each parameter, of its gradient and of its Adam states."""
+"""FSDP2: each rank stores some rows of each parameter, of its gradient and of its Adam states."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -42,8 +42,8 @@ class FullyShard(Engine):
         for name, parameter in self._parameters.items():
             tensor: Tensor = parameter
             assert isinstance(tensor, DTensor), f"{name} is whole"
-            found = tensor.placements, tensor.device_mesh.size()
-            assert found == ((Shard(0),), layout.group.size), f"{name} lies as {found} (placements, ranks)"
+            placed = tensor.placements, tensor.device_mesh.size()
+            assert placed == ((Shard(0),), layout.group.size), f"{name} is placed as {placed} (placements, ranks)"
         self._optimizer = torch.optim.Adam(module.parameters())
 
     def forward(self, *inputs: Any) -> Any:
@@ -71,12 +71,12 @@ class FullyShard(Engine):
 
     def snapshot(self) -> Snapshot:
         """See `Engine.snapshot`."""
-        found = Snapshot()
-        found.add("model", on_host(self._state()), ())
+        snapshot = Snapshot()
+        snapshot.add("model", on_host(self._state()), ())
         states = self._optimizer.state
         moments = {f"{n}.{key}": value for n, p in self._parameters.items() for key, value in states[p].items()}
-        found.add("optimizer", on_host(moments), ())
-        return found
+        snapshot.add("optimizer", on_host(moments), ())
+        return snapshot
 
     def restore(self, saved: StateReader) -> None:
         """See `Engine.restore`: each rank reads its rows."""
@@ -97,8 +97,8 @@ class FullyShard(Engine):
     def _read_into(self, tensor: Tensor, saved: StateReader, part: str, name: str) -> None:
         rows = None
         if isinstance(tensor, DTensor):
-            held = catalog_rows(len(tensor), self.layout.group.size)[self.layout.group.rank]
-            rows = slice(held.start, held.stop)
+            of_rank = catalog_rows(len(tensor), self.layout.group.size)[self.layout.group.rank]
+            rows = slice(of_rank.start, of_rank.stop)
         local(tensor).copy_(saved.read(part, name, rows))
 
 
