@@ -47,6 +47,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "accelerate>=1.15",
+        "huggingface_hub>=2.4",
         "datasets>=5.2",
         "safetensors>=0.8",
         "tensorboard>=2.21",

@@ -62,6 +62,12 @@ def paired(first: np.ndarray, second: np.ndarray, *, num_resamples: int = 2000, 
     )
 
 
+def mean_interval(values: np.ndarray, *, num_resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of values [N], and the ends of its 95 % percentile bootstrap interval."""
+    low, high = np.quantile(_resampled_means(values.astype(np.float64), num_resamples, seed), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
 def _resampled_means(differences: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
     """Means [resamples] of examples drawn with replacement: scipy.stats.bootstrap's, which takes a second to import."""
     random, num = np.random.default_rng(seed), len(differences)

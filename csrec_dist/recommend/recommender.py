@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,16 +20,18 @@ from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
-from csrec_dist.files import atomic_path
+from csrec_dist.files import atomic_path, write_text
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
+from csrec_dist.recommend.card import model_card
+from csrec_dist.recommend.hub import download, is_hub_name, upload
 from csrec_dist.recommend.ranked import BATCH_SIZE, History, KnownItems, Ranked, rank, states_of
 from csrec_dist.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ITEMS_FILE = "items.parquet"
+ITEMS_FILE, CARD_FILE, METRICS_FILE = "items.parquet", "README.md", "metrics.json"
 
 
 class Recommender:
@@ -38,27 +41,35 @@ class Recommender:
     it was trained on, if it is at hand: the users and their histories are there.
     """
 
-    def __init__(self, model: SequentialModel, items: RawIds, dataset: Dataset | None = None) -> None:
-        """UserError unless the model knows as many items as there are raw ids."""
+    def __init__(
+        self, model: SequentialModel, items: RawIds, dataset: Dataset | None = None, origin: Run | Path | None = None
+    ) -> None:
+        """UserError unless the model knows as many items as there are raw ids.
+
+        `origin` is the run or the folder that the model is of, which has more to say of it.
+        """
         if model.num_items != len(items):
             raise UserError(f"The model knows {model.num_items} items, but {items.path} has {len(items)} raw ids.")
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        self.items, self.dataset = items, dataset
+        self.items, self.dataset, self._origin = items, dataset, origin
 
     @classmethod
     def from_pretrained(cls, source: Path | str) -> Self:
-        """The recommender of a run's student, or of what `save_pretrained` wrote.
+        """The recommender of a run's student, or of what `save_pretrained` or `push_to_hub` wrote.
 
         Args:
-            source: the folder of a finished run, or of `save_pretrained`.
+            source: the folder of a finished run or of `save_pretrained`; or OWNER/NAME of a repository of the Hub,
+                which is downloaded where there is no such folder.
 
         Raises:
-            UserError: it is neither, or the run has no student yet.
+            UserError: it is nothing of that, or the run has no student yet.
 
         >>> Recommender.from_pretrained("runs/shop")
         Recommender(gru4rec: 20 users, 7 items, on cpu)
         """
         folder = Path(source)
+        if not folder.exists() and is_hub_name(str(source)):
+            folder = download(str(source))
         if is_resolved(folder / "config.yaml"):
             return cls.of_run(folder)
         if not (folder / CONFIG_FILE).exists():
@@ -71,7 +82,7 @@ class Recommender:
                 f"{folder} has a model, but no {ITEMS_FILE} with the raw ids of its items. Give the folder of the run, "
                 "or one that Recommender.save_pretrained wrote; csrec_dist.models.load loads the model alone."
             )
-        return cls(models.load(folder), RawIds(folder / ITEMS_FILE))
+        return cls(models.load(folder), RawIds(folder / ITEMS_FILE), origin=folder)
 
     @classmethod
     def of_run(cls, folder: Path | str) -> Self:
@@ -85,7 +96,7 @@ class Recommender:
                 f"but {dataset.folder} has {dataset.num_items} items in windows of {dataset.window}: they do not "
                 "belong to the same run."
             )
-        return cls(model, RawIds(dataset.folder / ITEMS_FILE), dataset)
+        return cls(model, RawIds(dataset.folder / ITEMS_FILE), dataset, run)
 
     def __repr__(self) -> str:
         users = f"{self.dataset.num_users:,} users, " if self.dataset else ""
@@ -194,9 +205,11 @@ class Recommender:
         return torch.cat(states).numpy() if states else np.zeros((0, self.model.config.width), np.float32)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write model.safetensors, config.json and items.parquet, which `from_pretrained` reads.
+        """Write model.safetensors, config.json and items.parquet, which `from_pretrained` reads, and README.md.
 
-        Users and their histories are not written. Under a launcher the first rank writes.
+        README.md is the model card: data, protocol, metrics with intervals, method, versions, limits. metrics.json
+        tells of the training, so that the folder may serve as a teacher (`teachers.pretrained`). Users and their
+        histories are not written. Under a launcher the first rank writes.
 
         Raises:
             UserError: the folder has something else in it.
@@ -205,15 +218,43 @@ class Recommender:
         >>> Recommender.from_pretrained("models/shop")
         Recommender(gru4rec: 7 items, on cpu)
         """
-        target = Path(folder)
+        with processes() as ranks:
+            ranks.on_main(lambda: self._write(Path(folder)))
 
-        def write() -> None:
-            self.model.save_pretrained(target)
-            with atomic_path(target / ITEMS_FILE) as temporary:
-                shutil.copyfile(self.items.path, temporary)
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Put what `save_pretrained` writes into the repository `name` (OWNER/NAME) of the Hub; returns its address.
+
+        The repository is made if need be. HF_ENDPOINT names another server than huggingface.co. Under a launcher the
+        first rank pushes.
+
+        Raises:
+            UserError: the name is no name, the server cannot be reached, or it asks for another token.
+        """
+        if not is_hub_name(name):
+            raise UserError(f"A repository of the Hub is named OWNER/NAME, not {quoted(name)}.")
+
+        def push() -> str:
+            with TemporaryDirectory() as folder:
+                self._write(Path(folder))
+                return upload(Path(folder), name, private, token)
 
         with processes() as ranks:
-            ranks.on_main(write)
+            return ranks.on_main(push)
+
+    def _write(self, folder: Path) -> None:
+        """Everything of a saved recommender."""
+        self.model.save_pretrained(folder)
+        origin = self._origin
+        beside = {ITEMS_FILE: self.items.path}
+        if isinstance(origin, Run):
+            write_text(folder / CARD_FILE, model_card(origin))
+            beside[METRICS_FILE] = origin.folder / "student" / METRICS_FILE
+        elif origin is not None:
+            beside |= {name: origin / name for name in (CARD_FILE, METRICS_FILE)}
+        for name, source in beside.items():
+            if source.exists():
+                with atomic_path(folder / name) as temporary:
+                    shutil.copyfile(source, temporary)
 
     @property
     def _device(self) -> torch.device:

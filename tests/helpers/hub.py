@@ -1,0 +1,113 @@
+"""A server of this machine that speaks as much of the Hub's protocol as pushing and pulling small files takes."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The files of all repositories, by repository and path. Only `token` may write; names with "private" read too."""
+
+    protocol_version = "HTTP/1.1"
+    repositories: dict[str, dict[str, bytes]]
+    token = "hf_right"
+
+    def do_POST(self) -> None:
+        parts, body = self._parts(), self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if parts[-1] == "validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif self.headers.get("Authorization") != f"Bearer {self.token}":
+            self._answer({"error": "Invalid username or password."}, 401)
+        elif parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            self.repositories.setdefault(name, {})
+            self._answer({"url": f"http://{self.headers['Host']}/{name}"})
+        elif parts[4] == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            self._answer({"files": [file | {"shouldIgnore": False} for file in files]})
+        elif parts[4] == "commit":
+            self._commit("/".join(parts[2:4]), body)
+            url = f"http://{self.headers['Host']}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
+            self._answer({"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
+
+    def do_GET(self) -> None:
+        parts = self._parts()
+        if parts[:2] == ["api", "models"]:
+            self._describe("/".join(parts[2:4]), parts[4:])
+        else:
+            self._file("/".join(parts[:2]), "/".join(parts[4:]))
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is printed."""
+
+    def _parts(self) -> list[str]:
+        return [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+
+    def _commit(self, name: str, body: bytes) -> None:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.repositories[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+
+    def _describe(self, name: str, rest: list[str]) -> None:
+        if name not in self.repositories:
+            self._answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return
+        files = self.repositories[name]
+        if rest[:1] == ["tree"]:
+            entries = [
+                {"type": "file", "path": path, "size": len(data), "oid": _oid(data)} for path, data in files.items()
+            ]
+            self._answer(entries)
+        else:
+            siblings = [{"rfilename": path} for path in files]
+            self._answer(
+                {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+            )
+
+    def _file(self, name: str, path: str) -> None:
+        data = self.repositories[name][path]
+        self._answer(data, 200, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": COMMIT})
+
+    def _answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in {
+            "Content-Length": str(len(data)),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _oid(data: bytes) -> str:
+    return sha1(data).hexdigest()
+
+
+@contextmanager
+def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
+    """The address of an empty hub, and its repositories."""
+    repositories: dict[str, dict[str, bytes]] = {}
+    handler = type("LocalHub", (Hub,), {"repositories": repositories})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", repositories
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
