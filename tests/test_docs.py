@@ -8,47 +8,66 @@ from pathlib import Path
 
 import pytest
 
+from csrec_dist.cli import main
+from csrec_dist.files import read_json
 from tests.helpers.ranks import free_port
 from tests.helpers.shop import shop_log
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+PYTHON = DOCS / "python.md"
 
 
-def blocks_of(page: str) -> list[str]:
-    """The Python blocks of a page, with trainings of a single epoch."""
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+def blocks_of(page: Path, language: str = "python") -> list[str]:
+    """The blocks of a page in a language, with trainings of a single epoch."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert blocks
-    return [re.sub(r'"max_epochs": \d+', '"max_epochs": 1', block) for block in blocks]
+    return [re.sub(r'max_epochs("?): \d+', r"max_epochs\1: 1", block) for block in blocks]
 
 
-def run_blocks(page: str, blocks: list[str]) -> dict[str, object]:
+def run_blocks(page: Path, blocks: list[str]) -> dict[str, object]:
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, f"{page}.md", "exec"), names)
+        exec(compile(block, page.name, "exec"), names)
     return names
 
 
-@pytest.mark.parametrize("page", ["data"])
-def test_the_examples_of_a_page_run(page: str, finished_run: tuple[Path, Path]) -> None:
+def test_the_examples_of_a_page_run(finished_run: tuple[Path, Path]) -> None:
+    page = DOCS / "data.md"
     run_blocks(page, [block.replace("runs/demo", str(finished_run[1])) for block in blocks_of(page)])
 
 
-def test_the_examples_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop_log().to_csv(tmp_path / "sales.csv", index=False)
+@pytest.fixture
+def sales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, in which there is a sales.csv."""
+    shop_log(num_items=12).to_csv(tmp_path / "sales.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    names = run_blocks("python", blocks_of("python"))
+    return tmp_path
+
+
+def test_the_examples_of_python_run(sales: Path) -> None:
+    names = run_blocks(PYTHON, blocks_of(PYTHON))
     assert set(names["lists"]["user"]) <= {"c17", "c3"}  # type: ignore[index]
 
 
+def test_the_readme_does_the_same_run_in_python_and_on_the_command_line(sales: Path) -> None:
+    readme = ROOT / "README.md"
+    names = run_blocks(readme, blocks_of(readme))
+    in_python = names["run"].metrics  # type: ignore[attr-defined]
+    (sales / "shop.yaml").write_text(blocks_of(readme, "yaml")[0])
+    (sales / "runs").rename(sales / "runs_in_python")
+    assert main(["run", "--config", "shop.yaml"]) == 0
+    assert read_json("runs/shop/metrics.json") == in_python
+    assert main(["recommend", "runs/shop", "-n", "5", "--exclude-seen"]) == 0
+
+
 @pytest.mark.launch
-def test_the_script_of_python_runs_under_a_launcher(tmp_path: Path) -> None:
+def test_the_script_of_python_runs_under_a_launcher(sales: Path) -> None:
     """On two ranks that nobody has joined before: all of them see the same figure, and end well."""
-    shop_log().to_csv(tmp_path / "sales.csv", index=False)
-    script = next(block for block in blocks_of("python") if block.startswith("# train.py"))
+    script = next(block for block in blocks_of(PYTHON) if block.startswith("# train.py"))
     noted = 'import os; open("figure-" + os.environ["RANK"], "w").write(str(run.metrics["test"]["ndcg@10"]))\n'
-    (tmp_path / "train.py").write_text(script + noted)
+    (sales / "train.py").write_text(script + noted)
     command = [
         sys.executable,
         "-m",
@@ -60,9 +79,9 @@ def test_the_script_of_python_runs_under_a_launcher(tmp_path: Path) -> None:
     ]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*command, "train.py"], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240, check=False
+        [*command, "train.py"], cwd=sales, env=environ, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
-    figures = [(tmp_path / f"figure-{rank}").read_text() for rank in range(2)]
+    figures = [(sales / f"figure-{rank}").read_text() for rank in range(2)]
     assert figures[0] == figures[1] != ""
     assert done.stdout.count("epoch 1/1") == 2  # the first rank alone speaks, of a teacher and the student

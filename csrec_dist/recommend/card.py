@@ -138,8 +138,8 @@ def _limits(run: Run) -> Iterator[str]:
     lists = test.get("lists", {})
     if f"coverage@{CUT_OFF}" in lists:
         yield (
-            f"Lists of {CUT_OFF} for the test histories show {lists[f'coverage@{CUT_OFF}']:.1%} of the items (Gini index "
-            f"{lists[f'gini@{CUT_OFF}']:.2f}); the others are never recommended."
+            f"Lists of {CUT_OFF} for the test histories show {lists[f'coverage@{CUT_OFF}']:.1%} of the items, with a "
+            f"Gini index of {lists[f'gini@{CUT_OFF}']:.2f} (0: all items equally often)."
         )
     if "ece" in test.get("calibration", {}):
         error = test["calibration"]["ece"]
