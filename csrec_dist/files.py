@@ -34,7 +34,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield temporary
-        _sync(temporary)
+        _sync(temporary)  # before the rename: a machine that fails after it would otherwise have an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,14 +54,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be a folder to write into: {error.strerror}. Name another one.") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -176,8 +168,8 @@ def remove_leftovers(folder: Path) -> None:
     import psutil
 
     for sibling in folder.parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        match = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
+        if match and not psutil.pid_exists(int(match[1])):
             shutil.rmtree(sibling, ignore_errors=True)
 
 
@@ -191,14 +183,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for file in [*new.rglob("*"), new]:
-            _sync_path(file)
+            _sync(file)
         os.replace(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have the system write a file or folder of this process to the disk; no link of anybody else is followed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
     finally:

@@ -17,11 +17,6 @@ NUMBERS_PER_WEIGHT = 4
 """A trained weight, its gradient, and Adam's two moments."""
 
 
-def item_table_bytes(num_items: int, width: int, catalog_parallel: int = 1) -> int:
-    """Bytes that each rank needs for its rows of an fp32 item table in training."""
-    return -(-num_items // catalog_parallel) * width * 4 * NUMBERS_PER_WEIGHT
-
-
 def keep_freed_memory() -> bool:
     """Have glibc keep what tensors of up to 32 MiB free, up to 1 GiB, for those of the next step; whether it does.
 
@@ -42,7 +37,8 @@ def explained(stage: str, num_items: int, width: int, catalog_parallel: int) -> 
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in SIGNS):
             raise
-        mebibytes = item_table_bytes(num_items, width, catalog_parallel) / 2**20
+        num_rows = -(-num_items // catalog_parallel)
+        mebibytes = num_rows * width * 4 * NUMBERS_PER_WEIGHT / 2**20
         raise UserError(
             f"Stage {stage} ran out of memory. The item table of {num_items:,} items, its gradient and Adam's moments "
             f"take {mebibytes:,.0f} MiB on each rank with distributed.catalog_parallel {catalog_parallel}; split them "

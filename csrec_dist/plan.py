@@ -14,7 +14,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, owned_shards, refuse_idle_ranks
 from csrec_dist.distributed.layout import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
-from csrec_dist.files import flatten
+from csrec_dist.files import changed_keys, flatten
 from csrec_dist.labels import label_bytes
 from csrec_dist.labels.options import FORMS
 from csrec_dist.models import ModelConfig, config_class, model_class
@@ -98,8 +98,7 @@ class _Planner:
         if not saved.exists():
             return []
         before, now = flatten(load_config(saved).dump()), flatten(self.config.dump())
-        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        return [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in keys]
+        return [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in changed_keys(before, now)]
 
     def data(self) -> list[PlanRow]:
         """The size of the dataset, or its source."""
@@ -112,25 +111,30 @@ class _Planner:
             PlanRow("dataset", "training windows, examples", f"{train.num_rows:,}, {train.num_examples:,}"),
         ]
         shards = [len(owned_shards(dataset.num_shards, rank, self.world_size)) for rank in range(self.world_size)]
-        return [*rows, PlanRow("dataset", "shards per rank", f"{_range(shards)} of {dataset.num_shards}")]
+        fewest, most = min(shards), max(shards)
+        of_rank = str(most) if fewest == most else f"{fewest} to {most}"
+        return [*rows, PlanRow("dataset", "shards per rank", f"{of_rank} of {dataset.num_shards}")]
 
     def layout(self) -> list[PlanRow]:
         """Members on ranks: teaching by round, labelling by column."""
         student = PlanRow("ranks", "student", f"on all {self.world_size}")
         if not self._members:
             return [student]
-        return [*self._teaching(), *self._labelling(), student]
-
-    def _teaching(self) -> list[PlanRow]:
         if self.config.teachers.pretrained:
-            return [PlanRow("ranks", "teach", "members are pretrained")]
+            return [PlanRow("ranks", "teach", "members are pretrained"), *self._labelling(), student]
         texts = [text for members in self.config.module.rounds for text in self._rounds([m.name for m in members])]
-        return [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
+        teaching = [PlanRow("ranks", f"teach, round {number}", text) for number, text in enumerate(texts, 1)]
+        return [*teaching, *self._labelling(), student]
 
     def _rounds(self, names: list[str]) -> list[str]:
         """Which members train on which ranks: all rounds or, with `reassign`, which members begin and which follow."""
         assigned = teaching_rounds(list(range(len(names))), self.world_size, self.config.distributed.catalog_parallel)
-        rounds = ["; ".join(f"{names[slot.member]} on {_ranks(slot.ranks)}" for slot in slots) for slots in assigned]
+        ranks = {
+            slot: f"rank {slot.ranks[0]}" if len(slot.ranks) == 1 else f"ranks {slot.ranks[0]} to {slot.ranks[-1]}"
+            for slots in assigned
+            for slot in slots
+        }
+        rounds = ["; ".join(f"{names[slot.member]} on {ranks[slot]}" for slot in slots) for slots in assigned]
         if not self.config.distributed.reassign or self.world_size == 1:
             return rounds
         waiting = names[len(assigned[0]) :]
@@ -141,8 +145,8 @@ class _Planner:
         rows = []
         for column in label_columns(len(names), self.world_size, self.config.distributed.catalog_parallel):
             ranks = [
-                f"rank {rank}: " + ", ".join(names[k] for k in column.members_of(place, len(names)))
-                for place, rank in enumerate(column.ranks)
+                f"rank {rank}: " + ", ".join(names[k] for k in column.members_of(position, len(names)))
+                for position, rank in enumerate(column.ranks)
             ]
             rows.append(PlanRow("ranks", "label", "; ".join(ranks)))
         return rows
@@ -167,9 +171,12 @@ class _Planner:
         tables = sum(member.item_table for member in members) if has_tables else 0
         trained = [] if self.config.teachers.pretrained else members
         parts = self.config.distributed.catalog_parallel
-        of_models = [MODEL_COPIES * model.in_slices(parts) for model in (student, *trained)]
-        peak = max(of_models[0] + tables // parts, *of_models)
-        text = f"{mebibytes(peak)} and the activations of about {self._windows_of_a_rank()} windows"
+        of_rank = [model.parameters - model.item_table + model.item_table // parts for model in (student, *trained)]
+        peak = max(MODEL_COPIES * of_rank[0] + tables // parts, *(MODEL_COPIES * size for size in of_rank))
+        num_shards = self._dataset.num_shards
+        num_own = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
+        num_windows = -(-self.config.training.batch_size * num_own // num_shards)
+        text = f"{mebibytes(peak)} and the activations of about {num_windows} windows"
         names = self.config.member_names
         rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
         return [
@@ -196,12 +203,6 @@ class _Planner:
             PlanRow("bytes", "soft labels", f"in {dtype}; form and number type are chosen when the labels are written")
         ] * ("auto" in (options.form, options.dtype))
 
-    def _windows_of_a_rank(self) -> int:
-        """Windows per batch on the rank with the most shards, for a model that all ranks train."""
-        assert self._dataset is not None
-        num_shards = self._dataset.num_shards
-        return -(-self.config.training.batch_size * len(owned_shards(num_shards, 0, self.world_size)) // num_shards)
-
     def _size(self, config: ModelConfig) -> "_ModelSize":
         assert self._dataset is not None
         with torch.device("meta"):
@@ -217,10 +218,6 @@ class _ModelSize:
     item_table: int  # bytes
     has_bias: bool
 
-    def in_slices(self, num_parts: int) -> int:
-        """Bytes of a rank's parameters when the item table has that many slices."""
-        return self.parameters - self.item_table + self.item_table // num_parts
-
     @property
     def text(self) -> str:
         return (
@@ -232,11 +229,3 @@ class _ModelSize:
 def mebibytes(size: int) -> str:
     """Bytes as MiB with one decimal."""
     return f"{size / 2**20:,.1f} MiB"
-
-
-def _range(values: list[int]) -> str:
-    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
-
-
-def _ranks(ranks: tuple[int, ...]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"

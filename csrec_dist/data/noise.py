@@ -60,7 +60,8 @@ class NoiseSource:
         return noisy, replaced
 
 
-def _position(popularity: np.ndarray) -> np.ndarray:
+def _by_position(popularity: np.ndarray) -> np.ndarray:
+    """A popularity list's items weigh the inverse of their position, others nothing."""
     listed = np.argsort(-popularity, kind="stable")[:LIST_LENGTH]
     weights = np.zeros_like(popularity)
     weights[listed] = np.where(popularity[listed] > 0, 1 / np.arange(1, len(listed) + 1), 0)
@@ -70,5 +71,5 @@ def _position(popularity: np.ndarray) -> np.ndarray:
 _WEIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "uniform": np.ones_like,
     "popularity": lambda popularity: popularity,
-    "position": _position,
+    "position": _by_position,
 }

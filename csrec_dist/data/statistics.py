@@ -13,6 +13,7 @@ def describe(flat: Flat, splits: dict[str, Spans], windows: Spans, num_items: in
     lengths = np.bincount(flat.users)[1:]
     num_users, num_interactions = len(lengths), len(flat.items)
     in_windows = covered(windows, num_interactions)
+    keys = np.sort(_user_item_keys(flat.users, flat.items, num_items))
     return {
         "users": num_users,
         "items": num_items,
@@ -21,7 +22,7 @@ def describe(flat: Flat, splits: dict[str, Spans], windows: Spans, num_items: in
         "mean_length": float(lengths.mean()),
         "median_length": float(np.median(lengths)),
         "longest": int(lengths.max()),
-        "repeats": _num_repeats(flat, num_items),
+        "repeats": int((keys[1:] == keys[:-1]).sum()),
         "neighbours_at_equal_time": _share_of_equal_times(flat),
         "windows": len(windows),
         "interactions_in_windows": int(windows.lengths.sum()),
@@ -78,12 +79,6 @@ def _noise(flat: Flat, splits: dict[str, Spans]) -> dict[str, Any]:
 
 def _user_item_keys(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
     return users.astype(np.int64) * (num_items + 1) + items
-
-
-def _num_repeats(flat: Flat, num_items: int) -> int:
-    """Number of interactions of a user with an item the user had before."""
-    keys = np.sort(_user_item_keys(flat.users, flat.items, num_items))
-    return int((keys[1:] == keys[:-1]).sum())
 
 
 def _share_of_equal_times(flat: Flat) -> float | None:

@@ -26,7 +26,14 @@ def draw_curves(run: Run, folder: Path) -> dict[str, Path]:
         return {}
     return {
         "Training loss and its parts": _draw(folder / "loss.png", "loss per example", _losses(epochs)),
-        "Validation NDCG@10": _draw(folder / "validation.png", "NDCG@10", _validation(epochs)),
+        "Validation NDCG@10": _draw(
+            folder / "validation.png",
+            "NDCG@10",
+            [
+                (title, f"C{number}", "-", _numbers(points), [point["valid"]["ndcg@10"] for point in points])
+                for number, (title, points) in enumerate(epochs.items())
+            ],
+        ),
     }
 
 
@@ -42,13 +49,6 @@ def _losses(epochs: dict[str, list[dict]]) -> list[Curve]:
             if part == "loss" or (any(values) and values != [point["loss"] for point in points]):
                 curves.append((f"{title}: {part.replace('_', '-')}", f"C{number}", style, _numbers(points), values))
     return curves
-
-
-def _validation(epochs: dict[str, list[dict]]) -> list[Curve]:
-    return [
-        (title, f"C{number}", "-", _numbers(points), [point["valid"]["ndcg@10"] for point in points])
-        for number, (title, points) in enumerate(epochs.items())
-    ]
 
 
 def _numbers(points: list[dict]) -> list[int]:
@@ -91,7 +91,11 @@ Bins = Sequence[Mapping[str, Any]]
 def draw_diagrams(run: Run, folder: Path) -> dict[str, Path]:
     """Write deciles.png and reliability.png into `folder`, if there is data for them; their paths by title."""
     deciles = {row.title: row.groups["popularity_decile"] for row in run.results if "popularity_decile" in row.groups}
-    filled = {row.title: _filled(row.calibration["bins"]) for row in run.results if row.calibration}
+    filled = {
+        row.title: [each for each in row.calibration["bins"] if each["count"] >= FEWEST_ROWS]
+        for row in run.results
+        if row.calibration
+    }
     bins = {title: each for title, each in filled.items() if each}
     drawn = {}
     if deciles:
@@ -112,25 +116,17 @@ def _draw_deciles(deciles: Mapping[str, Mapping[str, Mapping[str, Any]]], path: 
     return save_figure(figure, path)
 
 
-def _filled(bins: Bins) -> Bins:
-    return [each for each in bins if each["count"] >= FEWEST_ROWS]
-
-
 def _draw_reliability(models: Mapping[str, Bins], path: Path) -> Path:
     """Accuracy over mean confidence of each bin; the size of a mark shows the bin's share of the rows."""
     figure, axes = new_figure()
     for number, (title, bins) in enumerate(models.items()):
-        _draw_bins(axes, f"C{number}", title, bins)
+        points = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
+        total = sum(each["count"] for each in bins)
+        sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * each["count"] / total for each in bins]
+        axes.plot(*points, color=f"C{number}", linewidth=1, alpha=0.6, label=title)
+        axes.scatter(*points, sizes, color=f"C{number}")
     limit = 1.05 * max(each[name] for bins in models.values() for each in bins for name in ("confidence", "accuracy"))
     axes.plot([0, limit], [0, limit], "--", color="gray", linewidth=1, label="calibrated")
     xlabel = f"mean confidence of a bin of at least {FEWEST_ROWS} rows; larger marks have more rows"
     axes.set(xlabel=xlabel, ylabel="accuracy")
     return save_figure(figure, path)
-
-
-def _draw_bins(axes: Axes, colour: str, title: str, bins: Bins) -> None:
-    points = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
-    total = sum(each["count"] for each in bins)
-    sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * each["count"] / total for each in bins]
-    axes.plot(*points, color=colour, linewidth=1, alpha=0.6, label=title)
-    axes.scatter(*points, sizes, color=colour)

@@ -76,14 +76,16 @@ def _groups(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Itera
     yield f"{metric_title(GROUP_METRIC)} of each group; metrics.json has the other metrics."
     for name, title in GROUPINGS.items():
         if name in grouped[0].groups:
-            yield table([title, "rows", *(row.title for row in grouped)], _group_rows(grouped, name))
+            rows = [
+                [
+                    _group_title(name, group),
+                    f"{metrics['count']:,}",
+                    *(figure(row.groups[name][group], GROUP_METRIC) for row in grouped),
+                ]
+                for group, metrics in grouped[0].groups[name].items()
+            ]
+            yield table([title, "rows", *(row.title for row in grouped)], rows)
     yield from _shown(diagrams, DECILES)
-
-
-def _group_rows(grouped: Sequence[ResultRow], name: str) -> Iterator[list[str]]:
-    for group, metrics in grouped[0].groups[name].items():
-        values = [figure(row.groups[name][group], GROUP_METRIC) for row in grouped]
-        yield [_group_title(name, group), f"{metrics['count']:,}", *values]
 
 
 def _group_title(name: str, group: str) -> str:

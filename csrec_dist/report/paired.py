@@ -33,14 +33,13 @@ def parse_side(text: str) -> list[Evaluated]:
     Raises:
         UserError: a folder is not the folder of a run.
     """
-    return [_parse_one(part) for part in text.split(",")]
-
-
-def _parse_one(text: str) -> Evaluated:
-    folder, colon, model = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Evaluated(Run.open(text), "student")
-    return Evaluated(Run.open(folder), model)
+    models = []
+    for part in text.split(","):
+        folder, colon, model = part.rpartition(":")
+        if not colon or Path(part).exists():  # a folder's name may have a colon
+            folder, model = part, "student"
+        models.append(Evaluated(Run.open(folder), model))
+    return models
 
 
 def compare_models(

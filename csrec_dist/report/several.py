@@ -25,7 +25,11 @@ def runs_table(folders: Sequence[Path | str]) -> Table:
     Raises:
         UserError: one of the folders is not the folder of a run.
     """
-    groups = _groups([Run.open(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)])
+    by_settings: defaultdict[str, list[Run]] = defaultdict(list)
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        run = Run.open(folder)
+        by_settings[fingerprint(repeated_settings(run.config))].append(run)
+    groups = list(by_settings.values())
     table = Table(title="full catalog, test", title_justify="left")
     table.add_column("runs", overflow="fold")
     for name in ("model", "seeds", *METRICS.values()):
@@ -37,7 +41,10 @@ def runs_table(folders: Sequence[Path | str]) -> Table:
             Text("\n".join(head)),
             "\n".join(models),
             "\n".join(str(sum(map(bool, rows))) for rows in models.values()),
-            *("\n".join(_spread(rows, name) for rows in models.values()) for name in METRICS),
+            *(
+                "\n".join(spread([row[name] for row in rows if name in row]) for rows in models.values())
+                for name in METRICS
+            ),
             end_section=True,
         )
     return table
@@ -49,17 +56,6 @@ def spread(values: Sequence[float]) -> str:
         return NONE
     mean = f"{statistics.mean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
-
-
-def _spread(rows: list[dict[str, float]], name: str) -> str:
-    return spread([row[name] for row in rows if name in row])
-
-
-def _groups(runs: list[Run]) -> list[list[Run]]:
-    groups: defaultdict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[fingerprint(repeated_settings(run.config))].append(run)
-    return list(groups.values())
 
 
 def _differing(groups: list[list[Run]]) -> list[list[str]]:

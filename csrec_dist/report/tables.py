@@ -25,13 +25,11 @@ def time_shares(run: Run, stage: str) -> list[str]:
     usages = record.usage if record else []
     if not usages or any(name not in usage for usage in usages for name in TIMES.values()):
         return [NONE] * len(HEADER)
-    waited = [[_share(usage, usage[name]) for usage in usages] for name in TIMES.values()]
+    waited = [
+        [usage[name] / usage["seconds"] if usage["seconds"] else 0.0 for usage in usages] for name in TIMES.values()
+    ]
     busy = [1 - sum(shares) for shares in zip(*waited, strict=True)]
     return [spread(shares) for shares in (busy, *waited)]
-
-
-def _share(usage: Mapping[str, float], seconds: float) -> float:
-    return seconds / usage["seconds"] if usage["seconds"] else 0.0
 
 
 def spread(shares: Sequence[float]) -> str:

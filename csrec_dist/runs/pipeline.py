@@ -108,7 +108,8 @@ def work_on(
         check_catalog_parallel(processes.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed)
     with _in_use(run):
-        decided = processes.on_main(lambda: _open(run, stages, chosen, restart))
+        processes.on_main(run.restarts.recover)
+        decided = processes.on_main(lambda: ways(run, stages, chosen, restart))
         with run.log("run") as log, _settings(run, chosen, log.say, keep_threads):
             for stage in chosen:
                 if decided[stage.name] == "leave":
@@ -116,7 +117,8 @@ def work_on(
                         stage_log.say("done already")
                 else:
                     _execute(run, stage, stages, decided[stage.name], restart)
-        processes.on_main(lambda: _close(run))
+        processes.on_main(lambda: _write_config(run))
+        processes.on_main(run.restarts.conclude)
 
 
 @contextmanager
@@ -161,17 +163,6 @@ def choose(config: Config, stages: list[Stage], names: Sequence[str] | None, res
     if restart is not None and restart not in [stage.name for stage in chosen]:
         raise UserError(f"--restart {restart}: this command does {', '.join(stage.name for stage in chosen)}.")
     return chosen
-
-
-def _open(run: ActiveRun, stages: list[Stage], chosen: list[Stage], restart: str | None) -> dict[str, Way]:
-    """Finish a replacement that a killed process left half done, and decide; what does not fit is refused unwritten."""
-    run.restarts.recover()
-    return ways(run, stages, chosen, restart)
-
-
-def _close(run: ActiveRun) -> None:
-    _write_config(run)
-    run.restarts.conclude()
 
 
 def _write_config(run: ActiveRun) -> None:

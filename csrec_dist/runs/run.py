@@ -163,7 +163,8 @@ class Run:
     @cached_property
     def trainings(self) -> dict[str, dict[str, Any]]:
         """metrics.json of each trained model by its name: base, student, then the members."""
-        folders = [self.folder / "base", self.folder / "student", *sorted(self.folder.glob("teachers/*"), key=_order)]
+        by_number = sorted(self.folder.glob("teachers/*"), key=lambda path: (len(path.name), path.name))
+        folders = [self.folder / "base", self.folder / "student", *by_number]
         return {path.name: read_json(path / "metrics.json") for path in folders if (path / "metrics.json").exists()}
 
     @cached_property
@@ -177,12 +178,13 @@ class Run:
         """What was found about each trained model, in the order of `trainings`, then about the teacher ensemble."""
         evaluated = self.metrics.get("models", {})
         names = [*self.trainings, *(["teachers"] if "teachers" in evaluated else [])]
-        return [self._result(name, evaluated.get(name, {})) for name in names]
-
-    def _result(self, name: str, found: dict[str, Any]) -> ResultRow:
-        valid = found.get("valid") or best_epoch(self.trainings.get(name, {})).get("valid", {})
-        more = [found.get(part, {}) for part in ("test", "groups", "lists", "calibration")]
-        return ResultRow(name, self.title(name), valid, *more)
+        rows = []
+        for name in names:
+            metrics = evaluated.get(name, {})
+            valid = metrics.get("valid") or best_epoch(self.trainings.get(name, {})).get("valid", {})
+            parts = [metrics.get(part, {}) for part in ("test", "groups", "lists", "calibration")]
+            rows.append(ResultRow(name, self.title(name), valid, *parts))
+        return rows
 
     def title(self, name: str) -> str:
         """A model's name for readers: the student is named after its method."""
@@ -259,8 +261,3 @@ def hidden_targets(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], exclud
         f"{repeated:,} of {repeated + new:,} test targets are in their own history, which evaluation.exclude_seen "
         "keeps out of the ranking: they rank last and count as missed."
     )
-
-
-def _order(path: Path) -> tuple[int, str]:
-    """Members by number, teacher-10 after teacher-9."""
-    return len(path.name), path.name

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,24 +26,18 @@ def threads_of_run(folder: Path, runtime: Runtime, say: Callable[[str], None], k
     if began_with != before:
         if keep:
             torch.set_num_threads(began_with)
-        say(_explained(began_with, before, keep))
+            say(f"resumes with {began_with} threads, as the run began; to use {before}, set OMP_NUM_THREADS={before}")
+        else:
+            say(
+                f"the run began with {began_with} threads and resumes with {before}: the last bits of its weights may "
+                "differ"
+            )
     try:
-        _record(folder, runtime)
+        ranks: list[tuple[int, str]] = runtime.world.gather_objects((torch.get_num_threads(), wait_policy()))
+        threads, policies = zip(*ranks, strict=True)
+        runtime.on_main(lambda: write_json(folder / FILE, {"threads": threads, "wait_policy": policies}))
         on_cpu = runtime.device.type == "cpu"
         with crowding_named(torch.get_num_threads(), say) if on_cpu else nullcontext():
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _explained(began_with: int, now: int, keep: bool) -> str:
-    if keep:
-        return f"resumes with {began_with} threads, as the run began; to use {now}, set OMP_NUM_THREADS={now}"
-    return f"the run began with {began_with} threads and resumes with {now}: the last bits of its weights may differ"
-
-
-def _record(folder: Path, runtime: Runtime) -> None:
-    ranks: list[tuple[int, str]] = runtime.world.gather_objects((torch.get_num_threads(), wait_policy()))
-    threads, policies = zip(*ranks, strict=True)
-    record: dict[str, Any] = {"threads": threads, "wait_policy": policies}
-    runtime.on_main(lambda: write_json(folder / FILE, record))

@@ -137,15 +137,11 @@ def training_cost(folder: Path) -> dict[str, float | None]:
         if record is None:
             continue
         seconds = max((each["seconds"] for each in record.usage), default=0.0)
-        if models and trained_seconds(folder, models) > seconds * len(record.usage):
-            return unknown
+        trained = [read_json(path) for path in folder.glob(f"{models}/metrics.json")] if models else []
+        if sum(each.get("seconds", 0.0) for each in trained) > seconds * len(record.usage):
+            return unknown  # the models' epochs took longer than the last process, so there was one before it
         if any("cpu_seconds" not in each for each in record.usage):
             return unknown
         total["seconds"] += seconds
         total["cpu_seconds"] += sum(each["cpu_seconds"] for each in record.usage)
     return {**total}
-
-
-def trained_seconds(folder: Path, models: str) -> float:
-    """Seconds of all epochs of a stage's models, including those before an interruption."""
-    return sum(read_json(path).get("seconds", 0.0) for path in folder.glob(f"{models}/metrics.json"))

@@ -123,7 +123,8 @@ def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Seq
     plot.set_axisbelow(True)
     plot.set_xticks(ticks, names)
     plot.set_xlabel(GROUPINGS.get(options.x, options.x))
-    plot.set_ylabel(_axis_label(options.metric))
+    title = options.metric if {"/", "_"} & set(options.metric) else metric_title(options.metric)
+    plot.set_ylabel(f"{title} (%)" if in_percent(options.metric) else title)
     plot.grid(alpha=0.3)
 
 
@@ -148,11 +149,6 @@ def _add_legend(figure: Figure, title: str | None) -> None:
 
 def _scale(metric: str) -> int:
     return 100 if in_percent(metric) else 1
-
-
-def _axis_label(metric: str) -> str:
-    title = metric if {"/", "_"} & set(metric) else metric_title(metric)
-    return f"{title} (%)" if in_percent(metric) else title
 
 
 def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> bool:

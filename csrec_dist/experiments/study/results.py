@@ -23,18 +23,14 @@ NOTE = (
 def refuse_foreign(folder: Path) -> None:
     """UserError for a folder with content other than a study's, which might be overwritten."""
     content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if content and not _is_study(folder):
+    page, note = folder / "results.md", NOTE[: NOTE.index(":")]
+    has_runs = any(is_resolved(path) for path in folder.glob("runs/*/config.yaml"))
+    has_page = page.is_file() and note in page.read_text(encoding="utf-8", errors="replace")
+    if content and not has_runs and not has_page:
         raise UserError(
             f"{folder} contains neither runs nor results of a study, but {', '.join(content[:5])}. Give another "
             "--output, or move these files away."
         )
-
-
-def _is_study(folder: Path) -> bool:
-    if any(is_resolved(path) for path in folder.glob("runs/*/config.yaml")):
-        return True
-    page = folder / "results.md"
-    return page.is_file() and NOTE[: NOTE.index(":")] in page.read_text(encoding="utf-8", errors="replace")
 
 
 def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:

@@ -124,7 +124,9 @@ def study_command(
         entries = list(study.entries(output / study.home / "runs", parse_overrides(overrides)))
         refuse_foreign(folder)
         check_settings(entries)
-        rows = read_elsewhere(study, entries, elsewhere, print, environment_here(jobs))
+        here = environment(int(os.environ.get("WORLD_SIZE", "1")))
+        here |= {"threads": 1} if jobs > 1 else {}  # each of several jobs has one thread
+        rows = read_elsewhere(study, entries, elsewhere, print, here)
         done = keys_of(study, rows)
         if not any(is_chosen(study, entry, only) for entry in entries):
             raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run.")
@@ -138,12 +140,6 @@ def study_command(
             print(f"results: {write_results(study, entries, folder, rows)}")
         runtime.close()
     return 0
-
-
-def environment_here(jobs: int) -> dict[str, object]:
-    """The environment in which the study's runs would train here: with several jobs, each has one thread."""
-    here = environment(int(os.environ.get("WORLD_SIZE", "1")))
-    return here | ({"threads": 1} if jobs > 1 else {})
 
 
 def find(name: str) -> Path:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -56,26 +55,24 @@ def _differing(pair: list[pl.DataFrame], metrics: Iterable[str]) -> list[str]:
 
 
 def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]:
-    """The metrics in which the students (or, with the prefix, their teachers) differ, p < 0.05."""
+    """The metrics in which the students (or, with the prefix, their teachers) differ, p < 0.05.
+
+    Seeds without ranks on both sides are left out.
+    """
     top_n = sorted({int(match[1]) for metric in metrics if (match := TESTED.fullmatch(metric))})
-    sides = [_tested(side, prefix) for side in pair]
+    name = f"{prefix}{RANKS}"
+    sides = [{row["seed"]: row for row in side.to_dicts() if row.get(name) is not None} for side in pair]
     seeds = sorted(sides[0].keys() & sides[1].keys())
     if not top_n or not seeds:
         return set()
     rows = [[side[seed] for seed in seeds] for side in sides]
     if len({row[PROTOCOL] for side in rows for row in side}) > 1:
         raise UserError("runs of one row were evaluated on different data or with different options.")
-    first, second = (np.array([row[f"{prefix}{RANKS}"] for row in side]) for side in rows)
+    first, second = (np.array([row[name] for row in side]) for side in rows)
     groups = rows[0][0].get(RATING_GROUPS)
     groups = np.full(first.shape[1], -1) if groups is None else np.array(groups)
     lines = compare_ranks(first, second, groups, top_n=top_n, num_resamples=FEWEST_RESAMPLES)
     return {line.metric for line in lines if line.paired.is_significant} & set(metrics)
-
-
-def _tested(side: pl.DataFrame, prefix: str) -> dict[int, dict[str, Any]]:
-    """By seed, the runs of a column that have ranks of the student (or, with the prefix, of its teachers)."""
-    name = f"{prefix}{RANKS}"
-    return {row["seed"]: row for row in side.to_dicts() if row.get(name) is not None}
 
 
 PERCENTAGES = ("recall", "ndcg", "mrr")
