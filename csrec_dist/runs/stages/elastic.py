@@ -1,4 +1,4 @@
-"""Members trained side by side: ranks whose member is trained take the next one, or join a training that goes on."""
+"""Members trained side by side: ranks whose member is trained take the next one, or join another training."""
 
 import signal
 import time
@@ -11,11 +11,11 @@ from csrec_dist.distributed.scheduler import Scheduler, Team
 from csrec_dist.training import Stopped, StopSignals
 
 LOOK_SECONDS = 2.0
-"""Between two looks at the scheduler for a signal that another team got."""
+"""The time between two looks at the scheduler for a signal that another team got."""
 
 
 class TrainMember(Protocol):
-    """Trains a member, by its place among those to train, on the ranks of a layout, from its newest checkpoint.
+    """Trains a member, by its index among those to train, on the ranks of a layout, from its newest checkpoint.
 
     `hands_over` is asked after each epoch that is not the last one, once its checkpoint is begun. If it says so, the
     training ends there, the checkpoint written, and False is returned; True when the member is trained and saved.
@@ -32,7 +32,7 @@ def train_together(
     """Train the members 0 … num_members − 1, of which those of `slots` begin; every rank calls this.
 
     Raises:
-        Stopped: a rank got a signal; the trainings that went on have written their checkpoints.
+        Stopped: a rank got a signal; the trainings have written their checkpoints.
     """
     scheduler = runtime.scheduler(catalog_parallel, num_members, len(slots))
     layout = runtime.layout([slot.ranks for slot in slots], catalog_parallel)
@@ -47,7 +47,7 @@ class _SharedSignals(StopSignals):
 
     def __init__(self, runtime: Runtime, scheduler: Scheduler) -> None:
         super().__init__()
-        self._world, self._board, self._looked = runtime.world, scheduler, time.monotonic()
+        self._world, self._scheduler, self._looked = runtime.world, scheduler, time.monotonic()
 
     @property
     def received(self) -> signal.Signals | None:
@@ -55,7 +55,7 @@ class _SharedSignals(StopSignals):
         if self._received is None and time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
             with self._world.watch.computing("looking for signals", self._world.ranks):
-                self._received = self._board.stopped
+                self._received = self._scheduler.stopped
         return self._received
 
 
@@ -71,7 +71,7 @@ class _Teamwork:
         first: Team,
         layout: Layout,
     ) -> None:
-        self._runtime, self._board, self._catalog_parallel = runtime, scheduler, catalog_parallel
+        self._runtime, self._scheduler, self._catalog_parallel = runtime, scheduler, catalog_parallel
         self._signals, self._layout = signals, layout
         self._team: Team | None = first
         self._block, self._turn = scheduler.block_of(runtime.rank), 0
@@ -86,41 +86,43 @@ class _Teamwork:
                 if self._team and self._team.ranks != self._layout.group.ranks:
                     self._layout = self._runtime.team_layout(self._team.ranks, self._catalog_parallel)
         except Stopped as stopped:
-            self._board.stop(stopped.signum)
-            self._runtime.world.barrier()  # before rank 0 goes, and the store with it
+            self._scheduler.stop(stopped.signum)
+            self._runtime.world.barrier()  # the others read the signal in the store, which ends with rank 0
             raise
 
     def _hands_over(self) -> bool:
-        """Whether ranks have come to this rank's team, which changes."""
+        """Whether ranks have joined this rank's team; then its training ends, and begins again on all of them."""
         team, group = self._team, self._layout.group
         assert team is not None
+        # The leader alone decides: what two ranks read in the store a moment apart may differ.
         with group.watch.computing("looking for free ranks", group.ranks):
             if group.is_leader:
-                team = self._board.grow(team)
+                team = self._scheduler.grow(team)
         ranks, joins = group.broadcast_object([team.ranks, team.joins])
         self._team, before = Team(team.member, tuple(ranks), joins), self._team
         return self._team != before
 
     def _after(self, team: Team) -> Team | None:
-        """What this rank does after its team's member is trained; None when all are."""
+        """The team that this rank trains in after its team's member is trained; None when all members are.
+
+        Where no member waits, the rank's block is offered, and waits until a team asks it.
+        """
         group, following = self._layout.group, None
         if group.is_leader:
-            self._board.finish()
-            following = self._board.take()
+            self._scheduler.finish()
+            following = self._scheduler.take()
         following = group.broadcast_object(following)
-        return Team(following, team.ranks) if following is not None else self._help()
-
-    def _help(self) -> Team | None:
-        """Offer this rank's block, and wait until a team asks it, which is returned, or all members are trained."""
+        if following is not None:
+            return Team(following, team.ranks)
         self._turn += 1
-        if self._board.is_first(self._runtime.rank):
-            self._board.offer(self._block, self._turn)
+        if self._scheduler.is_first(self._runtime.rank):
+            self._scheduler.offer(self._block, self._turn)
         self._runtime.watch.wait_until("waiting to help", self._runtime.world.ranks, self._is_over)
-        return self._board.asked(self._block, self._turn)
+        return self._scheduler.asked(self._block, self._turn)
 
     def _is_over(self) -> bool:
-        """Whether the wait is over. A block that was asked goes, and its signals are its team's from then on."""
-        scheduler, signum = self._board, self._signals.received
+        """Whether the wait is over. A block that was asked joins, and its team handles its signals from then on."""
+        scheduler, signum = self._scheduler, self._signals.received
         asked = scheduler.asked(self._block, self._turn)
         if asked is None and signum and scheduler.withdraw(self._block, self._turn):
             raise Stopped(signum)

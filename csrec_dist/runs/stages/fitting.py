@@ -62,7 +62,7 @@ class Training:
         """Whether the model is trained to the end that these limits set; metrics.json is written last.
 
         Raises:
-            UserError: the model, or a checkpoint, is of other inputs (the message names them), or trained further.
+            UserError: other inputs made the model, or a checkpoint (the message names them), or it is trained further.
         """
         saved = self._saved
         if saved is None:
@@ -78,7 +78,7 @@ class Training:
         return self._is_trained and num_epochs(saved["epochs"], options) is not None
 
     def is_of_others(self) -> bool:
-        """Whether there is a model or a checkpoint of other inputs."""
+        """Whether there is a model or a checkpoint that other inputs made."""
         saved = self._saved
         return saved is not None and bool(changes(saved.get("inputs", {}), flatten(self.inputs)))
 
@@ -109,7 +109,7 @@ def fit(
     signals: StopSignals | None = None,
     hands_over: Callable[[], bool] | None = None,
 ) -> bool:
-    """Build, train and save one model on the ranks of a layout, going on from its newest checkpoint.
+    """Build, train and save one model on the ranks of a layout, resuming from its newest checkpoint.
 
     False when `hands_over`, asked after an epoch, ended it before: nothing but a checkpoint is written then. `signals`
     are noted by the caller, or else here.
@@ -120,8 +120,8 @@ def fit(
     run.runtime.watch.at(task.stage)
     engine, labels = make_engine(run, task, layout), task.labels
     if isinstance(labels, LabelCache):
-        own = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
-        labels = on_device(labels, own, run.runtime.device, run.config.labels.device_mib << 20)
+        shards = owned_shards(run.dataset.num_shards, layout.group.rank, layout.group.size)
+        labels = on_device(labels, shards, run.runtime.device, run.config.labels.device_mib << 20)
     trainer = Trainer(
         engine,
         run.dataset,
@@ -145,7 +145,7 @@ def fit(
 
 
 def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
-    """The model and its loss in the hands of the run's engine."""
+    """The run's engine with the model and its loss."""
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, layout.catalog)
     step = TrainStep(
@@ -159,7 +159,10 @@ def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     inner = step.to(run.runtime.device)
     drawn = digest(inner)
     engine = build(options, inner, layout, run.runtime.device, training.clip_norm, training.accumulate)
-    check_weights(drawn, engine)
+    digests = layout.group.gather_objects([drawn, digest(engine.readable())])
+    flat = [value for pair in digests for value in pair]
+    # Each rank draws the weights itself, and an engine may broadcast those of a rank with another member.
+    assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {digests}"
     return engine
 
 
@@ -167,7 +170,10 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
     """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
     layout = engine.layout
     if layout.group.is_leader:
-        make_room(task.folder)
+        if task.folder.is_symlink():  # a model that was borrowed from another run is not written to
+            task.folder.unlink()
+        # It says that the weights are whole, so it goes before these are replaced, and is written when they are.
+        (task.folder / "metrics.json").unlink(missing_ok=True)
     layout.group.barrier()
     if layout.data.is_leader:
         model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
@@ -177,25 +183,8 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
         write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
 
 
-def make_room(folder: Path) -> None:
-    """Before the weights of a training that went on are replaced: what says that they are whole goes first.
-
-    A model that was borrowed from another run is let go of, not written to.
-    """
-    if folder.is_symlink():
-        folder.unlink()
-    (folder / "metrics.json").unlink(missing_ok=True)
-
-
 def digest(model: nn.Module) -> float:
     """A sum of all parameters but slices of item tables: the same on all ranks that drew them from one seed."""
-    own = slices_of(model)
-    whole = [tensor for name, tensor in model.named_parameters() if name not in own]
+    slices = slices_of(model)
+    whole = [tensor for name, tensor in model.named_parameters() if name not in slices]
     return float(sum(tensor.detach().double().abs().sum() for tensor in whole))
-
-
-def check_weights(drawn: float, engine: Engine) -> None:
-    """Assert that the ranks of a model hold the weights that each has drawn: an engine may have mixed models up."""
-    found = engine.layout.group.gather_objects([drawn, digest(engine.readable())])
-    flat = [value for pair in found for value in pair]
-    assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {found}"

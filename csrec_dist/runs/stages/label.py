@@ -39,6 +39,7 @@ def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, optio
     columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
     group = runtime.join_group([column.ranks for column in columns])
     column = next(column for column in columns if runtime.rank in column.ranks)
+    # Labels are stored, and read by every student: they are exact whatever trainings and evaluations may round.
     with run.log(stage) as log, matmul_precision("highest"):
         write_labels(
             folder,
@@ -64,9 +65,9 @@ def member_weights(run: ActiveRun, names: list[str], options: LabelOptions, log:
     def fitted() -> list[float]:
         members = [models.load(run.member_folder(name)) for name in names]
         states, targets = validation_states(members, run.dataset, run.runtime.device)
-        found = fit_weights(states, [member.item_table for member in members], targets)
-        log.say(f"weights {list(found.weights)}: validation loss {found.before:.4f} -> {found.after:.4f}")
-        return list(found.weights)
+        fit = fit_weights(states, [member.item_table for member in members], targets)
+        log.say(f"weights {list(fit.weights)}: validation loss {fit.before:.4f} -> {fit.after:.4f}")
+        return list(fit.weights)
 
     return run.runtime.on_main(fitted)
 
@@ -81,5 +82,5 @@ def label_member(run: ActiveRun, name: str) -> LabelMember:
 
 def load_members(run: ActiveRun, names: list[str], column: LabelColumn, group: Group) -> dict[int, SequentialModel]:
     """The members this rank labels with, by their position among `names`, their tables split as the catalog is."""
-    held = column.members_of(group.rank, len(names))
-    return {k: models.load(run.member_folder(names[k]), run.layout.catalog).to(run.runtime.device) for k in held}
+    members = column.members_of(group.rank, len(names))
+    return {k: models.load(run.member_folder(names[k]), run.layout.catalog).to(run.runtime.device) for k in members}

@@ -39,7 +39,7 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
 
 
 def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
-    """Those of the members that are trained here, under `root`; of a regularised one when its regulariser is."""
+    """The trainings of the members, under `root`; that of a regularised one only when its regulariser is trained."""
     if run.config.teachers.pretrained:
         return []
     members = run.config.module.members
@@ -56,9 +56,16 @@ def member_training(inputs: dict[str, Any], member: Member, root: Path) -> Train
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Train the members that are not trained yet, or take trained ones."""
+    """Train the members that are not trained yet, or copy trained models into the run."""
     if run.config.teachers.pretrained:
-        run.runtime.on_main(lambda: take_pretrained(run))
+
+        def take() -> None:
+            id_map = run.dataset.id_map_fingerprint
+            for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
+                load_pretrained(run, folder).save_pretrained(run.member_folder(name))
+                write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
+
+        run.runtime.on_main(take)
     else:
         for members in run.config.module.rounds:
             teach_members(run, members, inputs)
@@ -71,14 +78,26 @@ def teach_members(run: ActiveRun, members: tuple[Member, ...], inputs: dict[str,
     todo = run.runtime.on_main(lambda: [k for k, member in enumerate(members) if not is_taught(run, member, inputs)])
     for name in sorted({name for k in todo if (name := members[k].regularised_by)}):
         label_into(run, regulariser_folder(run, name), [name], f"teach/{name}/labels", LabelOptions(dtype="float32"))
+    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
     if run.config.distributed.reassign:
-        teach_elastically(run, [members[k] for k in todo], inputs)
-    else:
-        teach_in_place(run, members, todo, inputs)
+        untrained = [members[k] for k in todo]
+        rounds = teaching_rounds(list(range(len(untrained))), runtime.world_size, catalog_parallel)
+        if rounds:
+            # The first round alone: ranks that are done with a member take the next one, or help with another.
+            train = partial(teach_member, run, untrained, inputs)
+            train_together(runtime, rounds[0], len(untrained), catalog_parallel, train)
+        return
+    # Rounds of all members, trained or not: so a member has the same ranks, and the same sums, after an interruption.
+    for slots in teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel):
+        layout = runtime.layout([slot.ranks for slot in slots], catalog_parallel)
+        member = next(slot.member for slot in slots if runtime.rank in slot.ranks)
+        if member in todo:
+            teach_member(run, members, inputs, member, layout)
+        runtime.world.barrier()
 
 
 def is_taught(run: ActiveRun, member: Member, inputs: dict[str, Any]) -> bool:
-    """Whether a member is trained to its end. What one learned from another teacher than there is now is removed."""
+    """Whether a member is trained to its end; one that was regularised by other weights than there are is removed."""
     training = member_training(inputs, member, run.path("teachers").parent)
     if member.regularised_by and training.is_of_others():
         remove(training.folder)
@@ -86,37 +105,9 @@ def is_taught(run: ActiveRun, member: Member, inputs: dict[str, Any]) -> bool:
     return training.is_ended(run.config.training)
 
 
-def teach_elastically(run: ActiveRun, members: list[Member], inputs: dict[str, Any]) -> None:
-    """Train these members; ranks that are done with one take the next, or help with another."""
-    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
-    rounds = teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel)
-    if rounds:
-        train = partial(teach_member, run, members, inputs)
-        train_together(runtime, rounds[0], len(members), catalog_parallel, train)
-
-
-def teach_in_place(run: ActiveRun, members: tuple[Member, ...], todo: list[int], inputs: dict[str, Any]) -> None:
-    """Train those members that are to do, in rounds, each on the ranks that it has by its place among all."""
-    runtime, catalog_parallel = run.runtime, run.config.distributed.catalog_parallel
-    for slots in teaching_rounds(list(range(len(members))), runtime.world_size, catalog_parallel):
-        layout = runtime.layout([slot.ranks for slot in slots], catalog_parallel)
-        own = next(slot.member for slot in slots if runtime.rank in slot.ranks)
-        if own in todo:
-            teach_member(run, members, inputs, own, layout)
-        runtime.world.barrier()
-
-
 def regulariser_folder(run: ActiveRun, name: str) -> Path:
-    """Where the predictions of a trained member for all training examples are kept: beside it."""
+    """The folder, beside a trained member, of its predictions for all training examples."""
     return run.member_folder(name) / "labels"
-
-
-def take_pretrained(run: ActiveRun) -> None:
-    """Copy trained models into the run, checked against its catalog."""
-    id_map = run.dataset.id_map_fingerprint
-    for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
-        load_pretrained(run, folder).save_pretrained(run.member_folder(name))
-        write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
 
 
 def load_pretrained(run: ActiveRun, folder: str) -> SequentialModel:
@@ -174,13 +165,13 @@ def teach_member(
     run: ActiveRun,
     members: Sequence[Member],
     inputs: dict[str, Any],
-    place: int,
+    number: int,
     layout: Layout,
     signals: StopSignals | None = None,
     hands_over: Callable[[], bool] | None = None,
 ) -> bool:
     """Train one of the members on the ranks of a layout; see `fit`."""
-    member = members[place]
+    member = members[number]
     task = member_task(run, member, member_inputs(inputs, member, run.path("teachers").parent), layout)
     with run.log(task.stage, layout.group) as log:
         if run.runtime.world_size > 1:
