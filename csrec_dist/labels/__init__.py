@@ -7,8 +7,8 @@ from csrec_dist.lazy import attributes
 if TYPE_CHECKING:
     from csrec_dist.labels.cache import LabelCache, label_fields, with_labels
     from csrec_dist.labels.combine import live_labels
-    from csrec_dist.labels.contents import info, verify
-    from csrec_dist.labels.format import LabelIndex, LabelMember, label_bytes, read_index
+    from csrec_dist.labels.contents import info, label_bytes, verify
+    from csrec_dist.labels.format import LabelIndex, LabelMember, read_index
     from csrec_dist.labels.options import COMBINES, Combine, combining_problem
     from csrec_dist.labels.popularity import PopularityLabels, popularity_labels, target_counts
     from csrec_dist.labels.writer import write_labels
@@ -46,8 +46,8 @@ __getattr__ = attributes(
     {
         "csrec_dist.labels.cache": ["LabelCache", "label_fields", "with_labels"],
         "csrec_dist.labels.combine": ["live_labels"],
-        "csrec_dist.labels.contents": ["info", "verify"],
-        "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "label_bytes", "read_index"],
+        "csrec_dist.labels.contents": ["info", "label_bytes", "verify"],
+        "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "read_index"],
         "csrec_dist.labels.options": ["COMBINES", "Combine", "combining_problem"],
         "csrec_dist.labels.popularity": ["PopularityLabels", "popularity_labels", "target_counts"],
         "csrec_dist.labels.writer": ["write_labels"],

@@ -15,7 +15,6 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.errors import UserError
 from csrec_dist.labels.combine import Combination
-from csrec_dist.labels.contents import file_problem, foreign_to
 from csrec_dist.labels.format import ItemShard, LabelShard, read_index
 from csrec_dist.losses.soft_labels import CPU, DenseLabels, LabelReader, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
@@ -62,7 +61,7 @@ class LabelCache:
         """
         self.folder = Path(folder)
         self.index = read_index(self.folder)
-        if dataset is not None and (differences := foreign_to(self.index, dataset)):
+        if dataset is not None and (differences := self.index.foreign_to(dataset)):
             raise UserError(
                 f"{self.folder} holds the labels of another dataset than {dataset.folder}: "
                 f"{'; '.join(differences)}. Label this dataset."
@@ -86,7 +85,7 @@ class LabelCache:
         A rank calls this for the shards it owns: a byte changed since labelling would otherwise be trained on.
         """
         files: list[LabelShard | ItemShard] = [*(self.index.shards[shard] for shard in shards), *self._item_shards]
-        problems = [file_problem(self.folder / entry.file, entry, self.index, deep=True) for entry in files]
+        problems = [self.index.file_problem(self.folder / entry.file, entry, deep=True) for entry in files]
         return [problem for problem in problems if problem]
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:

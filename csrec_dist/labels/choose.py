@@ -18,7 +18,8 @@ from csrec_dist.data.batches import Batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.labels.combine import member_states
-from csrec_dist.labels.format import LabelError, Measured, label_bytes
+from csrec_dist.labels.contents import label_bytes
+from csrec_dist.labels.format import LabelError, Measured
 from csrec_dist.labels.labeller import Labeller
 from csrec_dist.labels.options import DTYPES, FORMS, DType, Form, LabelOptions
 from csrec_dist.labels.top_k import ONE, TopKRows, item_blocks, log_sums
@@ -60,7 +61,7 @@ def choose_form(
         UserError: no candidate is within the tolerance, or the sample has numbers that the given type cannot hold.
     """
     possible = candidates(options, kl)
-    if options.is_exact or not labeller.dataset.splits["train"].num_examples:
+    if not labeller.dataset.splits["train"].num_examples:
         return *possible[0], None
     sample = _Sample.of(labeller, options.keep, temperature, kl, has_bias)
     if not len(sample.targets):

@@ -1,13 +1,14 @@
-"""What a soft-label cache holds and whether its files are sound, told by its index and headers, without torch."""
+"""A soft-label cache in figures, and whether its files are sound, by its index and headers alone: without torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.files import sha256_file
-from csrec_dist.labels.format import ItemShard, LabelIndex, LabelShard, index_path, label_bytes, read_index
-from csrec_dist.tensor_files import read_header
+from csrec_dist.labels.format import index_path, read_index
+from csrec_dist.labels.options import Combine, DType, Form
+from csrec_dist.tensor_files import TensorSpec
 
 
 def verify(folder: Path | str, dataset: Dataset | None = None, *, deep: bool = True) -> list[str]:
@@ -24,8 +25,9 @@ def verify(folder: Path | str, dataset: Dataset | None = None, *, deep: bool = T
         index = read_index(folder)
     except UserError as error:
         return [str(error)]
-    problems = [f"The labels are of another dataset: {phrase}." for phrase in foreign_to(index, dataset)]
-    of_files = [file_problem(Path(folder) / entry.file, entry, index, deep) for entry in index.files]
+    foreign = index.foreign_to(dataset) if dataset else []
+    problems = [f"The labels are of another dataset: {phrase}." for phrase in foreign]
+    of_files = [index.file_problem(Path(folder) / entry.file, entry, deep=deep) for entry in index.files]
     return problems + [problem for problem in of_files if problem]
 
 
@@ -67,36 +69,26 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
     }
 
 
-def foreign_to(index: LabelIndex, dataset: Dataset | None) -> list[str]:
-    """How the dataset differs from the one that was labelled, one phrase for each difference."""
-    if dataset is None:
-        return []
-    pairs = {
-        "fingerprint": (index.dataset_fingerprint, dataset.fingerprint),
-        "item ids": (index.id_map_fingerprint, sha256_file(dataset.folder / "items.parquet")),
-        "number of items": (index.num_items, dataset.num_items),
-        "number of examples": (index.num_examples, dataset.splits["train"].num_examples),
-    }
-    return [
-        f"{what} {str(labelled)[:16]} was labelled, {str(given)[:16]} is given"
-        for what, (labelled, given) in pairs.items()
-        if labelled != given
-    ]
+def label_bytes(
+    form: Form,
+    num_examples: int,
+    num_items: int,
+    widths: Sequence[int],
+    has_bias: bool = False,
+    combine: Combine = "logit_mean",
+    dtype: DType = "float32",
+    keep: int | None = None,
+) -> int:
+    """Bytes of the numbers in a cache of s bytes a number, D being Σ widths.
 
-
-def file_problem(path: Path, entry: LabelShard | ItemShard, index: LabelIndex, deep: bool) -> str | None:
-    """What is wrong with one file of a cache, by its size and header, with `deep` its checksum too; None if nothing."""
-    if not path.exists():
-        return f"{path.name} is missing."
-    if (size := path.stat().st_size) != entry.bytes:
-        return f"{path.name} has {size} bytes; the index says {entry.bytes}."
-    if deep and sha256_file(path) != entry.sha256:
-        return f"{path.name} has another checksum than the index says: its bytes were changed."
-    try:
-        header = read_header(path)
-    except UserError as error:
-        return str(error)
-    first = entry.first_example if isinstance(entry, LabelShard) else entry.first_item
-    if header.metadata.get("dataset") != index.dataset_fingerprint or header.metadata.get("first") != str(first):
-        return f"{path.name} is a shard of another range or dataset."
-    return None
+    Factored s·N·D + 4·V·(D + 1), dense s·N·V, topk N·(K·(s + 4) + 4). Without a bias the factored form takes 4·V less,
+    for prob_mean of m members 4·V·(m − 1) more.
+    """
+    size = TensorSpec(dtype, ()).itemsize
+    if form == "dense":
+        return size * num_examples * num_items
+    if form == "topk":
+        assert keep is not None
+        return num_examples * (min(keep, num_items) * (size + 4) + 4)
+    width, num_biases = sum(widths), len(widths) if combine == "prob_mean" else 1
+    return size * num_examples * width + 4 * num_items * (width + has_bias * num_biases)

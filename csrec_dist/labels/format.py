@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.files import check_cover, differences, exists, fingerprint, read_json, write_json
+from csrec_dist.files import check_cover, differences, exists, fingerprint, read_json, sha256_file, write_json
 from csrec_dist.labels.options import Combine, DType, Form, combining_problem
 from csrec_dist.tensor_files import TensorSpec, read_header
 
@@ -176,6 +176,40 @@ class LabelIndex(LabelSource):
         """All files of the cache but the index."""
         return self.shards + self.item_shards
 
+    def foreign_to(self, dataset: Dataset) -> list[str]:
+        """How the dataset differs from the one that was labelled, one phrase for each difference."""
+        pairs = {
+            "fingerprint": (self.dataset_fingerprint, dataset.fingerprint),
+            "item ids": (self.id_map_fingerprint, sha256_file(dataset.folder / "items.parquet")),
+            "number of items": (self.num_items, dataset.num_items),
+            "number of examples": (self.num_examples, dataset.splits["train"].num_examples),
+        }
+        return [
+            f"{what} {str(labelled)[:16]} was labelled, {str(given)[:16]} is given"
+            for what, (labelled, given) in pairs.items()
+            if labelled != given
+        ]
+
+    def file_problem(self, path: Path, entry: LabelShard | ItemShard, *, deep: bool) -> str | None:
+        """What is wrong with a file by its size and header, with `deep` by its checksum too; None if it is sound.
+
+        `path` may be that of a copy.
+        """
+        if not path.exists():
+            return f"{path.name} is missing."
+        if (size := path.stat().st_size) != entry.bytes:
+            return f"{path.name} has {size} bytes; the index says {entry.bytes}."
+        if deep and sha256_file(path) != entry.sha256:
+            return f"{path.name} has another checksum than the index says: its bytes were changed."
+        try:
+            header = read_header(path)
+        except UserError as error:
+            return str(error)
+        first = entry.first_example if isinstance(entry, LabelShard) else entry.first_item
+        if header.metadata.get("dataset") != self.dataset_fingerprint or header.metadata.get("first") != str(first):
+            return f"{path.name} is a shard of another range or dataset."
+        return None
+
     def write(self, folder: Path | str) -> None:
         """Write the index into `folder`, atomically."""
         write_json(Path(folder) / INDEX_NAME, self.model_dump(exclude_none=True))
@@ -254,28 +288,3 @@ def _numbered(
         }
         name = f"{kind}-{number:05d}-of-{len(parts):05d}.safetensors"
         yield LabelFile(kind, number, name, first, count, tensors, metadata)
-
-
-def label_bytes(
-    form: Form,
-    num_examples: int,
-    num_items: int,
-    widths: Sequence[int],
-    has_bias: bool = False,
-    combine: Combine = "logit_mean",
-    dtype: DType = "float32",
-    keep: int | None = None,
-) -> int:
-    """Bytes of the numbers in a cache of s bytes a number, D being Σ widths.
-
-    Factored s·N·D + 4·V·(D + 1), dense s·N·V, topk N·(K·(s + 4) + 4). Without a bias the factored form takes 4·V less,
-    for prob_mean of m members 4·V·(m − 1) more.
-    """
-    size = TensorSpec(dtype, ()).itemsize
-    if form == "dense":
-        return size * num_examples * num_items
-    if form == "topk":
-        assert keep is not None
-        return num_examples * (min(keep, num_items) * (size + 4) + 4)
-    width, num_biases = sum(widths), len(widths) if combine == "prob_mean" else 1
-    return size * num_examples * width + 4 * num_items * (width + has_bias * num_biases)

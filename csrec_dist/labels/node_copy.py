@@ -10,7 +10,6 @@ from pathlib import Path
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path
-from csrec_dist.labels.contents import file_problem
 from csrec_dist.labels.format import INDEX_NAME, ItemShard, LabelShard, read_index
 
 BLOCK_BYTES = 1 << 24
@@ -43,7 +42,7 @@ def copy_labels(folder: Path, copy: Path, shards: Iterable[int], tell: Callable[
         missing = [
             entry
             for entry in chosen
-            if (path := copy / entry.file).is_symlink() or file_problem(path, entry, index, deep=True)
+            if (path := copy / entry.file).is_symlink() or index.file_problem(path, entry, deep=True)
         ]
         num_bytes, free = sum(entry.bytes for entry in missing), shutil.disk_usage(copy).free
         if num_bytes > free:

@@ -67,9 +67,11 @@ class LabelOptions(Options):
         return "auto" in (self.form, self.dtype)
 
     @property
-    def is_exact(self) -> bool:
-        """Whether there is nothing to measure: all that the members say is stored in fp32."""
-        return self.form in ("factored", "dense") and self.dtype == "float32"
+    def exact(self) -> tuple[Form, DType] | None:
+        """Form and number type where they lose nothing, all that the members say being stored in fp32; else None."""
+        if self.form == "auto" or self.form == "topk" or self.dtype != "float32":
+            return None
+        return self.form, self.dtype
 
 
 def combining_problem(

@@ -88,8 +88,11 @@ def write_labels(
     labeller = Labeller(dataset, models, combination, column, group, device)
     _check_combining(options, labeller)
     has_bias = labeller.has_bias()
-    with _one_thread(device):
-        form, dtype, measured = choose_form(labeller, options, temperature, kl, has_bias)
+    if options.exact:
+        form, dtype, measured = *options.exact, None
+    else:
+        with _one_thread(device):
+            form, dtype, measured = choose_form(labeller, options, temperature, kl, has_bias)
     source = label_source(labeller, members, options.keep, temperature, form, dtype)
     files = label_files(source, dataset, has_bias)
     index, is_whole = _open_folder(folder, source, files, world)
