@@ -67,8 +67,8 @@ class Batch:
         """The same rows, with empty places below them and no items behind them: `items` is [num_rows, length]."""
         rows, columns = num_rows - len(self.rows), length - self.items.shape[1]
         assert rows >= 0 <= columns, f"a batch of {list(self.items.shape)} does not fit {num_rows} x {length}"
-        found = {f.name: F.pad(getattr(self, f.name), (0, rows)) for f in fields(self) if f.name != "items"}
-        return replace(self, items=F.pad(self.items, (0, columns, 0, rows)), **found)
+        padded = {f.name: F.pad(getattr(self, f.name), (0, rows)) for f in fields(self) if f.name != "items"}
+        return replace(self, items=F.pad(self.items, (0, columns, 0, rows)), **padded)
 
     def to(self, device: torch.device) -> Self:
         """The batch on `device`."""

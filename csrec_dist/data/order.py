@@ -84,8 +84,8 @@ class EpochOrder:
     def most_rows(self, rank: int, world_size: int) -> int:
         """The most rows that a rank can have of a global batch, which is that many places of rounds over all shards."""
         of_each = -(-self.batch_size // self.num_shards)
-        own = owned_shards(self.num_shards, rank, world_size)
-        return min(self.batch_size, sum(min(of_each, self.shard_rows[shard]) for shard in own))
+        shards = owned_shards(self.num_shards, rank, world_size)
+        return min(self.batch_size, sum(min(of_each, self.shard_rows[shard]) for shard in shards))
 
     @property
     def num_steps(self) -> int:

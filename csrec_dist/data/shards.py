@@ -153,8 +153,8 @@ class Shard:
         """The rows of one row group, in file order."""
         with readable(self._path):
             # One thread: for so few rows more cost more than they save, and the ranks need the cores.
-            found = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
-            table = found.select(COLUMNS).combine_chunks()
+            read = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
+            table = read.select(COLUMNS).combine_chunks()
         items = table["items"].combine_chunks() if table.num_rows else None
         if items is None:
             empty = np.zeros(0, np.int64)
@@ -209,15 +209,15 @@ class KeptGroups:
 
     def group(self, shard: int, number: int, opened: Callable[[], Shard]) -> dict[str, np.ndarray]:
         """The columns of a row group, as `RowBlock.padded` gives them."""
-        kept = self._groups.get((shard, number))
-        if kept is None:
+        columns = self._groups.get((shard, number))
+        if columns is None:
             block = opened().read_group(number)
-            kept = block.padded(np.arange(len(block)), self._window)
-            num_bytes = sum(column.nbytes for column in kept.values())
+            columns = block.padded(np.arange(len(block)), self._window)
+            num_bytes = sum(column.nbytes for column in columns.values())
             if num_bytes <= self._left:
                 self._left -= num_bytes
-                self._groups[shard, number] = kept
-        return kept
+                self._groups[shard, number] = columns
+        return columns
 
 
 @contextmanager

@@ -30,10 +30,10 @@ def differences(members: Sequence[Logits], top_n: Sequence[int], seen: Tensor | 
         seen: [N, L] item ids, 0 for none, that are not recommended. Probabilities are of the whole catalog.
     """
     asked = Asked(top_n=min(max(top_n), members[0].catalog.num_items), seen=seen, log_sums=True)
-    found = [sweep(logits, asked) for logits in members]
-    lists = [each.items.masked_fill(each.scores == -math.inf, 0) for each in found]
+    results = [sweep(logits, asked) for logits in members]
+    lists = [each.items.masked_fill(each.scores == -math.inf, 0) for each in results]
     disagreements = [torch.stack([disagreement(*pair, n) for n in top_n], dim=1) for pair in combinations(lists, 2)]
-    divergences = jensen_shannon(members, [each.log_sums for each in found])
+    divergences = jensen_shannon(members, [each.log_sums for each in results])
     return torch.cat([torch.stack(disagreements, dim=1), divergences.unsqueeze(2)], dim=2)
 
 
@@ -44,8 +44,8 @@ def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
     """
     one, other = one[:, :n], other[:, :n]
     overlap = ((one.unsqueeze(2) == other.unsqueeze(1)) & (one > 0).unsqueeze(2)).sum((1, 2)).double()
-    held = (one > 0).sum(1)
-    return torch.where(held > 0, 1 - overlap / held.clamp(min=1), 0.0)
+    lengths = (one > 0).sum(1)
+    return torch.where(lengths > 0, 1 - overlap / lengths.clamp(min=1), 0.0)
 
 
 def jensen_shannon(members: Sequence[Logits], log_sums: Sequence[Tensor]) -> Tensor:
@@ -56,20 +56,20 @@ def jensen_shannon(members: Sequence[Logits], log_sums: Sequence[Tensor]) -> Ten
     """
     one = members[0]
     pairs = list(combinations(range(len(members)), 2))
-    own = torch.zeros(one.num_rows, len(members), dtype=torch.float64, device=one.device)
+    entropies = torch.zeros(one.num_rows, len(members), dtype=torch.float64, device=one.device)
     mixed = torch.zeros(one.num_rows, len(pairs), dtype=torch.float64, device=one.device)
     for rows in one.block_rows(1):
         for items in one.tile_items(rows.stop - rows.start, 1, 1) if one.num_rows else []:
             probabilities = []
-            for place, (logits, sums) in enumerate(zip(members, log_sums, strict=True)):
+            for column, (logits, sums) in enumerate(zip(members, log_sums, strict=True)):
                 logs = _tile(logits, rows, items).double().sub_(sums[rows].double().unsqueeze(1))
                 probabilities.append(logs.exp())
-                own[rows, place] += logs.mul_(probabilities[-1]).sum(1)
-            for place, (p, q) in enumerate(combinations(probabilities, 2)):
+                entropies[rows, column] += logs.mul_(probabilities[-1]).sum(1)
+            for column, (p, q) in enumerate(combinations(probabilities, 2)):
                 middle = (p + q).div_(2)
-                mixed[rows, place] += middle.clamp(min=TINY).log_().mul_(middle).sum(1)
-    own, mixed = one.catalog.all_sum(own), one.catalog.all_sum(mixed)
-    first, second = (own[:, list(side)] for side in zip(*pairs, strict=True))
+                mixed[rows, column] += middle.clamp(min=TINY).log_().mul_(middle).sum(1)
+    entropies, mixed = one.catalog.all_sum(entropies), one.catalog.all_sum(mixed)
+    first, second = (entropies[:, list(side)] for side in zip(*pairs, strict=True))
     return ((first + second) / 2 - mixed).clamp(min=0)
 
 

@@ -58,8 +58,8 @@ class GroupSums:
     def update(self, groups: Tensor, ranks: Tensor, weights: Tensor) -> None:
         """Add examples of groups [N] in 0…G−1 (another number: of no group), with these ranks [N] and weights [N]."""
         members = groups.unsqueeze(1) == torch.arange(len(self.names), device=groups.device)
-        held = members.double() * weights.double().unsqueeze(1)
-        self.tensor += held.T @ values_to_sum(ranks, self.top_n).T
+        weighted = members.double() * weights.double().unsqueeze(1)
+        self.tensor += weighted.T @ values_to_sum(ranks, self.top_n).T
 
     def compute(self) -> dict[str, GroupMetrics]:
         """Of each group its count and mean metrics; count 0 and None where it is empty."""

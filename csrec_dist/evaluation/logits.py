@@ -77,12 +77,12 @@ class Logits:
         scalar product would be summed in another order, and items of equal vectors would stand above or below one
         another by chance.
         """
-        places, here = self.catalog.places(items)
-        columns = F.pad(places, (0, max(FEWEST_COLUMNS - len(places), 0)))
+        index, mask = self.catalog.places(items)
+        columns = F.pad(index, (0, max(FEWEST_COLUMNS - len(index), 0)))
         product = torch.empty(len(items), len(columns), dtype=self.dtype, device=self.device)
         if self.catalog.num_rows:
             self.write(rows, columns, product)
-        return self.catalog.all_sum(product.diagonal().masked_fill(~here, 0.0))
+        return self.catalog.all_sum(product.diagonal().masked_fill(~mask, 0.0))
 
     @property
     def _kind(self) -> str:

@@ -48,5 +48,5 @@ def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None =
         raise UserError(f"The best {n} of {num_items} items were asked for; ask for 1…{num_items}.")
     shared = table.catalog.share(len(states), states.device)
     asked = Asked(top_n=n, seen=None if seen is None else shared.gather_ids(seen))
-    found = sweep(Logits([shared.gather(states)], [table]), asked)
-    return found.items[shared.own], found.scores[shared.own]
+    best = sweep(Logits([shared.gather(states)], [table]), asked)
+    return best.items[shared.own], best.scores[shared.own]

@@ -44,15 +44,15 @@ class CalibrationSums:
         """Add examples with these log-sum-exps and top items, targets [N] in 1…V and weights [N]."""
         confidence, hit = confidences(found, targets)
         bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
-        held = (bins.unsqueeze(1) == torch.arange(NUM_BINS, device=bins.device)) * weights.double().unsqueeze(1)
-        self.tensor += held.T @ torch.stack([torch.ones_like(confidence), confidence, hit], dim=1)
+        weighted = (bins.unsqueeze(1) == torch.arange(NUM_BINS, device=bins.device)) * weights.double().unsqueeze(1)
+        self.tensor += weighted.T @ torch.stack([torch.ones_like(confidence), confidence, hit], dim=1)
 
     def compute(self) -> dict[str, Any]:
         """The expected calibration error Σ share · |accuracy − confidence|, both means, and the filled bins."""
         count = float(self.tensor[:, 0].sum())
         bins = [
-            {"bin": place, "count": round(number), "confidence": confidence / number, "accuracy": hits / number}
-            for place, (number, confidence, hits) in enumerate(self.tensor.tolist(), 1)
+            {"bin": bin_number, "count": round(number), "confidence": confidence / number, "accuracy": hits / number}
+            for bin_number, (number, confidence, hits) in enumerate(self.tensor.tolist(), 1)
             if number > 0
         ]
         _, confidence, accuracy = (self.tensor.sum(0) / count).tolist()
@@ -83,9 +83,9 @@ class ListCounts:
 
     def update(self, items: Tensor) -> None:
         """Add lists [N, n ≥ the longest cut-off, or V] of items, best first; 0 stands for no item."""
-        for place, n in enumerate(self.top_n):
-            held = items[:, :n]
-            self.tensor[place] += torch.bincount(held[held > 0] - 1, minlength=self.tensor.shape[1])
+        for row, n in enumerate(self.top_n):
+            listed = items[:, :n]
+            self.tensor[row] += torch.bincount(listed[listed > 0] - 1, minlength=self.tensor.shape[1])
 
     def compute(self, popularity: np.ndarray) -> dict[str, float]:
         """coverage@n, gini@n and average_popularity@n by name, from the items' training counts [V]."""

@@ -70,19 +70,19 @@ def _sweep_block(logits: Logits, rows: slice, asked: Asked) -> Found:
     catalog, num_rows = logits.catalog, rows.stop - rows.start
     none = torch.zeros(num_rows, 0, dtype=torch.int64, device=logits.device)
     targets, seen = (none if part is None else part[rows] for part in (asked.targets, asked.seen))
-    own = _own_logits(logits, rows, targets)
-    limits = own.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
+    of_targets = _target_logits(logits, rows, targets)
+    limits = of_targets.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
     tiles = logits.tile_items(num_rows, asked.top_n, LANES) if num_rows else []
-    put_own, hide = (_Marks(catalog, tiles, *marks) for marks in ((targets, own), (seen, -math.inf)))
+    put_targets, hide = (_Marks(catalog, tiles, *marks) for marks in ((targets, of_targets), (seen, -math.inf)))
     below = torch.zeros_like(targets)
-    log_sums = own.new_full((num_rows,), -math.inf)
+    log_sums = of_targets.new_full((num_rows,), -math.inf)
     best = _Best(logits, num_rows, asked.top_n)
     is_top_apart = asked.top and (asked.top_n == 0 or asked.seen is not None)
     top = _Best(logits, num_rows, 1) if is_top_apart else best
-    for number, (items, tile, scratch) in enumerate(_buffers(tiles, num_rows, own)):
+    for number, (items, tile, scratch) in enumerate(_buffers(tiles, num_rows, of_targets)):
         width = items.stop - items.start
         logits.write(rows, items, tile[:, :width])
-        put_own.write(number, tile)
+        put_targets.write(number, tile)
         chunks = _chunk_maxima(tile)
         if asked.log_sums:
             log_sums = torch.logaddexp(log_sums, _log_sum(tile, chunks.amax(1), scratch))
@@ -90,8 +90,8 @@ def _sweep_block(logits: Logits, rows: slice, asked: Asked) -> Found:
             top.add(tile, chunks, items)
         if hide.write(number, tile):
             chunks = _chunk_maxima(tile)
-        for place in range(targets.shape[1]):
-            below[:, place] += _num_below(tile[:, :width], limits[:, place], scratch[:, :width])
+        for column in range(targets.shape[1]):
+            below[:, column] += _num_below(tile[:, :width], limits[:, column], scratch[:, :width])
         if asked.top_n:
             best.add(tile, chunks, items)
     lists = best.lists()
@@ -104,11 +104,13 @@ def _sweep_block(logits: Logits, rows: slice, asked: Asked) -> Found:
     )
 
 
-def _own_logits(logits: Logits, rows: slice, targets: Tensor) -> Tensor:
+def _target_logits(logits: Logits, rows: slice, targets: Tensor) -> Tensor:
     """The targets' logits [R, T]. A target that stands twice in a row has one logit, whatever rounding says."""
-    own = [logits.at_items(rows, column) for column in targets.T]
-    own[1:] = [torch.where(targets[:, k] == targets[:, 0], own[0], own[k]) for k in range(1, len(own))]
-    return torch.stack(own, dim=1) if own else torch.zeros(len(targets), 0, dtype=logits.dtype, device=logits.device)
+    columns = [logits.at_items(rows, column) for column in targets.T]
+    columns[1:] = [torch.where(targets[:, k] == targets[:, 0], columns[0], columns[k]) for k in range(1, len(columns))]
+    if not columns:
+        return torch.zeros(len(targets), 0, dtype=logits.dtype, device=logits.device)
+    return torch.stack(columns, dim=1)
 
 
 def _buffers(tiles: list[slice], num_rows: int, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:

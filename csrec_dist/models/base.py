@@ -37,13 +37,13 @@ class TrainingStates(NamedTuple):
     view_weights: Tensor | None = None
 
 
-def picked(held: Tensor, *values: Tensor) -> list[Tensor]:
-    """Of each of `values` [B, L, ..] the rows [n, ..] where `held` [B, L]: in labelling, and in evaluation.
+def picked(mask: Tensor, *values: Tensor) -> list[Tensor]:
+    """The rows [n, ..] of each of `values` [B, L, ..] where `mask` [B, L] is set: for labelling and evaluation.
 
-    A GPU's host waits once, to learn how many they are; `value[held]` would have it wait for each of them.
+    A GPU's host waits once, to learn how many they are; `value[mask]` would have it wait for each of the values.
     """
-    places = held.flatten().nonzero().squeeze(1)
-    return [value.flatten(0, 1).index_select(0, places) for value in values]
+    index = mask.flatten().nonzero().squeeze(1)
+    return [value.flatten(0, 1).index_select(0, index) for value in values]
 
 
 class SequentialModel(nn.Module, ABC):

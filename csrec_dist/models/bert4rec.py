@@ -111,19 +111,19 @@ class BERT4Rec(SequentialModel):
         least = draws == draws.amin(1, keepdim=True)
         return ((draws < self.config.mask_ratio) | least) & (items != 0)
 
-    def _read(self, items: Tensor, masked: Tensor, asked: Tensor | None = None) -> Tensor:
-        """States [B, Q, d] at the positions `asked` [B, Q], or at all, of items [B, L], some of them masked."""
+    def _read(self, items: Tensor, masked: Tensor, queries: Tensor | None = None) -> Tensor:
+        """States [B, Q, d] at the positions `queries` [B, Q], or at all, of items [B, L], some of them masked."""
         seen = (items != 0) | masked
         vectors = torch.where(masked.unsqueeze(-1), self.mask, self.item_table(items))
         states = self.dropout(self.norm(vectors + self._positions(seen)))
         *first, last = self.layers
         for layer in first:
             states = layer(states, seen)
-        return self.output_norm(F.gelu(self.output(last(states, seen, asked))))
+        return self.output_norm(F.gelu(self.output(last(states, seen, queries))))
 
     def _positions(self, seen: Tensor) -> Tensor:
         """Position vectors [L, d] or [B, L, d] of windows whose items and masks are `seen` [B, L]."""
-        places = torch.arange(seen.shape[1], device=seen.device)
+        index = torch.arange(seen.shape[1], device=seen.device)
         if self.config.positions_from == "start":
-            return self.positions[places]
-        return embedding((seen.sum(1, keepdim=True) - 1 - places).clamp(min=0), self.positions)
+            return self.positions[index]
+        return embedding((seen.sum(1, keepdim=True) - 1 - index).clamp(min=0), self.positions)

@@ -73,8 +73,8 @@ class CL4SRec(SASRec):
 def drawn_prefixes(histories: Tensor, keys: Tensor, seed: int) -> Tensor:
     """A prefix [B, L] of each history [B, L] of n ≥ 1 items, of each length 1 … n with the same probability."""
     lengths = (histories != 0).sum(1, keepdim=True)
-    kept = (uniform(keys, seed, PREFIXES, 1).double() * lengths).long() + 1
-    return histories.masked_fill(torch.arange(histories.shape[1], device=histories.device) >= kept, 0)
+    num = (uniform(keys, seed, PREFIXES, 1).double() * lengths).long() + 1
+    return histories.masked_fill(torch.arange(histories.shape[1], device=histories.device) >= num, 0)
 
 
 def disturbed_copies(
@@ -99,13 +99,13 @@ def disturbed_copies(
     return ways[first, rows], ways[second, rows]
 
 
-def cropped(histories: Tensor, share: float, place: Tensor) -> Tensor:
-    """⌊share·n⌋ of the n items in a row (at least one), from where `place` [B] in [0, 1) says, moved to the left."""
-    kept = _share_of(histories, share).clamp(min=1)
-    start = _start(histories, kept, place)
+def cropped(histories: Tensor, share: float, offset: Tensor) -> Tensor:
+    """⌊share·n⌋ of the n items in a row (at least one), from where `offset` [B] in [0, 1) says, moved left."""
+    num = _share_of(histories, share).clamp(min=1)
+    start = _start(histories, num, offset)
     positions = torch.arange(histories.shape[1], device=histories.device)
     moved = histories.gather(1, (positions + start).clamp(max=histories.shape[1] - 1))
-    return moved.masked_fill(positions >= kept, 0)
+    return moved.masked_fill(positions >= num, 0)
 
 
 def masked(histories: Tensor, share: float, scores: Tensor, mask_item: int) -> Tensor:
@@ -114,10 +114,10 @@ def masked(histories: Tensor, share: float, scores: Tensor, mask_item: int) -> T
     return histories.masked_fill(ranks < _share_of(histories, share), mask_item)
 
 
-def reordered(histories: Tensor, share: float, place: Tensor, scores: Tensor) -> Tensor:
-    """⌊share·n⌋ of the n items in a row, from where `place` [B] says, put in the order of `scores` [B, L] in [0, 1)."""
+def reordered(histories: Tensor, share: float, offset: Tensor, scores: Tensor) -> Tensor:
+    """⌊share·n⌋ of the n items in a row, from where `offset` [B] says, in the order of `scores` [B, L] in [0, 1)."""
     moved = _share_of(histories, share)
-    start = _start(histories, moved, place)
+    start = _start(histories, moved, offset)
     positions = torch.arange(histories.shape[1], device=histories.device)
     inside = (positions >= start) & (positions < start + moved)
     order = torch.where(inside, start + scores.double() * moved, positions.double())
@@ -130,10 +130,10 @@ def _share_of(histories: Tensor, share: float) -> Tensor:
     return (lengths.double() * share + 1e-9).long()
 
 
-def _start(histories: Tensor, num: Tensor, place: Tensor) -> Tensor:
-    """Where a piece of `num` [B, 1] items begins, [B, 1]: `place` [B] of the n − num + 1 possibilities."""
+def _start(histories: Tensor, num: Tensor, offset: Tensor) -> Tensor:
+    """Where a piece of `num` [B, 1] items begins, [B, 1]: the share `offset` [B] of the n − num + 1 possibilities."""
     possibilities = (histories != 0).sum(1, keepdim=True) - num + 1
-    return (place.unsqueeze(1) * possibilities.clamp(min=1)).long()
+    return (offset.unsqueeze(1) * possibilities.clamp(min=1)).long()
 
 
 def _last(states: Tensor, items: Tensor) -> Tensor:

@@ -32,23 +32,23 @@ def kept_variance_on(device: torch.device, dtype: torch.dtype, num_steps: int, f
     return kept_variance(num_steps, first, last).to(device, dtype)
 
 
-def noised(start: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+def noised(start: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """x_t = √ā_t · x_0 + √(1 − ā_t) · ε, with ā_t that broadcasts."""
-    return kept.sqrt() * start + (1 - kept).sqrt() * noise
+    return alpha_bar.sqrt() * start + (1 - alpha_bar).sqrt() * noise
 
 
-def ddim_step(x: Tensor, start: Tensor, kept: Tensor, kept_after: Tensor) -> Tensor:
+def ddim_step(x: Tensor, start: Tensor, alpha_bar: Tensor, alpha_bar_after: Tensor) -> Tensor:
     """From x_t to x_s, s < t, without new noise: that in x_t is what `start` leaves unexplained (Song et al., 2021)."""
-    noise = (x - kept.sqrt() * start) / (1 - kept).sqrt()
-    return noised(start, noise, kept_after)
+    noise = (x - alpha_bar.sqrt() * start) / (1 - alpha_bar).sqrt()
+    return noised(start, noise, alpha_bar_after)
 
 
-def ancestral_step(x: Tensor, start: Tensor, kept: Tensor, kept_after: Tensor, noise: Tensor) -> Tensor:
+def ancestral_step(x: Tensor, start: Tensor, alpha_bar: Tensor, alpha_bar_after: Tensor, noise: Tensor) -> Tensor:
     """From x_t to x_s, drawn from q(x_s | x_t, x_0 = `start`) by the normal `noise` (Ho et al., 2020, Eq. 6–7)."""
-    step = kept / kept_after
-    of_start = kept_after.sqrt() * (1 - step) / (1 - kept)
-    of_x = step.sqrt() * (1 - kept_after) / (1 - kept)
-    deviation = ((1 - step) * (1 - kept_after) / (1 - kept)).sqrt()
+    step = alpha_bar / alpha_bar_after
+    of_start = alpha_bar_after.sqrt() * (1 - step) / (1 - alpha_bar)
+    of_x = step.sqrt() * (1 - alpha_bar_after) / (1 - alpha_bar)
+    deviation = ((1 - step) * (1 - alpha_bar_after) / (1 - alpha_bar)).sqrt()
     return of_start * start + of_x * x + deviation * noise
 
 
@@ -59,7 +59,7 @@ def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tenso
 
 def sampled_steps(num_steps: int, num_sampled: int) -> list[int]:
     """`num_sampled` steps t out of T … 1, evenly, the first being T."""
-    return [num_steps - place * num_steps // num_sampled for place in range(num_sampled)]
+    return [num_steps - index * num_steps // num_sampled for index in range(num_sampled)]
 
 
 def sinusoids(steps: Tensor, width: int) -> Tensor:
@@ -105,15 +105,15 @@ class DreamRec(SASRec):
         steps, noise, dropped = self.training_draws(inputs.drawn["examples"], inputs.seed)
         conditions = torch.where(dropped, self.no_condition, conditions)
         start = self.item_table(inputs.targets).detach()
-        x = noised(start, noise.to(start.dtype), self._kept(start)[steps].unsqueeze(-1))
+        x = noised(start, noise.to(start.dtype), self._alpha_bars(start)[steps].unsqueeze(-1))
         return TrainingStates(self.denoiser(x, conditions, steps), inputs.targets, inputs.weights)
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d] by the reverse diffusion, in either mode; zeros at padding."""
-        held = histories != 0
+        mask = histories != 0
         states = super().encode(histories)
-        sampled = self._sample(*picked(held, states, prefix_keys(histories)))
-        return torch.zeros_like(states).index_put((held,), sampled)
+        sampled = self._sample(*picked(mask, states, prefix_keys(histories)))
+        return torch.zeros_like(states).index_put((mask,), sampled)
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d] of whole histories, for which alone the diffusion is run."""
@@ -131,16 +131,16 @@ class DreamRec(SASRec):
         """x̂_0 [n, d] at the end of the reverse diffusion from the noise that `keys` [n] draw."""
         config = self.config
         steps = sampled_steps(config.num_steps, config.sampling_steps or config.num_steps)
-        kept = self._kept(conditions)
+        alpha_bars = self._alpha_bars(conditions)
         x = normal(keys, SAMPLING_SEED, config.num_steps, config.width).to(conditions.dtype)
         item_norm = self.item_table.mean_square().sqrt()
         for step, after in pairwise(steps):
             start = F.normalize(self._guided_start(x, conditions, step), dim=-1) * item_norm
             if config.sampling_steps is None:
                 noise = normal(keys, SAMPLING_SEED, after, config.width).to(x.dtype)
-                x = ancestral_step(x, start, kept[step], kept[after], noise)
+                x = ancestral_step(x, start, alpha_bars[step], alpha_bars[after], noise)
             else:
-                x = ddim_step(x, start, kept[step], kept[after])
+                x = ddim_step(x, start, alpha_bars[step], alpha_bars[after])
         return self._guided_start(x, conditions, steps[-1])
 
     def _guided_start(self, x: Tensor, conditions: Tensor, step: int) -> Tensor:
@@ -150,7 +150,7 @@ class DreamRec(SASRec):
             return conditional
         return guided(conditional, self.denoiser(x, self.no_condition, steps), self.config.guidance)
 
-    def _kept(self, like: Tensor) -> Tensor:
+    def _alpha_bars(self, like: Tensor) -> Tensor:
         """ā_0 … ā_T in the type and on the device of `like`."""
         config = self.config
         schedule = config.num_steps, config.first_variance, config.last_variance

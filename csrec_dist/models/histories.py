@@ -24,11 +24,11 @@ def pad_histories(
     """
     padded, lengths = _padded_tensor(histories) if isinstance(histories, Tensor) else _padded_lists(histories)
     _check(padded, lengths, num_items)
-    kept = lengths.clamp(max=max_length)
-    positions = torch.arange(int(kept.max()), device=padded.device)
-    source = positions + (lengths - kept).unsqueeze(1)
+    shortened = lengths.clamp(max=max_length)
+    positions = torch.arange(int(shortened.max()), device=padded.device)
+    source = positions + (lengths - shortened).unsqueeze(1)
     items = padded.gather(1, source.clamp(max=padded.shape[1] - 1))
-    return items.masked_fill(positions >= kept.unsqueeze(1), 0), kept
+    return items.masked_fill(positions >= shortened.unsqueeze(1), 0), shortened
 
 
 def _padded_lists(histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

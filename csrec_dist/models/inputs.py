@@ -1,7 +1,7 @@
-"""What a model trains on in one step, made on the host: which positions are examples, and what was drawn for them.
+"""A model's inputs for one training step, made on the host: which positions are examples, and the random draws.
 
-The thread that reads a batch knows where its examples are. So the device is never asked: a question to a GPU would hold
-the host up, and no CUDA graph could hold the answer. Letters: B windows of L + 1 items, n states, d width.
+The thread that reads a batch knows where its examples are, so the device is never asked: the host would wait for a
+GPU's answer, and no CUDA graph can have one. Letters: B windows of L + 1 items, n states, d width.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,16 +114,16 @@ class TrainingInputs:
 
     def tensors(self) -> dict[str, Tensor]:
         """What goes to the device, by name."""
-        found = {"items": self.items, "targets": self.targets, "weights": self.weights, "seed": self.seed}
-        found |= {"index": self.positions.index, "inverse": self.positions.inverse}
-        return found | {f"drawn.{name}": tensor for name, tensor in self.drawn.items()}
+        named = {"items": self.items, "targets": self.targets, "weights": self.weights, "seed": self.seed}
+        named |= {"index": self.positions.index, "inverse": self.positions.inverse}
+        return named | {f"drawn.{name}": tensor for name, tensor in self.drawn.items()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same with these tensors, named as in `tensors()`."""
         positions = replace(self.positions, index=tensors["index"], inverse=tensors["inverse"])
-        own: dict[str, Any] = {name: tensors[name] for name in ("items", "targets", "weights", "seed")}
+        others: dict[str, Any] = {name: tensors[name] for name in ("items", "targets", "weights", "seed")}
         drawn = {name: tensors[f"drawn.{name}"] for name in self.drawn}
-        return replace(self, positions=positions, drawn=drawn, **own)
+        return replace(self, positions=positions, drawn=drawn, **others)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor of `tensors()` changed."""

@@ -119,16 +119,16 @@ def write_sharded(
     """
     group, folder = catalog.group, Path(folder)
     _refuse_foreign(folder)
-    own = {row_name(name, catalog.rows): weights[name] for name in sliced}
+    tensors = {row_name(name, catalog.rows): weights[name] for name in sliced}
     if group.is_leader:
-        own |= {name: tensor for name, tensor in weights.items() if name not in sliced}
+        tensors |= {name: tensor for name, tensor in weights.items() if name not in sliced}
     file = SHARD_FILE.format(group.rank + 1, group.size)
-    save_tensors(folder / file, own, metadata=_metadata(description))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())
-    found = group.gather_objects({"file": file, "names": sorted(own), "size": size})
+    save_tensors(folder / file, tensors, metadata=_metadata(description))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    parts = group.gather_objects({"file": file, "names": sorted(tensors), "size": size})
     if group.is_leader:
-        files = {name: part["file"] for part in found for name in part["names"]}
-        total = sum(part["size"] for part in found)
+        files = {name: part["file"] for part in parts for name in part["names"]}
+        total = sum(part["size"] for part in parts)
         (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # a reader would take it rather than the index
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": files})
         write_json(folder / CONFIG_FILE, description.model_dump(mode="json"))

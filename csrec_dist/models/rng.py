@@ -26,8 +26,8 @@ def uniform(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
 
 def normal(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Standard normal numbers [..., size] float32, likewise: one of 2¹⁶ equally probable quantiles, |x| < 4.4."""
-    places = _top_bits(_words(keys, seed, stream, size), NORMAL_BITS)
-    return _normal_quantiles(keys.device)[places]
+    index = _top_bits(_words(keys, seed, stream, size), NORMAL_BITS)
+    return _normal_quantiles(keys.device)[index]
 
 
 def key_of(items: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def prefix_keys(items: Tensor) -> Tensor:
 
 def _located(items: Tensor) -> Tensor:
     """Hashes [..., L] of (position, item) pairs, 0 at padding; a sum of them names a history."""
-    places = torch.arange(1, items.shape[-1] + 1, device=items.device) * _signed(_STEP)
-    return _mixed(_mixed(items.long()) + places).masked_fill(items == 0, 0)
+    positions = torch.arange(1, items.shape[-1] + 1, device=items.device) * _signed(_STEP)
+    return _mixed(_mixed(items.long()) + positions).masked_fill(items == 0, 0)
 
 
 def _words(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
@@ -100,7 +100,7 @@ def _signed(x: int) -> int:
 def _normal_quantiles(device: torch.device) -> Tensor:
     """The normal quantiles at the middles of 2¹⁶ equal probabilities, scaled to variance 1."""
     num = 1 << NORMAL_BITS
-    upper = torch.tensor([NormalDist().inv_cdf(0.5 + (place + 0.5) / num) for place in range(num // 2)]).double()
+    upper = torch.tensor([NormalDist().inv_cdf(0.5 + (index + 0.5) / num) for index in range(num // 2)]).double()
     quantiles = torch.cat([-upper.flip(0), upper])
     return (quantiles / quantiles.square().mean().sqrt()).float().to(device)
 
@@ -122,5 +122,5 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.probability)
-        kept = torch.rand_like(x, dtype=torch.float32).ge_(self.probability)
-        return x * kept.mul_(1 / (1 - self.probability)).to(x.dtype)
+        mask = torch.rand_like(x, dtype=torch.float32).ge_(self.probability)
+        return x * mask.mul_(1 / (1 - self.probability)).to(x.dtype)

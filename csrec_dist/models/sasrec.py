@@ -67,24 +67,24 @@ class TransformerLayer(nn.Module):
         self.inner_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, seen: Tensor | None = None, asked: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
         """[B, L, d] → [B, L, d]; position l reads positions 0…l, or all that are `seen` [B, L] if that is given.
 
-        `asked` [B, Q] are the positions whose outputs [B, Q, d] are wanted, where not all are.
+        `queries` [B, Q] are the positions whose outputs [B, Q, d] are computed, if not all are.
         """
-        attended = self.attention_output(self._attend(x, seen, asked))
-        x = self.attention_norm((x if asked is None else _take(x, asked)) + self.dropout(attended))
+        attended = self.attention_output(self._attend(x, seen, queries))
+        x = self.attention_norm((x if queries is None else _take(x, queries)) + self.dropout(attended))
         return self.inner_norm(x + self.dropout(self.inner_output(F.gelu(self.inner(x)))))
 
-    def _attend(self, x: Tensor, seen: Tensor | None, asked: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, seen: Tensor | None, queries: Tensor | None) -> Tensor:
         """Attention of all heads, [B, Q, d].
 
         The causal one needs no padding mask: windows are padded on the right, so whatever lies at or
         before a real position is real, and the causal mask already hides all that lies behind it.
         """
-        assert seen is not None or asked is None, "causal attention answers for all positions"
+        assert seen is not None or queries is None, "causal attention answers for all positions"
         query, key, value = self.query_key_value(x).chunk(3, dim=-1)
-        query = query if asked is None else _take(query, asked)
+        query = query if queries is None else _take(query, queries)
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
         mask = None if seen is None else seen[:, None, None, :]
         dropout = self.attention_dropout if self.training else 0.0

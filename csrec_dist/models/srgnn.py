@@ -55,9 +55,9 @@ class SRGNN(SequentialModel):
         incoming, outgoing = (torch.cat(both, dim=1) for both in zip(*edges, strict=True))
         latest, settled = self.step(vectors, incoming, outgoing, torch.cat([vectors, vectors], dim=1)).split(length, 1)
         times = same.tril().sum(-1, dtype=vectors.dtype)
-        own = times.unsqueeze(-1) * self._attend_to(self.present(latest) + self.past(latest))
+        latest_weight = times.unsqueeze(-1) * self._attend_to(self.present(latest) + self.past(latest))
         weights = self._attend_to(self.present(latest).unsqueeze(2) + self.past(settled).unsqueeze(1)).squeeze(-1)
-        purpose = own * latest + (weights * times.unsqueeze(1) * _is_last_occurrence(same)) @ settled
+        purpose = latest_weight * latest + (weights * times.unsqueeze(1) * _is_last_occurrence(same)) @ settled
         return self.output(self.dropout(torch.cat([purpose, latest], dim=-1)))
 
     def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
@@ -67,17 +67,17 @@ class SRGNN(SequentialModel):
             return inputs
         index, length = inputs.positions.index, batch.targets.shape[1]
         order = (index % length).argsort(stable=True)
-        drawn = {"rows": index[order] // length, "ends": index[order] % length, "places": order.argsort()}
+        drawn = {"rows": index[order] // length, "ends": index[order] % length, "inverse": order.argsort()}
         return replace(inputs, drawn=drawn)
 
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """See `SequentialModel.training_states`; with several steps, examples' prefixes are read and no others."""
         if self.config.num_steps == 1:
             return super().training_states(inputs)
-        rows, ends, places = (inputs.drawn[name] for name in ("rows", "ends", "places"))
+        rows, ends, inverse = (inputs.drawn[name] for name in ("rows", "ends", "inverse"))
         cut = ends.device.type == "cpu"
         states = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
-        return TrainingStates(states[places], inputs.targets, inputs.weights)
+        return TrainingStates(states[inverse], inputs.targets, inputs.weights)
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d]; see `SequentialModel.encode_last`. One graph for each history."""
@@ -137,8 +137,8 @@ def neighbours(histories: Tensor, same: Tensor, ends: Tensor, dtype: torch.dtype
 def _shares(neighbour: Tensor, earlier: Tensor) -> Tensor:
     """Equal weights for the first position of each different item in each row of `neighbour` [B, L, L]."""
     again = neighbour.to(earlier.dtype) @ earlier > 0
-    kept = (neighbour & ~again).to(earlier.dtype)
-    return kept / kept.sum(-1, keepdim=True).clamp(min=1)
+    mask = (neighbour & ~again).to(earlier.dtype)
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _same_items(histories: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class StoredState:
 
     def names(self, part: str) -> list[str]:
         """What a part holds."""
-        return sorted(set().union(*(held for name, held in self._names.items() if _part_of(name) == part)))
+        return sorted(set().union(*(names for path, names in self._names.items() if _part_of(path) == part)))
 
     def read(self, part: str, name: str, rows: slice | None = None) -> Tensor:
         """A tensor on the CPU, or some of its rows; KeyError when the part has none of this name."""
@@ -92,8 +92,8 @@ class StoredState:
             file = self._files[whole]
             return file.get_tensor(name) if rows is None else file.get_slice(name)[rows.start : rows.stop]
         pieces = []
-        for path, held in self._names.items():
-            if _part_of(path) == part and name in held:
+        for path, names in self._names.items():
+            if _part_of(path) == part and name in names:
                 pieces += _overlap(self._files[path], name, _rows_of(path), rows)
         if not pieces:
             raise KeyError(f"{part} holds no {name}")
@@ -117,11 +117,11 @@ def _rows_of(file: str) -> slice:
     return slice(int(first), int(stop))
 
 
-def _overlap(file: Any, name: str, held: slice, wanted: slice | None) -> list[Tensor]:
-    """Those of the rows `held` in a file that are wanted, perhaps none of them, as one piece."""
-    low = held.start if wanted is None else max(held.start, wanted.start)
-    high = held.stop if wanted is None else min(held.stop, wanted.stop)
-    return [file.get_slice(name)[low - held.start : max(high, low) - held.start]] if low <= held.stop else []
+def _overlap(file: Any, name: str, stored: slice, wanted: slice | None) -> list[Tensor]:
+    """The rows of a file, which has the rows `stored`, that are `wanted`: one piece, or none."""
+    low = stored.start if wanted is None else max(stored.start, wanted.start)
+    high = stored.stop if wanted is None else min(stored.stop, wanted.stop)
+    return [file.get_slice(name)[low - stored.start : max(high, low) - stored.start]] if low <= stored.stop else []
 
 
 class Checkpoints:

@@ -130,10 +130,10 @@ class StepGraphs:
         """The losses [4], and the gradients, copied to where they stay whichever graph comes next."""
         labels = self._labels.labels(micro_batch.fields, self._device) if self._labels else None
         loss, gradients = loss_and_gradients(self._step, micro_batch.inputs, labels, self._factor)
-        kept = [
+        copied = [
             None if new is None else buffer.copy_(new) for buffer, new in zip(self._gradients, gradients, strict=True)
         ]
-        return torch.stack(list(loss)), kept
+        return torch.stack(list(loss)), copied
 
 
 def loss_and_gradients(

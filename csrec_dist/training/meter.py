@@ -20,8 +20,8 @@ class Meter:
 
     def __init__(self, group: Group, so_far: EpochSums, log_steps: int, device: torch.device) -> None:
         self._group, self._log_steps = group, log_steps
-        own = so_far.window if group.is_leader else [0.0] * 4
-        self._sums = torch.tensor(own, dtype=torch.float64, device=device)
+        window = so_far.window if group.is_leader else [0.0] * 4
+        self._sums = torch.tensor(window, dtype=torch.float64, device=device)
         self._steps = so_far.window_steps
         self._total = torch.tensor(so_far.total, dtype=torch.float64)
         self._waits = group.watch.waits
@@ -85,10 +85,10 @@ class Meter:
         fast ones wait in the sum of the step's count, which stands before the backward pass: on a CPU that is the
         wait for the slowest. On GPUs the host does not wait there, and only the waits between epochs are seen.
         """
-        own = [self.seconds - self.data_wait - self.collective_wait, self.data_wait, self.collective_wait]
-        ranks = self._group.all_gather(torch.tensor(own, dtype=torch.float64, device=self._sums.device)).cpu()
-        found: dict[str, float] = {}
+        seconds = [self.seconds - self.data_wait - self.collective_wait, self.data_wait, self.collective_wait]
+        ranks = self._group.all_gather(torch.tensor(seconds, dtype=torch.float64, device=self._sums.device)).cpu()
+        times: dict[str, float] = {}
         for name, values in zip(("busy", "data_wait", "collective_wait"), ranks.T, strict=True):
             spread = {"min": values.min(), "mean": values.mean(), "max": values.max()}
-            found |= {f"time/{name}/{kind}": value.item() for kind, value in spread.items()}
-        return found
+            times |= {f"time/{name}/{kind}": value.item() for kind, value in spread.items()}
+        return times

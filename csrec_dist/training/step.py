@@ -135,11 +135,11 @@ class TrainStep(nn.Module):
         """
         options = cast(ContrastOptions, self.model.config)
         columns = views if view_weights is None else (*views, view_weights.unsqueeze(1))
-        gathered, own = self.group.gather_rows(torch.cat(columns, dim=1))
+        gathered, rows = self.group.gather_rows(torch.cat(columns, dim=1))
         first, second, *rest = gathered.split([part.shape[1] for part in columns], dim=1)
         weights = rest[0].squeeze(1).detach() if rest else None
         temperature = options.contrast_temperature
-        total, num_windows = info_nce(first, second, own, temperature=temperature, weights=weights)
+        total, num_windows = info_nce(first, second, rows, temperature=temperature, weights=weights)
         counts = self.group.all_reduce_sum(torch.stack([num_states, num_windows]))
         weight = self.one_hot_weight * options.contrast_weight
         return total * (weight * counts[0] / counts[1].clamp(min=1))

@@ -77,14 +77,14 @@ class Stepper:
         """The losses of each micro-batch, one kernel after the other."""
         watch, ranks = self._group.watch, self._group.ranks
         losses: list[Loss] = []
-        for place, (inputs, fields) in enumerate(micro_batches):
+        for number, (inputs, fields) in enumerate(micro_batches):
             labels = self._labels.labels(fields, self._device) if self._labels else None
             with watch.computing("the forward pass", ranks):
                 loss: Loss = self._engine.forward(inputs.to(self._device), labels)
             if not losses:
                 factor = self._factor(count)
             with watch.computing("the backward pass", ranks):
-                self._engine.backward(loss.sum * factor, is_last=place == len(micro_batches) - 1)
+                self._engine.backward(loss.sum * factor, is_last=number == len(micro_batches) - 1)
             losses.append(Loss(*(part.detach() for part in loss)))
         return losses
 

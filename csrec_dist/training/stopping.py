@@ -92,19 +92,19 @@ class Requests:
 
     def begin_count(self, count: float) -> Callable[[], Tensor]:
         """Begin to sum `count` over the ranks; what is returned gives the sum, for which a CPU waits."""
-        own = torch.tensor([count, *self._own()], pin_memory=self._is_pinned)
+        values = torch.tensor([count, *self._requested()], pin_memory=self._is_pinned)
         if self._group.size == 1:
-            self._host = own[1:]
+            self._host = values[1:]
             total = torch.full((), count, dtype=torch.float32, device=self._device)
             return lambda: total
-        pending = self._group.begin_sum(own.to(self._device, non_blocking=True))
+        pending = self._group.begin_sum(values.to(self._device, non_blocking=True))
 
         def summed() -> Tensor:
-            found = pending()
-            self._host.copy_(found[1:], non_blocking=True)
+            sums = pending()
+            self._host.copy_(sums[1:], non_blocking=True)
             if self._copied:
                 self._copied.record()
-            return found[0]
+            return sums[0]
 
         return summed
 
@@ -120,7 +120,7 @@ class Requests:
         """A checkpoint was written now."""
         self._saved = self._clock()
 
-    def _own(self) -> list[float]:
+    def _requested(self) -> list[float]:
         """What this rank asks for: a checkpoint, and each of the signals."""
         is_due = self._group.is_leader and self._clock() - self._saved >= self._seconds
         return [float(is_due), *(float(each == self._signals.received) for each in SIGNALS)]

@@ -214,8 +214,8 @@ class Trainer:
             for _ in steps:
                 watch.at(self._log.stage, state.total_steps + 1)
                 with watch.data_wait():
-                    found = next(ahead)
-                yield found
+                    micro_batches = next(ahead)
+                yield micro_batches
 
     def _act(self, agreed: Agreed, order: EpochOrder, meter: Meter) -> None:
         """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
@@ -238,15 +238,15 @@ class Trainer:
 
     def _save(self) -> None:
         """Begin to write a checkpoint, unless the weights are good for nothing: the one before it stays then."""
-        found = self._engine.snapshot()
-        whole = found.whole["model"] if self._group.is_leader else {}
+        snapshot = self._engine.snapshot()
+        whole = snapshot.whole["model"] if self._group.is_leader else {}
         num_wrong = sum(
-            int((~tensor.isfinite()).sum()) for tensor in (*whole.values(), *found.slices["model"].values())
+            int((~tensor.isfinite()).sum()) for tensor in (*whole.values(), *snapshot.slices["model"].values())
         )
         if self._group.all_reduce_sum(torch.tensor(num_wrong, device=self._device)) > 0:
             raise self._diverged("weights are")
-        found.add("best", self._best, slices_of(self._inner.model))
-        self._checkpoints.save(self._state, found)
+        snapshot.add("best", self._best, slices_of(self._inner.model))
+        self._checkpoints.save(self._state, snapshot)
         self._requests.saved()
 
     def _diverged(self, what: str) -> UserError:

@@ -102,12 +102,12 @@ def adopt(task: Task) -> None:
     if not task.is_ready:
         return
     claim(task.run)
-    own = task.run
+    run = task.run
     leaves = {stage.name: stage.leaves for stage in stages_of(task.config)}
     if task.donor is not None:
         for stage in task.shared:
-            if own.record(stage) is None:
-                own.adopt(stage, task.donor.run, leaves[stage])
-    if own.record("teach") is None:
+            if run.record(stage) is None:
+                run.adopt(stage, task.donor.run, leaves[stage])
+    if run.record("teach") is None:
         for name, (lender, its_name) in task.lenders.items():
-            link(own.folder / "teachers" / name, lender.run.folder / "teachers" / its_name)
+            link(run.folder / "teachers" / name, lender.run.folder / "teachers" / its_name)
