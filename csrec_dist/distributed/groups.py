@@ -151,6 +151,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, group: Group, counts: tuple[int, ...]) -> torch.Tensor:
         ctx.group, ctx.counts, ctx.dtype = group, counts, rows.dtype
+        # gloo and NCCL gather tensors of one shape: the ranks' rows are padded to the most that any of them has.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         return torch.cat([part[:count] for part, count in zip(group.all_gather(padded), counts, strict=True)])

@@ -104,6 +104,7 @@ class LabelCache:
                 f"example ids {ids.min()} to {ids.max()} were asked for; {self.folder} holds 0 to "
                 f"{self.num_examples - 1}"
             )
+        # By rising id, so that each shard is read once, from front to back, whatever order the batch has.
         order = np.argsort(ids, kind="stable")
         shard_of = np.searchsorted(self._first_examples, ids[order], side="right") - 1
         specs = self.index.label_tensors(len(ids))

@@ -33,12 +33,15 @@ class RunLock:
             UserError: another process has it, or the folder cannot be written.
         """
         try:
+            # The folder may be removed, with its file, by a run that ends between our opening it and locking it: a lock
+            # on a file that is no longer there protects nothing, so it is taken again.
             while not self._is_current():
                 self._close()
                 self._made_folder = not self._folder.exists()
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The name is for messages alone: the kernel's lock decides, also where this process is killed before it.
             self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         except BlockingIOError:
             holder = self._holder()

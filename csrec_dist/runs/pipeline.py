@@ -108,6 +108,7 @@ def work_on(
         check_catalog_parallel(processes.world_size, config.distributed.catalog_parallel)
         engines.check(config.distributed)
     with _in_use(run):
+        # Replacements that a killed process left half done come first: what a stage finds decides what is to do.
         processes.on_main(run.restarts.recover)
         decided = processes.on_main(lambda: ways(run, stages, chosen, restart))
         with run.log("run") as log, _settings(run, chosen, log.say, keep_threads):
@@ -180,6 +181,7 @@ def _execute(run: ActiveRun, stage: Stage, stages: list[Stage], way: Way, restar
     processes = run.processes
     inputs = processes.on_main(lambda: stage.inputs(run))
     stage.check(run, inputs)
+    # Rank 0 alone writes the records; the others wait, so that no rank works on a stage that is not begun.
     is_beside = processes.on_main(lambda: _begin(run, stage, inputs, way, restart))
     run.beside = stage.all_leaves if is_beside else ()
     with measured(processes.begin(stage.name)) as usage, _memory_explained(run, stage):

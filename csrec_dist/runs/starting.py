@@ -165,6 +165,7 @@ class _Start:
                     f"Doing stage {stage.name} again would replace {foreign[0]}, a file that no run writes. Move it "
                     "away first."
                 )
+        # Checked before anything is begun, since a result is written beside the old one and both need room.
         self._check_room([stage for stage in replaced if stage.name in self.chosen])
 
     def _check_room(self, replaced: Sequence[Stage]) -> None:

@@ -161,6 +161,7 @@ class Checkpoints:
         self.wait()
         final = self.folder / f"step-{state.total_steps:09d}"
         temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
+        # `asdict` copies, as the snapshot has: the training goes on and changes both while the thread writes.
         values = {"inputs": self._inputs, **asdict(state)}
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing = thread.submit(self._write, final, temporary, values, snapshot)
@@ -236,7 +237,7 @@ class Checkpoints:
                     f"{folder} belongs to a training with different inputs: {'; '.join(changes)}. "
                     "Restart the stage with --restart, or give the run another name."
                 )
-            self._tidy(damaged)
+            self._tidy(damaged)  # renamed only now that there is one to resume from
             return folder.name, [path.name for path in damaged]
         if damaged:
             raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
@@ -263,11 +264,14 @@ class Checkpoints:
         files = [f"{part}.safetensors" for part in PARTS]
         if self._has_slices:
             files += [_slice_file(part, rows) for part in PARTS for rows in self._catalog.all_rows]
+            # By looking for their files, not by a collective: this thread works beside the training's collectives, and
+            # the ranks would enter the two in different orders.
             self._await(temporary, files)
         sizes = {name: (temporary / name).stat().st_size for name in files}
-        write_json(temporary / "state.json", {**values, "files": sizes})
+        write_json(temporary / "state.json", {**values, "files": sizes})  # the last file: it vouches for the others
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
+        # Only now, when the new one has its name: whenever the process is killed there is a whole checkpoint.
         for old in checkpoint_folders(self.folder)[: -self._keep]:
             shutil.rmtree(old)
 
