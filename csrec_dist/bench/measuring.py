@@ -104,7 +104,8 @@ class _Benchmark:
             num_users = (settings.warmup + settings.steps) * config.training.batch_size
             self._write_log("log.parquet", num_users, settings.sizes.items, config.dataset.window)
         work_on(run, ["prepare"])
-        samples = [RowSample(member.sample, member.seed) for member in config.module.members]
+        members = () if config.teachers.pretrained else config.module.members
+        samples = [RowSample(member.sample, member.seed) for member in members]
         rows, batch_size = run.dataset.splits["train"].shard_rows, config.training.batch_size
         num_steps = min(EpochOrder(rows, batch_size, 0, 0, sample).num_steps for sample in (None, *samples))
         if num_steps <= settings.warmup:
@@ -125,7 +126,7 @@ class _Benchmark:
         runtime, dataset = self.runtime, run.dataset
         train, label_bytes = dataset.splits["train"], _label_bytes(run)
         flops = RunFlops(**runtime.on_main(lambda: asdict(run_flops(run))))
-        stages = {name: stage_figures(run, name, self.settings.warmup, flops) for name in stage_names(run.config)[1:]}
+        stages = {name: stage_figures(run, name, self.settings.warmup, flops) for name in _shown(run.config)}
         return Result(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             machines=machines_of(runtime),
@@ -199,6 +200,12 @@ class _Benchmark:
         work_on(run, keep_threads=self.keep_threads)
         flops = run_flops(run)
         return {name: stage_figures(run, name, self.settings.warmup, flops).rate for name in result.stages}
+
+
+def _shown(config: Config) -> list[str]:
+    """The stages that have figures: trained models that were given are only copied."""
+    left_out = {"prepare", "teach"} if config.teachers.pretrained else {"prepare"}
+    return [name for name in stage_names(config) if name not in left_out]
 
 
 def _label_bytes(run: MeasuredRun) -> int:

@@ -78,6 +78,17 @@ def test_a_config_of_its_own(tmp_path: Path, finished_run: tuple[Path, Path], sm
     assert sum(result.stages["label"].examples) == result.log.examples
 
 
+def test_members_that_were_trained_before_are_not_timed(tmp_path: Path, finished_run: tuple[Path, Path]) -> None:
+    config, run = finished_run
+    folders = [str(run / "teachers" / name) for name in ("teacher-0", "teacher-1")]
+    command = ["bench", "--config", str(config), "--set", "training.batch_size=4", "--steps", "3", "--warmup", "1"]
+    members = ["--set", f"teachers.pretrained={folders}"]
+    assert main([*command, *members, "--output", str(tmp_path / "own.json")]) == 0
+    result = read_result(tmp_path / "own.json")
+    assert list(result.stages) == ["label", "distill", "evaluate"]
+    assert sum(result.stages["label"].examples) == result.log.examples
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
