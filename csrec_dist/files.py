@@ -90,6 +90,8 @@ def read_text(path: Path | str, what: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist.") from None
+    except PermissionError:
+        raise  # the command line says whom to ask
     except OSError as error:
         raise UserError(f"{what} {shortened(str(path), LONGEST_PATH)} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -104,6 +106,8 @@ def exists(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:
+        raise  # the command line says whom to ask
     except OSError as error:
         raise UserError(f"{shortened(str(path), LONGEST_PATH)} cannot be looked at: {error.strerror}.") from None
     except ValueError as error:  # a null byte

@@ -69,7 +69,7 @@ def test_one_label_shard_passes_through_six_files(tmp_path: Path) -> None:
     exact = LabelOptions(dtype="float32")
     with traced(note):
         write_labels(tmp_path / "labels", dataset, members, names, column, ALONE, ALONE, device=CPU, options=exact)
-        LabelCache(tmp_path / "labels", dataset).read(np.arange(3))
+        LabelCache(tmp_path / "labels", dataset).rows(np.arange(3))
     passed = [name for name in files if name.startswith(("labels/", "losses/")) and name != "labels/options.py"]
     assert "labels/writer.py" in passed
     assert "labels/cache.py" in passed

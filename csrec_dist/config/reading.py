@@ -117,7 +117,9 @@ def is_resolved(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8") as file:
             return bool(re.fullmatch(r"# hash: [0-9a-f]{16}\nname: .*\n", file.readline() + file.readline()))
-    except (OSError, ValueError):  # missing, no file, unreadable, not text
+    except PermissionError:
+        raise  # the command line says whom to ask
+    except (OSError, ValueError):  # missing, no file, a path too long, not text
         return False
 
 

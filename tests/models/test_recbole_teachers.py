@@ -69,7 +69,7 @@ def test_labels_are_the_mean_of_their_scores(
     histories = histories_of(reference_data(names[0]))
     assert len(histories) == 6
     ids = [last_example_of(Run.of(config).dataset_folder, history) for history in histories.values()]
-    labels = LabelCache(run.folder / "labels").read(torch.tensor(ids))
+    labels = LabelCache(run.folder / "labels").rows(torch.tensor(ids))
     expected = torch.stack([reference_data(name).scores[list(histories), 1:].double() for name in names]).mean(0)
     logits = labels.states.double() @ labels.item_weight.double().T
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)

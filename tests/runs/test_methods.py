@@ -99,7 +99,7 @@ def test_members_are_combined_as_asked(small_dataset: Path, tmp_path: Path, opti
 def test_members_of_several_architectures_and_widths(small_dataset: Path, tmp_path: Path) -> None:
     mixture = [{"name": "gru4rec", "width": 8}, {"name": "sasrec", "width": 12}, {"name": "narm", "width": 4}]
     run = done(tmp_path, small_dataset, "model_level", teachers={"num": 3, "model": mixture})
-    labels = LabelCache(run / "labels", Dataset(small_dataset)).read(np.arange(3))
+    labels = LabelCache(run / "labels", Dataset(small_dataset)).rows(np.arange(3))
     assert torch.as_tensor(labels.states).shape == (3, 24)
 
 

@@ -132,8 +132,11 @@ def test_killed_and_resumed_with_the_catalog_over_other_numbers_of_ranks_follows
     for world_size, catalog_parallel, steps in ((2, 2, 7), (3, 3, 5), (1, 1, 4), (2, 2, None)):
         settings = [f"distributed.catalog_parallel={catalog_parallel}"]
         train_on(world_size, str(tmp_path), str(small_dataset), steps, *settings)
-        kept = {path.name.partition("-rows-")[2] for path in tmp_path.rglob("checkpoints/**/*-rows-*")}
-        assert not steps or len(kept) in ((0,) if catalog_parallel == 1 else (catalog_parallel, 2 * catalog_parallel))
+        if steps:
+            # The one before the newest may be of the start before, with another number of ranks.
+            newest = max(tmp_path.rglob("checkpoints/**/step-*"), key=lambda folder: folder.name)
+            slices = {path.name.partition("-rows-")[2] for path in newest.glob("*-rows-*")}
+            assert len(slices) == (0 if catalog_parallel == 1 else catalog_parallel)
     torch.testing.assert_close(epochs(tmp_path), epochs(unbroken), rtol=0, atol=1e-4)
 
 
