@@ -109,7 +109,7 @@ def _prepare_once(options: DatasetOptions, folder: Path, table: Any) -> None:
             require_same(folder, options, table)
             log.say(f"{folder} is prepared already")
         else:
-            prepare(options, folder, log.say, table)
+            prepare(options, folder, lambda line: log.say(_in_python(line)), table)
 
 
 ARGUMENT = rf"(?<![\w/.-])dataset\.(?:columns\.)?({'|'.join([*ROLES, *DatasetOptions.model_fields])})\b"
@@ -118,12 +118,17 @@ ARGUMENT = rf"(?<![\w/.-])dataset\.(?:columns\.)?({'|'.join([*ROLES, *DatasetOpt
 
 @contextmanager
 def _arguments_named() -> Iterator[None]:
-    """In the block's messages the keys of a config are the arguments of Python: dataset.columns.user is user."""
+    """Errors of the block name the arguments of Python."""
     try:
         yield
     except UserError as error:
-        text = re.sub(rf"{ARGUMENT}(?<!columns): (\w+)", _assignment, str(error))
-        raise UserError(re.sub(ARGUMENT, r"the argument \1", text)) from None
+        raise UserError(_in_python(str(error))) from None
+
+
+def _in_python(text: str) -> str:
+    """The keys of a config in a text as arguments: dataset.columns.user is user, `dataset.header: true` header=True."""
+    text = re.sub(rf"{ARGUMENT}(?<!columns): (\w+)", _assignment, text)
+    return re.sub(ARGUMENT, r"the argument \1", text)
 
 
 def _assignment(key_and_value: re.Match[str]) -> str:

@@ -296,6 +296,22 @@ def prepared(folder: Path, log: Any, **changes: Any) -> Dataset:
     return Dataset.prepare(log, folder / "data", **columns | changes)
 
 
+def test_what_is_printed_and_refused_names_the_arguments_of_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = shop_log()
+    prepared(tmp_path, pd.concat([frame, frame.iloc[:3]]))
+    assert "3 rows repeat" in (said := capsys.readouterr().out)
+    assert "set duplicates='exact' to drop them" in said
+    (tmp_path / "5.dataset.window").write_text("1,2,3\n")
+    with pytest.raises(UserError) as caught:
+        Dataset.prepare(tmp_path / "5.dataset.window", tmp_path / "other")
+    assert "set header=False and give the columns by position, such as the argument columns: {user: 1" in str(
+        caught.value
+    )
+    assert f"{tmp_path}/5.dataset.window: its first line" in str(caught.value)  # a path stays as it is
+
+
 def test_a_dataset_is_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = shop_log()
     frame.to_csv(tmp_path / "log.csv", index=False)

@@ -45,7 +45,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError) as error:
-        reason = shortened(" ".join(str(error).split()), LONGEST_REASON)
+        reason = shortened(" ".join(str(error).split()), LONGEST_REASON).rstrip(".")
         raise UserError(
             f"{what} ({constants.ENDPOINT}): {reason or type(error).__name__}. Check the name and the network; where "
             "the repository asks who you are, log in with `hf auth login` or give a token."
