@@ -17,9 +17,8 @@ import torch
 
 from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.distributed import Group
-from csrec_dist.distributed.layout import label_columns
-from csrec_dist.labels import DenseLabels, FactoredLabels, LabelCache, LabelMember, label_bytes, write_labels
+from csrec_dist.distributed.layout import LabelRanks
+from csrec_dist.labels import DenseLabels, FactoredLabels, LabelCache, LabelMember, Reading, label_bytes, write_labels
 from csrec_dist.labels.options import FORMS, LabelOptions
 from csrec_dist.models import SequentialModel
 from csrec_dist.runs.run import Run
@@ -73,12 +72,11 @@ class Teachers:
 
     def write(self, folder: Path, form: str, dtype: str, keep: int, **reading: Any) -> dict[str, float]:
         """Label the train split; seconds and bytes."""
-        alone, column = Group((0,), 0), label_columns(len(self.members), 1)[0]
         options = LabelOptions.model_validate({"form": form, "dtype": dtype, "keep": keep})
         begin = time.perf_counter()
         write_labels(
-            folder, self.dataset, self.models, self.members, column, alone, alone,
-            device=torch.device("cpu"), options=options, **reading,
+            folder, self.dataset, self.models, self.members, LabelRanks.alone(len(self.members)),
+            device=torch.device("cpu"), options=options, reading=Reading(**reading),
         )  # fmt: skip
         seconds = round(time.perf_counter() - begin, 2)
         return {"seconds": seconds, "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors"))}

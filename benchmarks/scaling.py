@@ -172,8 +172,7 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     from csrec_dist.data.dataset import Dataset
     from csrec_dist.data.options import DatasetOptions
     from csrec_dist.data.prepare import prepare
-    from csrec_dist.distributed import Group
-    from csrec_dist.distributed.layout import label_columns
+    from csrec_dist.distributed.layout import LabelRanks
     from csrec_dist.labels import LabelMember, write_labels
     from csrec_dist.labels.options import LabelOptions
 
@@ -189,16 +188,13 @@ def prepare_run(folder: Path, size: Size, options: argparse.Namespace) -> None:
     config = models.config_class(size.model).model_validate({"name": size.model, "width": size.width, "dropout": 0})
     members = {k: models.build(config, dataset.num_items, dataset.window - 1, seed=k + 1) for k in range(2)}
     named = [LabelMember(name=f"random-{k}", width=size.width, fingerprint=f"{k}") for k in members]
-    alone = Group((0,), 0)
-    column, device = label_columns(2, 1)[0], torch.device("cpu")
+    device = torch.device("cpu")
     write_labels(
         folder / "labels",
         dataset,
         members,
         named,
-        column,
-        alone,
-        alone,
+        LabelRanks.alone(2),
         device=device,
         options=LabelOptions(dtype="float32"),
     )

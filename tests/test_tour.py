@@ -20,8 +20,7 @@ from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.prepare import prepare
 from csrec_dist.distributed import Runtime
-from csrec_dist.distributed.groups import ALONE
-from csrec_dist.distributed.layout import label_columns
+from csrec_dist.distributed.layout import LabelRanks
 from csrec_dist.labels import LabelCache, LabelMember, write_labels
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.options import Options
@@ -60,7 +59,6 @@ def test_one_label_shard_passes_through_six_files(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "data")
     members = {seed: models.build(config.model, dataset.num_items, dataset.window - 1, seed) for seed in (0, 1)}
     names = [LabelMember(name=f"m{seed}", width=8, fingerprint=f"f{seed}") for seed in members]
-    (column,) = label_columns(2, 1)
     files: dict[str, None] = {}
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
@@ -68,7 +66,7 @@ def test_one_label_shard_passes_through_six_files(tmp_path: Path) -> None:
 
     exact = LabelOptions(dtype="float32")
     with traced(note):
-        write_labels(tmp_path / "labels", dataset, members, names, column, ALONE, ALONE, device=CPU, options=exact)
+        write_labels(tmp_path / "labels", dataset, members, names, LabelRanks.alone(2), device=CPU, options=exact)
         LabelCache(tmp_path / "labels", dataset).rows(np.arange(3))
     passed = [name for name in files if name.startswith(("labels/", "losses/")) and name != "labels/options.py"]
     assert "labels/writer.py" in passed

@@ -1,14 +1,16 @@
 """Which ranks do what: members (teaching), shards × members (labelling), data × catalog (training).
 
-All but `Layout` are pure functions. With catalog parallelism k, what is dealt are groups of k consecutive ranks.
+All but `Layout` and `LabelRanks` are pure functions. With catalog parallelism k, groups of k consecutive ranks are
+dealt.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import Self
 
 from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.options import check_catalog_parallel
 
 
@@ -91,6 +93,21 @@ def data_groups(ranks: Sequence[int], catalog_parallel: int) -> list[tuple[int, 
     """The same mesh by its columns: the ranks that hold the same slice, and average its gradients."""
     check_catalog_parallel(len(ranks), catalog_parallel)
     return [tuple(ranks[index::catalog_parallel]) for index in range(catalog_parallel)]
+
+
+@dataclass(frozen=True)
+class LabelRanks:
+    """The ranks that label: this rank's column with its group, and all of them."""
+
+    column: LabelColumn
+    group: Group
+    world: Group
+
+    @classmethod
+    def alone(cls, num_members: int) -> Self:
+        """One rank with all members."""
+        (column,) = label_columns(num_members, 1)
+        return cls(column, ALONE, ALONE)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from csrec_dist.lazy import attributes
 
 if TYPE_CHECKING:
     from csrec_dist.labels.cache import LabelCache, label_fields, with_labels
+    from csrec_dist.labels.choose import Reading
     from csrec_dist.labels.combine import live_labels
     from csrec_dist.labels.contents import info, label_bytes, verify
     from csrec_dist.labels.format import LabelIndex, LabelMember, read_index
@@ -26,6 +27,7 @@ __all__ = [
     "LabelReader",
     "MixtureLabels",
     "PopularityLabels",
+    "Reading",
     "SoftLabels",
     "TopKLabels",
     "combining_problem",
@@ -45,6 +47,7 @@ __getattr__ = attributes(
     __name__,
     {
         "csrec_dist.labels.cache": ["LabelCache", "label_fields", "with_labels"],
+        "csrec_dist.labels.choose": ["Reading"],
         "csrec_dist.labels.combine": ["live_labels"],
         "csrec_dist.labels.contents": ["info", "label_bytes", "verify"],
         "csrec_dist.labels.format": ["LabelIndex", "LabelMember", "read_index"],

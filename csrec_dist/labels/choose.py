@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,16 @@ NOISE = 1e-10
 """Smaller figures come from the order of sums alone; they are written as 0, so that any number of ranks agrees."""
 
 
+class Reading(NamedTuple):
+    """How a student reads the labels: the temperature, and the direction of KL."""
+
+    temperature: float = 1.0
+    kl: str = "reverse"
+
+
+UNTEMPERED = Reading()
+
+
 def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
     """Forms and number types to choose from: those that fit how members are combined and the direction."""
     forms = [form for form in FORMS if options.form in ("auto", form)]
@@ -49,27 +60,26 @@ def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
 
 
 def choose_form(
-    labeller: Labeller, options: LabelOptions, temperature: float, kl: str, has_bias: bool
+    labeller: Labeller, options: LabelOptions, reading: Reading, has_bias: bool
 ) -> tuple[Form, DType, Measured | None]:
     """The form and number type to store, and what was measured; the same on all ranks, which all call this.
 
-    `temperature` and `kl` are those the labels will be read with; they decide which errors matter. Of the candidates
-    whose divergence is within the tolerance, the one of fewest bytes; of equal ones the one of least divergence. In
-    slices of the catalog dense labels are measured, but not chosen.
+    `reading` is how the labels will be read, which decides which errors matter. Of the candidates whose divergence is
+    within the tolerance, the one of fewest bytes is chosen; of equal ones the one of least divergence. In slices of the
+    catalog dense labels are measured, but not chosen.
 
     Raises:
         UserError: no candidate is within the tolerance, or the sample has numbers that the given type cannot hold.
     """
-    possible = candidates(options, kl)
+    possible = candidates(options, reading.kl)
     if not labeller.dataset.splits["train"].num_examples:
         return *possible[0], None
-    sample = _Sample.of(labeller, options.keep, temperature, kl, has_bias)
+    sample = _Sample.of(labeller, options.keep, reading, has_bias)
     if not len(sample.targets):
         return *possible[0], None
     errors = sample.errors(possible)
     measured = Measured(
-        temperature=temperature,
-        kl=kl,
+        **reading._asdict(),
         tolerance=options.tolerance if options.is_auto else None,
         num_examples=len(sample.targets),
         errors=tuple(errors),
@@ -98,15 +108,14 @@ class _Sample:
     """Sampled examples: their combined states [S, D], their targets [S], and the way to their logits."""
 
     labeller: Labeller
-    temperature: float
-    kl: str
+    reading: Reading
     has_bias: bool
     top_k: TopKRows
     states: Tensor
     targets: Tensor
 
     @classmethod
-    def of(cls, labeller: Labeller, keep: int, temperature: float, kl: str, has_bias: bool) -> "_Sample":
+    def of(cls, labeller: Labeller, keep: int, reading: Reading, has_bias: bool) -> "_Sample":
         """Encode them, all ranks together: each its own members, all of them the same examples."""
         num_items = labeller.dataset.num_items
         size = max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, SAMPLE_NUMBERS // num_items))
@@ -116,8 +125,8 @@ class _Sample:
         chosen = chosen.to(labeller.device)
         gathered = labeller.gather_states([part[chosen] for part in states])
         keep, blocks = min(keep, num_items), item_blocks(labeller, has_bias)
-        top_k = TopKRows(blocks, labeller.catalog, keep, temperature)
-        return cls(labeller, temperature, kl, has_bias, top_k, gathered, targets[chosen])
+        top_k = TopKRows(blocks, labeller.catalog, keep, reading.temperature)
+        return cls(labeller, reading, has_bias, top_k, gathered, targets[chosen])
 
     @cached_property
     def exact(self) -> list[Tensor]:
@@ -162,7 +171,7 @@ class _Sample:
             largest, mean = self._differences(logits)
             log_q = self._log_q(logits)
         exact, stored = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
-        of, to = (exact, stored) if self.kl == "forward" else (stored, exact)
+        of, to = (exact, stored) if self.reading.kl == "forward" else (stored, exact)
         return largest, mean * len(self.targets), self._sum((of.exp() * (of - to)).sum())
 
     def _logits(self, states: Tensor) -> list[Tensor]:
@@ -186,7 +195,7 @@ class _Sample:
         """log q [S, n] at the temperature."""
         logs = []
         for part in logits:
-            tempered = part / self.temperature
+            tempered = part / self.reading.temperature
             logs.append(tempered - self.top_k.catalog.log_sum_exp(tempered.logsumexp(1)).unsqueeze(1))
         weights = self.labeller.combination.weights
         shares = weights if len(logs) > 1 and weights else [1 / len(logs)] * len(logs)
@@ -197,8 +206,8 @@ class _Sample:
         """Largest and mean difference of the stored logits, and log q with the others' mass spread evenly over them."""
         top_k, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
         values = top_k["values"].to(getattr(torch, dtype)).float()
-        sums = log_sums(values, top_k["sums"], self.temperature).double()
-        logs = values.double() / self.temperature - sums.unsqueeze(1)
+        sums = log_sums(values, top_k["sums"], self.reading.temperature).double()
+        logs = values.double() / self.reading.temperature - sums.unsqueeze(1)
         others = (1 - logs.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)
         first, stop = self.top_k.rows.start, self.top_k.rows.stop
         log_q = others.log().unsqueeze(1).repeat(1, stop - first)

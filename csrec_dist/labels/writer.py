@@ -12,10 +12,10 @@ from torch import Tensor
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.layout import LabelColumn
+from csrec_dist.distributed.layout import LabelRanks
 from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
-from csrec_dist.labels.choose import choose_form
+from csrec_dist.labels.choose import UNTEMPERED, Reading, choose_form
 from csrec_dist.labels.combine import Combination
 from csrec_dist.labels.format import (
     INDEX_NAME,
@@ -48,17 +48,14 @@ def write_labels(
     dataset: Dataset,
     models: Mapping[int, SequentialModel],
     members: Sequence[LabelMember],
-    column: LabelColumn,
-    group: Group,
-    world: Group,
+    ranks: LabelRanks,
     *,
     device: torch.device,
     options: LabelOptions,
-    temperature: float = 1.0,
-    kl: str = "reverse",
+    reading: Reading = UNTEMPERED,
     progress: Progress | None = None,
 ) -> LabelIndex:
-    """Label the train split into `folder`; every rank of `world` calls this, and every rank gets the index.
+    """Label the train split into `folder`; every rank of `ranks.world` calls this, and every rank gets the index.
 
     There is one label shard for each dataset shard. A rank writes those of the shards that it owns, after its
     column has computed them together; the files' bytes do not depend on the number of ranks. On a CPU
@@ -70,12 +67,11 @@ def write_labels(
     are left as they are. Label files of other shards or another form are removed.
 
     Args:
-        models: by member index, those that `column.members_of(group.rank, len(members))` gives this rank;
+        models: by member index, those that `ranks.column.members_of(ranks.group.rank, len(members))` gives this rank;
             they are put into eval mode on `device`. Where they hold slices of the catalog, the ranks of its group have
             the same members in columns of their own.
         options: how the members become labels, and how these are stored; fitted weights stand in them as numbers.
-        temperature, kl: those that the labels will be read with; see `choose_form`.
-        group: this rank's column; `world`: all ranks.
+        reading: how a student will read the labels; see `choose_form`.
         progress: called on each rank with (examples done, examples to do) of its column.
 
     Raises:
@@ -85,22 +81,22 @@ def write_labels(
     assert options.weights != "fitted", "weights that are to be fitted first"
     folder, widths = Path(folder), tuple(member.width for member in members)
     combination = Combination(widths, options.combine, None if options.weights is None else tuple(options.weights))
-    labeller = Labeller(dataset, models, combination, column, group, device)
+    labeller = Labeller(dataset, models, combination, ranks.column, ranks.group, device)
     _check_combining(options, labeller)
     has_bias = labeller.has_bias()
     if options.exact:
         form, dtype, measured = *options.exact, None
     else:
         with _one_thread(device):
-            form, dtype, measured = choose_form(labeller, options, temperature, kl, has_bias)
-    source = label_source(labeller, members, options.keep, temperature, form, dtype)
+            form, dtype, measured = choose_form(labeller, options, reading, has_bias)
+    source = label_source(labeller, members, options.keep, reading.temperature, form, dtype)
     files = label_files(source, dataset, has_bias)
-    index, is_whole = _open_folder(folder, source, files, world)
+    index, is_whole = _open_folder(folder, source, files, ranks.world)
     if index and is_whole:
         return index
     missing = _missing_files(folder, files, labeller, index)
     _write_files(folder, missing, labeller, source, has_bias, progress)
-    return _write_index(folder, source, measured, files, has_bias, world)
+    return _write_index(folder, source, measured, files, has_bias, ranks.world)
 
 
 def _check_combining(options: LabelOptions, labeller: Labeller) -> None:

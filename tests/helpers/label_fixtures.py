@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.layout import label_columns
-from csrec_dist.labels import LabelIndex, LabelMember, write_labels
+from csrec_dist.distributed.layout import LabelRanks, label_columns
+from csrec_dist.labels import LabelIndex, LabelMember, Reading, write_labels
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import ItemTable
 
@@ -145,13 +145,10 @@ def label(
         Dataset(dataset),
         own,
         make_members(num_members),
-        column,
-        group,
-        world,
+        LabelRanks(column, group, world),
         device=CPU,
         options=options.model_copy(update={"weights": weights}),
-        temperature=temperature,
-        kl=kl,
+        reading=Reading(temperature, kl),
         progress=progress,
     )
     return {"index": index.model_dump(mode="json"), "progress": batches}

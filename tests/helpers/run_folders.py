@@ -10,14 +10,12 @@ from csrec_dist import models
 from csrec_dist.config import Config, parse_config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.prepare import prepare
-from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.layout import label_columns
+from csrec_dist.distributed.layout import LabelRanks
 from csrec_dist.files import write_json, write_text
 from csrec_dist.labels import LabelMember, write_labels
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.runs.run import Record, Run
 
-ALONE = Group((0,), 0)
 CPU = torch.device("cpu")
 EXACT = LabelOptions(dtype="float32")
 
@@ -115,8 +113,7 @@ def _label(run: Path, dataset: Dataset) -> None:
         LabelMember(name=folder.name, width=members[k].config.width, fingerprint=f"{k}")
         for k, folder in enumerate(folders)
     ]
-    column = label_columns(len(named), 1)[0]
-    write_labels(run / "labels", dataset, members, named, column, ALONE, ALONE, device=CPU, options=EXACT)
+    write_labels(run / "labels", dataset, members, named, LabelRanks.alone(len(members)), device=CPU, options=EXACT)
 
 
 def _metrics(value: float) -> dict[str, dict[str, float]]:

@@ -8,8 +8,7 @@ import torch
 
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.layout import label_columns
+from csrec_dist.distributed.layout import LabelRanks
 from csrec_dist.errors import UserError
 from csrec_dist.labels import (
     DenseLabels,
@@ -67,17 +66,13 @@ def test_cached_equals_live_for_every_model(dataset: Dataset, tmp_path: Path, na
     config = MODELS[name].Config(name=name, width=8)
     teachers = [build(config, fixtures.NUM_ITEMS, fixtures.WINDOW, seed) for seed in (1, 2)]
     members = [LabelMember(name=f"{name}-{seed}", width=8, fingerprint=str(seed)) for seed in (1, 2)]
-    alone = Group((0,), 0)
-    (column,) = label_columns(2, 1)
     models = dict(enumerate(teachers))
     write_labels(
         tmp_path,
         dataset,
         models,
         members,
-        column,
-        alone,
-        alone,
+        LabelRanks.alone(2),
         device=torch.device("cpu"),
         options=LabelOptions(dtype="float32"),
     )

@@ -9,9 +9,9 @@ import torch
 from csrec_dist import models
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
-from csrec_dist.distributed.layout import catalog_groups, label_columns
+from csrec_dist.distributed.layout import LabelRanks, catalog_groups, label_columns
 from csrec_dist.errors import UserError
-from csrec_dist.labels import LabelMember, labeller, read_index, top_k, write_labels
+from csrec_dist.labels import LabelMember, Reading, labeller, read_index, top_k, write_labels
 from csrec_dist.labels import format as formats
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.models import SequentialModel
@@ -25,13 +25,12 @@ NAMES, WIDTHS = ("gru4rec", "bert4rec"), (6, 4)
 KINDS: dict[str, dict[str, Any]] = {
     "factored": {"options": LabelOptions(dtype="float32")},
     "prob_mean": {"options": LabelOptions(dtype="float32", combine="prob_mean")},
-    "half": {"options": LabelOptions(dtype="float16"), "temperature": 2.0},
-    "topk": {"options": LabelOptions(form="topk", dtype="float32", keep=5), "temperature": 2.0},
-    "topk_of_all": {"options": LabelOptions(form="topk", dtype="bfloat16", keep=99), "kl": "forward"},
+    "half": {"options": LabelOptions(dtype="float16"), "reading": Reading(2.0)},
+    "topk": {"options": LabelOptions(form="topk", dtype="float32", keep=5), "reading": Reading(2.0)},
+    "topk_of_all": {"options": LabelOptions(form="topk", dtype="bfloat16", keep=99), "reading": Reading(kl="forward")},
     "auto": {
         "options": LabelOptions(form="auto", dtype="auto", keep=2, tolerance=5.0),
-        "temperature": 2.0,
-        "kl": "forward",
+        "reading": Reading(2.0, "forward"),
     },
 }
 
@@ -60,10 +59,10 @@ def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root:
         column = next(column for column in columns if rank in column.ranks)
         held = {member: build(member, group) for member in column.members_of(column_group.rank, num_members)}
         members = [LabelMember(name=NAMES[m], width=WIDTHS[m], fingerprint="f") for m in range(num_members)]
-        where = column, column_group, world
+        where = LabelRanks(column, column_group, world)
         for name in KINDS_OF[num_members]:
             folder = f"{root}/{world_size}x{catalog_parallel}-{num_members}-{name}"
-            write_labels(folder, Dataset(dataset), held, members, *where, device=torch.device("cpu"), **KINDS[name])
+            write_labels(folder, Dataset(dataset), held, members, where, device=torch.device("cpu"), **KINDS[name])
 
 
 @pytest.mark.long
@@ -94,10 +93,9 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dense_labels_in_slices_are_refused(dataset: Dataset, tmp_path: Path) -> None:
-    alone = Group((0,), 0)
     members = [LabelMember(name="m", width=WIDTHS[0], fingerprint="f")]
     with pytest.raises(UserError, match=r"dense needs whole rows.*factored or topk"):
         write_labels(
-            tmp_path, dataset, {0: build(0, Group((0, 1), 0))}, members, label_columns(1, 1)[0], alone, alone,
+            tmp_path, dataset, {0: build(0, Group((0, 1), 0))}, members, LabelRanks.alone(1),
             device=torch.device("cpu"), options=LabelOptions(form="dense"),
         )  # fmt: skip

@@ -6,9 +6,9 @@ from typing import Any
 
 from csrec_dist import models
 from csrec_dist.distributed import Group
-from csrec_dist.distributed.layout import LabelColumn, label_columns
+from csrec_dist.distributed.layout import LabelColumn, LabelRanks, label_columns
 from csrec_dist.files import sha256_file
-from csrec_dist.labels import LabelMember, write_labels
+from csrec_dist.labels import LabelMember, Reading, write_labels
 from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.labels.weights import fit_weights, validation_states
@@ -46,12 +46,9 @@ def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, optio
             run.dataset,
             load_members(run, names, column, group),
             [label_member(run, name) for name in names],
-            column,
-            group,
-            runtime.world,
+            LabelRanks(column, group, runtime.world),
             options=options.model_copy(update={"weights": member_weights(run, names, options, log)}),
-            temperature=training.temperature,
-            kl=training.kl,
+            reading=Reading(training.temperature, training.kl),
             device=runtime.device,
             progress=log.progress,
         )
