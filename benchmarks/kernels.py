@@ -11,14 +11,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import time
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from loss import replayed
 from torch import Tensor
 from triton.errors import TritonError
 
@@ -102,23 +103,6 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def milliseconds(case: Case, name: str, blocks: Blocks, repeats: int) -> float:
-    """The median of some replays of a CUDA graph of four calls: of the GPU's time alone."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(4):
-            case.run(name, blocks)
-    times = []
-    for _ in range(repeats + 1):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 4)
-    return statistics.median(times[1:])
-
-
 def compile_some(tiles: list[tuple[str, Blocks]], width: int, label_width: int) -> None:
     """Compile kernels into Triton's cache, by calls on a small problem; those that cannot be are told of later."""
     case = Case(make_problem(128, 128, width, label_width))
@@ -138,7 +122,7 @@ def time_all(case: Case, tiles: list[tuple[str, Blocks]], repeats: int, limit: f
         about: dict[str, Any] = {"kernel": name, **vars(blocks)}
         try:
             about["error"] = case.error(name, case.run(name, blocks))
-            about["ms"] = milliseconds(case, name, blocks, repeats)
+            about["ms"] = 1e3 * replayed(partial(case.run, name, blocks), repeats)
             about["right"] = about["error"] < TOLERANCE[blocks.mode]
         except (TritonError, RuntimeError) as error:
             about["failed"] = f"{type(error).__name__}: {str(error)[:100]}"

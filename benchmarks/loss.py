@@ -138,12 +138,12 @@ def time_forms(forms: list[str], x: Inputs, kl: str, repeats: int) -> dict[str, 
     return seconds
 
 
-def replayed(form: str, x: Inputs, kl: str, repeats: int) -> float:
-    """Median seconds of a pass that is replayed from a CUDA graph, as a training step is: without the host's time."""
-    run(form, x, kl)
+def replayed(call: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call that is replayed from a CUDA graph, as a training step is: without the host's time."""
+    call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        run(form, x, kl)
+        call()
     seconds = []
     for _ in range(repeats + 1):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -238,7 +238,7 @@ def main() -> None:
     medians = {form: statistics.median(values) for form, values in seconds.items()}
     memory = {form: allocated(form, x, args.kl) if args.device == "cuda" else memory_of(form) for form in forms}
     if args.device == "cuda":
-        replays = {form: replayed(form, x, args.kl, args.repeats) for form in forms}
+        replays = {form: replayed(partial(run, form, x, args.kl), args.repeats) for form in forms}
     rate = gemm_rate(args.device)
     operations = (3 + args.members) * 2 * args.examples * args.items * args.width
     for form in forms:

@@ -95,7 +95,9 @@ set_engine
 read_hostfile
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-pid_folder=$(mktemp -d /tmp/csrec-XXXXXXXXXXXX) # its name, which nobody can guess, is used on all machines
+# mktemp makes the folder here and so finds a name that is free and that nobody can guess. Each machine makes a folder of
+# its own of that name with the rank behind it (remote_command): /tmp is the one place that all of them have.
+pid_folder=$(mktemp -d /tmp/csrec-XXXXXXXXXXXX)
 trap 'rm -rf "$pid_folder"' EXIT
 variables=()
 for name in $(compgen -e | grep -E '^(PYTHON|PYTHONPATH|MAX_RESTARTS|ACCELERATE_CONFIG|OMP_NUM_THREADS|(CSREC|DS|GLOO|NCCL)_.*)$'); do

@@ -22,21 +22,21 @@ LAUNCHERS_DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 """Where `accelerate launch --use_deepspeed --deepspeed_config_file FILE` tells its ranks of the file."""
 
 
-class DuplicateKeyError(Exception):
-    """A mapping has a key twice; the message says which key, and where."""
+class BadYAMLError(Exception):
+    """A text is no YAML, nested too deeply, or has a key twice; the message says what it is, and where."""
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, which refuses duplicate keys; YAML itself silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping; DuplicateKeyError when a key occurs twice."""
+        """The mapping; BadYAMLError when a key occurs twice."""
         lines: dict[str, int] = {}
         for name, _ in node.value:
             key, line = str(name.value), name.start_mark.line + 1
             if key in lines:
                 where = f"in line {line}" if line == lines[key] else f"in lines {lines[key]} and {line}"
-                raise DuplicateKeyError(f"{key} occurs twice {where}")
+                raise BadYAMLError(f"{key} occurs twice {where}; give it once")
             lines[key] = line
         return super().construct_mapping(node, deep)
 
@@ -88,25 +88,29 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes section.key=value, not {override!r}.")
     try:
-        return key.strip(), yaml.load(text, UniqueKeyLoader)
-    except (yaml.YAMLError, RecursionError):
-        shown = shortened(override, LONGEST_INPUT)
-        raise UserError(f"--set {shown}: the value is not valid YAML, or nested too deeply.") from None
-    except DuplicateKeyError as error:
-        raise UserError(f"--set {override}: {error}; give it once.") from None
+        return key.strip(), _parse_yaml(text)
+    except BadYAMLError as error:
+        raise UserError(f"--set {shortened(override, LONGEST_INPUT)}: {error}.") from None
+
+
+def _parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text; BadYAMLError when it is none."""
+    try:
+        # Not safe_load, which takes no loader; this one is yaml.SafeLoader, but for keys that occur twice.
+        return yaml.load(text, UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise BadYAMLError(f"it is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadYAMLError("it is nested too deeply for a configuration") from None
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
     text = read_text(path, "The config file")
     try:
-        raw = yaml.load(text, UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be a configuration; it has sections of keys.") from None
-    except DuplicateKeyError as error:
-        raise UserError(f"{path}: {error}. Remove one of them.") from None
+        raw = _parse_yaml(text)
+    except BadYAMLError as error:
+        raise UserError(f"{path}: {error}.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a mapping of sections; see configs/experiments for examples.")
     return raw

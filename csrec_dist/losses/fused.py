@@ -1,4 +1,4 @@
-"""The evaluation of a loss by Triton kernels: what `tiled.evaluate` does, without a tile in memory.
+"""A loss and its gradients by Triton kernels: what `tiled.evaluate` does, without a tile in memory.
 
 Shapes: N examples, V item rows of this rank's slice, d and K widths of student and labels, S splits of a kernel's
 loop. The sums of the splits are added in their order, then over the ranks that share the catalog, as tiles are.
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses.configurations import ARCHITECTURES, Configuration, chunk, configuration
 from csrec_dist.losses.divergences import Forward, OneHot, Reverse, Statistics, Terms
 from csrec_dist.losses.problem import Gradients, Problem
@@ -29,6 +30,8 @@ MOST_ROWS = 1 << 14
 """Examples of a piece."""
 PROGRAMS = 528
 """Four on each multiprocessor of an H100."""
+NO_LOGIT = -1e30
+"""The largest logit where there is none: finite, as in the kernels."""
 LOSSES = {OneHot: 0, Reverse: 1, Forward: 2}
 
 
@@ -38,9 +41,19 @@ def takes(problem: Problem) -> bool:
     if device.type != "cuda" or problem.weights.dtype != torch.float32 or problem.costs is not None:
         return False
     factored = labels is None or (isinstance(labels, Tempered) and isinstance(labels.labels, FactoredLabels))
-    if not factored or type(problem.divergence) not in LOSSES or not _has_triton():
+    if not factored or type(problem.divergence) not in LOSSES or _configuration(problem) is None:
         return False
-    return torch.cuda.get_device_capability(device) in ARCHITECTURES and _configuration(problem) is not None
+    has_kernels = _has_triton() and torch.cuda.get_device_capability(device) in ARCHITECTURES
+    return on_all_ranks(problem.catalog, has_kernels, device)
+
+
+def on_all_ranks(catalog: CatalogSlice, has_kernels: bool, device: torch.device) -> bool:
+    """Whether all ranks that share the catalog have kernels.
+
+    Kernels and tiles meet in other collectives: with GPUs of two kinds the ranks would wait for each other for ever.
+    One rank has nobody to ask, and its host does not wait.
+    """
+    return has_kernels if catalog.is_whole else catalog.all_true(torch.tensor(has_kernels, device=device))
 
 
 def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -52,12 +65,11 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
     blocks = _configuration(problem)
     assert blocks is not None, "there are no kernels for these widths"
     kernels = Kernels(problem, blocks)
-    rows = slice(0, student.num_examples)
     shifts, statistics = kernels.statistics()
     terms = problem.divergence.combine(statistics.over(problem.catalog))
     if any(gradient is not None for gradient in gradients.all):
         kernels.add_gradients(shifts, terms, gradients)
-    return problem.sums(terms, rows), gradients.all
+    return problem.sums(terms, slice(0, student.num_examples)), gradients.all
 
 
 @cache
@@ -111,15 +123,11 @@ class Kernels:
     def statistics(self) -> tuple[Tensor, Statistics]:
         """The shifts [sides, N] of student and labels, which are the largest logits, and the sums above them."""
         problem, sides = self.problem, 1 if self.problem.labels is None else 2
-        number, size = 0, 0
-        if self._num_items:
-            most = min(MOST_SPLITS, -(-self._num_items // ITEMS_OF_SPLIT))
-            number, size = _splits(self._num_items, most, self._blocks.statistics.items)
-        partials = problem.weights.new_empty(number, 2 if sides == 1 else 5, self._num_examples)
-        if number:
-            sizes = self._num_examples, self._num_items, size, self._scale
-            self._launch("statistics", self._num_examples, number, [partials, *sizes])
-        shifts = partials[:, :sides].amax(0) if number else problem.weights.new_full((sides, self._num_examples), -1e30)
+        partials = self._partial_sums(2 if sides == 1 else 5)
+        if len(partials):
+            shifts = partials[:, :sides].amax(0)
+        else:  # a rank may have no items
+            shifts = problem.weights.new_full((sides, self._num_examples), NO_LOGIT)
         problem.catalog.all_max(shifts)
         rise = partials[:, :sides] - shifts
         factors, masses = rise.exp(), partials[:, sides : 2 * sides]
@@ -133,15 +141,28 @@ class Kernels:
             label = problem.at_targets(problem.labels, self._all, shifts[1])
         return shifts, Statistics(problem.at_targets(problem.student, self._all, shifts[0]), label, sums)
 
+    def _partial_sums(self, num_sums: int) -> Tensor:
+        """What `statistics_kernel` writes [S, num_sums, N]; no splits where there are no items."""
+        blocks, number, size = self._blocks.statistics, 0, 0
+        if self._num_items:
+            most = min(MOST_SPLITS, -(-self._num_items // ITEMS_OF_SPLIT))
+            number, size = _splits(self._num_items, most, blocks.items)
+        partials = self.problem.weights.new_empty(number, num_sums, self._num_examples)
+        if number:
+            sizes = self._num_examples, self._num_items, size, self._scale
+            self._launch("statistics", self._num_examples, number, [partials, *sizes])
+        return partials
+
     def add_gradients(self, shifts: Tensor, terms: Terms, gradients: Gradients) -> None:
         """Add the gradients of Σ weights · losses, a piece of the logits' gradients at a time."""
         columns, (states, weight, _) = self.columns(shifts, terms), self._student
         assert states is not None
         assert weight is not None
         dtype = torch.bfloat16 if self.problem.precision == "medium" else torch.float32
-        buffer = states.new_empty(PIECE_BYTES // dtype.itemsize, dtype=dtype)
+        room = PIECE_BYTES // dtype.itemsize
+        buffer = states.new_empty(min(room, self._num_examples * self._num_items), dtype=dtype)
         for rows in _slices(self._num_examples, MOST_ROWS, 16):
-            left, most = states[rows].to(dtype), len(buffer) // (rows.stop - rows.start)
+            left, most = states[rows].to(dtype), room // (rows.stop - rows.start)
             for items in _slices(self._num_items, most, self._blocks.coefficients.items):
                 piece = self.piece(rows, items, columns, buffer)
                 _add_products(gradients, rows, items, piece, left, weight[items].to(dtype))

@@ -23,7 +23,8 @@ LOWEST = tl.constexpr(-1e30)
 def _operand(x, MODE: tl.constexpr):
     """An operand of a product in the type that `MODE` multiplies in.
 
-    Tensor cores cut fp32 to TF32 by dropping bits; rounding first halves the error and removes its bias.
+    Tensor cores cut fp32 to TF32 by dropping bits; rounding first halves the error and removes its bias. fp16 stands in
+    for bf16 in tests: Triton's interpreter multiplies bf16 wrongly, and says nothing.
     """
     if MODE == "bf16":
         return x.to(tl.bfloat16)
@@ -89,6 +90,19 @@ def _product(
     return sums
 
 
+@triton.jit
+def _logits(
+    held, states, first_row, row_mask, table, bias, first_item, items, item_mask,
+    BN: tl.constexpr, BV: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MODE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """A tile [BN, BV] of states · tableᵀ + bias in fp32, of `items` from `first_item` on."""
+    logits = _product(held, states, first_row, row_mask, table, first_item, item_mask, BN, BV, WIDTH, CHUNK, MODE)
+    if HAS_BIAS:
+        logits += tl.load(bias + items, mask=item_mask, other=0.0).to(tl.float32)[None, :]
+    return logits
+
+
 @triton.jit(do_not_specialize=["num_examples", "num_items", "items_of_split", "label_scale"])
 def statistics_kernel(
     states, weight, bias, label_states, label_weight, label_bias, partials,
@@ -117,9 +131,9 @@ def statistics_kernel(
         first_item = start + first
         items = first_item + tl.arange(0, BV)
         mask = items < stop
-        z = _product(h, states, first_row, row_mask, weight, first_item, mask, BN, BV, D, D_CHUNK, MODE)
-        if HAS_BIAS:
-            z += tl.load(bias + items, mask=mask, other=0.0)[None, :]
+        z = _logits(
+            h, states, first_row, row_mask, weight, bias, first_item, items, mask, BN, BV, D, D_CHUNK, MODE, HAS_BIAS
+        )  # fmt: skip
         z = tl.where(mask[None, :], z, LOWEST)
         new_z = tl.maximum(max_z, tl.max(z, 1))
         z -= new_z[:, None]
@@ -127,11 +141,10 @@ def statistics_kernel(
         # The sums are those above the maximum so far; where it rises, they are brought down to the new one.
         rise_z = max_z - new_z
         if LOSS != CROSS_ENTROPY:
-            t = _product(
-                g, label_states, first_row, row_mask, label_weight, first_item, mask, BN, BV, K, K_CHUNK, MODE
+            t = _logits(
+                g, label_states, first_row, row_mask, label_weight, label_bias, first_item, items, mask,
+                BN, BV, K, K_CHUNK, MODE, HAS_LABEL_BIAS,
             )  # fmt: skip
-            if HAS_LABEL_BIAS:
-                t += tl.load(label_bias + items, mask=mask, other=0.0).to(tl.float32)[None, :]
             t = tl.where(mask[None, :], t * label_scale, LOWEST)
             new_t = tl.maximum(max_t, tl.max(t, 1))
             t -= new_t[:, None]
@@ -191,18 +204,17 @@ def coefficients_kernel(
         mask = start + first + tl.arange(0, BV) < stop
         first_of_tile = first_item + start + first
         items = first_of_tile + tl.arange(0, BV)
-        z = _product(h, states, first_row, row_mask, weight, first_of_tile, mask, BN, BV, D, D_CHUNK, MODE)
-        if HAS_BIAS:
-            z += tl.load(bias + items, mask=mask, other=0.0)[None, :]
+        z = _logits(
+            h, states, first_row, row_mask, weight, bias, first_of_tile, items, mask, BN, BV, D, D_CHUNK, MODE, HAS_BIAS
+        )  # fmt: skip
         z -= shifts_z
         if LOSS == CROSS_ENTROPY:
             x = tl.exp(z)
         else:
-            t = _product(
-                g, label_states, first_row, row_mask, label_weight, first_of_tile, mask, BN, BV, K, K_CHUNK, MODE
+            t = _logits(
+                g, label_states, first_row, row_mask, label_weight, label_bias, first_of_tile, items, mask,
+                BN, BV, K, K_CHUNK, MODE, HAS_LABEL_BIAS,
             )  # fmt: skip
-            if HAS_LABEL_BIAS:
-                t += tl.load(label_bias + items, mask=mask, other=0.0).to(tl.float32)[None, :]
             t = t * label_scale - shifts_t
             x = tl.exp(z) * (z - t + ratio) if LOSS == REVERSE else tl.exp(z) + ratio * tl.exp(t)
         x = x * scale + tl.where(items[None, :] == target, target_scale, 0.0)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, TableLike
+from csrec_dist.losses.autograd import DifferentiableLoss
 from csrec_dist.losses.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
-from csrec_dist.losses.evaluation import Evaluation
 from csrec_dist.losses.problem import NoiseCosts, Problem
 from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
@@ -251,7 +251,7 @@ def _loss(
         NoiseCosts(*computed[3:], num_items=catalog.num_items) if costs else None,  # type: ignore
         precision,
     )
-    parts = Evaluation.apply(problem, torch.is_grad_enabled(), *factors)
+    parts = DifferentiableLoss.apply(problem, torch.is_grad_enabled(), *factors)
     return Loss(parts[0], weights.sum(), *parts[1:])
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation of a loss reads, and the gradients that it writes: the same for tiles and for kernels."""
+"""What a loss is computed from, and the gradients that are written: the same for tiles and for kernels."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class NoiseCosts:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything an evaluation reads. The student's factors [N, d], [V, d], [V] have the computing type.
+    """Everything that a loss is computed from. The student's factors [N, d], [V, d], [V] have the computing type.
 
     All tables are those of this rank's slice of the catalog, and the examples those of all ranks of its group.
     """

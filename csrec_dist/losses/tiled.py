@@ -1,4 +1,4 @@
-"""The tiled evaluation: statistics of a row block, its losses and its gradients, as one differentiable operation."""
+"""A loss and its gradients tile by tile: of each block of examples the statistics, the losses and the gradients."""
 
 from collections.abc import Sequence
 from dataclasses import replace

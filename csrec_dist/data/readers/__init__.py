@@ -30,9 +30,11 @@ from csrec_dist.errors import UserError, listed
 class Reader(Protocol):
     """The functions of a reader's module, called by `detect` and by `csrec_dist.data.log.read_log`."""
 
-    def matches(self, path: Path) -> bool: ...
+    def matches(self, path: Path) -> bool:
+        """Whether a file looks, by its beginning, like this reader's."""
 
-    def scan(self, path: Path, layout: Layout) -> Scan: ...
+    def scan(self, path: Path, layout: Layout) -> Scan:
+        """The file's columns, lazily; UserError where it is not what `matches` took it for."""
 
 
 # The first reader that matches is taken, so special formats come before general ones.

@@ -1,4 +1,4 @@
-"""The evaluation of a loss as one differentiable operation, by kernels where there are some and by tiles elsewhere."""
+"""A loss as one differentiable operation, computed by kernels where there are some and by tiles elsewhere."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from csrec_dist.losses.problem import Problem
 from csrec_dist.process_state import matmul_precision
 
 
-class Evaluation(torch.autograd.Function):
+class DifferentiableLoss(torch.autograd.Function):
     """Computes the loss and, where a gradient will be asked for, the gradients in the same go.
 
     So nothing of the examples × items problem is kept for the backward pass, which only multiplies. `factors` are
