@@ -41,7 +41,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
     cublas = os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8" if wanted else None)
     with variables({"CUBLAS_WORKSPACE_CONFIG": cublas}):
         try:
-            torch.use_deterministic_algorithms(wanted)
+            # Not use_deterministic_algorithms, which sets torch.compile's own mode too, and nothing sets that back.
+            torch.set_deterministic_debug_mode("error" if wanted else "default")
             modes.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             yield
         finally:

@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: process
 if os.environ.get("CSREC_GPU_TESTS") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests start ranks that must all compute on CPUs
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where kernels are defined
+else:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used, as by a run
 
 import numpy as np
 import pytest

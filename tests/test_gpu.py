@@ -52,7 +52,6 @@ from tests.helpers.training_steps import MAX_LENGTH, METHODS, NUM_WINDOWS, label
 
 pytestmark = pytest.mark.gpu
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used, as by a run
 NUM_EXAMPLES, NUM_ITEMS = 23, 117
 CASES: dict[str, dict[str, Any]] = {
     "cross_entropy": {},
@@ -559,13 +558,12 @@ def test_a_step_is_the_same_when_its_number_is(name: str, graphs: bool) -> None:
 @pytest.mark.parametrize("name", ["bert4rec", "gru4rec", "sasrec"])
 def test_memory_does_not_grow(name: str) -> None:
     training, allocated, reserved = Training(name, "model_level", graphs=True), [], []
-    for round_ in range(6):
+    for _ in range(6):
         for number, batch in enumerate(batches(10)):
             training.train(training.prepared(batch, number), number)
         torch.cuda.synchronize()
         allocated.append(torch.cuda.memory_allocated())
         reserved.append(torch.cuda.memory_reserved())
-        assert round_ or training.graphs is not None
     assert allocated[1:] == [allocated[1]] * 5, allocated
     assert reserved[1:] == [reserved[1]] * 5, reserved
 

@@ -58,6 +58,7 @@ def state() -> dict[str, Any]:
         "numpy's random": np.random.get_state()[1].tolist(),
         "torch's random": torch.get_rng_state().tolist(),
         "deterministic": torch.get_deterministic_debug_mode(),
+        "deterministic compilation": torch._inductor.config.deterministic,
         "filled memory": torch.utils.deterministic.fill_uninitialized_memory,
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),

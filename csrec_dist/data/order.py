@@ -82,10 +82,13 @@ class EpochOrder:
         return len(self.all_shard_rows)
 
     def most_rows(self, rank: int, world_size: int) -> int:
-        """The most rows that a rank can have of a global batch, which is that many places of rounds over all shards."""
+        """The most rows that a rank can have of a global batch, which is that many places of rounds over all shards.
+
+        At least one: a batch without rows has an empty place.
+        """
         of_each = -(-self.batch_size // self.num_shards)
         shards = owned_shards(self.num_shards, rank, world_size)
-        return min(self.batch_size, sum(min(of_each, self.shard_rows[shard]) for shard in shards))
+        return max(1, min(self.batch_size, sum(min(of_each, self.shard_rows[shard]) for shard in shards)))
 
     @property
     def num_steps(self) -> int:

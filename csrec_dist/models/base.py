@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csrec_dist.data.batches import Batch
-from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.distributed.catalog import CatalogSlice, slices_of
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.models import pretrained
 from csrec_dist.models.histories import pad_histories
@@ -22,17 +22,14 @@ from csrec_dist.models.weight_files import StoredWeights
 
 
 class TrainingStates(NamedTuple):
-    """What a model gives the loss: n states [n, d], the targets [n] in 1…V that they are to predict, and weights [n].
+    """What a model gives the loss: n states [n, d], whose targets and weights [n] are those of its inputs.
 
-    Of the states the first `num_labelled` have soft labels, those of `inputs.examples`; None stands for all. `views`
-    are two states [M, d] of each of M windows, made of two disturbed copies of it, that a contrastive loss is to bring
-    together; with `view_weights` [M], those of weight 0 are padding.
+    The first of them are the states of `inputs.examples`, which may have soft labels. `views` are two states [M, d] of
+    each of M windows, made of two disturbed copies of it, that a contrastive loss is to bring together; with
+    `view_weights` [M], those of weight 0 are padding.
     """
 
     states: Tensor
-    targets: Tensor
-    weights: Tensor
-    num_labelled: int | None = None
     views: tuple[Tensor, Tensor] | None = None
     view_weights: Tensor | None = None
 
@@ -88,7 +85,7 @@ class SequentialModel(nn.Module, ABC):
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """The states to train with: by default those of all examples, from one pass. The host waits for nothing."""
         states = pick(self.encode(inputs.histories), inputs.positions.index, inputs.positions.inverse)
-        return TrainingStates(states, inputs.targets, inputs.weights)
+        return TrainingStates(states)
 
     def forward(self, histories: Tensor) -> Tensor:
         """The same as `encode`, so that wrappers around the module see the call."""
@@ -119,11 +116,7 @@ class SequentialModel(nn.Module, ABC):
         description = pretrained.describe(self, self.config, self.num_items, self.max_length)
         catalog = self.item_table.catalog
         write = pretrained.write_sharded if sharded and not catalog.is_whole else pretrained.write
-        write(folder, self.state_dict(), description, self._sliced(), catalog)
-
-    def _sliced(self) -> list[str]:
-        """Names of what the model holds the rows of its slice of."""
-        return [name for name in self.state_dict() if name in ("item_table.weight", "item_table.bias")]
+        write(folder, self.state_dict(), description, slices_of(self), catalog)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, group: Group = ALONE) -> Self:
@@ -143,6 +136,6 @@ class SequentialModel(nn.Module, ABC):
         catalog = CatalogSlice.of(description.num_items, group)
         model.item_table.take(catalog)
         model.to_empty(device="cpu")
-        rows = dict.fromkeys(model._sliced(), catalog.rows)
+        rows = dict.fromkeys(slices_of(model), catalog.rows)
         model.load_state_dict({name: weights.read(name, rows.get(name)) for name in model.state_dict()})
         return model.eval()

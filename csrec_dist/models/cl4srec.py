@@ -57,8 +57,6 @@ class CL4SRec(SASRec):
         first, second = (_last(*pair) for pair in zip(of_copies, copies, strict=True))
         return TrainingStates(
             pick(states, inputs.positions.index, inputs.positions.inverse),
-            inputs.targets,
-            inputs.weights,
             views=(first, second),
             view_weights=inputs.drawn.get("window_weights"),
         )

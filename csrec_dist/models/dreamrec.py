@@ -106,7 +106,7 @@ class DreamRec(SASRec):
         conditions = torch.where(dropped, self.no_condition, conditions)
         start = self.item_table(inputs.targets).detach()
         x = noised(start, noise.to(start.dtype), self._alpha_bars(start)[steps].unsqueeze(-1))
-        return TrainingStates(self.denoiser(x, conditions, steps), inputs.targets, inputs.weights)
+        return TrainingStates(self.denoiser(x, conditions, steps))
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d] by the reverse diffusion, in either mode; zeros at padding."""

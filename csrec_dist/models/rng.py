@@ -48,7 +48,8 @@ def _located(items: Tensor) -> Tensor:
 
 def _words(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Hashes [..., size]: a counter from a start that depends on key, seed and stream, each mixed in turn."""
-    return (words_on_host if keys.device.type == "cpu" else words)(keys, seed, stream, size)
+    has_memory = type(keys) is Tensor and keys.device.type == "cpu"  # a tracer's tensors have none for numpy
+    return (words_on_host if has_memory else words)(keys, seed, stream, size)
 
 
 def words_on_host(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:

@@ -77,7 +77,7 @@ class SRGNN(SequentialModel):
         rows, ends, inverse = (inputs.drawn[name] for name in ("rows", "ends", "inverse"))
         cut = ends.device.type == "cpu"
         states = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
-        return TrainingStates(states[inverse], inputs.targets, inputs.weights)
+        return TrainingStates(states[inverse])
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d]; see `SequentialModel.encode_last`. One graph for each history."""

@@ -18,7 +18,7 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.engines import Snapshot
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.files import differences, flatten, read_json, write_json
+from csrec_dist.files import differences, flatten, parse_json, read_json, write_json
 from csrec_dist.tensor_files import open_tensors, save_tensors
 
 PARTS = ("best", "model", "optimizer")
@@ -203,6 +203,8 @@ class Checkpoints:
                 chosen["name"], chosen["damaged"] = self._choose()
             except UserError as error:
                 chosen["error"] = str(error)
+            except OSError as error:  # not damage: it may be whole
+                chosen["error"] = f"The checkpoint {error.filename} cannot be read: {error.strerror}."
         chosen = self._group.broadcast_object(chosen)
         if problem := chosen.get("error"):
             raise UserError(problem) if self._group.is_leader else SharedUserError(problem)
@@ -288,16 +290,19 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself; None when it, or a file that it names, is damaged or missing."""
+    """What a checkpoint says of itself; None when it, or a file that it names, is damaged or missing.
+
+    Raises OSError or UserError when one cannot be read, which may be whole.
+    """
     try:
-        saved: dict[str, Any] = read_json(folder / "state.json")
-        if not saved.keys() >= {"inputs", "files"}:
+        saved = parse_json((folder / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(saved, dict) or not saved.keys() >= {"inputs", "files"}:
             return None
         for name, size in saved["files"].items():
             if (folder / name).stat().st_size != size:
                 return None
             open_tensors(folder / name)
-    except (UserError, SafetensorError, FileNotFoundError):
+    except (ValueError, SafetensorError, FileNotFoundError):
         return None
     return saved
 

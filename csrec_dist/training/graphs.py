@@ -48,7 +48,7 @@ def obstacle(engine: Engine, options: LoopOptions) -> str | None:
     if engine.device.type != "cuda":
         return "it does not run on a GPU"
     if not isinstance(engine, DataParallel):
-        return f"the engine {engine.name} moves parameters between ranks in each pass"
+        return f"the engine {engine.name} exchanges gradients or parameters within each pass"
     if engine.layout.catalog.size > 1:
         return "ranks that hold slices of the catalog exchange vectors in each pass"
     if options.accumulate > 1:

@@ -1,7 +1,6 @@
 """A progress bar in a Jupyter notebook, by IPython's own display: no widgets have to be installed."""
 
 import html
-import sys
 import time
 from typing import Any
 
@@ -9,15 +8,6 @@ from rich.progress import TaskID
 
 SECONDS_A_FRAME = 0.2
 """Between two redrawings: each sends a message to the browser."""
-
-
-def is_notebook() -> bool:
-    """Whether this process shows what it displays in a notebook; a shell in a terminal does not."""
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return type(get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell")  # the latter is Colab's
 
 
 class NotebookBar:
@@ -31,7 +21,7 @@ class NotebookBar:
 
     def add_task(self, title: str, *, total: int | None, note: str) -> TaskID:
         """Name the stage; there is one task."""
-        self._title = title
+        self._title, self._total, self._note = title, total or 0, note
         return TaskID(0)
 
     def start(self) -> None:

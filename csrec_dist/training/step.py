@@ -6,14 +6,12 @@ from typing import NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.distributed import Group
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.losses import Loss, SoftLabels, cross_entropy_parts, distillation_parts
 from csrec_dist.losses.contrastive import ContrastOptions, info_nce
 from csrec_dist.models import ItemTable, SequentialModel, TrainingInputs, TrainingStates
 from csrec_dist.options import MatmulPrecision
 from csrec_dist.training.options import Precision, TrainingOptions
-
-ALONE = Group((0,), 0)
 
 LossFunction = Callable[[Tensor, ItemTable, Tensor, SoftLabels | None, Tensor, MatmulPrecision], Loss]
 """Of states [n, d], the item table, targets [n], the labels of the states if they have some, weights [n], and the
@@ -109,11 +107,11 @@ class TrainStep(nn.Module):
     def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
         """The summed loss of what the model trains with, and the number of its states."""
         given = self._states(inputs)
-        if labels is None or given.num_labelled is None:
+        if labels is None or len(inputs.examples) == len(given.states):
             table, precision = self.model.item_table, self.matmul_precision
-            loss = self.loss_function(given.states, table, given.targets, labels, given.weights, precision)
+            loss = self.loss_function(given.states, table, inputs.targets, labels, inputs.weights, precision)
         else:
-            loss = self._partly_labelled(given, labels, given.num_labelled)
+            loss = self._partly_labelled(given.states, inputs, labels)
         if given.views is None:
             return loss
         return loss._replace(sum=loss.sum + self._contrast(given.views, given.view_weights, loss.count))
@@ -144,9 +142,9 @@ class TrainStep(nn.Module):
         weight = self.one_hot_weight * options.contrast_weight
         return total * (weight * counts[0] / counts[1].clamp(min=1))
 
-    def _partly_labelled(self, given: TrainingStates, labels: SoftLabels, num: int) -> Loss:
-        """The loss of the first `num` states, which have labels, and cross-entropy of the others."""
-        table, (states, targets, weights, *_) = self.model.item_table, given
+    def _partly_labelled(self, states: Tensor, inputs: TrainingInputs, labels: SoftLabels) -> Loss:
+        """The loss of the states of examples, which come first and have labels, and cross-entropy of the others."""
+        table, targets, weights, num = self.model.item_table, inputs.targets, inputs.weights, len(inputs.examples)
         # Copies of the weights: the order in which a CPU adds up depends on where in memory they begin.
         first, second = weights[:num].clone(), weights[num:].clone()
         soft = self.loss_function(states[:num], table, targets[:num], labels, first, self.matmul_precision)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from csrec_dist.distributed.alone import Waits
-from csrec_dist.training.notebook import NotebookBar, is_notebook
+from csrec_dist.training.notebook import NotebookBar
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,7 +40,7 @@ def uses_gpu() -> bool:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.is_initialized()
 
 
 def reset_peak_memory() -> None:
@@ -92,7 +92,7 @@ class StageLog:
         self._console = Console(quiet=not show)
         self._folder = folder
         self._resumed_at: int | None = None
-        self._bar = NotebookBar() if show and is_notebook() else _terminal_bar(self._console)
+        self._bar = NotebookBar() if show and self._console.is_jupyter else _terminal_bar(self._console)
         self._task = self._bar.add_task(stage, total=None, note="")
 
     def __enter__(self) -> Self:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from csrec_dist.data.batches import Batch
 from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.labels.cache import CPU
 from csrec_dist.labels.popularity import popularity_labels
 from csrec_dist.losses import DenseLabels, FactoredLabels, MixtureLabels, NoiseMatrix, RobustLoss, TopKLabels
+from csrec_dist.losses.soft_labels import CPU
 from csrec_dist.models import build, config_class
 from csrec_dist.training import TrainStep
 from csrec_dist.training.options import TrainingOptions

@@ -1,12 +1,13 @@
 """BERT4Rec against a loop over one history, and what its training masks and predicts."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from csrec_dist.data.batches import Batch
-from csrec_dist.models import SequentialModel, TrainingStates, build, config_class
+from csrec_dist.models import SequentialModel, build, config_class
 from tests.helpers.windows import batch_of
 
 NUM_ITEMS, MAX_LENGTH, WIDTH, NUM_HEADS = 31, 9, 8, 2
@@ -81,15 +82,21 @@ def of_items(items: torch.Tensor) -> Batch:
     return batch_of(items, FIRST_EXAMPLE + torch.arange(len(items)) * (items.shape[1] - 1))
 
 
-def given(model: SequentialModel, batch: Batch, seed: int = 11) -> tuple[TrainingStates, torch.Tensor]:
+class Given(NamedTuple):
+    """States [n, d] and their targets [n]."""
+
+    states: torch.Tensor
+    targets: torch.Tensor
+
+
+def given(model: SequentialModel, batch: Batch, seed: int = 11) -> tuple[Given, torch.Tensor]:
     """The states, and the place of each one's example among the positions of the batch; −1 where it has no labels."""
     inputs = model.inputs(batch, seed)
     with torch.no_grad():
-        trained = model.training_states(inputs)
-    assert len(trained.states) == len(trained.targets) == len(trained.weights) == inputs.num_states
-    assert trained.num_labelled == len(inputs.examples)
+        states = model.training_states(inputs).states
+    assert len(states) == len(inputs.targets) == len(inputs.weights) == inputs.num_states
     unlabelled = inputs.num_states - len(inputs.examples)
-    return trained, torch.cat([inputs.examples - FIRST_EXAMPLE, torch.full((unlabelled,), -1)])
+    return Given(states, inputs.targets), torch.cat([inputs.examples - FIRST_EXAMPLE, torch.full((unlabelled,), -1)])
 
 
 @pytest.mark.parametrize("positions_from", ["end", "start"])

@@ -191,15 +191,16 @@ def test_draws_cover_the_steps_drop_a_tenth_and_follow_from_the_examples() -> No
 
 def test_training_states_predict_from_the_noised_target() -> None:
     model, batch = make(condition_drop=0.5), training_batch(8)
-    given = model.training_states(model.inputs(batch, SEED))
-    assert torch.equal(given.targets, batch.targets.flatten())
+    inputs = model.inputs(batch, SEED)
+    given = model.training_states(inputs)
+    assert torch.equal(inputs.targets, batch.targets.flatten())
     conditions = super(DreamRec, model).encode(batch.histories).flatten(0, 1)
     steps, noise, dropped = model.training_draws(batch.examples.flatten(), SEED)
     kept = kept_by_loop()
     assert 0 < int(dropped.sum()) < len(dropped)
     for place in range(0, len(steps), 7):
         step = int(steps[place])
-        start = model.item_table.weight[given.targets[place] - 1]
+        start = model.item_table.weight[inputs.targets[place] - 1]
         x = math.sqrt(kept[step]) * start + math.sqrt(1 - kept[step]) * noise[place].double()
         condition = model.no_condition if dropped[place] else conditions[place]
         expected = model.denoiser(x.unsqueeze(0), condition.unsqueeze(0), steps[place : place + 1])[0]

@@ -13,7 +13,8 @@ from csrec_dist.distributed.engines import DataParallel, Snapshot
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.training import checkpoints as checkpoints_module
-from csrec_dist.training.checkpoints import Checkpoints, TrainState
+from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, read_state
+from tests.helpers.permissions import as_a_colleague
 
 INPUTS = {"seed": 0, "training": {"learning_rate": 0.1}}
 ALONE = Layout(*[Group((0,), 0)] * 3)
@@ -120,6 +121,26 @@ def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-000000009", "step-000000007"]
     checkpoints.conclude()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000007"]
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, file: str) -> None:
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, WHOLE)
+    for step in (1, 2):
+        checkpoints.save(TrainState(total_steps=step), Model().parts())
+    checkpoints.wait()
+    with (
+        as_a_colleague(tmp_path / "step-000000002" / file),
+        pytest.raises(UserError, match=f"{file} cannot be read: Permission denied"),
+    ):
+        Checkpoints(tmp_path, INPUTS, ALONE, WHOLE).restore()
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-000000001", "step-000000002"]
+
+
+def test_a_state_that_is_no_mapping_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "step-000000001").mkdir()
+    (tmp_path / "step-000000001/state.json").write_text("[]")
+    assert read_state(tmp_path / "step-000000001") is None
 
 
 def test_nothing_is_changed_when_all_checkpoints_are_damaged(tmp_path: Path) -> None:

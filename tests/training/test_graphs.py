@@ -15,6 +15,7 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.engines import DataParallel, FullyShard
 from csrec_dist.distributed.engines.ddp import average
+from csrec_dist.files import read_json
 from csrec_dist.models import MODELS
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import graphs
@@ -39,7 +40,7 @@ def engine_of(
 @pytest.mark.parametrize(
     ("engine", "keys", "reason"),
     [
-        ({"kind": FullyShard, "ranks": 2}, {}, "engine fsdp moves parameters"),
+        ({"kind": FullyShard, "ranks": 2}, {}, "engine fsdp exchanges gradients or parameters"),
         ({"ranks": 2, "slices": 2}, {}, "slices of the catalog"),
         ({}, {"accumulate": 2}, "training.accumulate is 2"),
         ({"model": "cl4srec", "ranks": 2}, {}, "windows of all ranks"),
@@ -124,16 +125,18 @@ def test_gradients_that_no_wrapper_has_averaged_are_averaged(bucket_bytes: int) 
 
 
 def test_the_key_decides_no_result(small_dataset: Path, tmp_path: Path) -> None:
-    """A run that was begun without graphs goes on with them."""
+    """A run that was begun without graphs goes on with them, to a second epoch."""
     (tmp_path / "config.yaml").write_text(
         f"name: small\ndataset: {{path: {small_dataset}}}\nmodel: {{name: gru4rec, width: 8}}\nmethod: base\n"
         "training: {max_epochs: 1}\n"
     )
-    runtime, folders = Runtime.start(), []
-    for choice in ("off", "on"):
-        config = load_config(tmp_path / "config.yaml", [f"output={tmp_path}", f"training.cuda_graph={choice}"])
-        folders.append(execute(config, runtime).folder)
-    assert folders[0] == folders[1]
+    runtime, epochs = Runtime.start(), []
+    for choice, most in (("off", 1), ("on", 2)):
+        settings = [f"output={tmp_path}", f"training.cuda_graph={choice}", f"training.max_epochs={most}"]
+        run = execute(load_config(tmp_path / "config.yaml", settings), runtime)
+        epochs.append([epoch["loss"] for epoch in read_json(run.folder / "student/metrics.json")["epochs"]])
+    assert [len(each) for each in epochs] == [1, 2]
+    assert epochs[1][:1] == epochs[0]
 
 
 def test_the_count_of_a_search_follows_a_checkpoint() -> None:

@@ -40,6 +40,7 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> Frames:
         Frames(),
     )
     ipython.get_ipython, display.display = shell, frames.display  # type: ignore[attr-defined]
+    monkeypatch.setattr("builtins.get_ipython", shell, raising=False)
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(notebook, "SECONDS_A_FRAME", 0.0)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from csrec_dist.data.batches import Batch
-from csrec_dist.data.order import EpochOrder
+from csrec_dist.data.batches import Batch, blank_batch
+from csrec_dist.data.order import EpochOrder, RowSample
 from csrec_dist.models import MODELS
 from csrec_dist.models.inputs import SIZES, Picked, padded_size, pick
 from csrec_dist.training.step import MicroBatch
@@ -115,3 +115,11 @@ def test_no_step_has_more_rows_of_a_rank_than_are_padded_to(num_shards: int, bat
             assert max(counts) <= order.most_rows(rank, world_size) <= batch_size
             if batch_size % num_shards == 0:
                 assert max(counts) == order.most_rows(rank, world_size)
+
+
+def test_a_rank_whose_sample_is_empty_has_room_for_the_empty_place_of_a_batch() -> None:
+    order = EpochOrder((1,) * 8, batch_size=4, seed=0, epoch=0, sample=RowSample(0.5, 1))
+    sizes = [order.most_rows(rank, 8) for rank in range(8)]
+    assert 0 in order.shard_rows
+    assert sizes == [1] * 8
+    assert len(blank_batch(6).padded_to(min(sizes), 6).rows) == 1
