@@ -24,12 +24,14 @@ from csrec_dist.models.weight_files import StoredWeights
 class TrainingStates(NamedTuple):
     """What a model gives the loss: n states [n, d], whose targets and weights [n] are those of its inputs.
 
-    The first of them are the states of `inputs.examples`, which may have soft labels. `views` are two states [M, d] of
-    each of M windows, made of two disturbed copies of it, that a contrastive loss is to bring together; with
-    `view_weights` [M], those of weight 0 are padding.
+    The first of them are the states of `inputs.examples`, which may have soft labels. A model whose states may be more
+    than that says so by `more_than_examples` in every batch, also where none are: all ranks must compute the same
+    losses. `views` are two states [M, d] of each of M windows, made of two disturbed copies of it, that a contrastive
+    loss is to bring together; with `view_weights` [M], those of weight 0 are padding.
     """
 
     states: Tensor
+    more_than_examples: bool = False
     views: tuple[Tensor, Tensor] | None = None
     view_weights: Tensor | None = None
 

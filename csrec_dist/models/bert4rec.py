@@ -93,7 +93,7 @@ class BERT4Rec(SequentialModel):
         cut = ends.device.type == "cpu"
         last = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
         amid = pick(self._read(inputs.items, masked), inputs.positions.index, inputs.positions.inverse)
-        return TrainingStates(torch.cat([last, amid]))
+        return TrainingStates(torch.cat([last, amid]), more_than_examples=True)
 
     def _draw_prefixes(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Rows and ends [n] of different prefixes of each window, the shortest first."""

@@ -107,7 +107,7 @@ class TrainStep(nn.Module):
     def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
         """The summed loss of what the model trains with, and the number of its states."""
         given = self._states(inputs)
-        if labels is None or len(inputs.examples) == len(given.states):
+        if labels is None or not given.more_than_examples:
             table, precision = self.model.item_table, self.matmul_precision
             loss = self.loss_function(given.states, table, inputs.targets, labels, inputs.weights, precision)
         else:

@@ -25,6 +25,17 @@ def solve(name: str, method: str, batch: Batch, *, padded: bool, **keys: Any) ->
     return {**{key: value.detach() for key, value in loss._asdict().items()}, **gradients}
 
 
+def num_losses(total: torch.Tensor) -> int:
+    """How many evaluations of a loss are in the graph of a sum of them."""
+    seen, waiting = set(), [total.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return sum(node.name() == "DifferentiableLossBackward" for node in seen)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_changes_nothing(name: str, method: str) -> None:
@@ -45,6 +56,20 @@ def test_a_padded_batch_without_examples_trains_nothing(name: str, method: str) 
     found = solve(name, method, windows(num=1), padded=True)
     assert found["sum"] == found["count"] == 0
     assert all(gradient.isfinite().all() and not gradient.any() for gradient in found.values())
+
+
+@pytest.mark.parametrize("method", ["base", "model_level", "training_level"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_batch_has_the_same_losses(name: str, method: str) -> None:
+    """Ranks that share the catalog meet in each: one whose batch holds nothing, or no mask amid items, computes all."""
+    step = make_step(name, method)
+    counts = []
+    for batch in (windows(), windows(num=2), windows(num=1)):
+        labels, inputs = labels_for(method, windows(), batch), step.model.inputs(batch, 7)
+        loss = step(inputs, labels.labels(labels.fields(inputs.examples)) if labels else None)
+        counts.append(num_losses(loss.sum))
+    assert counts[0] >= 1
+    assert counts[1:] == counts[:1] * 2
 
 
 @pytest.mark.parametrize("name", MODELS)
