@@ -18,6 +18,17 @@ class SharedUserError(UserError):
     """A UserError that every rank raises with the same words, so that one of them says it."""
 
 
+class StorageError(Exception):
+    """A disk is full, failing or read-only; what was begun goes on when that is mended. Exit status 1.
+
+    With `is_shared` every rank raises it with the same words.
+    """
+
+    def __init__(self, message: str, *, is_shared: bool = False) -> None:
+        super().__init__(message)
+        self.is_shared = is_shared
+
+
 @contextmanager
 def shared_errors() -> Iterator[None]:
     """Mark UserErrors of the block as those that every rank meets."""

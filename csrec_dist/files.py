@@ -1,43 +1,59 @@
 """Files and folders that appear whole or not at all; fingerprints of values, and how they differ."""
 
+import glob
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from csrec_dist.errors import UserError, shortened
+from csrec_dist.storage import explained
 
 LONGEST_PATH = 200
 """Characters of a path that a message shows."""
+LONGEST_HOST = 40
+LEFTOVER = re.compile(r"\..+\.(?P<host>\w+)-(?P<process>\d+)-[0-9a-f]{16}\.tmp")
+"""Temporary files and folders, by the name of what they become and `writer_name`."""
+LEASE_SECONDS = 300.0
+"""How long a process of another host may write nothing before it is taken for dead."""
+CHECKSUM = "checksum"
+"""The key of a record's checksum."""
+_SOUND: set[tuple[Any, ...]] = set()
+"""The files whose checksums this process has compared."""
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield the path of a new empty file beside `path`; on success its content is synced and renamed to `path`.
 
     A reader therefore sees the old file, the new file or none, never a part of one. The file's mode is what the umask
-    leaves; it is opened by nobody else's name or link, since its own name cannot be guessed.
+    leaves; it is opened by nobody else's name or link, since its own name cannot be guessed. `num_bytes` is its size
+    where that is known before.
 
     Raises:
+        StorageError: the disk is full, failing or read-only.
         UserError: what stands at `path` is a folder, a device or another special file, or its parent is no folder.
     """
     path = Path(path)
     require_replaceable(path)
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
-    try:
-        yield temporary
-        _sync(temporary)  # before the rename: a machine that fails after it would otherwise have an empty file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{writer_name()}-{secrets.token_hex(8)}.tmp")
+    with explained(path, num_bytes):
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        try:
+            yield temporary
+            _sync(temporary)  # before the rename: a machine that fails after it would otherwise have an empty file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def require_replaceable(path: Path) -> None:
@@ -51,7 +67,8 @@ def require_replaceable(path: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and those around it, unless they are there; UserError where that is not possible."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        with explained(path):
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be a folder to write into: {error.strerror}. Name another one.") from None
 
@@ -67,6 +84,11 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_record(path: Path | str, value: Mapping[str, Any]) -> None:
+    """Write a JSON object to `path` atomically, with the checksum of its content, which `read_json` compares."""
+    write_json(path, {**value, CHECKSUM: checksum(value)})
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; ValueError when it is none, or nested more deeply than Python follows."""
     try:
@@ -75,13 +97,30 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def parse_record(text: str | bytes) -> Any:
+    """The value of a JSON text without its checksum, where it has one; ValueError where that is another's."""
+    value = parse_json(text)
+    if isinstance(value, dict) and CHECKSUM in value:
+        stored = value.pop(CHECKSUM)
+        if stored != checksum(value):
+            raise ValueError("its content does not have the checksum that it was written with")
+    return value
+
+
 def read_json(path: Path | str) -> Any:
-    """Read JSON; UserError when the file is absent, unreadable or not JSON."""
+    """Read JSON, without its checksum where it has one; UserError when it is absent, unreadable or damaged."""
     text = read_text(path, "The file")
     try:
-        return parse_json(text)
+        parse_json(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
+    try:
+        return parse_record(text)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Take it back from a copy, or do again what wrote it; of a run, "
+            "`csrec-dist verify` says which stage that is."
+        ) from None
 
 
 def read_text(path: Path | str, what: str) -> str:
@@ -133,6 +172,27 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def has_checksum(path: Path | str, sha256: str, compute: Callable[[Path | str], str] | None = None) -> bool:
+    """Whether a file has this SHA-256, or what `compute` makes of it.
+
+    A process that asks again reads only a file that was changed meanwhile.
+    """
+    status = os.stat(path)
+    seen = (os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, sha256)
+    if seen not in _SOUND:
+        if (compute or sha256_file)(path) != sha256:
+            return False
+        _SOUND.add(seen)
+    return True
+
+
+def checksum(value: Any) -> str:
+    """The SHA-256 of a JSON value, which does not depend on the order of its keys."""
+    as_read = json.loads(json.dumps(value))  # its keys are text then, which sorts otherwise than numbers
+    canonical = json.dumps(as_read, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def fingerprint(value: Any) -> str:
     """16 hexadecimal digits that depend on a JSON value only, not on the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -165,32 +225,51 @@ def link(path: Path, target: Path) -> None:
         path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the hidden siblings that `new_folder` made for `folder` in processes that are no more."""
-    if not folder.parent.is_dir():
-        return
-    import psutil
+def writer_name() -> str:
+    """This process in the names of its temporary files, <host>-<process>: a later start removes those of dead ones."""
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', socket.gethostname())[:LONGEST_HOST]}-{os.getpid()}"
 
-    for sibling in folder.parent.iterdir():
-        match = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp", sibling.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            shutil.rmtree(sibling, ignore_errors=True)
+
+def remove_leftovers(folder: Path, *, inside: bool = False) -> None:
+    """Remove what dead processes were writing when they ended: `folder` itself, or with `inside` files in it.
+
+    What processes of this host were writing goes if they are no more; what those of other hosts were, when nothing has
+    been written to it for `LEASE_SECONDS`.
+    """
+    paths = folder.rglob(".*.tmp") if inside else folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp")
+    for path in list(paths) if folder.parent.is_dir() else ():
+        match = LEFTOVER.fullmatch(path.name)
+        if match and is_abandoned(match["host"], int(match["process"]), path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_abandoned(host: str, process: int, path: Path) -> bool:
+    """Whether nobody writes to a temporary file or folder any more, by the process in its name."""
+    if host == writer_name().rpartition("-")[0]:
+        import psutil
+
+        return not psutil.pid_exists(process)
+    try:
+        newest = max(each.stat().st_mtime for each in [path, *path.rglob("*")])
+    except FileNotFoundError:  # it is being written to, or removed by another start
+        return False
+    return time.time() - newest > LEASE_SECONDS
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
+    new = folder.with_name(f".{folder.name}.{writer_name()}-{secrets.token_hex(8)}.tmp")
     make_folder(folder.parent)
-    new.mkdir()
-    try:
-        yield new
-        for file in [*new.rglob("*"), new]:
-            _sync(file)
-        os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with explained(folder):
+        new.mkdir()
+        try:
+            yield new
+            for file in [*new.rglob("*"), new]:
+                _sync(file)
+            os.replace(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ so files whose bytes must be equal are written here: the header's length (8 byte
 then the tensors' bytes.
 """
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import atomic_path, parse_json
+from csrec_dist.files import atomic_path, has_checksum, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,10 @@ SAFETENSORS_TYPES = {
 """What the format calls a type of numbers; its last digits are the bits of one."""
 ARRAYS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "int32": "<i4"}
 """How numpy sees the bytes of a type; of bfloat16, which it does not know, as integers."""
+CHECKSUM = "sha256"
+"""Names, in a file's metadata, the SHA-256 of the file with zeros in its place."""
+NO_CHECKSUM = "0" * 64
+BLOCK_BYTES = 1 << 20
 
 
 class TensorSpec(NamedTuple):
@@ -78,7 +83,8 @@ class StreamedTensor:
 def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically, one block in memory at a time; for None, go through the blocks alone.
 
-    So that processes which make the blocks together go through them in one order, and one of them writes.
+    So that processes which make the blocks together go through them in one order, and one of them writes. The file's
+    metadata holds its checksum, which `checksum_problem` compares.
     """
     import torch
 
@@ -87,11 +93,18 @@ def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor
     if path is None:
         deque(blocks, maxlen=0)
         return
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        specs = {name: TensorSpec.of(tensor) for name, tensor in ordered.items()}
-        file.write(safetensors_header(specs, metadata))
+    specs = {name: TensorSpec.of(tensor) for name, tensor in ordered.items()}
+    num_bytes = sum(spec.num_bytes for spec in specs.values())
+    with atomic_path(path, num_bytes) as temporary, open(temporary, "wb") as file:
+        header = safetensors_header(specs, {**metadata, CHECKSUM: NO_CHECKSUM})
+        digest = hashlib.sha256(header)
+        file.write(header)
         for block in blocks:
-            file.write(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            numbers = block.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            file.write(numbers)
+            digest.update(numbers)
+        file.seek(header.index(NO_CHECKSUM.encode()))
+        file.write(digest.hexdigest().encode())
 
 
 def save_tensors(
@@ -116,7 +129,7 @@ def write_rows(
     begins, end = {}, len(header)
     for name, spec in specs.items():
         begins[name], end = end, end + spec.num_bytes
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path, end) as temporary, open(temporary, "wb") as file:
         file.write(header)
         num_rows = 0
 
@@ -184,6 +197,39 @@ def open_tensors(path: Path) -> "safe_open":
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def stored_checksum(path: Path | str) -> str | None:
+    """The checksum that a safetensors file gives itself, without reading its tensors; None for another tool's."""
+    return read_header(path).metadata.get(CHECKSUM)
+
+
+def checksum_problem(path: Path | str) -> str | None:
+    """What is wrong with a safetensors file by its own checksum, in a sentence; None where it is sound or has none.
+
+    A process that asks again reads only a file that was changed meanwhile.
+
+    Raises:
+        FileNotFoundError: it is absent.
+    """
+    try:
+        stored = stored_checksum(path)
+    except UserError as error:
+        return str(error)
+    if stored is None or has_checksum(path, stored, _own_checksum):
+        return None
+    return f"{path} is damaged: its bytes do not have the checksum that it was written with."
+
+
+def _own_checksum(path: Path | str) -> str:
+    """The SHA-256 of a file whose metadata holds one, with zeros in the place of that."""
+    header = read_header(path)
+    with open(path, "rb") as file:
+        begin = file.read(header.start)
+        digest = hashlib.sha256(begin.replace(header.metadata[CHECKSUM].encode(), NO_CHECKSUM.encode(), 1))
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def safetensors_header(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:

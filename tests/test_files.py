@@ -1,5 +1,7 @@
-"""Files that are written in blocks are those that are written at once."""
+"""Files that are written in blocks are those that are written at once; what was changed since is said."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, write_part
-from csrec_dist.files import atomic_path, write_json, write_text
+from csrec_dist.files import (
+    atomic_path,
+    has_checksum,
+    read_json,
+    sha256_file,
+    write_json,
+    write_record,
+    write_text,
+)
 from csrec_dist.tensor_files import (
     StreamedTensor,
     TensorSpec,
+    checksum_problem,
     open_tensors,
     save_tensors,
     stream_tensors,
@@ -45,7 +56,67 @@ def test_streamed_tensors_have_the_bytes_of_saved_ones(tmp_path: Path, num_rows:
         for name, tensor in whole.items()
     }
     stream_tensors(tmp_path / "streamed", streamed, {"format": "pt"})
-    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "saved").read_bytes()
+    header, numbers = parts(tmp_path / "streamed")
+    digest = header["__metadata__"].pop("sha256")
+    assert (header, numbers) == parts(tmp_path / "saved")
+    zeroed = (tmp_path / "streamed").read_bytes().replace(digest.encode(), b"0" * 64)
+    assert digest == hashlib.sha256(zeroed).hexdigest()
+
+
+def parts(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file and the bytes of its tensors."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), content[start:]
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.7, 0.999])
+def test_a_flipped_bit_of_a_safetensors_file_is_said(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, tensors(), {"format": "pt"})
+    assert checksum_problem(path) is None
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    assert "a.safetensors" in (checksum_problem(path) or "")
+
+
+def test_another_tools_safetensors_file_has_no_checksum(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "a.safetensors")
+    assert checksum_problem(tmp_path / "a.safetensors") is None
+
+
+def test_a_record_is_read_as_it_was_written_and_refused_when_it_was_changed(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": {"é": 1e-9, "2": True}, "10": "x", "9": "y"}
+    write_record(tmp_path / "r.json", value)
+    assert read_json(tmp_path / "r.json") == value
+    text = (tmp_path / "r.json").read_text()
+    (tmp_path / "r.json").write_text(text.replace("    ", " "))
+    assert read_json(tmp_path / "r.json") == value, "how it is set out does not count"
+    (tmp_path / "r.json").write_text(text.replace("2.5", "2.4"))
+    with pytest.raises(UserError, match=r"r\.json is damaged: its content does not have the checksum"):
+        read_json(tmp_path / "r.json")
+
+
+def test_a_record_with_numbers_as_keys(tmp_path: Path) -> None:
+    write_record(tmp_path / "r.json", {"epochs": {9: 1, 10: 2}})
+    assert read_json(tmp_path / "r.json") == {"epochs": {"9": 1, "10": 2}}
+
+
+def test_a_checksum_is_compared_again_only_when_the_file_was_changed(tmp_path: Path) -> None:
+    path, asked = tmp_path / "a", []
+    path.write_text("a")
+
+    def compute(path: Path | str) -> str:
+        asked.append(path)
+        return sha256_file(path)
+
+    sound = sha256_file(path)
+    assert all(has_checksum(path, sound, compute) for _ in range(3))
+    assert len(asked) == 1
+    path.write_text("another")
+    assert not has_checksum(path, sound, compute)
+    assert len(asked) == 2
 
 
 def test_saved_tensors_are_those_of_the_library(tmp_path: Path) -> None:

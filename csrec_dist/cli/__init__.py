@@ -9,12 +9,14 @@ imports no torch. Each module of this folder adds a group of commands, whose wor
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from csrec_dist import __version__
 from csrec_dist.cli import bench, experiments, labels, results, running
-from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.errors import SharedUserError, StorageError, UserError
 from csrec_dist.processes import end_with_parent
+from csrec_dist.storage import FAILURES, storage_error
 
 __all__ = ["build_parser", "main"]
 
@@ -39,24 +41,40 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     end_with_parent()
+    threading.excepthook = _say_unless_of_storage
     options = build_parser().parse_args(arguments)
     try:
         return options.command(options) or 0
     except UserError as error:
         _say(error)
         return 2
+    except StorageError as error:
+        _say(error)
+        return 1
     except PermissionError as error:
         print(f"csrec-dist: {error.filename}: permission denied; ask its owner, or give another path.", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in FAILURES:
+            raise
+        _say(storage_error(error))
+        return 1
 
 
-def _say(error: UserError) -> None:
+def _say_unless_of_storage(failure: threading.ExceptHookArgs) -> None:
+    """A thread's traceback, but of a disk's failure, which the thread that waits for it says in a sentence."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in FAILURES):
+        threading.__excepthook__(failure)
+
+
+def _say(error: UserError | StorageError) -> None:
     """Print an error that the user can mend; if all ranks meet it, only the first of them prints it.
 
     A launcher ends the ranks as soon as one of them has ended, so no rank can leave the message to another. Where no
     store outlives the ranks, in which they could agree, rank 0 prints the errors that all of them meet.
     """
-    rank, is_shared = os.environ.get("RANK", "0"), isinstance(error, SharedUserError)
+    rank = os.environ.get("RANK", "0")
+    is_shared = error.is_shared if isinstance(error, StorageError) else isinstance(error, SharedUserError)
     if "RANK" in os.environ:
         from csrec_dist.distributed.store import is_first_to_say
 
@@ -82,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     results.add_recommend(commands)
     results.add_report(commands)
     results.add_compare(commands)
+    results.add_verify(commands)
     running.add_plan(commands)
     experiments.add_study(commands)
     running.add_doctor(commands)

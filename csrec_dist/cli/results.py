@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from csrec_dist.cli.parsing import Commands, add
+from csrec_dist.errors import UserError
 from csrec_dist.threads import choose as choose_threads
 
 COMPARISON_WIDTH = 110
@@ -69,6 +70,27 @@ def report_run(folder: Path) -> None:
 
     write_report(folder)
     print_results(folder, Console())
+
+
+def add_verify(commands: Commands) -> None:
+    """`verify`."""
+    parser = add(
+        commands, "verify", _verify, "compare all files of a run with the checksums that they were written with"
+    )
+    parser.add_argument("run", type=Path, help="folder of a run, finished or not")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    choose_threads()
+    from csrec_dist.runs.verify import verify
+
+    problems = verify(options.run)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{options.run} is damaged in {len(problems)} places, which are named above.")
+    print(f"{options.run} is whole.")
+    return 0
 
 
 def add_compare(commands: Commands) -> None:

@@ -7,6 +7,7 @@ from csrec_dist.config.reading import (
     parse_overrides,
     parse_section,
     read_yaml,
+    require_own_hash,
     set_key,
     with_launchers_file,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "parse_overrides",
     "parse_section",
     "read_yaml",
+    "require_own_hash",
     "set_key",
     "with_launchers_file",
 ]

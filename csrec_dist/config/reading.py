@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from csrec_dist.config.schema import Config, impossible
 from csrec_dist.errors import UserError, shortened
-from csrec_dist.files import read_text
+from csrec_dist.files import fingerprint, read_text
 from csrec_dist.models.options import CONFIGS, ModelConfig, config_class
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -125,6 +125,16 @@ def is_resolved(path: Path) -> bool:
         raise  # the command line says whom to ask
     except (OSError, ValueError):  # missing, no file, a path too long, not text
         return False
+
+
+def require_own_hash(path: Path) -> None:
+    """UserError unless the values in a run's config.yaml have the hash in its first line."""
+    first = read_text(path, "The config file").partition("\n")[0]
+    if first != f"# hash: {fingerprint(read_yaml(path))}":
+        raise UserError(
+            f"{path} is damaged, or was edited: its values do not have the hash in its first line. Take it back from a "
+            "copy, or start the run again with the config that it was started with."
+        )
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:

@@ -14,13 +14,13 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable
 from csrec_dist.errors import UserError, listed, quoted
-from csrec_dist.files import read_json, sha256_file
+from csrec_dist.files import has_checksum, read_json, sha256_file
 
 if TYPE_CHECKING:
     import datasets
 
 FORMAT_VERSION = 1
-SEQUENCES = "sequences.parquet"
+ITEMS, USERS, SEQUENCES = "items.parquet", "users.parquet", "sequences.parquet"
 KEPT_BYTES = 128 << 20
 """Of the rows of a split that epochs keep in memory: about 700,000 windows of 20."""
 
@@ -64,6 +64,7 @@ class _StoredInfo(BaseModel):
     fingerprint: str
     statistics: dict[str, Any]
     splits: dict[str, _StoredSplit]
+    files: dict[str, str] = {}
 
 
 class Dataset:
@@ -79,6 +80,7 @@ class Dataset:
         self.num_items, self.num_users = stored.num_items, stored.num_users
         self.num_shards, self.window = stored.num_shards, stored.window
         self.fingerprint, self.statistics = stored.fingerprint, stored.statistics
+        self.checksums = stored.files
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }
@@ -91,10 +93,41 @@ class Dataset:
     @cached_property
     def id_map_fingerprint(self) -> str:
         """16 hexadecimal digits that identify the item ids: models with equal ones agree on what items 1, 2, … are."""
-        path = self.folder / "items.parquet"
+        return self.items_sha256[:16]
+
+    @property
+    def items_sha256(self) -> str:
+        """The checksum of items.parquet."""
+        path = self.file(ITEMS)
+        return self.checksums[ITEMS] if ITEMS in self.checksums else sha256_file(path)
+
+    def file(self, name: str) -> Path:
+        """The path of one of the folder's files, whose checksum is compared when the process asks for it first.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        if problem := self.problem(name):
+            raise UserError(f"{problem} Prepare the dataset again.")
+        return self.folder / name
+
+    def problem(self, name: str) -> str | None:
+        """What is wrong with one of the folder's files, in a sentence; None where it is sound.
+
+        A folder that `prepare` wrote has the checksum of each; of other files only their existence can be checked.
+        """
+        path = self.folder / name
         if not path.exists():
-            raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
-        return sha256_file(path)[:16]
+            return f"{path} is missing: the dataset folder is not whole."
+        with readable(path):
+            is_sound = name not in self.checksums or has_checksum(path, self.checksums[name])
+        return None if is_sound else f"{path} is damaged: it has another checksum than dataset.json says."
+
+    @property
+    def file_names(self) -> list[str]:
+        """The names of all files but dataset.json."""
+        shards = [self.shard_file(split, shard).name for split in self.splits for shard in range(self.num_shards)]
+        return [*shards, ITEMS, USERS, SEQUENCES]
 
     def shard_file(self, split: str, shard: int) -> Path:
         """The Parquet file of one shard."""
@@ -102,10 +135,7 @@ class Dataset:
 
     def open_shard(self, split: str, shard: int) -> Shard:
         """Open one shard for reading by row group. Raises UserError if its file is missing or damaged."""
-        path = self.shard_file(split, shard)
-        if not path.exists():
-            raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
-        return Shard(path)
+        return Shard(self.file(self.shard_file(split, shard).name))
 
     def stream(
         self,
@@ -166,11 +196,9 @@ class Dataset:
         Args:
             users: numbers of users (1…), whose row groups alone are read; they come in ascending order. All by default.
         """
-        path = self.folder / SEQUENCES
-        if not path.exists():
-            raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
+        path = self.file(SEQUENCES)
         with readable(path):
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, page_checksum_verification=True)
         wanted = np.arange(1, self.num_users + 1) if users is None else np.unique(np.fromiter(users, np.int64))
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         for group, first in enumerate(accumulate(sizes[:-1], initial=1)):  # users are the rows, in order
@@ -197,7 +225,7 @@ class Dataset:
 
         items = pl.col("items").list
         train, test = (
-            pl.scan_parquet([self.shard_file(split, shard) for shard in range(self.num_shards)])
+            pl.scan_parquet([self.file(self.shard_file(split, shard).name) for shard in range(self.num_shards)])
             for split in ("train", "test")
         )
         trained = train.select("user", target=items.slice(1)).explode("target")

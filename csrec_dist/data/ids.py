@@ -27,7 +27,7 @@ class RawIds:
     @cached_property
     def values(self) -> pa.Array:
         """The raw ids of 1, 2, …, at indices 0, 1, …"""
-        return pq.read_table(self.path, columns=["raw"])["raw"].combine_chunks()
+        return pq.read_table(self.path, columns=["raw"], page_checksum_verification=True)["raw"].combine_chunks()
 
     def __len__(self) -> int:
         return len(self.values)

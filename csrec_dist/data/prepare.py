@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
 from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES
@@ -19,7 +20,16 @@ from csrec_dist.data.statistics import describe, training_counts
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
-from csrec_dist.files import differences, fingerprint, flatten, new_folder, read_json, remove_leftovers, write_json
+from csrec_dist.files import (
+    differences,
+    fingerprint,
+    flatten,
+    new_folder,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_record,
+)
 from csrec_dist.options import undeciding
 
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
@@ -58,9 +68,10 @@ def prepare(
         statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
+        info["files"] = {path.name: sha256_file(path) for path in sorted(new.glob("*.parquet"))}
         identity = source.identity
         info |= {"options": options.model_dump(mode="json"), "fingerprint": _fingerprint(options, identity)}
-        write_json(new / "dataset.json", info | {"source": identity})
+        write_record(new / "dataset.json", info | {"source": identity})
     say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_shards']} shards")
     return info
 
@@ -215,7 +226,8 @@ def _write_ids(folder: Path, train: Spans, flat: Flat, users: pl.Series, items: 
             "raw": raw,
             "count": training_counts(numbers, train, len(raw)),
         }
-        pl.DataFrame(columns).write_parquet(folder / f"{name}s.parquet")
+        # Not by polars, whose errors do not say that a disk is full.
+        pq.write_table(pl.DataFrame(columns).to_arrow(), folder / f"{name}s.parquet", write_page_checksum=True)
 
 
 def _describe_raw(log: Log) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_shards: 
         offsets = firsts[shard] + np.cumsum(examples[rows]) - examples[rows]
         table = _table(spans.where(rows), rows, offsets, items, flat)
         file = folder / f"{split}-{shard:05d}-of-{num_shards:05d}.parquet"
-        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd")
+        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd", write_page_checksum=True)
     return {
         "num_rows": len(spans),
         "num_examples": int(firsts[-1]),
@@ -71,7 +71,7 @@ def write_sequences(path: Path, flat: Flat) -> None:
     lengths = np.bincount(flat.users)[1:]
     ends = np.cumsum(lengths)
     schema = pa.schema({"user": pa.int32(), "items": pa.list_(pa.int32())})
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for first in range(0, len(lengths), USERS_A_GROUP):
             users = slice(first, first + USERS_A_GROUP)
             start, stop = ends[first] - lengths[first], ends[users][-1]
@@ -145,7 +145,9 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self._path = path
         with readable(path):
-            self._file = pq.ParquetFile(path, pre_buffer=False)  # of so few rows that costs more than it saves
+            # The file's checksum was compared when it was opened first, those of its pages are at every read: hours may
+            # lie in between. Reading ahead costs more than it saves with so few rows.
+            self._file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         metadata = self._file.metadata
         self.group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
 

@@ -13,8 +13,9 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
 from csrec_dist.distributed.scheduler import Scheduler
 from csrec_dist.distributed.watchdog import Watch
-from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.errors import SharedUserError, StorageError, UserError
 from csrec_dist.process_state import variables
+from csrec_dist.storage import FAILURES, storage_error
 
 NCCL_GRACE = timedelta(minutes=1)
 """torch ends a process at NCCL's timeout without naming the culprit; the watchdog speaks this much earlier."""
@@ -178,9 +179,17 @@ class Runtime:
                     result["value"] = work()
             except UserError as error:
                 result["error"] = str(error)
+            except StorageError as error:
+                result["storage"] = str(error)
+            except OSError as error:
+                if error.errno not in FAILURES:
+                    raise
+                result["storage"] = str(storage_error(error))
         result = self.world.broadcast_object(result)
         if "error" in result:
             raise SharedUserError(result["error"])
+        if "storage" in result:
+            raise StorageError(result["storage"], is_shared=True)
         return result["value"]
 
     def leave(self) -> None:

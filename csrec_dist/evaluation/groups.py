@@ -29,7 +29,7 @@ class ItemPopularity:
     @classmethod
     def read(cls, dataset: Dataset) -> Self:
         """The counts of a dataset's items.parquet."""
-        table = pq.read_table(dataset.folder / "items.parquet", columns=["item", "count"])
+        table = pq.read_table(dataset.file("items.parquet"), columns=["item", "count"])
         counts = np.zeros(dataset.num_items, np.int64)
         counts[table["item"].to_numpy() - 1] = table["count"].to_numpy()
         return cls(counts)

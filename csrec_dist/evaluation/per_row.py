@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +53,8 @@ class TargetFacts:
     @classmethod
     def read(cls, dataset: Dataset, shard: int) -> Self:
         """Those of a shard of test."""
-        table = pq.read_table(dataset.shard_file("test", shard), columns=["row", "rating"])
+        path = dataset.file(dataset.shard_file("test", shard).name)
+        table = pq.read_table(path, columns=["row", "rating"], page_checksum_verification=True)
         ratings = table["rating"].to_numpy(zero_copy_only=False).astype(np.float32)
         true_targets = np.zeros(len(ratings), np.int32)
         if dataset.has_true_targets:
@@ -85,7 +86,7 @@ def write_part(path: Path, shard: int, schema: pa.Schema, blocks: Iterable[Colum
     tables = [_table(block, schema) for block in blocks]
     table = pa.concat_tables([schema.empty_table(), *tables]).sort_by("row")
     with atomic_path(part_path(path, shard)) as temporary:
-        pq.write_table(table, temporary, row_group_size=PART_GROUP_ROWS)
+        pq.write_table(table, temporary, row_group_size=PART_GROUP_ROWS, write_page_checksum=True)
 
 
 def join_parts(path: Path, num_rows: int, schema: pa.Schema) -> None:
@@ -95,10 +96,11 @@ def join_parts(path: Path, num_rows: int, schema: pa.Schema) -> None:
     """
     folder = part_path(path, 0).parent
     parts = sorted(folder.iterdir())
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for start in range(0, num_rows, ROWS_AT_ONCE):
             wanted = [("row", ">=", start), ("row", "<", start + ROWS_AT_ONCE)]
-            table = pq.read_table(parts, schema=schema, filters=wanted).sort_by("row")
+            table = pq.read_table(parts, schema=schema, filters=wanted, page_checksum_verification=True).sort_by("row")
             assert len(table) == min(ROWS_AT_ONCE, num_rows - start), "a shard's rows are missing"
             writer.write_table(table)
     shutil.rmtree(folder)

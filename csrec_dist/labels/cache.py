@@ -151,7 +151,7 @@ class LabelCache:
         weight = np.empty((num_rows, sum(self.index.widths)), np.float32)
         bias = np.empty(self.index.bias_shape(num_rows), np.float32) if self.index.has_bias else None
         for shard in self._item_shards:
-            path, num, first = self.folder / shard.file, shard.num_items, shard.first_item - 1
+            path, num, first = self._sound_file(shard), shard.num_items, shard.first_item - 1
             low, high = max(first, self._items.start), min(first + num, self._items.stop)
             stored, rows = slice(low - first, high - first), slice(low - self._items.start, high - self._items.start)
             specs = self.index.item_tensors(num, bias is not None)
@@ -178,8 +178,15 @@ class LabelCache:
         if (shard, name) not in self._maps:
             entry = self.index.shards[shard]
             spec = self.index.label_tensors(entry.num_examples)[name]
-            self._maps[shard, name] = map_tensor(self.folder / entry.file, name, spec)
+            self._maps[shard, name] = map_tensor(self._sound_file(entry), name, spec)
         return self._maps[shard, name]
+
+    def _sound_file(self, entry: LabelShard | ItemShard) -> Path:
+        """The path of a file, after its checksum was compared in this process; UserError where it is damaged."""
+        path = self.folder / entry.file
+        if problem := self.index.file_problem(path, entry, deep=True):
+            raise UserError(f"{self.folder}: {problem} Label again.")
+        return path
 
 
 def on_device(labels: LabelCache, shards: Sequence[int], device: torch.device, most_bytes: int) -> LabelReader:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.files import check_cover, differences, exists, fingerprint, read_json, sha256_file, write_json
+from csrec_dist.files import check_cover, differences, exists, fingerprint, has_checksum, read_json, write_record
 from csrec_dist.labels.options import Combine, DType, Form, combining_problem
 from csrec_dist.tensor_files import TensorSpec, read_header
 
@@ -180,7 +180,7 @@ class LabelIndex(LabelSource):
         """How the dataset differs from the one that was labelled, one phrase for each difference."""
         pairs = {
             "fingerprint": (self.dataset_fingerprint, dataset.fingerprint),
-            "item ids": (self.id_map_fingerprint, sha256_file(dataset.folder / "items.parquet")),
+            "item ids": (self.id_map_fingerprint, dataset.items_sha256),
             "number of items": (self.num_items, dataset.num_items),
             "number of examples": (self.num_examples, dataset.splits["train"].num_examples),
         }
@@ -199,7 +199,7 @@ class LabelIndex(LabelSource):
             return f"{path.name} is missing."
         if (size := path.stat().st_size) != entry.bytes:
             return f"{path.name} has {size} bytes; the index says {entry.bytes}."
-        if deep and sha256_file(path) != entry.sha256:
+        if deep and not has_checksum(path, entry.sha256):
             return f"{path.name} has another checksum than the index says: its bytes were changed."
         try:
             header = read_header(path)
@@ -212,7 +212,7 @@ class LabelIndex(LabelSource):
 
     def write(self, folder: Path | str) -> None:
         """Write the index into `folder`, atomically."""
-        write_json(Path(folder) / INDEX_NAME, self.model_dump(exclude_none=True))
+        write_record(Path(folder) / INDEX_NAME, self.model_dump(exclude_none=True))
 
 
 def index_path(folder: Path | str) -> Path:

@@ -125,7 +125,7 @@ def label_source(
         num_items=dataset.num_items,
         members=tuple(members),
         dataset_fingerprint=dataset.fingerprint,
-        id_map_fingerprint=sha256_file(dataset.folder / "items.parquet"),
+        id_map_fingerprint=dataset.items_sha256,
     )
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import check_cover, read_json
-from csrec_dist.tensor_files import open_tensors
+from csrec_dist.tensor_files import checksum_problem, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +165,10 @@ def _read_index(path: Path) -> WeightIndex:
 
 def _open(path: Path) -> Any:
     with _explained(path):
-        return open_tensors(path)
+        opened = open_tensors(path)
+        if problem := checksum_problem(path):
+            raise UserError(f"{problem} {REPAIR}")
+        return opened
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from csrec_dist import __version__
 from csrec_dist.evaluation.significance import METRICS, mean_interval
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.run import Evaluated, Run
 from csrec_dist.teachers import METHODS
 
 HEAD = """\
@@ -37,7 +37,7 @@ def model_card(run: Run) -> str:
 
 def _sections(run: Run) -> Iterator[str]:
     config, dataset = run.config, run.dataset
-    items = pq.read_table(dataset.folder / "items.parquet", columns=["raw"])["raw"]
+    items = pq.read_table(dataset.file("items.parquet"), columns=["raw"])["raw"]
     yield f"# {config.name}"
     yield (
         f"A sequential recommender ({config.model.name}, width {config.model.width}) that gives the next items after a "
@@ -103,7 +103,7 @@ def _metrics(run: Run) -> Iterator[str]:
 
 def _intervals(run: Run, model: str) -> Iterator[str]:
     """Each metric of a model and its interval."""
-    ranks = pq.read_table(run.folder / "ranks" / f"{model}-test.parquet", columns=["rank"])["rank"].to_numpy()
+    ranks = Evaluated(run, model).ranks["rank"].to_numpy()
     for worth in METRICS.values():
         mean, low, high = mean_interval(worth(ranks) * (ranks <= CUT_OFF))
         yield f"{mean:.4f} ({low:.4f} to {high:.4f})"

@@ -84,7 +84,7 @@ class _DatasetHistories:
     skipped = ""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset, self._users = dataset, RawIds(dataset.folder / "users.parquet")
+        self._dataset, self._users = dataset, RawIds(dataset.file("users.parquet"))
         self.user_type = self._users.values.type
 
     def __iter__(self) -> Iterator[History]:

@@ -20,7 +20,7 @@ from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
-from csrec_dist.files import atomic_path, write_text
+from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
 from csrec_dist.recommend.card import model_card
@@ -82,6 +82,12 @@ class Recommender:
                 f"{folder} has a model, but no {ITEMS_FILE} with the raw ids of its items. Give the folder of the run, "
                 "or one that Recommender.save_pretrained wrote; csrec_dist.models.load loads the model alone."
             )
+        trained = read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else {}
+        if trained.get("id_map") not in (None, sha256_file(folder / ITEMS_FILE)[:16]):
+            raise UserError(
+                f"{folder / ITEMS_FILE} is damaged, or of other items: it has another checksum than {METRICS_FILE} "
+                "says. Save the model again, or take back the files as they were saved."
+            )
         return cls(models.load(folder), RawIds(folder / ITEMS_FILE), origin=folder)
 
     @classmethod
@@ -96,7 +102,7 @@ class Recommender:
                 f"but {dataset.folder} has {dataset.num_items} items in windows of {dataset.window}: they do not "
                 "belong to the same run."
             )
-        return cls(model, RawIds(dataset.folder / ITEMS_FILE), dataset, run)
+        return cls(model, RawIds(dataset.file(ITEMS_FILE)), dataset, run)
 
     def __repr__(self) -> str:
         users = f"{self.dataset.num_users:,} users, " if self.dataset else ""
@@ -267,7 +273,7 @@ class Recommender:
                 "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
                 "load the recommender from its run."
             )
-        ids = RawIds(self.dataset.folder / "users.parquet")
+        ids = RawIds(self.dataset.file("users.parquet"))
         if users is None:
             return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
         numbers = _numbers_of_users(users, ids)

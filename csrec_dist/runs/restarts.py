@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.files import flatten, read_json, write_json
+from csrec_dist.files import flatten, read_json, write_record
 from csrec_dist.runs.run import Record, Run
 
 FOLDER = "restart"
@@ -42,7 +42,7 @@ class Restarts:
             remove(self.folder / leaf)
         for leaf in copied:
             shutil.copytree(self._run.folder / leaf, self.folder / leaf, copy_function=_link_or_copy)
-        write_json(self._begun(stage), {"inputs": flatten(inputs)})
+        write_record(self._begun(stage), {"inputs": flatten(inputs)})
 
     def replace(
         self, stage: str, record: Record, leaves: Sequence[str], dependents: Mapping[str, Sequence[str]]
@@ -61,7 +61,7 @@ class Restarts:
         replacement = {"record": asdict(record), "leaves": list(leaves), "present": present, "dependents": stale}
         # Written first and removed last: a process that is killed in between leaves the whole order behind, and the
         # next start carries it out from its beginning, however far it came.
-        write_json(self._replaces(stage), replacement)
+        write_record(self._replaces(stage), replacement)
         self._carry_out(stage)
 
     def recover(self) -> None:
@@ -77,7 +77,7 @@ class Restarts:
 
     def set_request(self, stage: str) -> None:
         """Note that `--restart` names this stage."""
-        write_json(self.folder / "request.json", {"stage": stage})
+        write_record(self.folder / "request.json", {"stage": stage})
 
     def conclude(self) -> None:
         """A command has come to its end: the request is met unless its stage is still begun. An empty folder goes."""
@@ -96,7 +96,7 @@ class Restarts:
         """Each step may have been done before, in a process that was killed."""
         replacement = read_json(self._replaces(stage))
         for dependent in replacement["dependents"]:
-            write_json(self._begun(dependent), {"inputs": {}})
+            write_record(self._begun(dependent), {"inputs": {}})
             self._run.record_file(dependent).unlink(missing_ok=True)
         self._run.record_file(stage).unlink(missing_ok=True)
         for leaf in replacement["leaves"]:

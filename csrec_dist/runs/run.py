@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from csrec_dist.config import Config, is_resolved, load_config
+from csrec_dist.config import Config, is_resolved, load_config, require_own_hash
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.files import fingerprint, link, read_json, write_json
+from csrec_dist.files import fingerprint, has_checksum, link, read_json, write_record
 from csrec_dist.labels.contents import info
 from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.teachers import METHODS
@@ -90,6 +90,7 @@ class Run:
                 f"{run.folder} is not the folder of a run: it has no config.yaml written by a run. Give a folder that "
                 "`csrec-dist run` created, such as runs/demo."
             )
+        require_own_hash(run.folder / "config.yaml")
         run.config = load_config(run.folder / "config.yaml")
         return run
 
@@ -132,10 +133,20 @@ class Run:
             )
         return record
 
+    def require_sound_ranks(self, path: Path) -> None:
+        """UserError unless a file of ranks/ is the one that the evaluation wrote."""
+        record = self.record("evaluate")
+        expected = record.outputs.get("ranks", {}).get(path.name) if record else None
+        if expected is not None and not has_checksum(path, expected):
+            raise UserError(
+                f"{path} is damaged: it has another checksum than the run's evaluation wrote. Evaluate again with "
+                "--restart evaluate."
+            )
+
     def finish(self, stage: str, record: Record) -> None:
         """Note that a stage is done."""
         head = {"stage": stage, "fingerprint": fingerprint(record.inputs)}
-        write_json(self.record_file(stage), {**head, **asdict(record)})
+        write_record(self.record_file(stage), {**head, **asdict(record)})
 
     def adopt(self, stage: str, donor: "Run", leaves: Sequence[str]) -> None:
         """Take a finished stage of another run as this run's: its record is copied, what it left is linked to."""
@@ -232,6 +243,7 @@ class Evaluated:
             )
         import polars as pl
 
+        self.run.require_sound_ranks(self.path)
         return pl.read_parquet(self.path)
 
 

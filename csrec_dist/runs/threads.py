@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from csrec_dist.distributed import Runtime
-from csrec_dist.files import read_json, write_json
+from csrec_dist.files import read_json, write_record
 from csrec_dist.threads import crowding_named, wait_policy
 
 FILE = "threads.json"
@@ -35,7 +35,7 @@ def threads_of_run(folder: Path, runtime: Runtime, say: Callable[[str], None], k
     try:
         ranks: list[tuple[int, str]] = runtime.world.gather_objects((torch.get_num_threads(), wait_policy()))
         threads, policies = zip(*ranks, strict=True)
-        runtime.on_main(lambda: write_json(folder / FILE, {"threads": threads, "wait_policy": policies}))
+        runtime.on_main(lambda: write_record(folder / FILE, {"threads": threads, "wait_policy": policies}))
         on_cpu = runtime.device.type == "cpu"
         with crowding_named(torch.get_num_threads(), say) if on_cpu else nullcontext():
             yield

@@ -17,9 +17,9 @@ from torch import Tensor
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.engines import Snapshot
 from csrec_dist.distributed.layout import Layout
-from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.files import differences, flatten, parse_json, read_json, write_json
-from csrec_dist.tensor_files import open_tensors, save_tensors
+from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.files import differences, flatten, parse_record, read_json, write_record
+from csrec_dist.tensor_files import checksum_problem, open_tensors, save_tensors, stored_checksum
 
 PARTS = ("best", "model", "optimizer")
 POLL_SECONDS = 0.02
@@ -171,7 +171,7 @@ class Checkpoints:
         """Raise what the writing thread met, if it is done.
 
         Raises:
-            UserError: the checkpoint could not be written.
+            StorageError: the checkpoint could not be written.
         """
         if self._writing and self._writing.done():
             self.wait()
@@ -182,10 +182,10 @@ class Checkpoints:
         try:
             if writing:
                 writing.result()
-        except OSError as error:
-            raise UserError(
-                f"No checkpoint can be written to {self.folder}: {error.strerror}. Mend that and start again; the "
-                "run resumes from its newest checkpoint."
+        except (OSError, StorageError) as error:
+            reason = f"{error.strerror}." if isinstance(error, OSError) else str(error)
+            raise StorageError(
+                f"No checkpoint can be written to {self.folder}: {reason} The run resumes from its newest checkpoint."
             ) from error
 
     def restore(self) -> tuple[TrainState, StoredState] | None:
@@ -197,21 +197,24 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint belongs to other inputs, or all checkpoints are damaged.
         """
-        chosen: dict[str, Any] = {}
-        if self._group.is_leader:
-            try:
-                chosen["name"], chosen["damaged"] = self._choose()
-            except UserError as error:
-                chosen["error"] = str(error)
-            except OSError as error:  # not damage: it may be whole
-                chosen["error"] = f"The checkpoint {error.filename} cannot be read: {error.strerror}."
-        chosen = self._group.broadcast_object(chosen)
-        if problem := chosen.get("error"):
-            raise UserError(problem) if self._group.is_leader else SharedUserError(problem)
+        damaged: list[str] = []
+        while True:
+            chosen = self._group.broadcast_object(self._choose(damaged) if self._group.is_leader else {})
+            if problem := chosen.get("error"):
+                raise UserError(problem) if self._group.is_leader else SharedUserError(problem)
+            if chosen["name"] is None:
+                return None
+            folder = self.folder / chosen["name"]
+            # All tensors once, a share of the files on each rank.
+            mine = chosen["files"][self._group.rank :: self._group.size]
+            is_sound = all(is_whole_file(folder / name, sha256) for name, sha256 in mine)
+            if all(self._group.gather_objects(is_sound)):
+                break
+            damaged.append(chosen["name"])
         self.set_aside = chosen["damaged"]
-        if chosen["name"] is None:
-            return None
-        folder = self.folder / chosen["name"]
+        if self._group.is_leader:
+            self._tidy(self.set_aside)  # renamed only now that there is one to resume from
+        self._group.barrier()
         saved = read_json(folder / "state.json")
         for name in ("inputs", "files"):
             saved.pop(name)
@@ -223,36 +226,41 @@ class Checkpoints:
         for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
             shutil.rmtree(folder)
 
-    def _choose(self) -> tuple[str | None, list[str]]:
-        """Names of the newest whole checkpoint and of the damaged ones after it, which are set aside.
+    def _choose(self, known_damaged: list[str]) -> dict[str, Any]:
+        """The newest checkpoint that seems whole, its files with their checksums, and the damaged ones after it.
 
-        What a killed process left unfinished is removed. Nothing is changed when there is no whole one.
+        {"name": None} where there is none; {"error": what the user has to mend}, which is raised on all ranks.
         """
-        damaged: list[Path] = []
+        damaged: list[str] = []
         for folder in reversed(checkpoint_folders(self.folder)):
-            saved = read_state(folder)
+            try:
+                saved = None if folder.name in known_damaged else read_state(folder)
+            except UserError as error:
+                return {"error": str(error)}
+            except OSError as error:  # not damage: it may be whole
+                return {"error": f"The checkpoint {error.filename} cannot be read: {error.strerror}."}
             if saved is None:
-                damaged.append(folder)
+                damaged.append(folder.name)
                 continue
             if changes := differences(saved["inputs"], self._inputs):
-                raise UserError(
-                    f"{folder} belongs to a training with different inputs: {'; '.join(changes)}. "
+                return {
+                    "error": f"{folder} belongs to a training with different inputs: {'; '.join(changes)}. "
                     "Restart the stage with --restart, or give the run another name."
-                )
-            self._tidy(damaged)  # renamed only now that there is one to resume from
-            return folder.name, [path.name for path in damaged]
+                }
+            return {"name": folder.name, "files": sorted(saved["files"].items()), "damaged": damaged}
         if damaged:
-            raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
+            return {"error": f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart."}
         self._tidy([])
-        return None, []
+        return {"name": None}
 
-    def _tidy(self, damaged: list[Path]) -> None:
+    def _tidy(self, damaged: list[str]) -> None:
+        """Remove what a killed process left unfinished, and set damaged checkpoints aside."""
         for path in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
-        for path in damaged:
-            aside = path.with_name(f"damaged-{path.name}")
+        for name in damaged:
+            aside = self.folder / f"damaged-{name}"
             shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
+            os.replace(self.folder / name, aside)
 
     def _write(self, final: Path, temporary: Path, values: dict[str, Any], snapshot: Snapshot) -> None:
         """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
@@ -269,8 +277,10 @@ class Checkpoints:
             # By looking for their files, not by a collective: this thread works beside the training's collectives, and
             # the ranks would enter the two in different orders.
             self._await(temporary, files)
-        sizes = {name: (temporary / name).stat().st_size for name in files}
-        write_json(temporary / "state.json", {**values, "files": sizes})  # the last file: it vouches for the others
+        checksums = {name: stored_checksum(temporary / name) for name in files}
+        write_record(
+            temporary / "state.json", {**values, "files": checksums}
+        )  # the last file: it vouches for the others
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         # Only now, when the new one has its name: whenever the process is killed there is a whole checkpoint.
@@ -290,21 +300,28 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself; None when it, or a file that it names, is damaged or missing.
+    """What a checkpoint says of itself; None when it, or a file that it names, is missing, cut off or no such file.
 
-    Raises OSError or UserError when one cannot be read, which may be whole.
+    The tensors' checksums are not compared (see `is_whole_file`). Raises OSError or UserError when one cannot be read,
+    which may be whole.
     """
     try:
-        saved = parse_json((folder / "state.json").read_text(encoding="utf-8"))
+        saved = parse_record((folder / "state.json").read_text(encoding="utf-8"))
         if not isinstance(saved, dict) or not saved.keys() >= {"inputs", "files"}:
             return None
-        for name, size in saved["files"].items():
-            if (folder / name).stat().st_size != size:
-                return None
+        for name in saved["files"]:
             open_tensors(folder / name)
     except (ValueError, SafetensorError, FileNotFoundError):
         return None
     return saved
+
+
+def is_whole_file(path: Path, sha256: str) -> bool:
+    """Whether a checkpoint's file of tensors is the one with this checksum, and its bytes have it."""
+    try:
+        return stored_checksum(path) == sha256 and checksum_problem(path) is None
+    except (UserError, FileNotFoundError):
+        return False
 
 
 def last_state(folder: Path) -> dict[str, Any] | None:

@@ -35,8 +35,9 @@ def saved(folder: Path, name: str) -> SequentialModel:
 
 
 def metadata(path: Path) -> Map:
+    """All that a file says of itself but the checksum, which a copy with other tensors would not have."""
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        return {key: value for key, value in (file.metadata() or {}).items() if key != "sha256"}
 
 
 def split(folder: Path) -> Path:

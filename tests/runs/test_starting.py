@@ -115,7 +115,7 @@ REFUSALS: dict[str, tuple[Change, list[str], str]] = {
     "a shard that is missing": (
         without("dataset/train-00002-of-00004.parquet"),
         ["run", "--restart", "teach"],
-        "train-00002-of-00004.parquet missing",
+        "train-00002-of-00004.parquet is missing",
     ),
     "another dataset": (
         lambda folder: write_json(

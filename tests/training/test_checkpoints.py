@@ -11,7 +11,7 @@ from csrec_dist.distributed import Group
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.engines import DataParallel, Snapshot
 from csrec_dist.distributed.layout import Layout
-from csrec_dist.errors import UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.training import checkpoints as checkpoints_module
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, read_state
 from tests.helpers.permissions import as_a_colleague
@@ -77,7 +77,7 @@ def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: py
     (writer,) = (thread for thread in threading.enumerate() if thread.name.startswith("checkpoint"))
     meets_full_disk.set()
     writer.join()
-    with pytest.raises(UserError, match=r"No checkpoint can be written to .*: No space left on device"):
+    with pytest.raises(StorageError, match=r"No checkpoint can be written to .*: No space left on device"):
         checkpoints.check()
 
 

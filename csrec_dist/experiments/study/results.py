@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
@@ -39,7 +40,7 @@ def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewher
     page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
     if len(results):
         with atomic_path(folder / "results.parquet") as temporary:
-            results.write_parquet(temporary, compression="zstd")
+            pq.write_table(results.to_arrow(), temporary, compression="zstd", write_page_checksum=True)
         shown = [options for options in study.tables if len(select(results, options.where))]
         page += [_titled(options.title, table(study, options, results)) for options in shown]
     page += _images(study, entries, results, folder)

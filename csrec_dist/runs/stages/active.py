@@ -11,12 +11,15 @@ from csrec_dist.config import Config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import refuse_idle_ranks
 from csrec_dist.data.prepare import identify
-from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
+
+MOST_PROBLEMS = 3
+"""Damaged files that a message names."""
 
 
 class ActiveRun(Run):
@@ -109,7 +112,10 @@ class Stage:
 
 
 def check_dataset(run: ActiveRun) -> None:
-    """UserError on every rank unless the dataset is the one that was prepared, and all its files are there."""
+    """UserError on every rank unless the dataset is the one that was prepared, and all its files are sound.
+
+    The ranks compare the checksums of a share of the files each; a rank compares those that it reads besides.
+    """
 
     def on_main() -> None:
         dataset = run.dataset
@@ -117,11 +123,13 @@ def check_dataset(run: ActiveRun) -> None:
             raise UserError(
                 f"{dataset.folder} is not the dataset that stage prepare of {run.folder} made; re-run prepare."
             )
-        files = [dataset.shard_file(split, shard) for split in dataset.splits for shard in range(dataset.num_shards)]
-        if missing := [file.name for file in files if not file.exists()]:
-            raise UserError(f"{dataset.folder} is incomplete: {', '.join(missing)} missing. Prepare it again.")
 
     run.runtime.on_main(on_main)
+    runtime, dataset = run.runtime, run.dataset
+    mine = dataset.file_names[runtime.rank :: runtime.world_size]  # which rank reads which file differs with the stage
+    problems = [problem for name in mine if (problem := dataset.problem(name))]
+    if damaged := [problem for part in runtime.world.gather_objects(problems) for problem in part]:
+        raise SharedUserError(f"{' '.join(damaged[:MOST_PROBLEMS])} Prepare the dataset again.")
 
 
 def check_weights_of(run: ActiveRun, models: Mapping[str, str]) -> None:

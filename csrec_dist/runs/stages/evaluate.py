@@ -28,7 +28,7 @@ from csrec_dist.evaluation.per_row import (
 )
 from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.scoring import Ensemble
-from csrec_dist.files import write_json
+from csrec_dist.files import sha256_file, write_record
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
@@ -79,8 +79,9 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
         if run.config.evaluation.diversity and len(run.config.member_names) > 1:
             metrics["diversity"] = diversity(run)
     if run.runtime.is_main:
-        write_json(run.path("metrics.json"), metrics)
-    return {"test": student["test"]}
+        write_record(run.path("metrics.json"), metrics)
+    files = run.runtime.on_main(lambda: {path.name: sha256_file(path) for path in sorted(run.path("ranks").iterdir())})
+    return {"test": student["test"], "ranks": files}
 
 
 def load(run: ActiveRun, folder: Path) -> SequentialModel:

@@ -15,7 +15,7 @@ from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, build
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
-from csrec_dist.files import flatten, read_json, write_json
+from csrec_dist.files import flatten, read_json, write_record
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.cache import on_device
 from csrec_dist.models import ModelConfig, SequentialModel
@@ -180,7 +180,7 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
     if layout.group.is_leader:
         origin = {"inputs": flatten(task.inputs), "id_map": run.dataset.id_map_fingerprint}
         settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed, "trained_by": engine.record()}
-        write_json(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
+        write_record(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
 
 
 def digest(model: nn.Module) -> float:

@@ -11,7 +11,7 @@ from csrec_dist.data.order import RowSample
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.layout import Layout, teaching_rounds
 from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.files import read_json, write_json
+from csrec_dist.files import read_json, write_record
 from csrec_dist.labels import LabelCache
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
@@ -63,7 +63,7 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
             id_map = run.dataset.id_map_fingerprint
             for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
                 load_pretrained(run, folder).save_pretrained(run.member_folder(name))
-                write_json(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
+                write_record(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
 
         run.runtime.on_main(take)
     else:
