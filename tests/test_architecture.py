@@ -12,6 +12,7 @@ FLOORS = [
     {"errors", "threads", "processes", "options", "lazy", "environment"},
     {"storage"},
     {"files", "memory", "process_state"},
+    {"lock"},
     {"tensor_files", "data", "distributed"},
     {"models", "losses", "doctor"},
     {"teachers", "evaluation", "labels", "training"},

@@ -30,6 +30,7 @@ from csrec_dist.files import (
     sha256_file,
     write_record,
 )
+from csrec_dist.lock import locked
 from csrec_dist.options import undeciding
 
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
@@ -47,7 +48,13 @@ def prepare(
     """
     say = progress or (lambda line: None)
     _refuse_to_overwrite(folder)
-    remove_leftovers(folder)
+    with locked(folder, "The dataset's folder", beside=True):
+        remove_leftovers(folder)
+        return _prepare(options, folder, say, table)
+
+
+def _prepare(options: DatasetOptions, folder: Path, say: Callable[[str], None], table: Any) -> dict[str, Any]:
+    _refuse_to_overwrite(folder)  # again: another process may just have prepared it
     source = source_of(options, table)
     log = source.log
     say_reading(log, source, say)

@@ -63,9 +63,8 @@ def copy_labels(folder: Path, copy: Path, shards: Iterable[int], tell: Callable[
     return problems
 
 
-def remove_copy(copy: Path) -> None:
-    """Remove a copy, and the run's and the user's folders around it if that leaves them empty."""
-    shutil.rmtree(copy, ignore_errors=True)
+def remove_empty(copy: Path) -> None:
+    """Remove the run's and the user's folders around a copy that is gone, if they are empty."""
     with suppress(OSError):
         copy.parent.rmdir()
         copy.parents[1].rmdir()
@@ -76,9 +75,14 @@ def make_private(folder: Path) -> None:
 
     Otherwise another user's files could be read as labels, or a link of theirs be written through.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"labels.copy_to: labels cannot be copied to {folder}: {error.strerror}. Mend that, or leave it out."
+        ) from None
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise UserError(

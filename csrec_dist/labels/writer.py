@@ -34,6 +34,7 @@ from csrec_dist.labels.format import (
 from csrec_dist.labels.labeller import Labeller
 from csrec_dist.labels.options import LabelOptions, combining_problem
 from csrec_dist.labels.top_k import TopKRows, find_nothing, item_blocks, log_sums, top_k_rows
+from csrec_dist.lock import FolderLock
 from csrec_dist.models import SequentialModel
 from csrec_dist.tensor_files import write_rows
 
@@ -91,12 +92,16 @@ def write_labels(
             form, dtype, measured = choose_form(labeller, options, reading, has_bias)
     source = label_source(labeller, members, options.keep, reading.temperature, form, dtype)
     files = label_files(source, dataset, has_bias)
-    index, is_whole = _open_folder(folder, source, files, ranks.world)
-    if index and is_whole:
-        return index
-    missing = _missing_files(folder, files, labeller, index)
-    _write_files(folder, missing, labeller, source, has_bias, progress)
-    return _write_index(folder, source, measured, files, has_bias, ranks.world)
+    lock = FolderLock(folder, "The label cache")
+    try:
+        index, is_whole = _open_folder(folder, source, files, ranks.world, lock)
+        if index and is_whole:
+            return index
+        missing = _missing_files(folder, files, labeller, index)
+        _write_files(folder, missing, labeller, source, has_bias, progress)
+        return _write_index(folder, source, measured, files, has_bias, ranks.world)
+    finally:
+        lock.release()
 
 
 def _check_combining(options: LabelOptions, labeller: Labeller) -> None:
@@ -130,12 +135,16 @@ def label_source(
 
 
 def _open_folder(
-    folder: Path, source: LabelSource, files: list[LabelFile], world: Group
+    folder: Path, source: LabelSource, files: list[LabelFile], world: Group, lock: FolderLock
 ) -> tuple[LabelIndex | None, bool]:
-    """The index that is already there and whether its files are too, as the leader finds it, on every rank."""
+    """The index that is already there and whether its files are too, as the leader finds it, on every rank.
+
+    The leader takes the lock for all of them.
+    """
     answer: dict[str, Any] = {}
     if world.is_leader:
         try:
+            lock.acquire()
             answer = _inspect_folder(folder, source, files)
         except UserError as error:
             answer = {"error": str(error)}  # the others wait for an answer: they get the error instead of one

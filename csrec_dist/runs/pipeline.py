@@ -10,11 +10,11 @@ from csrec_dist.distributed import Processes, engines
 from csrec_dist.distributed.options import check_catalog_parallel
 from csrec_dist.environment import commit, environment
 from csrec_dist.errors import UserError, shared_errors
-from csrec_dist.files import flatten, write_text
+from csrec_dist.files import flatten, remove_leftovers, write_text
 from csrec_dist.lazy import function
+from csrec_dist.lock import FolderLock
 from csrec_dist.memory import explained
 from csrec_dist.runs import inputs
-from csrec_dist.runs.lock import RunLock
 from csrec_dist.runs.run import Record, stage_names
 from csrec_dist.runs.stages import prepare
 from csrec_dist.runs.stages.active import ActiveRun, Stage
@@ -142,11 +142,12 @@ def _settings(run: ActiveRun, chosen: list[Stage], say: Callable[[str], None], k
 @contextmanager
 def _in_use(run: ActiveRun) -> Iterator[None]:
     """Within the block rank 0 has the lock of the run's folder."""
-    lock = RunLock(run.folder)
+    lock = FolderLock(run.folder, "The run's folder")
 
     def take() -> None:
         refuse_foreign(run.folder)
         lock.acquire()
+        remove_leftovers(run.folder, inside=True)
 
     run.processes.on_main(take)
     try:

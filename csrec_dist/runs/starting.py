@@ -9,6 +9,7 @@ from typing import Any, Literal
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
 from csrec_dist.files import changed_keys, flatten, write_text
+from csrec_dist.lock import FILE as LOCK
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages.active import ActiveRun, Stage
@@ -19,7 +20,7 @@ Way = Literal["leave", "do", "resume", "again", "continue"]
 `again` from its beginning, or `continue` an ended training whose limits were raised."""
 
 OURS = (".safetensors", ".json", ".parquet", ".tmp")
-IGNORED = (".lock", "threads.json")
+IGNORED = (LOCK, "threads.json")
 GIB = 2**30
 
 

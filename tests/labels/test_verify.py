@@ -11,6 +11,7 @@ import torch
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
+from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, info, label_bytes, read_index, verify
 from tests.helpers import label_fixtures as fixtures
 
@@ -19,7 +20,7 @@ SHARD = "labels-00002-of-00005.safetensors"
 
 def edit_index(folder: Path, edit: Callable[[Any], None]) -> None:
     path = folder / "label_cache.index.json"
-    index = json.loads(path.read_text())
+    index = read_json(path)  # which leaves its checksum out: what else is wrong is said too
     edit(index)
     path.write_text(json.dumps(index))
 

@@ -14,6 +14,7 @@ from csrec_dist.experiments.study.figures import draw, draw_curve
 from csrec_dist.experiments.study.spec import Entry, Study
 from csrec_dist.experiments.study.tables import select, table
 from csrec_dist.files import atomic_path, write_text
+from csrec_dist.lock import FILE as LOCK
 
 NOTE = (
     "Test, full catalog: mean ± sample standard deviation over the seeds, with the number of seeds in brackets; "
@@ -23,7 +24,7 @@ NOTE = (
 
 def refuse_foreign(folder: Path) -> None:
     """UserError for a folder with content other than a study's, which might be overwritten."""
-    content = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    content = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
     page, note = folder / "results.md", NOTE[: NOTE.index(":")]
     has_runs = any(is_resolved(path) for path in folder.glob("runs/*/config.yaml"))
     has_page = page.is_file() and note in page.read_text(encoding="utf-8", errors="replace")

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from csrec_dist.experiments.study.planning import Task, adopt, plan_tasks
 from csrec_dist.experiments.study.results import key_of, keys_of, read_elsewhere, refuse_foreign, write_results
 from csrec_dist.experiments.study.spec import Entry, Study, load_study
 from csrec_dist.files import write_text
+from csrec_dist.lock import FolderLock
 from csrec_dist.processes import Children
 from csrec_dist.runs.pipeline import execute
 
@@ -133,13 +135,28 @@ def study_command(
         tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
         runtime = Runtime.start()
     try:
-        if not results_only:
-            run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None, keep_threads)
+        # The results of finished runs only are written while others are at work, too.
+        with nullcontext() if results_only else _locked(folder, runtime):
+            try:
+                if not results_only:
+                    run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None, keep_threads)
+            finally:
+                if runtime.is_main:
+                    print(f"results: {write_results(study, entries, folder, rows)}")
     finally:
-        if runtime.is_main:
-            print(f"results: {write_results(study, entries, folder, rows)}")
         runtime.close()
     return 0
+
+
+@contextmanager
+def _locked(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """Within the block rank 0 has the lock of the study's folder."""
+    lock = FolderLock(folder, "The study's folder")
+    runtime.on_main(lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Stages distill and baseline: the student on one-hot and soft labels, and on one-hot labels alone."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 from csrec_dist.data.order import owned_shards
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
+from csrec_dist.files import remove_leftovers
 from csrec_dist.labels import LabelCache, LabelReader
-from csrec_dist.labels.node_copy import copy_labels, node_folder, remove_copy
+from csrec_dist.labels.node_copy import copy_labels, make_private, node_folder, remove_empty
 from csrec_dist.labels.popularity import PopularityLabels
+from csrec_dist.lock import FolderLock
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit
@@ -63,16 +66,22 @@ def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
     nodes = runtime.world.gather_objects(runtime.node)
     ranks = [rank for rank, node in enumerate(nodes) if node == runtime.node]
     copy, is_first = node_folder(folder, disk, run.config.name), runtime.rank == ranks[0]
-    results = runtime.world.gather_objects(_copy_for(run, folder, copy, ranks) if is_first else {})
-    if errors := [result["error"] for result in results if "error" in result]:
-        raise SharedUserError(errors[0])
-    refuse_damaged([result.get("problems", []) for result in results])
-    yield LabelCache(copy, run.dataset, run.layout.catalog)
+    lock = FolderLock(copy, "The copy of the labels", beside=True)
+    try:
+        results = runtime.world.gather_objects(_copy_for(run, folder, copy, ranks, lock) if is_first else {})
+        if errors := [result["error"] for result in results if "error" in result]:
+            raise SharedUserError(errors[0])
+        refuse_damaged([result.get("problems", []) for result in results])
+        yield LabelCache(copy, run.dataset, run.layout.catalog)
+        if is_first:
+            shutil.rmtree(copy, ignore_errors=True)
+    finally:
+        lock.release()
     if is_first:
-        remove_copy(copy)
+        remove_empty(copy)
 
 
-def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int]) -> dict[str, Any]:
+def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int], lock: FolderLock) -> dict[str, Any]:
     """Copy what these ranks of the node read: {"problems": of the labels}, or {"error": the user's mistake}.
 
     The other ranks wait for the answer, so a mistake is returned; whoever has it raises it on all of them.
@@ -86,6 +95,9 @@ def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int]) -> dic
             log.progress(copied, total)
 
         try:
+            make_private(copy.parents[1])
+            lock.acquire()
+            remove_leftovers(copy, inside=True)
             with runtime.watch.doing("copying labels to the node's disk"):
                 return {"problems": copy_labels(folder, copy, shards, tell)}
         except UserError as error:
