@@ -17,7 +17,7 @@ from typing import Self
 
 from csrec_dist.errors import UserError
 from csrec_dist.files import LEASE_SECONDS
-from csrec_dist.storage import explained
+from csrec_dist.storage import FAILURES, storage_error
 
 FILE = ".lock"
 HEARTBEAT_SECONDS = 15.0
@@ -85,7 +85,8 @@ class FolderLock:
         """Take the lock, making the folder if need be; nothing else is touched where that fails.
 
         Raises:
-            UserError: another process has it, or the folder cannot be written.
+            StorageError: the disk is full, failing or read-only.
+        UserError: another process has it, or the folder cannot be written.
         """
         try:
             # The folder may be removed, with its file, by a process that lets go between our opening it and locking it:
@@ -93,9 +94,8 @@ class FolderLock:
             while not self._is_current():
                 self._close()
                 self._made_folder = not self._path.parent.exists()
-                with explained(self._path):
-                    self._path.parent.mkdir(parents=True, exist_ok=True)
-                    self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
                 self._flock()
             holder = self._holder()
             if holder and holder.is_alive(self._path.stat().st_mtime, has_locks=self._has_locks):
@@ -104,7 +104,9 @@ class FolderLock:
         except BlockingIOError:
             self._refuse(self._holder())
         except OSError as error:
-            self._close()
+            self._remove()
+            if error.errno in FAILURES:
+                raise storage_error(error, self._folder) from None
             raise UserError(f"{self._what} {self._folder} is not writable: {error.strerror}.") from None
         self._released.clear()
         threading.Thread(target=self._beat_until_released, name="lock", daemon=True).start()
@@ -115,9 +117,7 @@ class FolderLock:
             return
         self._released.set()
         if self._holder() == Holder.this() and self._is_current():
-            self._path.unlink()
-            if self._made_folder and not os.listdir(self._path.parent):
-                self._path.parent.rmdir()
+            self._remove()
         self._close()
 
     def beat(self) -> bool:
@@ -167,6 +167,14 @@ class FolderLock:
         return (
             self._file is not None and self._path.exists() and os.path.samestat(os.fstat(self._file), self._path.stat())
         )
+
+    def _remove(self) -> None:
+        """Remove the file, if it was opened and is nobody else's, and the folder that was made for it."""
+        if self._file is not None and self._holder() in (None, Holder.this()):
+            self._path.unlink(missing_ok=True)
+        self._close()
+        if self._made_folder and self._path.parent.is_dir() and not os.listdir(self._path.parent):
+            self._path.parent.rmdir()
 
     def _close(self) -> None:
         if self._file is not None:

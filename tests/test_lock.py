@@ -179,7 +179,7 @@ def test_a_lock_beside_a_folder_that_has_yet_to_appear(tmp_path: Path) -> None:
 
 def test_a_second_preparation_of_a_dataset_is_refused_and_touches_nothing(tmp_path: Path, small_log: Path) -> None:
     options = DatasetOptions(source=str(small_log), min_interactions=3, window=8)
-    with locked(tmp_path / "d", WHAT, beside=True), pytest.raises(UserError, match="The dataset's folder .* in use"):
+    with locked(tmp_path / "d", WHAT, beside=True), pytest.raises(UserError, match=r"The dataset's folder .* in use"):
         prepare(options, tmp_path / "d")
     assert not list(tmp_path.iterdir())
     prepare(options, tmp_path / "d")

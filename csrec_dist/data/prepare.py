@@ -32,6 +32,7 @@ from csrec_dist.files import (
 )
 from csrec_dist.lock import locked
 from csrec_dist.options import undeciding
+from csrec_dist.storage import require_room
 
 PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
 NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
@@ -68,6 +69,9 @@ def _prepare(options: DatasetOptions, folder: Path, say: Callable[[str], None], 
     if not options.noise.is_none:
         flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
+    # A byte for each item stored, of which the compressed files take one or two: what has no room for these has none.
+    num_items = len(flat.items) + sum(int(spans.lengths.sum()) for spans in splits.values())
+    require_room(folder.parent, num_items, "The dataset's files, at the least,")
     with new_folder(folder) as new:
         info = _write(new, flat, splits, options)
         _write_ids(new, splits["train"], flat, users, items)

@@ -13,7 +13,7 @@ from torch import Tensor
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelRanks
-from csrec_dist.errors import UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import sha256_file
 from csrec_dist.labels.choose import UNTEMPERED, Reading, choose_form
 from csrec_dist.labels.combine import Combination
@@ -36,6 +36,7 @@ from csrec_dist.labels.options import LabelOptions, combining_problem
 from csrec_dist.labels.top_k import TopKRows, find_nothing, item_blocks, log_sums, top_k_rows
 from csrec_dist.lock import FolderLock
 from csrec_dist.models import SequentialModel
+from csrec_dist.storage import require_room
 from csrec_dist.tensor_files import write_rows
 
 Progress = Callable[[int, int], None]
@@ -148,7 +149,11 @@ def _open_folder(
             answer = _inspect_folder(folder, source, files)
         except UserError as error:
             answer = {"error": str(error)}  # the others wait for an answer: they get the error instead of one
+        except StorageError as error:
+            answer = {"storage": str(error)}
     answer = world.broadcast_object(answer)
+    if "storage" in answer:
+        raise StorageError(answer["storage"], is_shared=True)
     if "error" in answer:
         raise UserError(answer["error"])
     return LabelIndex.model_validate(answer["index"]) if answer["index"] else None, answer["is_whole"]
@@ -165,7 +170,10 @@ def _inspect_folder(folder: Path, source: LabelSource, files: list[LabelFile]) -
     for path in folder.glob("*") if folder.is_dir() else ():
         if CACHE_FILE.fullmatch(path.name) and path.name not in names:
             path.unlink()
-    is_whole = index is not None and all(file.is_whole(folder / file.name) for file in files)
+    missing = [file for file in files if not file.is_whole(folder / file.name)]
+    num_bytes = sum(spec.num_bytes for file in missing for spec in file.tensors.values())
+    require_room(folder, num_bytes, "The soft labels that are not written yet")
+    is_whole = index is not None and not missing
     return {"index": index.model_dump(mode="json") if index else None, "is_whole": is_whole}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from csrec_dist.config import is_resolved
-from csrec_dist.errors import UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import changed_keys, flatten, write_text
 from csrec_dist.lock import FILE as LOCK
 from csrec_dist.runs.inputs import changes
@@ -179,7 +179,7 @@ class _Start:
         free = shutil.disk_usage(self.run.folder).free if replaced else 0
         if max(needed, default=0) > free:
             stage = replaced[needed.index(max(needed))]
-            raise UserError(
+            raise StorageError(
                 f"The new result of stage {stage.name} is written beside the old one and takes {max(needed) / GIB:.2f} "
                 f"GiB, but the disk of {self.run.folder} has {free / GIB:.2f} GiB free. Free some space, or give the "
                 "run another name or output."

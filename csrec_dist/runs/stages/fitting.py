@@ -14,7 +14,7 @@ from csrec_dist.data.order import RowSample, owned_shards
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, build
 from csrec_dist.distributed.layout import Layout
-from csrec_dist.errors import UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import flatten, read_json, write_record
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.cache import on_device
@@ -22,12 +22,15 @@ from csrec_dist.models import ModelConfig, SequentialModel
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.evaluate import evaluate_model
+from csrec_dist.storage import require_room
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.training.limits import exceeded, num_epochs
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
+COPIES = 4
+"""Of the weights in a checkpoint: as they are, as they ranked best, and Adam's two moments."""
 REDO = "Re-run the stage with --restart, or give the run another name."
 
 
@@ -135,6 +138,7 @@ def fit(
     folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
     checkpoints = Checkpoints(folder, task.inputs, layout, layout.catalog_slice(run.dataset.num_items), keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
+        require_room_for_checkpoints(checkpoints, trainer.model(), layout, keep)
         state = trainer.run(checkpoints, noted, hands_over)
         if state is None:
             return False
@@ -142,6 +146,25 @@ def fit(
         if layout.group.is_leader:
             checkpoints.conclude()
     return True
+
+
+def require_room_for_checkpoints(checkpoints: Checkpoints, model: nn.Module, layout: Layout, keep: int) -> None:
+    """StorageError on every rank of the layout unless the disk has room for the checkpoints that are kept at a time.
+
+    Each has the weights, the best ones and two moments of Adam; a new one is written before the oldest goes.
+    """
+    slices = slices_of(model)
+    sizes = {name: weight.numel() * weight.element_size() for name, weight in model.named_parameters()}
+    num_bytes = sum(size * (layout.catalog.size if name in slices else 1) for name, size in sizes.items())
+    problem = None
+    if layout.group.is_leader:
+        to_come = max(keep + 1 - len(checkpoint_folders(checkpoints.folder)), 1)
+        try:
+            require_room(checkpoints.folder, to_come * COPIES * num_bytes, "The checkpoints of the training")
+        except StorageError as error:
+            problem = str(error)
+    if problem := layout.group.broadcast_object(problem):
+        raise StorageError(problem, is_shared=True)
 
 
 def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
