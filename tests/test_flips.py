@@ -1,0 +1,78 @@
+"""A bit that flips in any file of a run is said before a wrong number is used, or it changes no number."""
+
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from csrec_dist.runs.verify import verify
+from tests.helpers import flips
+
+
+def flip_some(run: Path, scratch: Path, number: int) -> Counter[str]:
+    draw, files = random.Random(1), flips.files_of(run)
+    counts: Counter[str] = Counter()
+    for _ in range(number):
+        path, bit = flips.random_bit(files, draw)
+        read = flips.reader_of(run, path, scratch)
+        before = read() if read else ""
+        shutil.rmtree(scratch, ignore_errors=True)
+        found = flips.outcome(path, bit, read, before, scratch)
+        assert found != "wrong", f"bit {bit} of {path.relative_to(run)}"
+        counts[found] += 1
+    return counts
+
+
+def test_flipped_bits_are_said(run_copy: tuple[list[str], Path], tmp_path: Path) -> None:
+    counts = flip_some(run_copy[1], tmp_path / "scratch", 40)
+    assert counts["reported"] > 20
+
+
+@pytest.mark.long
+def test_many_flipped_bits_are_said(run_copy: tuple[list[str], Path], tmp_path: Path) -> None:
+    counts = flip_some(run_copy[1], tmp_path / "scratch", 1000)
+    assert counts["reported"] > 500
+
+
+READ = [
+    "dataset/dataset.json",
+    "dataset/train-00001-of-00004.parquet",
+    "dataset/items.parquet",
+    "labels/labels-00002-of-00004.safetensors",
+    "teachers/teacher-1/model.safetensors",
+    "teachers/teacher-0/metrics.json",
+    "student/model.safetensors",
+    "ranks/student-test.parquet",
+    "teach.done.json",
+    "metrics.json",
+]
+
+
+def test_verify_names_each_damaged_file(run_copy: tuple[list[str], Path]) -> None:
+    run = run_copy[1]
+    assert verify(run) == []
+    newest = max((run / "checkpoints/distill").glob("step-*"))
+    for path in [*(run / name for name in READ), newest / "optimizer.safetensors", newest / "state.json"]:
+        middle = 8 * (path.stat().st_size // 2)
+        with flips.flipped(path, middle):
+            found = verify(run)
+        assert any(path.name in problem or path.parent.name in problem for problem in found), path
+    assert verify(run) == []
+
+
+def test_verify_names_what_is_missing(run_copy: tuple[list[str], Path]) -> None:
+    run = run_copy[1]
+    for name in ("dataset/users.parquet", "ranks/student-test.parquet", "labels/labels-00000-of-00004.safetensors"):
+        (run / name).rename(run / "aside")
+        assert [Path(name).name in problem for problem in verify(run)] == [True]
+        (run / "aside").rename(run / name)
+
+
+def test_verify_of_a_run_that_is_cut_off(run_copy: tuple[list[str], Path]) -> None:
+    run = run_copy[1]
+    for name in ("evaluate.done.json", "distill.done.json", "metrics.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "student")
+    assert verify(run) == []
