@@ -99,7 +99,7 @@ def write_labels(
         if index and is_whole:
             return index
         missing = _missing_files(folder, files, labeller, index)
-        _write_files(folder, missing, labeller, source, has_bias, progress)
+        write_files(folder, missing, labeller, source, has_bias, progress)
         return _write_index(folder, source, measured, files, has_bias, ranks.world)
     finally:
         lock.release()
@@ -196,7 +196,7 @@ def _missing_files(
     return [file for file in files if file.name in of_columns]
 
 
-def _write_files(
+def write_files(
     folder: Path,
     files: list[LabelFile],
     labeller: Labeller,
