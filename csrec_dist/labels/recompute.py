@@ -1,4 +1,4 @@
-"""A sample of a cache's shards, computed again from the teachers: no checksum tells whether what was written is right."""
+"""A sample of a cache's shards, computed again from the teachers: what they give, which no checksum tells."""
 
 import math
 import random
