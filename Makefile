@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install test long kernels lint golden demo clean
+.PHONY: help install test long soak kernels lint golden demo clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: install  ## run the tests
 
 long: install  ## run the long tests too: whole runs on many ranks
 	@CSREC_LONG_TESTS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+soak: install  ## kill runs anywhere and resume them: RUNS=50 of them
+	@CSREC_LONG_TESTS=1 CSREC_SOAK_RUNS=$(or $(RUNS),50) $(BIN)/python -m pytest -q -s tests/test_kills.py
 
 kernels: install  ## compile the GPU's kernels under Triton 3.6 and the installed version, without a GPU
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --target build/triton-3.6 triton==3.6.0

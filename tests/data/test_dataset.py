@@ -15,6 +15,7 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
+from tests.helpers.run_folders import without_checksums
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def folder(small_dataset: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def unchecked(folder: Path) -> Path:
     """A folder whose dataset.json names no checksums, as if another tool had written it."""
-    rewrite(folder, {key: value for key, value in read_json(folder / "dataset.json").items() if key != "files"})
-    return folder
+    return without_checksums(folder)
 
 
 def rewrite(folder: Path, info: Any) -> None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,39 @@ def filled(disk: Path, left: int) -> Iterator[None]:
 
 
 @contextmanager
-def failing(call: str, number: int, folder: Path) -> Iterator[list[str]]:
-    """Within the block a call of `os` on a path in `folder` fails with an error, when it is made for the second time.
+def before_calls(folder: Path, act: Callable[[str, str], None]) -> Iterator[None]:
+    """Within the block `act(call, path)` comes before each os.open, fsync and replace of a path in `folder`.
 
-    Yields the paths on which it was called.
+    These are the points between which a file is written, synced and renamed: see csrec_dist/files.py.
     """
-    real, called = getattr(os, call), []
 
-    def fail(target: Any, *arguments: Any, **options: Any) -> Any:
-        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)
-        if path.startswith(str(folder)):
-            called.append(path)
-            if len(called) == 2:
-                raise OSError(number, os.strerror(number), path)
-        return real(target, *arguments, **options)
+    def acting(call: str) -> Callable[..., Any]:
+        real = getattr(os, call)
+
+        def acted(target: Any, *arguments: Any, **options: Any) -> Any:
+            path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)
+            if path.startswith(str(folder)):
+                act(call, path)
+            return real(target, *arguments, **options)
+
+        return acted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, call, fail)
-        yield called
+        for call in ("open", "fsync", "replace"):
+            patch.setattr(os, call, acting(call))
+        yield
+
+
+@contextmanager
+def failing(call: str, number: int, folder: Path) -> Iterator[None]:
+    """Within the block a call of `os` on a path in `folder` fails with an error, the second time that it is made."""
+    num_calls = 0
+
+    def act(name: str, path: str) -> None:
+        nonlocal num_calls
+        num_calls += name == call
+        if name == call and num_calls == 2:
+            raise OSError(number, os.strerror(number), path)
+
+    with before_calls(folder, act):
+        yield

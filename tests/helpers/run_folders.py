@@ -11,7 +11,7 @@ from csrec_dist.config import Config, parse_config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.prepare import prepare
 from csrec_dist.distributed.layout import LabelRanks
-from csrec_dist.files import write_json, write_text
+from csrec_dist.files import read_json, write_json, write_text
 from csrec_dist.labels import LabelMember, write_labels
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.runs.run import Record, Run
@@ -68,6 +68,13 @@ def make_run(folder: Path, shift: float = 0.0, **changes: Any) -> Path:
         usage = [{"seconds": number + rank / 2, "peak_memory_mib": 100.0 * number + rank} for rank in range(2)]
         Run(run).finish(stage, Record({}, {}, usage))
     return run
+
+
+def without_checksums(dataset: Path) -> Path:
+    """The folder of a dataset whose dataset.json names no checksums any more, as if another tool had written it."""
+    path = dataset / "dataset.json"
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "files"})
+    return dataset
 
 
 def stage_names(config: Config) -> list[str]:

@@ -60,7 +60,7 @@ def test_the_fixture_has_users_whose_rows_do_not_hold_all_that_they_had(run: Pat
 def test_a_dataset_without_its_sequences_is_refused(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "small"))
     (copy / "dataset" / "sequences.parquet").unlink()
-    with pytest.raises(UserError, match=r"sequences.parquet is missing.*Prepare it again"):
+    with pytest.raises(UserError, match=r"sequences.parquet is missing.*Prepare the dataset again"):
         recommend(copy, 3)
 
 
