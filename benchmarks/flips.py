@@ -114,6 +114,8 @@ def flip_bits(runs: list[Path], number: int, draw: random.Random, scratch: Path)
             shutil.rmtree(scratch, ignore_errors=True)
         found = flips.outcome(path, bit, read, before.get(path, ""), scratch)
         counts.setdefault(kind(run, path), Counter())[found] += 1
+        if each % 1000 == 999:
+            print(f"after {each + 1:,} flips: {dict(sum(counts.values(), Counter()))}", flush=True)
         if found == "wrong":
             print(f"WRONG: bit {bit} of {path.relative_to(run.parent)}", flush=True)
         if each % VERIFIED == 0 and found == "reported" and path.name != "config.yaml":

@@ -89,7 +89,7 @@ def reader_of(run: Path, path: Path, scratch: Path) -> Reader | None:
     if place[0] in NOT_READ or path.name == ".lock":
         return None
     if place[0] == "dataset":
-        return lambda: of_dataset(run / "dataset")
+        return lambda: of_dataset(run / "dataset", path.name)
     if place[0] == "labels":
         return lambda: of_labels(run)
     if place[0] == "checkpoints":
@@ -103,21 +103,25 @@ def reader_of(run: Path, path: Path, scratch: Path) -> Reader | None:
     return lambda: of_results(run)
 
 
-def of_dataset(folder: Path) -> str:
-    """All rows of all splits, ids, counts and sequences."""
-    dataset = Dataset(folder)
-    found: list[Any] = [dataset.num_items, dataset.num_users, dataset.window, dataset.fingerprint, dataset.statistics]
-    found += [dataset.info["splits"], dataset.leaked_rows]
-    for split in dataset.splits:
-        for shard in range(dataset.num_shards):
-            for block in dataset.open_shard(split, shard).blocks():
-                found += [block.values, block.starts, block.rows, block.users, block.example_offsets]
-    facts = [TargetFacts.read(dataset, shard) for shard in range(dataset.num_shards)]
-    found += [each for fact in facts for each in (fact.ratings, fact.true_targets, fact.leaked)]
-    for user, items in dataset.sequences():
-        found += [user, items]
-    found += [RawIds(dataset.file(name)).values.to_pylist() for name in ("items.parquet", "users.parquet")]
-    return digest([*found, ItemPopularity.read(dataset).counts])
+def of_dataset(folder: Path, name: str) -> str:
+    """What is read from a file of a dataset: rows, ids and counts, or sequences; from dataset.json, what it says."""
+    dataset, split = Dataset(folder), name.partition("-")[0]
+    if name == "dataset.json":
+        sizes = [dataset.num_items, dataset.num_users, dataset.num_shards, dataset.window, dataset.fingerprint]
+        return digest([*sizes, dataset.statistics, dataset.info, dataset.checksums])
+    if name == "sequences.parquet":
+        return digest([each for user, items in dataset.sequences() for each in (user, items)])
+    if name in ("items.parquet", "users.parquet"):
+        counts = ItemPopularity.read(dataset).counts if name == "items.parquet" else None
+        return digest([RawIds(dataset.file(name)).values.to_pylist(), counts])
+    found: list[Any] = []
+    for shard in range(dataset.num_shards):
+        for block in dataset.open_shard(split, shard).blocks():
+            found += [block.values, block.starts, block.rows, block.users, block.example_offsets]
+    if split == "test":
+        facts = [TargetFacts.read(dataset, shard) for shard in range(dataset.num_shards)]
+        found += [each for fact in facts for each in (fact.ratings, fact.true_targets, fact.leaked)]
+    return digest(found)
 
 
 def of_labels(run: Path) -> str:
