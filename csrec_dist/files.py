@@ -22,7 +22,7 @@ LONGEST_PATH = 200
 LONGEST_HOST = 40
 LEFTOVER = re.compile(r"\..+\.(?P<host>\w+)-(?P<process>\d+)-[0-9a-f]{16}\.tmp")
 """Temporary files and folders, by the name of what they become and `writer_name`."""
-LEASE_SECONDS = 300.0
+LEASE_SECONDS = 60.0
 """How long a process of another host may write nothing before it is taken for dead."""
 CHECKSUM = "checksum"
 """The key of a record's checksum."""

@@ -20,7 +20,7 @@ from csrec_dist.files import LEASE_SECONDS
 from csrec_dist.storage import FAILURES, storage_error
 
 FILE = ".lock"
-HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 10.0
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems answer that know no locks, such as Lustre without its option flock: there the lease decides."""
 
