@@ -114,7 +114,11 @@ class _Planner:
         shards = [len(owned_shards(dataset.num_shards, rank, self.world_size)) for rank in range(self.world_size)]
         fewest, most = min(shards), max(shards)
         of_rank = str(most) if fewest == most else f"{fewest} to {most}"
-        return [*rows, PlanRow("dataset", "shards per rank", f"{of_rank} of {dataset.num_shards}")]
+        return [
+            *rows,
+            PlanRow("dataset", "shards per rank", f"{of_rank} of {dataset.num_shards}"),
+            PlanRow("dataset", "most ranks", f"{dataset.num_shards}; `csrec-dist reshard` makes a dataset for more"),
+        ]
 
     def layout(self) -> list[PlanRow]:
         """Members on ranks: teaching by round, labelling by column."""

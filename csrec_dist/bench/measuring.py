@@ -118,7 +118,7 @@ class _Benchmark:
     def _warm_up(self, run: MeasuredRun) -> None:
         """Do all stages with the same models and batches on a small log, so that all that is done once is done."""
         config = self.settings.warming_up(run.config, self.runtime.world_size, self.folder)
-        num_users = max(self.settings.warmup * config.training.batch_size, config.dataset.num_shards)
+        num_users = max(self.settings.warmup * config.training.batch_size, run.dataset.num_shards)
         self._write_log("warmup.parquet", num_users, run.dataset.num_items, config.dataset.window)
         work_on(MeasuredRun(config, self.runtime), keep_threads=self.keep_threads)
 
