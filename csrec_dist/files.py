@@ -26,6 +26,7 @@ LEASE_SECONDS = 60.0
 """How long a process of another host may write nothing before it is taken for dead."""
 CHECKSUM = "checksum"
 """The key of a record's checksum."""
+CHECKSUM_FORM = re.compile("sha256:[0-9a-f]{64}")
 _SOUND: set[tuple[Any, ...]] = set()
 """The files whose checksums this process has compared."""
 
@@ -98,10 +99,16 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_record(text: str | bytes) -> Any:
-    """The value of a JSON text without its checksum, where it has one; ValueError where that is another's."""
+    """The value of a JSON text without its checksum, where it has one; ValueError where that is another's.
+
+    A checksum under another key is one whose key was damaged.
+    """
     value = parse_json(text)
-    if isinstance(value, dict) and CHECKSUM in value:
-        stored = value.pop(CHECKSUM)
+    if not isinstance(value, dict):
+        return value
+    keys = {key for key, each in value.items() if isinstance(each, str) and CHECKSUM_FORM.fullmatch(each)}
+    if CHECKSUM in value or keys:
+        stored = value.pop(CHECKSUM, None)
         if stored != checksum(value):
             raise ValueError("its content does not have the checksum that it was written with")
     return value
@@ -187,10 +194,10 @@ def has_checksum(path: Path | str, sha256: str, compute: Callable[[Path | str], 
 
 
 def checksum(value: Any) -> str:
-    """The SHA-256 of a JSON value, which does not depend on the order of its keys."""
+    """The SHA-256 of a JSON value, as it stands in records: it does not depend on the order of the keys."""
     as_read = json.loads(json.dumps(value))  # its keys are text then, which sorts otherwise than numbers
     canonical = json.dumps(as_read, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def fingerprint(value: Any) -> str:

@@ -86,7 +86,7 @@ class FolderLock:
 
         Raises:
             StorageError: the disk is full, failing or read-only.
-        UserError: another process has it, or the folder cannot be written.
+            UserError: another process has it, or the folder cannot be written.
         """
         try:
             # The folder may be removed, with its file, by a process that lets go between our opening it and locking it:

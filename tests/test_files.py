@@ -93,9 +93,10 @@ def test_a_record_is_read_as_it_was_written_and_refused_when_it_was_changed(tmp_
     text = (tmp_path / "r.json").read_text()
     (tmp_path / "r.json").write_text(text.replace("    ", " "))
     assert read_json(tmp_path / "r.json") == value, "how it is set out does not count"
-    (tmp_path / "r.json").write_text(text.replace("2.5", "2.4"))
-    with pytest.raises(UserError, match=r"r\.json is damaged: its content does not have the checksum"):
-        read_json(tmp_path / "r.json")
+    for damaged in (text.replace("2.5", "2.4"), text.replace('"b"', '"c"'), text.replace('"checksum"', '"checksul"')):
+        (tmp_path / "r.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"r\.json is damaged: its content does not have the checksum"):
+            read_json(tmp_path / "r.json")
 
 
 def test_a_record_with_numbers_as_keys(tmp_path: Path) -> None:
