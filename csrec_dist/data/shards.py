@@ -29,6 +29,7 @@ class Flat:
     times: np.ndarray | None  # int64 or float64
     training_items: np.ndarray  # int32: what training rows show, which is `items` unless noise was put in
     num_replaced: int | None = None  # interactions at which the two differ; None: no noise was put in
+    periods: np.ndarray | None = None  # int8: 0 in training, 1 in validation, 2 in test, where the split is given
     true_items: np.ndarray | None = None  # int32: what the user preferred before any noise, 0 for none of the items
 
 

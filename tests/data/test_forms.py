@@ -239,8 +239,7 @@ def test_header_and_encoding_are_for_delimited_text(tmp_path):
     [
         ("{u'username': u'Chaos 1', u'product_id': u'7', u'text': u'" + "x" * 20_000 + "'}\n", "Python literals"),
         ("{'user': 1, 'item': 2, 'ok': True}\n", "Python literals for lines, not JSON; convert it first, with `python"),
-        ("1\tU1\t11/11/2019 9:05:58 AM\tN1 N2\tN3-0 N4-1\n", "is MIND's behaviors.tsv"),
-        ("1\tU1\t11/11/2019 9:05:58 AM\t\tN3-0\n", "is MIND's behaviors.tsv"),
+        ("1\tU1\t11/11/2019 9:05:58 AM\tN1 N2\tN3 N4\n", "is the behaviors.tsv of MIND's test set"),
         (json.dumps([{"user": k, "item": k} for k in range(500)]), "is one JSON array; write one object a line"),
         ('{"user": 1,\n "item": 2}\n', "its first line is no whole object"),
     ],

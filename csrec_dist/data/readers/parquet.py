@@ -5,14 +5,17 @@ from pathlib import Path
 import polars as pl
 
 from csrec_dist.data.columns import Layout, Scan, pick
+from csrec_dist.data.compressed import opened
+from csrec_dist.data.parts import Part
 
 
 def matches(path: Path) -> bool:
     """Whether the file begins with Parquet's magic bytes."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return file.read(4) == b"PAR1"
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp, with the types of the file, in file order."""
-    return pick(pl.scan_parquet(path), layout.columns, path, typed=True)
+    log = pl.scan_parquet(part.text, hive_partitioning=False)
+    return pick(log, layout, part, typed=True)
