@@ -1,5 +1,6 @@
 """Reader of Parquet files with one row per interaction."""
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -18,4 +19,13 @@ def matches(path: Path) -> bool:
 def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp, with the types of the file, in file order."""
     log = pl.scan_parquet(part.text, hive_partitioning=False)
-    return pick(log, layout, part, typed=True)
+    return pick(log, layout, part, typed=True, line_of=partial(_row_of, log))
+
+
+def _row_of(log: pl.LazyFrame, name: str, value: str) -> int | None:
+    """The number, from 1, of the first row with this value."""
+    if name not in log.collect_schema():
+        return None
+    rows = log.select(pl.col(name).cast(pl.String)).with_row_index("number", offset=1)
+    numbers = rows.filter(pl.col(name) == value).select("number").head(1).collect(engine="streaming")
+    return numbers["number"].item() if len(numbers) else None
