@@ -1,15 +1,17 @@
 """Which columns of a raw log are the user, the item, the rating, the timestamp and the true item."""
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from csrec_dist.data.keep import Keep, conditions_on
+from csrec_dist.data.keep import Keep, Weights, conditions_on, weights_by
 from csrec_dist.data.parts import Part
 from csrec_dist.errors import UserError, did_you_mean, listed, quoted
 
@@ -129,6 +131,13 @@ class Layout:
     encoding: str | None = None  # None: UTF-8
     separator: str | None = None  # None: detected from the first line
     keep: Keep = field(default_factory=dict)  # columns, and what rows need in them
+    weights: Weights = field(default_factory=dict)  # columns, and how much rows with a value in them weigh
+
+    def columns_used(self, names: Sequence[str], taken: Mapping[str, str | None], path: Path) -> set[str]:
+        """The columns of a file that its rows are read from, or chosen and weighed by."""
+        roles = {name for name in taken.values() if name is not None}
+        others = conditions_on(self.keep, names, taken, path), weights_by(self.weights, names, taken, path)
+        return roles.union(*others)
 
     @property
     def is_of_delimited_text(self) -> bool:
@@ -192,14 +201,16 @@ def scan_of(
     typed: bool = False,
     line_of: FindLine | None = None,
 ) -> Scan:
-    """The chosen columns of the rows that are kept, named after their roles."""
+    """The chosen columns of the rows that are kept, named after their roles, and their `weight` where it is given."""
     conditions = [
         condition.holds(pl.col(name)) for name, condition in conditions_on(layout.keep, names, taken, path).items()
     ]
     kept = log.filter(*conditions) if conditions else log
-    frame = kept.select(
-        pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()
-    )
+    columns = [pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()]
+    if layout.weights:
+        factors = weights_by(layout.weights, names, taken, path).values()
+        columns.append(reduce(operator.mul, factors).alias("weight"))
+    frame = kept.select(columns)
     usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
     passed_over = tuple(name for name in names if name in usual)
     return Scan(frame, taken, log, passed_over, typed, line_of)

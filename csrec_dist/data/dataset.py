@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
-from csrec_dist.data.shards import KeptGroups, Shard, readable
+from csrec_dist.data.shards import EXAMPLE_WEIGHTS, KeptGroups, Shard, readable
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.files import read_json, sha256_file
 
@@ -82,6 +82,20 @@ class Dataset:
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }
+
+    @cached_property
+    def example_weights(self) -> np.ndarray | None:
+        """How much each training example weighs, by its id: [examples] float32 of mean 1, mapped; None if all alike."""
+        if not self.info.get("options", {}).get("weights"):
+            return None
+        path = self.folder / EXAMPLE_WEIGHTS
+        if not path.exists():
+            raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
+        with readable(path):
+            weights: np.ndarray = np.load(path, mmap_mode="r")
+        if weights.shape != (self.splits["train"].num_examples,):
+            raise UserError(f"{path} does not fit the dataset: it has the shape {weights.shape}. Prepare it again.")
+        return weights
 
     @cached_property
     def _kept(self) -> dict[str, KeptGroups]:

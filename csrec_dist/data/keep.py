@@ -1,4 +1,4 @@
-"""Which rows of a log are read: conditions on its columns, as `dataset.keep` states them.
+"""Which rows of a log are read, and how much each weighs: `dataset.keep` and `dataset.weights`, by its columns.
 
 A condition is a value, several values of which a row has one, or a text that compares: ">= 4", "!= view".
 """
@@ -17,6 +17,8 @@ from csrec_dist.errors import UserError, did_you_mean, listed, quoted
 Value = bool | int | float | str
 Keep = Mapping[str, Value | tuple[Value, ...]]
 """What rows need in a column, which is named by its name, its role, or (as digits) its position without a header."""
+Weights = Mapping[str, Mapping[str, float]]
+"""Of a column's values those that weigh other than 1, as text; a row's weight is the product over the columns."""
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
@@ -91,18 +93,35 @@ def conditions_on(
     keep: Keep, names: Sequence[str], taken: Mapping[str, str | None], path: Path
 ) -> dict[str, Condition]:
     """The condition of each column of the file that has one. Raises UserError for a column that is not there."""
-    conditions = {}
-    for key, wanted in keep.items():
-        name = key if key in names else taken.get(key)
-        if name is None and re.fullmatch(r"column \d+", names[0] if names else ""):
-            name = f"column {key}" if f"column {key}" in names else None
-        if name is None:
-            raise UserError(
-                f"{path} has no column {quoted(key)} (dataset.keep){did_you_mean(key, names)}; its columns are "
-                f"{listed(names)}."
-            )
-        conditions[name] = condition(wanted)
-    return conditions
+    return {_column(key, names, taken, path, "keep"): condition(wanted) for key, wanted in keep.items()}
+
+
+def weights_by(
+    weights: Weights, names: Sequence[str], taken: Mapping[str, str | None], path: Path
+) -> dict[str, pl.Expr]:
+    """The weights that each column gives to the rows. Raises UserError for a column that is not there."""
+    factors = {}
+    for key, by_value in weights.items():
+        name = _column(key, names, taken, path, "weights")
+        factor = pl.lit(1.0)
+        for value, weight in by_value.items():
+            is_value = Condition((value, _typed(value))).holds(pl.col(name))
+            factor = pl.when(is_value).then(pl.lit(float(weight))).otherwise(factor)
+        factors[name] = factor.cast(pl.Float32)
+    return factors
+
+
+def _column(key: str, names: Sequence[str], taken: Mapping[str, str | None], path: Path, section: str) -> str:
+    """The column of the file that a key means: its name, its role or its position."""
+    name = key if key in names else taken.get(key)
+    if name is None and f"column {key}" in names:
+        name = f"column {key}"
+    if name is None:
+        raise UserError(
+            f"{path} has no column {quoted(key)} (dataset.{section}){did_you_mean(key, names)}; its columns are "
+            f"{listed(names)}."
+        )
+    return name
 
 
 def _operator(text: str) -> str:
@@ -115,6 +134,11 @@ def _number(text: str) -> Value:
         return float(text)
     except ValueError:
         return text
+
+
+def _typed(text: str) -> Value:
+    """What YAML would read: keys of mappings are text."""
+    return text.lower() == "true" if text.lower() in ("true", "false") else _number(text)
 
 
 def _spellings(value: Value) -> list[str]:

@@ -85,6 +85,12 @@ class DatasetOptions(Options):
         description="Rows that are read: a condition for some columns, by name (or role, or position without a "
         'header): a value, a list of which one is needed, or a comparison: {event: [transaction], rating: ">= 4"}.',
     )
+    weights: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = Field(
+        default={},
+        exclude_if=lambda weights: not weights,
+        description="How much training on an interaction weighs, by the values of columns (named as in `keep`), such "
+        "as {event: {view: 0.1, transaction: 1}}; other values weigh 1, and 0 leaves the interaction to histories.",
+    )
     columns: Columns = Field(
         default=Columns(), description="Columns of the log; default: guessed from the usual names."
     )
@@ -186,7 +192,7 @@ class DatasetOptions(Options):
     @property
     def layout(self) -> Layout:
         """What the config says about the form of the log."""
-        return Layout(self.columns, self.header, self.encoding, self.separator, self.keep)
+        return Layout(self.columns, self.header, self.encoding, self.separator, self.keep, self.weights)
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:

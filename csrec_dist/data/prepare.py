@@ -52,7 +52,7 @@ def prepare(
         flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
     with new_folder(folder) as new:
-        info = _write(new, flat, splits, options)
+        info = _write(new, flat, splits, options, source.place)
         _write_ids(new, splits["train"], flat, users, items)
         write_sequences(new / SEQUENCES, flat)
         statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
@@ -119,7 +119,17 @@ def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Serie
     times = frame["timestamp"].to_numpy() if log.has_times else None
     true_items = _renumbered(frame["true_item"], old_items, len(log.items)) if log.has_true_items else None
     periods = frame["period"].to_numpy() if "period" in frame.columns else None
-    flat = Flat(users, items, ratings, times, training_items=items, true_items=true_items, periods=periods)
+    weights = frame["weight"].to_numpy() if "weight" in frame.columns else None
+    flat = Flat(
+        users,
+        items,
+        ratings,
+        times,
+        training_items=items,
+        true_items=true_items,
+        periods=periods,
+        weights=weights,
+    )
     return flat, log.users[old_users], log.items[old_items]
 
 
@@ -202,15 +212,19 @@ def _why_empty(periods: Periods, times: Times, cuts: tuple[float, float]) -> str
     return f"the cuts are at {times.shown(cuts[0])} and {times.shown(cuts[1])}; {', '.join(users)}"
 
 
-def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
+def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions, path: Path) -> dict[str, Any]:
     num_shards = min(options.num_shards, len(splits["train"]))
+    try:
+        written = {
+            name: write_split(folder, name, spans, flat, num_shards, options.seed) for name, spans in splits.items()
+        }
+    except ZeroDivisionError as error:
+        raise UserError(f"{path}: {error}; change dataset.weights.") from None
     return {
         "format_version": FORMAT_VERSION,
         "window": options.window,
         "num_shards": num_shards,
-        "splits": {
-            name: write_split(folder, name, spans, flat, num_shards, options.seed) for name, spans in splits.items()
-        },
+        "splits": written,
     }
 
 

@@ -15,6 +15,7 @@ from csrec_dist.errors import UserError
 
 COLUMNS = ["row", "user", "items", "example_offset"]
 TRUE_TARGET = "true_target"
+EXAMPLE_WEIGHTS = "example_weights.npy"
 ROWS_A_GROUP = 64  # a reader holds one row group of each of its shards
 USERS_A_GROUP = 1024  # a reader of whole sequences holds one row group
 
@@ -29,8 +30,9 @@ class Flat:
     times: np.ndarray | None  # int64 or float64
     training_items: np.ndarray  # int32: what training rows show, which is `items` unless noise was put in
     num_replaced: int | None = None  # interactions at which the two differ; None: no noise was put in
-    periods: np.ndarray | None = None  # int8: 0 in training, 1 in validation, 2 in test, where the split is given
     true_items: np.ndarray | None = None  # int32: what the user preferred before any noise, 0 for none of the items
+    periods: np.ndarray | None = None  # int8: 0 in training, 1 in validation, 2 in test, where the split is given
+    weights: np.ndarray | None = None  # float32: how much training on each interaction weighs; None: all alike
 
 
 def deal(num_rows: int, num_shards: int, seed: int) -> list[np.ndarray]:
@@ -54,6 +56,8 @@ def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_shards: 
     shards = deal(len(spans), num_shards, seed)
     shard_examples = [int(examples[rows].sum()) for rows in shards]
     firsts = np.cumsum([0, *shard_examples])
+    if split == "train" and flat.weights is not None:
+        _write_weights(folder / EXAMPLE_WEIGHTS, [spans.where(rows) for rows in shards], flat.weights)
     for shard, rows in enumerate(shards):
         offsets = firsts[shard] + np.cumsum(examples[rows]) - examples[rows]
         table = _table(spans.where(rows), rows, offsets, items, flat)
@@ -65,6 +69,21 @@ def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_shards: 
         "shard_rows": [len(rows) for rows in shards],
         "shard_examples": shard_examples,
     }
+
+
+def _write_weights(path: Path, shards: list[Spans], weights: np.ndarray) -> None:
+    """Write the weight of each training example, by its id, as float32, scaled to a mean of 1.
+
+    So a step's loss may be divided by the number of its examples, and weights change no learning rate.
+
+    Raises:
+        ZeroDivisionError: all of them are 0.
+    """
+    by_shard = [weights[indices(spans.starts + 1, spans.stops)] for spans in shards]
+    mean = np.concatenate(by_shard).mean(dtype=np.float64)
+    if mean == 0:
+        raise ZeroDivisionError("every training example has weight 0")
+    np.save(path, (np.concatenate(by_shard) / mean).astype(np.float32))
 
 
 def write_sequences(path: Path, flat: Flat) -> None:

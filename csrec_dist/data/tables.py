@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from csrec_dist.data.columns import Layout, choose, scan_of
-from csrec_dist.data.keep import conditions_on
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.errors import UserError, shortened
 
@@ -32,7 +31,7 @@ def read_table(table: Any, layout: Layout, place: Path) -> Log:
     kind = kind_of(table)
     names = [str(name) for name in kind.names(table)]
     taken = choose(names, layout.columns, place)
-    used = {name for name in taken.values() if name is not None} | set(conditions_on(layout.keep, names, taken, place))
+    used = layout.columns_used(names, taken, place)
     try:
         picked = kind.columns(table, sorted(names.index(name) for name in used))
         scan = scan_of(picked, taken, names, layout, place, typed=True)

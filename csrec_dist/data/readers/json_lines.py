@@ -9,7 +9,6 @@ import polars as pl
 
 from csrec_dist.data.columns import Layout, Scan, choose, scan_of
 from csrec_dist.data.compressed import opened
-from csrec_dist.data.keep import conditions_on
 from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.peek import first_record
 from csrec_dist.errors import UserError, quoted
@@ -31,8 +30,7 @@ def scan(part: Part, layout: Layout, usual: dict[str, str] | None = None) -> Sca
     names = list(dict.fromkeys([*in_file, *part.partition]))
     layout = layout.filled({role: name for role, name in (usual or {}).items() if name in names})
     taken = choose(names, layout.columns, part.path)
-    used = {name for name in taken.values() if name is not None}
-    used |= set(conditions_on(layout.keep, names, taken, part.path))
+    used = layout.columns_used(names, taken, part.path)
     log = pl.scan_ndjson(part.text, schema={name: pl.String for name in in_file if name in used})
     _refuse_nested(log, part)
     log = log.with_columns(pl.lit(value).alias(name) for name, value in part.partition.items() if name not in in_file)
