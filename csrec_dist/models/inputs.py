@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from csrec_dist.data.batches import Batch
+from csrec_dist.data.weights import ExampleWeights
 
 SIZES = 8
 """Numbers of states that a padded step can have: eighths of the most. A CUDA graph is captured for each."""
@@ -130,11 +131,9 @@ class TrainingInputs:
         """The same with every tensor of `tensors()` changed."""
         return self.with_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
-    def weighted(self, example_weights: np.ndarray) -> Self:
+    def weighted(self, example_weights: ExampleWeights) -> Self:
         """The same, with each state weighing as much as the example that has its target."""
-        ids = self.predicted.numpy()
-        factors = np.where(ids < 0, np.float32(1), example_weights[np.maximum(ids, 0)])
-        return replace(self, weights=self.weights * torch.from_numpy(factors))
+        return replace(self, weights=self.weights * torch.from_numpy(example_weights.of(self.predicted.numpy())))
 
     def to(self, device: torch.device) -> Self:
         """The inputs on `device`; the host does not wait for those that lie in pinned memory."""

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
+from csrec_dist.data.weights import ExampleWeights
 from csrec_dist.distributed.engines import Engine
 from csrec_dist.losses import Loss
 from csrec_dist.losses.soft_labels import LabelReader
@@ -35,7 +35,7 @@ class Stepper:
         seed: int,
         window: int,
         say: Callable[[str], None],
-        example_weights: np.ndarray | None = None,
+        example_weights: ExampleWeights | None = None,
     ) -> None:
         """`say` gets what a user may want to know of how steps run; examples weigh 1 unless they have weights."""
         self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group

@@ -13,6 +13,7 @@ from csrec_dist.data.batches import Batch, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
+from csrec_dist.data.reshard import reshard
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.distributed.groups import ALONE
 from csrec_dist.distributed.layout import Layout
@@ -63,17 +64,19 @@ def raw_targets(data: Dataset, batch: Batch) -> list[int]:
 def test_each_example_weighs_what_its_targets_interaction_does(tmp_path: Path, form: str) -> None:
     data = dataset(tmp_path, form)
     assert data.example_weights is not None
-    expected = np.zeros(len(data.example_weights))
+    expected = np.zeros(data.splits["train"].num_examples)
     for element in data.stream("train", batch_size=7):
         batch = to_batch(element)
         expected[batch.example_ids.numpy()] = [weight_of(item) for item in raw_targets(data, batch)]
-    np.testing.assert_allclose(data.example_weights, expected / expected.mean(), rtol=1e-6)
+    ids = np.random.default_rng(1).permutation(len(expected))
+    np.testing.assert_allclose(data.example_weights.of(ids), (expected / expected.mean())[ids], rtol=1e-6)
+    assert data.example_weights.of(np.array([-1])).tolist() == [1.0]
 
 
 def test_without_weights_examples_have_none(tmp_path: Path) -> None:
     data = dataset(tmp_path, weights={})
     assert data.example_weights is None
-    assert not (data.folder / "example_weights.npy").exists()
+    assert "weights" not in pl.read_parquet(data.shard_file("train", 0)).columns
     assert "weights" not in data.info["options"]
 
 
@@ -117,15 +120,17 @@ def test_weights_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         dataset(tmp_path, weights={"event": dict.fromkeys(EVENTS, 0)})
 
 
-def test_a_file_of_weights_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_weights_stay_with_their_examples_in_another_number_of_shards(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    path = data.folder / "example_weights.npy"
-    np.save(path, np.ones(3, np.float32))
-    with pytest.raises(UserError, match=r"example_weights\.npy does not fit the dataset: it has the shape \(3,\)"):
-        _ = data.example_weights
-    path.unlink()
-    with pytest.raises(UserError, match=r"example_weights\.npy is missing"):
-        _ = data.example_weights
+    reshard(data, tmp_path / "more", 7)
+    more = Dataset(tmp_path / "more")
+    again = prepare(DatasetOptions.model_validate(data.info["options"] | {"num_shards": 7}), tmp_path / "again")
+    assert again["fingerprint"] == more.fingerprint
+    ids = np.arange(data.splits["train"].num_examples)
+    assert more.example_weights is not None
+    expected = Dataset(tmp_path / "again").example_weights
+    assert expected is not None
+    np.testing.assert_array_equal(more.example_weights.of(ids), expected.of(ids))
 
 
 def test_a_step_multiplies_each_examples_loss_by_its_weight(tmp_path: Path) -> None:
@@ -136,10 +141,10 @@ def test_a_step_multiplies_each_examples_loss_by_its_weight(tmp_path: Path) -> N
     batch = to_batch(next(iter(data.stream("train", batch_size=9))))
     logits = model.item_table.logits(model.encode(batch.histories))[batch.targets > 0]
     losses = torch.nn.functional.cross_entropy(logits.double(), batch.targets[batch.targets > 0] - 1, reduction="none")
-    expected = losses @ torch.from_numpy(weights[batch.example_ids.numpy()]).double()
+    expected = losses @ torch.from_numpy(weights.of(batch.example_ids.numpy())).double()
     device = torch.device("cpu")
     engine = DataParallel(TrainStep(model, one_hot), Layout(ALONE, ALONE, ALONE), device)
     stepper = Stepper(engine, LoopOptions(), None, 5, data.window, lambda line: None, weights)
     loss = stepper.train(stepper.prepare(batch, 0, 9), 0, 1e-2, Requests(ALONE, StopSignals(), 10, device))
     torch.testing.assert_close(loss.sum.double(), expected.detach(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(loss.count.item(), float(weights[batch.example_ids.numpy()].sum()), rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss.count.item(), float(weights.of(batch.example_ids.numpy()).sum()), rtol=1e-5, atol=0)
