@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from csrec_dist.data.compressed import on_disk
 from csrec_dist.data.download import downloads_folder, resolve
-from csrec_dist.data.log import Files, Log, read_splits
+from csrec_dist.data.log import Log
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.parts import log_files, partition_of
 from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import Files, read_splits
 from csrec_dist.data.tables import digest, kind_of, read_table
 from csrec_dist.files import sha256_file
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.log import Log, read_log
+from csrec_dist.data.log import Log
 from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.errors import UserError
 
 TIME_NAMES = """

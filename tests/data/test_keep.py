@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.log import Log, read_log
+from csrec_dist.data.log import Log
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.data.tables import read_table
 from csrec_dist.errors import UserError
 

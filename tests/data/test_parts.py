@@ -13,10 +13,11 @@ import pytest
 
 from csrec_dist.data.columns import Columns, Layout
 from csrec_dist.data.compressed import opened
-from csrec_dist.data.log import Log, read_log
+from csrec_dist.data.log import Log
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.parts import log_files, partition_of, parts_of
 from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.data.sources import FileSource
 from csrec_dist.errors import UserError
 

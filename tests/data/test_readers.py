@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.log import Log, read_log
+from csrec_dist.data.log import Log
 from csrec_dist.data.parts import log_files
 from csrec_dist.data.readers import READERS, detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.errors import UserError
 
 AMAZON_2014 = "A2SUAM1J3GNN3B,0000013714,5.0,1400457600\nAH2L9G3DQHHAJ,B000000000,4.0,1353369600\n"

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.log import Log, read_log
+from csrec_dist.data.log import Log
 from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.errors import UserError
 
 

@@ -31,7 +31,7 @@ from csrec_dist.errors import UserError, listed, quoted
 
 
 class Reader(Protocol):
-    """The functions of a reader's module, called by `detect` and by `csrec_dist.data.log.read_log`."""
+    """The functions of a reader's module, called by `detect` and by `csrec_dist.data.reading.read_log`."""
 
     def matches(self, path: Path) -> bool:
         """Whether a file looks, by its beginning, like this reader's."""
