@@ -33,6 +33,9 @@ def say_reading(log: Log, source: object, say: Say) -> None:
     say(f"read {len(log.frame):,} interactions of {len(log.users):,} users and {len(log.items):,} items")
     if log.num_not_kept:
         say(f"left out {log.num_not_kept:,} row{'s' * (log.num_not_kept > 1)} by dataset.keep")
+    if "weight" in log.frame.columns:
+        weights = log.frame["weight"].value_counts(sort=True).rows()
+        say("weights of interactions: " + listed(f"{weight:g} ({num:,} rows)" for weight, num in weights))
     for num, lacking in ((log.num_without_id, "a user or an item"), (log.num_without_time, "a timestamp")):
         if num:
             say(f"dropped {num:,} row{'s' * (num > 1)} without {lacking}")

@@ -134,10 +134,10 @@ class DatasetOptions(Options):
         description="Noise in the training interactions.",
     )
 
-    @field_validator("noise", mode="before")
+    @field_validator("noise", "keep", "weights", mode="before")
     @classmethod
-    def _null_is_no_noise(cls, noise: Any) -> Any:
-        return {} if noise is None else noise
+    def _null_is_nothing(cls, section: Any) -> Any:
+        return {} if section is None else section
 
     @field_validator("format")
     @classmethod

@@ -104,6 +104,15 @@ def _all_targets(data: Dataset) -> list[int]:
     return [item for element in data.stream("train", batch_size=64) for item in raw_targets(data, to_batch(element))]
 
 
+def test_weights_are_said_as_they_are_given(tmp_path: Path) -> None:
+    said: list[str] = []
+    weights = {"event": {"view": 0.5, "veiw": 9}}
+    options = DatasetOptions(source=str(log("csv", tmp_path)), min_interactions=1, weights=weights)
+    prepare(options, tmp_path / "dataset", said.append)
+    num_views = pl.read_csv(tmp_path / "log.csv")["event"].value_counts().filter(event="view")["count"].item()
+    assert f"weights of interactions: 1 ({108 - num_views} rows), 0.5 ({num_views} rows)" in said
+
+
 def test_weights_decide_what_a_dataset_is(tmp_path: Path) -> None:
     source = str(log("csv", tmp_path))
     options = [DatasetOptions(source=source, min_interactions=1, weights=weights) for weights in (WEIGHTS, {})]
