@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +82,8 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
         frame = pl.concat(rows, how="vertical_relaxed").collect(engine="streaming")
         num_rows = sum(_num_rows(scan) for _, scan in scans) if layout.keep else len(frame)
     except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
-        _refuse_what_is_no_number(scans, layout)
+        with suppress(pl.exceptions.PolarsError, OSError):  # they cannot be read again either
+            _refuse_what_is_no_number(scans, layout)
         raise UserError(_why_unreadable(error, parts, files.format, layout)) from None
     if num_rows and frame.is_empty():
         raise UserError(f"{files.paths[0]}: {_why_none_is_kept(num_rows, scans[0], layout)}")
@@ -115,7 +116,7 @@ def _refuse_what_is_no_number(scans: list[_Scanned], layout: Layout) -> None:
                     line = _line(scanned, name, value)
                     raise UserError(
                         f"{part.path}{line}: {quoted(value)} in the column {name} is not a number, with which "
-                        f"dataset.keep compares it; mend the log, or keep rows by another condition."
+                        "dataset.keep compares it; mend the log, or keep rows by another condition."
                     )
 
 

@@ -178,6 +178,21 @@ def test_a_header_with_spaces_between_usual_names_is_one(tmp_path):
     assert items_of(read(write(tmp_path, "user item time\nu b 2\nu a 1\n"))) == ["a", "b"]
 
 
+@pytest.mark.parametrize("separator", ["#", " ", "|", ";", "\t", "::"])
+def test_the_separator_of_a_header_is_detected(tmp_path, separator):
+    rows = [("user", "item", "time"), ("u#", "b", "2"), ("u#", "a", "1")]
+    text = "\n".join(separator.join(row) for row in rows).replace("u#", "u" if separator == "#" else "u#") + "\n"
+    assert items_of(read(write(tmp_path, text))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("separator", ["#", "||", "~", "-:-"])
+def test_a_separator_can_be_said(tmp_path, separator):
+    text = "\n".join(separator.join(row) for row in (("b", "u", "2"), ("a,;", "u", "1"))) + "\n"
+    layout = Layout(Columns(item=1, user=2, timestamp=3), header=False, separator=separator)
+    path = write(tmp_path, text)
+    assert items_of(read_log([path], detect(path, layout), layout)) == ["a,;", "b"]
+
+
 def test_the_refusal_shows_the_first_row_with_its_positions(tmp_path):
     with pytest.raises(UserError, match="1: '1', 2: '22', 3: '25', 4: 'pv', 5: '1400001127'"):
         read(write(tmp_path, HEADERLESS["Taobao"][0]))

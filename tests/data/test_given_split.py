@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
+from csrec_dist.data.sources import FileSource
 from csrec_dist.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -103,6 +104,23 @@ def test_each_file_decides_what_the_dataset_is(tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()
     assert prepare(options(moved, log), tmp_path / "third")["fingerprint"] == first["fingerprint"]
+
+
+def test_the_file_that_a_part_is_in_decides_what_the_dataset_is(tmp_path: Path) -> None:
+    files = write(tmp_path, split_log())
+    places = [[files["source"], files["valid_source"]], [files["test_source"]], [files["test_source"]]]
+    moved = [[files["source"]], [files["valid_source"], files["test_source"]], [files["test_source"]]]
+    shas = set()
+    for number, splits in enumerate((places, moved)):
+        keys = {}
+        for key, parts in zip(files, splits, strict=True):
+            folder = tmp_path / str(number) / key
+            folder.mkdir(parents=True)
+            keys[key] = str(folder)
+            for part, file in enumerate(parts):
+                (folder / f"{part}.csv").write_bytes(Path(file).read_bytes())
+        shas.add(FileSource(DatasetOptions(**keys, split="given", min_interactions=1)).identity["sha256"])
+    assert len(shas) == 2
 
 
 @pytest.mark.parametrize(

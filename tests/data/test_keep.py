@@ -1,5 +1,6 @@
 """Conditions on the rows of a log: `dataset.keep`."""
 
+import gzip
 import json
 from datetime import datetime
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_a_value_that_cannot_be_compared_is_named_with_its_line(tmp_path: Path, 
         path.write_text(path.read_text().replace("4.0", "good"))
         line = 3
     with pytest.raises(UserError, match=rf"log\.{form}, line {line}: 'good' in the column score is not a number"):
+        read(path, {"score": ">= 4"})
+
+
+def test_a_damaged_file_is_named_in_spite_of_a_condition(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv.gz"
+    text = "user,item,timestamp,score\n" + "".join(f"a,{row * row % 9973},{row},{row}\n" for row in range(50_000))
+    path.write_bytes(gzip.compress(text.encode())[:-1000])
+    with pytest.raises(UserError, match=r"log\.csv\.gz is a damaged gzip file"):
         read(path, {"score": ">= 4"})
 
 
