@@ -20,7 +20,7 @@ from csrec_dist.errors import UserError, quoted
 from csrec_dist.runs.run import Run
 from csrec_dist.training.telemetry import StageLog
 
-OF_TEXT_FILES = ("format", "header", "encoding")
+OF_FILES = ("format", "header", "encoding", "separator", "valid_source", "test_source")
 TO_COME = {"path": "the Dataset that fit is given"}
 """Stands for the dataset in the config of a run that has none yet."""
 
@@ -95,8 +95,8 @@ def _settings(log: Any, columns: dict[str, str | int], options: dict[str, Any]) 
     opening = "The call of Dataset.prepare has"
     if isinstance(log, str | Path):
         return parse_section(DatasetOptions, {**options, "source": str(log), "columns": columns}, opening), None
-    if wrong := [name for name in OF_TEXT_FILES if options.get(name) is not None]:
-        raise UserError(f"{', '.join(wrong)}: this describes text files, and a table was given; leave it out.")
+    if wrong := [name for name in OF_FILES if options.get(name) is not None]:
+        raise UserError(f"{', '.join(wrong)}: this is for files, and a table was given; leave it out.")
     names = {role: name if name == NONE else str(name) for role, name in columns.items()}  # pandas has integers, too
     source = f"{type(log).__module__.partition('.')[0]}.{type(log).__name__}"
     return parse_section(DatasetOptions, {**options, "source": source, "columns": names}, opening), log

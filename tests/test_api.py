@@ -281,7 +281,7 @@ def test_all_mistakes_are_named_before_anything_is_done(tmp_path: Path) -> None:
         ),
         (lambda: prepared(tmp_path, frame, item="itm"), ["no column 'itm' (the argument item)"]),
         (lambda: prepared(tmp_path, frame[["customer", "sku"]]), ["or set timestamp='none' if each user"]),
-        (lambda: prepared(tmp_path, frame, header=True), ["header: this describes text files"]),
+        (lambda: prepared(tmp_path, frame, header=True), ["header: this is for files"]),
         (lambda: prepared(tmp_path, frame, window=50, min_interactions=100), ["lower the argument min_interactions"]),
         (lambda: prepared(tmp_path, [1]), ["not a builtins.list"]),
     ):

@@ -31,6 +31,11 @@ def say_reading(log: Log, source: object, say: Say) -> None:
     else:
         say(f"timestamps: {log.times.how}, from {span[0]} to {span[1]}")
     say(f"read {len(log.frame):,} interactions of {len(log.users):,} users and {len(log.items):,} items")
+    if log.num_not_kept:
+        say(f"left out {log.num_not_kept:,} row{'s' * (log.num_not_kept > 1)} by dataset.keep")
+    if "weight" in log.frame.columns:
+        weights = log.frame["weight"].value_counts(sort=True).rows()
+        say("weights of interactions: " + listed(f"{weight:g} ({num:,} rows)" for weight, num in weights))
     for num, lacking in ((log.num_without_id, "a user or an item"), (log.num_without_time, "a timestamp")):
         if num:
             say(f"dropped {num:,} row{'s' * (num > 1)} without {lacking}")
@@ -55,6 +60,8 @@ def left_out(flat: Flat, splits: dict[str, Spans], windows: Spans, periods: Peri
     counts = {"interactions_in_no_row": int((~in_rows).sum())}
     if periods is None:
         return counts | {"windows_not_evaluated": int((windows.lengths < EVALUATED_WINDOW).sum())}
+    if flat.periods is not None:
+        return counts | {f"{name}_rows_without_history": periods.num_first(name) for name in ("valid", "test")}
     return counts | {f"{name}_users_without_history": periods.num_without_history(name) for name in ("valid", "test")}
 
 
@@ -65,6 +72,8 @@ def say_left_out(counts: dict[str, int], say: Say) -> None:
         "windows_not_evaluated": f"windows with fewer than {EVALUATED_WINDOW} items are not evaluated",
         "valid_users_without_history": "users have a single interaction between the cuts and no history to predict it",
         "test_users_without_history": "users have a single interaction after the last cut and no history to predict it",
+        "valid_rows_without_history": "rows of valid_source are a user's first interaction, without a history",
+        "test_rows_without_history": "rows of test_source are a user's first interaction, without a history",
     }
     for name, num in counts.items():
         if num:

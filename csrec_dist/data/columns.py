@@ -1,14 +1,18 @@
 """Which columns of a raw log are the user, the item, the rating, the timestamp and the true item."""
 
+import operator
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from csrec_dist.data.keep import Keep, Weights, conditions_on, weights_by
+from csrec_dist.data.parts import Part
 from csrec_dist.errors import UserError, did_you_mean, listed, quoted
 
 NONE = "none"  # switches a role off
@@ -40,6 +44,14 @@ REQUIRED = ("user", "item")
 ROLES = tuple(GUESSES)
 
 Column = str | int | None
+
+
+class ColumnError(UserError):
+    """A value of a log that cannot be read, with its role; whoever knows the file adds the line."""
+
+    def __init__(self, path: Path, what: str, role: str, value: object) -> None:
+        super().__init__(f"{path}: {what}")
+        self.what, self.role, self.value = what, role, str(value)
 
 
 def named_twice(columns: Mapping[str, str | int]) -> str:
@@ -117,6 +129,28 @@ class Layout:
     columns: Columns = field(default_factory=Columns)
     header: bool | None = None  # None: detected from the first line
     encoding: str | None = None  # None: UTF-8
+    separator: str | None = None  # None: detected from the first line
+    keep: Keep = field(default_factory=dict)  # columns, and what rows need in them
+    weights: Weights = field(default_factory=dict)  # columns, and how much rows with a value in them weigh
+
+    def columns_used(self, names: Sequence[str], taken: Mapping[str, str | None], path: Path) -> set[str]:
+        """The columns of a file that its rows are read from, or chosen and weighed by."""
+        roles = {name for name in taken.values() if name is not None}
+        others = conditions_on(self.keep, names, taken, path), weights_by(self.weights, names, taken, path)
+        return roles.union(*others)
+
+    @property
+    def is_of_delimited_text(self) -> bool:
+        """Whether it says what only delimited text has."""
+        return any(value is not None for value in (self.header, self.encoding, self.separator))
+
+    def filled(self, usual: Mapping[str, str | int]) -> "Layout":
+        """The same, with the columns of a known format for the roles that are not given."""
+        return replace(self, columns=self.columns.filled(usual))
+
+
+FindLine = Callable[[str, str], int | None]
+"""The line of a file, from 1, in which a column has a value; None where it is not found."""
 
 
 @dataclass(frozen=True)
@@ -125,30 +159,61 @@ class Scan:
 
     `taken` has the file's column of each role, or None. `passed_over` are other columns whose names match a role.
     `typed`: the log gives its values types, so that an id that is text stays text, even if it looks like a number.
+    `every_row` has the rows that `dataset.keep` leaves out too, with the columns of the file. `line_of` finds a value
+    in the file, for messages.
     """
 
     frame: pl.LazyFrame
     taken: dict[str, str | None]
+    every_row: pl.LazyFrame
     passed_over: tuple[str, ...] = ()
     typed: bool = False
+    line_of: FindLine | None = None
 
 
-def pick(log: pl.LazyFrame, columns: Columns, path: Path, hint: str = "", typed: bool = False) -> Scan:
+def pick(
+    log: pl.LazyFrame,
+    layout: Layout,
+    part: Part,
+    *,
+    hint: str = "",
+    typed: bool = False,
+    line_of: FindLine | None = None,
+) -> Scan:
     """The log's columns named after their roles: user, item, rating, timestamp and true_item (null where absent).
 
     Raises UserError, with the hint at its end, if a column is missing or cannot be guessed.
     """
     names = log.collect_schema().names()
-    return scan_of(log, choose(names, columns, path, hint), names, typed)
+    log = log.with_columns(pl.lit(value).alias(name) for name, value in part.partition.items() if name not in names)
+    names = log.collect_schema().names()
+    taken = choose(names, layout.columns, part.path, hint)
+    return scan_of(log, taken, names, layout, part.path, typed=typed, line_of=line_of)
 
 
-def scan_of(log: pl.LazyFrame, taken: dict[str, str | None], names: Sequence[str], typed: bool = False) -> Scan:
-    """The chosen columns, named after their roles."""
-    frame = log.select(
-        pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()
-    )
+def scan_of(
+    log: pl.LazyFrame,
+    taken: dict[str, str | None],
+    names: Sequence[str],
+    layout: Layout,
+    path: Path,
+    *,
+    typed: bool = False,
+    line_of: FindLine | None = None,
+) -> Scan:
+    """The chosen columns of the rows that are kept, named after their roles, and their `weight` where it is given."""
+    conditions = [
+        condition.holds(pl.col(name)) for name, condition in conditions_on(layout.keep, names, taken, path).items()
+    ]
+    kept = log.filter(*conditions) if conditions else log
+    columns = [pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()]
+    if layout.weights:
+        factors = weights_by(layout.weights, names, taken, path).values()
+        columns.append(reduce(operator.mul, factors).alias("weight"))
+    frame = kept.select(columns)
     usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
-    return Scan(frame, taken, tuple(name for name in names if name in usual), typed)
+    passed_over = tuple(name for name in names if name in usual)
+    return Scan(frame, taken, log, passed_over, typed, line_of)
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:

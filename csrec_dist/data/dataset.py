@@ -13,6 +13,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable, shard_path
+from csrec_dist.data.weights import ExampleWeights
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.files import has_checksum, read_json, sha256_file
 
@@ -84,6 +85,13 @@ class Dataset:
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }
+
+    @cached_property
+    def example_weights(self) -> ExampleWeights | None:
+        """How much each training example weighs; None if they weigh alike."""
+        if not self.info.get("options", {}).get("weights"):
+            return None
+        return ExampleWeights(self.splits["train"].first_examples, partial(self.open_shard, "train"))
 
     @cached_property
     def _kept(self) -> dict[str, KeptGroups]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.data.archives import FetchError, Site, Wheel, copy_log
+from csrec_dist.data.compressed import on_disk
+from csrec_dist.data.parts import is_pattern
 from csrec_dist.errors import UserError, did_you_mean, listed
 from csrec_dist.files import exists, read_json, sha256_file, write_json
 
@@ -129,12 +131,12 @@ def fetch(name: str, folder: Path, source: Path | None = None, progress: Callabl
 
 
 def resolve(source: str, downloads: Path) -> Path:
-    """The file or folder of `dataset.source`: a path, or the name of a fetched data set.
+    """The place that `dataset.source` names: a path or a pattern, or the name of a fetched data set.
 
     Raises UserError if it is neither, or has not been fetched.
     """
     path = Path(source).expanduser()
-    if exists(path):
+    if exists(path) or is_pattern(source) or on_disk(path) is not None:
         return path
     if source in SOURCES:
         if (downloads / source / RECORD).exists():
@@ -143,7 +145,8 @@ def resolve(source: str, downloads: Path) -> Path:
     beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(
         f"dataset.source '{source}' does not exist{did_you_mean(path.name, [*beside, *SOURCES])}; "
-        f"give a file, a folder, or the name of a data set that `csrec-dist fetch` knows ({listed(SOURCES)})."
+        "give a file, a folder, a pattern such as logs/*.csv, or "
+        f"the name of a data set that `csrec-dist fetch` knows ({listed(SOURCES)})."
     )
 
 

@@ -1,17 +1,14 @@
-"""Reading a raw log as interactions; its duplicates, and the k-core of users and items."""
+"""A raw log as interactions with numbers for users and items; its duplicates, and the k-core of users and items."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from csrec_dist.data.columns import ORDER_IS_MEANT, Layout, Scan
-from csrec_dist.data.readers import READERS
-from csrec_dist.data.readers.peek import undecodable_line
+from csrec_dist.data.columns import ORDER_IS_MEANT, ColumnError, Scan
 from csrec_dist.data.times import Times, as_text, settle_times
-from csrec_dist.errors import UserError, listed, quoted, shortened
+from csrec_dist.errors import UserError, quoted
 
 
 def drop_duplicates(interactions: pl.DataFrame, keep: str) -> pl.DataFrame:
@@ -53,8 +50,6 @@ def _frequent(numbers: np.ndarray, minimum: int) -> np.ndarray:
     return np.bincount(numbers)[numbers] >= minimum
 
 
-LOG_SUFFIXES = {".parquet", ".pq", ".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".json", ".jsonl", ".gz"}
-LONGEST_REASON = 300
 WHOLE = (pl.Int64, pl.UInt64)
 
 
@@ -64,9 +59,11 @@ class Log:
 
     `frame` has user and item (int32, numbers from 0 in order of first appearance in the file), rating
     (float32 or null) and timestamp (int64, float64, or of type Null if the log has none). If the log names the items
-    that users preferred before any noise, it also has true_item: the number (int32), null if it is not in `items`.
+    that users preferred before any noise, it also has true_item: the number (int32), null if it is not in `items`. If
+    its split is given, it has period (int8: 0 training, 1 validation, 2 test), by which it is sorted before the time.
     `users` and `items` are the raw ids by number: int64, uint64 or text. `taken` has the file's column of each role,
-    `passed_over` other columns whose names match a role, `times` how the timestamps were read.
+    `passed_over` other columns whose names match a role, `times` how the timestamps were read, `num_not_kept` the rows
+    that `dataset.keep` left out.
     """
 
     frame: pl.DataFrame
@@ -77,6 +74,7 @@ class Log:
     taken: dict[str, str | None]
     passed_over: tuple[str, ...]
     times: Times
+    num_not_kept: int = 0
 
     @property
     def has_times(self) -> bool:
@@ -89,32 +87,12 @@ class Log:
         return "true_item" in self.frame.columns
 
 
-def log_files(source: Path) -> list[Path]:
-    """The file itself; of a folder, its one log file or its Parquet parts in the order of their names.
-
-    Raises UserError if there is no file or an empty one, or several that are not parts of one log.
-    """
-    if not source.is_file() and not source.is_dir():
-        raise UserError(f"{source} is a device, a pipe or another special file; a log is a file or a folder of files.")
-    files = [source] if source.is_file() else _files_in(source)
-    empty = next((file for file in files if file.stat().st_size == 0), None)
-    if empty:
-        raise UserError(f"{empty} is empty; a log needs at least one interaction.")
-    return files
-
-
-def read_log(files: list[Path], format: str, layout: Layout) -> Log:
-    """Read the files with the named reader, one after the other.
-
-    Rows without a user or item, and rows without a time in a log that has times, are dropped and counted.
-    Raises UserError if the files cannot be read this way, are empty, lack a named column, or have no times while
-    the config does not say that rows are in order.
-    """
-    return log_of(*_collect(files, format, layout), files[0])
-
-
 def log_of(frame: pl.DataFrame, scan: Scan, path: Path) -> Log:
-    """The log of all rows of a scan; `path` is what messages call it. Drops and raises as `read_log` does."""
+    """The log of all rows of a scan; `path` is what messages call it.
+
+    Rows without a user or item, and rows without a time in a log that has times, are dropped and counted. Raises
+    UserError if nothing is left, values cannot be read, or there are no times and the config does not say so.
+    """
     if frame.is_empty():
         raise UserError(f"{path} has no interactions; a log needs at least one.")
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
@@ -143,10 +121,8 @@ def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
     numbers = texts.cast(pl.Float32, strict=False)
     wrong = texts.filter(numbers.is_null() & texts.is_not_null())
     if len(wrong):
-        raise UserError(
-            f"{path}: the rating {quoted(wrong[0])} is not a number; set dataset.columns.rating to another column, "
-            "or to none."
-        )
+        what = f"the rating {quoted(wrong[0])} is not a number; set dataset.columns.rating to another column, or to"
+        raise ColumnError(path, f"{what} none.", "rating", wrong[0])
     return numbers
 
 
@@ -167,48 +143,6 @@ def number(ids: pl.Series, path: Path, typed: bool = False) -> tuple[pl.Series, 
     return _settle_ids(raw, typed), joined["number"]
 
 
-def _files_in(source: Path) -> list[Path]:
-    files = sorted(file for file in source.iterdir() if file.suffix in LOG_SUFFIXES and not file.name.startswith("."))
-    if not files:
-        raise UserError(f"{source} contains no log (files that end in {listed(sorted(LOG_SUFFIXES))}).")
-    if len(files) > 1 and any(file.suffix != ".parquet" for file in files):
-        raise UserError(f"{source} contains several files, {listed(f.name for f in files)}; name one of them.")
-    return files
-
-
-def _collect(files: list[Path], format: str, layout: Layout) -> tuple[pl.DataFrame, Scan]:
-    """All rows of the files, and the scan of the first one."""
-    try:
-        scans = [READERS[format].scan(file, layout) for file in files]
-        _refuse_unlike(scans, files)
-        frame = pl.concat([scan.frame for scan in scans], how="vertical_relaxed").collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
-        reason = _why_unreadable(error, files, format)
-        raise UserError(f"The reader '{format}' could not read {files[0]}: {reason}") from None
-    return frame, scans[0]
-
-
-def _refuse_unlike(scans: list[Scan], files: list[Path]) -> None:
-    """UserError if the parts of a log have different columns for a role."""
-    for scan, file in zip(scans, files, strict=True):
-        for role, name in scans[0].taken.items():
-            if scan.taken[role] != name:
-                raise UserError(
-                    f"{file} and {files[0]} are parts of one log, but their columns for the {role} are "
-                    f"{scan.taken[role]} and {name}; name one with dataset.columns.{role}."
-                )
-
-
-def _why_unreadable(error: Exception, files: list[Path], format: str) -> str:
-    """The reason in one line and, if the text is not UTF-8, what to do."""
-    reason = shortened(str(error).strip().partition("\n")[0], LONGEST_REASON)
-    if re.search("utf-?8", reason, re.IGNORECASE):
-        lines = [f"line {line} of {file.name}" for file in files if (line := undecodable_line(file))]
-        todo = "name the encoding with dataset.encoding, such as latin-1 or cp1252"
-        reason = f"{listed(lines)} is not UTF-8; {todo if format == 'delimited' else 'convert the log to UTF-8'}"
-    return reason
-
-
 def _with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFrame:
     """The true items by the items' numbers; no such column if the log names none."""
     if frame["true_item"].null_count() == len(frame):
@@ -219,7 +153,8 @@ def _with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFra
 
 
 def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
-    keys = ["user"] if frame["timestamp"].dtype == pl.Null else ["user", "timestamp"]
+    keys = ["user", "period"] if "period" in frame.columns else ["user"]
+    keys += [] if frame["timestamp"].dtype == pl.Null else ["timestamp"]
     return frame.sort(keys, maintain_order=True)
 
 

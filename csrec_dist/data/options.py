@@ -5,10 +5,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from csrec_dist.data.columns import NONE, Columns, Layout
+from csrec_dist.data.keep import Value, condition
 from csrec_dist.data.noise import NoiseKind
 from csrec_dist.data.readers import READERS
-from csrec_dist.errors import did_you_mean, listed
+from csrec_dist.errors import did_you_mean, listed, quoted
 from csrec_dist.options import NOTHING, Options
+
+
+def _is_none(value: object) -> bool:
+    """Whether a key is left out of fingerprints, so that a dataset without it keeps its own."""
+    return value is None
 
 
 class NoiseOptions(Options):
@@ -41,7 +47,16 @@ class DatasetOptions(Options):
     """
 
     source: Annotated[str | None, NOTHING] = Field(
-        default=None, description="Raw log: a file, a folder that contains one log, or the name of a fetched data set."
+        default=None,
+        description="Raw log: a file, a folder or zip archive with a log or the parts of one, a pattern such as "
+        "logs/*.csv, a file in an archive (ml-1m.zip/ml-1m/ratings.dat), or the name of a fetched data set. With "
+        "split: given, the training interactions.",
+    )
+    valid_source: Annotated[str | None, NOTHING] = Field(
+        default=None, exclude_if=_is_none, description="Validation interactions, as `source`; needs split: given."
+    )
+    test_source: Annotated[str | None, NOTHING] = Field(
+        default=None, exclude_if=_is_none, description="Test interactions, as `source`; needs split: given."
     )
     path: Annotated[str | None, NOTHING] = Field(
         default=None, description="Folder of a dataset that is already prepared, instead of `source`."
@@ -57,6 +72,24 @@ class DatasetOptions(Options):
     )
     encoding: str | None = Field(
         default=None, description="Delimited text: the encoding, such as latin-1; default: UTF-8."
+    )
+    separator: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description='Delimited text: what stands between fields, such as "\\t", " ", "#" or "::"; default: detected '
+        "from the first line.",
+    )
+    keep: dict[str, Value | tuple[Value, ...]] = Field(
+        default={},
+        exclude_if=lambda keep: not keep,
+        description="Rows that are read: a condition for some columns, by name (or role, or position without a "
+        'header): a value, a list of which one is needed, or a comparison: {event: [transaction], rating: ">= 4"}.',
+    )
+    weights: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = Field(
+        default={},
+        exclude_if=lambda weights: not weights,
+        description="How much training on an interaction weighs, by the values of columns (named as in `keep`), such "
+        "as {event: {view: 0.1, transaction: 1}}; other values weigh 1, and 0 leaves the interaction to histories.",
     )
     columns: Columns = Field(
         default=Columns(), description="Columns of the log; default: guessed from the usual names."
@@ -80,10 +113,10 @@ class DatasetOptions(Options):
         description="How to cut sequences: from the end without overlap; as the paper did, with a head window that "
         "overlaps (and leaks); or only the last window of each user.",
     )
-    split: Literal["leave_one_out", "temporal"] = Field(
+    split: Literal["leave_one_out", "temporal", "given"] = Field(
         default="leave_one_out",
-        description="Validation and test targets: the last two items of each window, or one item of each user (or "
-        "session) after each of two cuts in global time.",
+        description="Validation and test targets: the last two items of each window; one item of each user (or "
+        "session) after each of two cuts in global time; or each row of valid_source and test_source.",
     )
     temporal_shares: tuple[float, float, float] = Field(
         default=(0.8, 0.1, 0.1),
@@ -101,10 +134,10 @@ class DatasetOptions(Options):
         description="Noise in the training interactions.",
     )
 
-    @field_validator("noise", mode="before")
+    @field_validator("noise", "keep", "weights", mode="before")
     @classmethod
-    def _null_is_no_noise(cls, noise: Any) -> Any:
-        return {} if noise is None else noise
+    def _null_is_nothing(cls, section: Any) -> Any:
+        return {} if section is None else section
 
     @field_validator("format")
     @classmethod
@@ -113,7 +146,24 @@ class DatasetOptions(Options):
             raise ValueError(f"no reader '{name}'{did_you_mean(name, READERS)}; there are {listed(READERS)}")
         return name
 
-    @field_validator("source", "path")
+    @field_validator("separator")
+    @classmethod
+    def _separator_separates(cls, separator: str | None) -> str | None:
+        if separator is not None and (not separator or set(separator) & set('\r\n"') or not separator.isascii()):
+            raise ValueError(f"{quoted(separator)} is no separator; name the ASCII characters between two fields")
+        return separator
+
+    @field_validator("keep")
+    @classmethod
+    def _conditions_are_meant(cls, keep: dict[str, Any]) -> dict[str, Any]:
+        for column, wanted in keep.items():
+            try:
+                condition(wanted)
+            except ValueError as error:
+                raise ValueError(f"{column}: {error}") from None
+        return keep
+
+    @field_validator("source", "valid_source", "test_source", "path")
     @classmethod
     def _place_is_named(cls, place: str | None) -> str | None:
         if place is not None and not place.strip():
@@ -141,13 +191,15 @@ class DatasetOptions(Options):
     @property
     def layout(self) -> Layout:
         """What the config says about the form of the log."""
-        return Layout(self.columns, self.header, self.encoding)
+        return Layout(self.columns, self.header, self.encoding, self.separator, self.keep, self.weights)
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:
         """Only delimited text may lack a header, and only without a header are columns given by position."""
-        if self.format not in (None, "delimited") and (self.header is not None or self.encoding is not None):
-            raise ValueError(f"header and encoding apply to delimited text, not to format {self.format}; remove them")
+        if self.format not in (None, "delimited") and self.layout.is_of_delimited_text:
+            raise ValueError(
+                f"header, encoding and separator apply to delimited text, not to format {self.format}; remove them"
+            )
         positions = self.columns.positions
         if self.header is not False and positions:
             raise ValueError(f"columns by position ({positions}) need a file without a header; set header: false")
@@ -167,4 +219,20 @@ class DatasetOptions(Options):
             raise ValueError("give either source (a raw log) or path (a prepared dataset), and not both")
         if self.path is not None and not self.noise.is_none:
             raise ValueError("noise is added when a raw log is prepared; give source instead of path")
+        return self
+
+    @model_validator(mode="after")
+    def _split_fits(self) -> Self:
+        """A given split is the rows of its files, so that nothing else may choose among them."""
+        given = self.valid_source is not None and self.test_source is not None
+        if (self.split == "given") != given or (self.valid_source is None) != (self.test_source is None):
+            raise ValueError(
+                "split: given takes training interactions from source, and needs both valid_source and test_source, "
+                "which nothing else reads"
+            )
+        if self.split == "given" and (self.min_interactions > 1 or self.duplicates != "keep"):
+            raise ValueError(
+                "split: given takes the rows of its files as they are; set min_interactions: 1 and duplicates: keep "
+                "(dataset.keep chooses among rows)"
+            )
         return self

@@ -26,7 +26,8 @@ from csrec_dist.data.shards import (
 from csrec_dist.data.sources import FileSource, source_of
 from csrec_dist.data.statistics import describe, leaked_rows, target_counts, training_counts
 from csrec_dist.data.times import Times
-from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
+from csrec_dist.data.weights import scaled
+from csrec_dist.data.windows import Periods, Spans, cut_windows, every_row, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
 from csrec_dist.files import (
     differences,
@@ -76,6 +77,8 @@ def _prepare(options: DatasetOptions, folder: Path, say: Callable[[str], None], 
     if not options.noise.is_none:
         flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
+    if flat.weights is not None:
+        flat = replace(flat, weights=scaled(flat.weights, splits["train"], source.place))
     # A byte for each item stored, of which the compressed files take one or two: what has no room for these has none.
     num_items = len(flat.items) + sum(int(spans.lengths.sum()) for spans in splits.values())
     require_room(folder.parent, num_items, "The dataset's files, at the least,")
@@ -152,7 +155,18 @@ def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Serie
     ratings = frame["rating"].to_arrow().cast("float32")
     times = frame["timestamp"].to_numpy() if log.has_times else None
     true_items = _renumbered(frame["true_item"], old_items, len(log.items)) if log.has_true_items else None
-    flat = Flat(users, items, ratings, times, training_items=items, true_items=true_items)
+    periods = frame["period"].to_numpy() if "period" in frame.columns else None
+    weights = frame["weight"].to_numpy() if "weight" in frame.columns else None
+    flat = Flat(
+        users,
+        items,
+        ratings,
+        times,
+        training_items=items,
+        true_items=true_items,
+        periods=periods,
+        weights=weights,
+    )
     return flat, log.users[old_users], log.items[old_items]
 
 
@@ -192,6 +206,12 @@ def _cut(
         splits = leave_one_out(windows)
         _refuse_empty(splits, f"the longest of {len(windows):,} windows has {windows.lengths.max()} items", path)
         return windows, splits, None
+    if flat.periods is not None:
+        first, second = (np.bincount(flat.users[flat.periods < k], minlength=len(lengths) + 1)[1:] for k in (1, 2))
+        periods = Periods(first, second, lengths)
+        splits = every_row(offsets, periods, *rule)
+        _refuse_empty(splits, "no row of its file has a history", path)
+        return cut_windows(offsets, periods.before_first, *rule), splits, periods
     if flat.times is None:
         raise UserError(
             f"{path} has no timestamps, which dataset.split=temporal needs: name their column with "
@@ -269,6 +289,7 @@ def _describe_raw(log: Log) -> dict[str, Any]:
         "raw_interactions": len(log.frame),
         "rows_without_id": log.num_without_id,
         "rows_without_time": log.num_without_time,
+        "rows_not_kept": log.num_not_kept,
     }
 
 

@@ -19,6 +19,7 @@ from csrec_dist.files import sha256_file
 COLUMNS = ["row", "user", "items", "example_offset"]
 TRUE_TARGET = "true_target"
 LEAKED = "leaked"
+WEIGHTS = "weights"
 ROWS_A_GROUP = 64  # a reader holds one row group of each of its shards
 FEWEST_SHARDS, MOST_ROWS = 64, 2**14  # of a log whose number of shards is not given
 USERS_A_GROUP = 1024  # a reader of whole sequences holds one row group
@@ -35,6 +36,8 @@ class Flat:
     training_items: np.ndarray  # int32: what training rows show, which is `items` unless noise was put in
     num_replaced: int | None = None  # interactions at which the two differ; None: no noise was put in
     true_items: np.ndarray | None = None  # int32: what the user preferred before any noise, 0 for none of the items
+    periods: np.ndarray | None = None  # int8: 0 in training, 1 in validation, 2 in test, where the split is given
+    weights: np.ndarray | None = None  # float32: how much training on each interaction weighs; None: all alike
 
 
 def shard_path(folder: Path, split: str, shard: int, num_shards: int) -> Path:
@@ -62,7 +65,8 @@ class SplitRows:
 
     Noise is in training rows only. A row's number is its place by user and time, whatever the shards. `rating`,
     `leaked`, whether training has it as a target of the same user (false in train), and `true_target` where true items
-    are known, are those of the row's last item, in all splits, so that they have the same columns.
+    are known, are those of the row's last item, in all splits, so that they have the same columns. `weights`, where
+    interactions have them, is a list of those of all items but the first.
     """
 
     lengths: np.ndarray
@@ -161,6 +165,10 @@ def _columns(spans: Spans, rows: np.ndarray, items: np.ndarray, flat: Flat) -> d
         "items": lists,
         "rating": flat.ratings.take(pa.array(spans.stops - 1)),
     }
+    if flat.weights is not None:
+        offsets = (list_offsets - np.arange(len(list_offsets))).astype(np.int32)
+        weights = pa.array(flat.weights[indices(spans.starts + 1, spans.stops)], pa.float32())
+        columns[WEIGHTS] = pa.ListArray.from_arrays(offsets, weights)
     if flat.true_items is not None:
         columns[TRUE_TARGET] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
     return columns
@@ -236,6 +244,13 @@ class Shard:
         with readable(self._path):
             table = self._file.read(columns=["row", TRUE_TARGET])
         return table["row"].to_numpy(), table[TRUE_TARGET].to_numpy()
+
+    def weights(self) -> np.ndarray:
+        """How much each item but the first of each row weighs: [items − rows] float32, in file order."""
+        with readable(self._path):
+            lists = self._file.read(columns=[WEIGHTS])[WEIGHTS].combine_chunks()
+        weights: np.ndarray = lists.flatten().to_numpy()
+        return weights
 
     def blocks(self) -> Iterator[RowBlock]:
         """All row groups in file order."""

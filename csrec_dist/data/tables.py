@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from csrec_dist.data.columns import Columns, choose, scan_of
+from csrec_dist.data.columns import Layout, choose, scan_of
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.errors import UserError, shortened
 
@@ -23,23 +24,25 @@ class TableKind(NamedTuple):
     columns: Callable[[Any, list[int]], pl.LazyFrame]
 
 
-def read_table(table: Any, columns: Columns, place: Path) -> Log:
-    """The interactions of a table, which messages call `place`. Columns that are not taken may be of any type."""
+def read_table(table: Any, layout: Layout, place: Path) -> Log:
+    """The interactions of a table, which messages call `place`. Columns that are not used may be of any type."""
     import pyarrow as pa
 
     kind = kind_of(table)
     names = [str(name) for name in kind.names(table)]
-    taken = choose(names, columns, place)
+    taken = choose(names, layout.columns, place)
+    used = layout.columns_used(names, taken, place)
     try:
-        picked = kind.columns(table, [names.index(name) for name in taken.values() if name is not None])
-        scan = scan_of(picked, taken, names, typed=True)
+        picked = kind.columns(table, sorted(names.index(name) for name in used))
+        scan = scan_of(picked, taken, names, layout, place, typed=True)
         frame = scan.frame.collect()
+        num_rows = int(picked.select(pl.len()).collect().item())
     except (pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{place}: a column has values of several types, or of a type that is neither a number, a text nor a time "
             f"({shortened(str(error), LONGEST_REASON)}); convert it first, such as ids with astype(str)."
         ) from None
-    return log_of(frame, scan, place)
+    return replace(log_of(frame, scan, place), num_not_kept=num_rows - len(frame))
 
 
 def digest(log: Log) -> str:

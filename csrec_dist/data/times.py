@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from csrec_dist.data.columns import ColumnError
 from csrec_dist.errors import UserError, quoted
 
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
@@ -110,9 +111,8 @@ def _of_numbers(times: pl.Series, path: Path) -> Times:
     examples = {name: times.filter(mask)[0] for name, mask in in_range.items() if mask.any()}
     if len(examples) > 1:
         (one, first), (other, second), *_ = examples.items()
-        raise UserError(
-            f"{path}: the timestamps mix {one} and {other}, such as {first} and {second}; make them one or the other."
-        )
+        what = f"the timestamps mix {one} and {other}, such as {first} and {second}; make them one or the other."
+        raise ColumnError(path, what, "timestamp", second)
     unit = next((UNITS[name] for name in examples if in_range[name].mean() > 0.5), None)  # type: ignore[operator]
     _refuse_beyond(times, OLDEST * (unit or 1), LAST * (unit or UNITS["nanoseconds"]), times, path)
     if unit is None:
@@ -125,10 +125,12 @@ def _refuse_beyond(times: pl.Series, first: float, last: float, written: pl.Seri
     numbers = times.cast(pl.Float64)
     beyond = (numbers < first) | (numbers >= last)
     if beyond.any():
-        raise UserError(
-            f"{path}: the timestamp {quoted(written.filter(beyond)[0])} is no time between 1897 and 5138; mend the log "
-            "(a row with an empty timestamp is dropped), or set dataset.columns.timestamp to another column."
+        value = written.filter(beyond)[0]
+        what = (
+            f"the timestamp {quoted(value)} is no time between 1897 and 5138; mend the log (a row with an empty "
+            "timestamp is dropped), or set dataset.columns.timestamp to another column."
         )
+        raise ColumnError(path, what, "timestamp", value)
 
 
 def _of_text(texts: pl.Series, path: Path) -> Times:
@@ -140,7 +142,8 @@ def _of_text(texts: pl.Series, path: Path) -> Times:
         parsed = parse(texts)
         if parsed.null_count() == texts.null_count():
             return _of_numbers(parsed, path) if name == "number" else _of_dates(parsed, name, texts, path)
-    raise UserError(f"{path}: {_why_none_fits(texts)}")
+    what, value = _why_none_fits(texts)
+    raise ColumnError(path, what, "timestamp", value)
 
 
 def _of_dates(times: pl.Series, form: str, texts: pl.Series, path: Path) -> Times:
@@ -162,8 +165,8 @@ def _parsers() -> Iterator[tuple[str, Parser]]:
         yield form, partial(_to_date, form=form)
 
 
-def _why_none_fits(texts: pl.Series) -> str:
-    """Name a text that no parser understands, or else two that no single parser understands."""
+def _why_none_fits(texts: pl.Series) -> tuple[str, str]:
+    """What a text that no parser understands is, or else two that no single parser understands; and that text."""
     present = texts.is_not_null()
     first = present.arg_max() or 0
     unknown_to_all = present
@@ -174,23 +177,19 @@ def _why_none_fits(texts: pl.Series) -> str:
         if not mixed and not unknown[first]:
             mixed = [texts[first], texts.filter(unknown)[0]]
     if unknown_to_all.any():
-        text = quoted(texts.filter(unknown_to_all)[0])
-        return (
-            f"the timestamp {text} is neither a number nor a date of a known form; set dataset.columns.timestamp to "
-            "another column."
-        )
-    one, other = map(quoted, mixed)
-    return f"the timestamps mix forms, such as {one} and {other}; make them one or the other."
+        text = texts.filter(unknown_to_all)[0]
+        what = f"the timestamp {quoted(text)} is neither a number nor a date of a known form; set"
+        return f"{what} dataset.columns.timestamp to another column.", text
+    one, other = mixed
+    return f"the timestamps mix forms, such as {quoted(one)} and {quoted(other)}; make them one or the other.", other
 
 
 def _whole_times(times: pl.Series, path: Path) -> pl.Series:
     whole = times.cast(pl.Int64, strict=False)
     too_large = times.filter(whole.is_null() & times.is_not_null())
     if len(too_large):
-        raise UserError(
-            f"{path}: the timestamp {too_large[0]} is outside the 64-bit integers; set dataset.columns.timestamp to "
-            "another column."
-        )
+        what = f"the timestamp {too_large[0]} is outside the 64-bit integers; set dataset.columns.timestamp to another"
+        raise ColumnError(path, f"{what} column.", "timestamp", too_large[0])
     return whole
 
 

@@ -105,6 +105,11 @@ class Periods:
         begins, ends = self.bounds(split)
         return int(((begins == 0) & (ends == 1)).sum())
 
+    def num_first(self, split: str) -> int:
+        """The number of users whose first interaction of all is in the split's period."""
+        begins, ends = self.bounds(split)
+        return int(((begins == 0) & (ends > 0)).sum())
+
 
 def temporal(offsets: np.ndarray, periods: Periods, window: int, rule: str, min_head: int) -> dict[str, Spans]:
     """Split at two cuts in global time.
@@ -121,6 +126,30 @@ def temporal(offsets: np.ndarray, periods: Periods, window: int, rule: str, min_
         "valid": _targets(offsets, *periods.bounds("valid"), window),
         "test": _targets(offsets, *periods.bounds("test"), window),
     }
+
+
+def every_row(offsets: np.ndarray, periods: Periods, window: int, rule: str, min_head: int) -> dict[str, Spans]:
+    """The split that is given: training windows cut by the rule, and a row for each interaction of the other periods.
+
+    The row's target is the interaction, and its history is all of the user's before it, those of earlier periods and
+    of its own; it has at most `window` - 1 items. Interactions without a history are not evaluated.
+    """
+    train = cut_windows(offsets, periods.before_first, window, rule, min_head)
+    return {
+        "train": train.where(train.lengths >= TRAIN_ROW),
+        "valid": _every_target(offsets, *periods.bounds("valid"), window),
+        "test": _every_target(offsets, *periods.bounds("test"), window),
+    }
+
+
+def _every_target(offsets: np.ndarray, begins: np.ndarray, ends: np.ndarray, window: int) -> Spans:
+    """One row for each interaction in [begin, end) that has a history."""
+    lengths = ends - begins
+    users = np.repeat(np.arange(len(offsets)), lengths)
+    targets = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + begins[users]
+    starts = np.maximum(targets + 1 - window, 0)
+    rows = Spans(users + 1, offsets[users] + starts, offsets[users] + targets + 1)
+    return rows.where(targets > 0)
 
 
 def _targets(offsets: np.ndarray, begins: np.ndarray, ends: np.ndarray, window: int) -> Spans:

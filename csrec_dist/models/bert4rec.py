@@ -74,6 +74,9 @@ class BERT4Rec(SequentialModel):
         rows, ends = torch.cat([rows, rows[again]]), torch.cat([ends, ends[again]])
         masked = self._mask(batch, seed)
         amid = Picked.of(masked.numpy(), padded_size(int(masked.sum()), masked.numel()) if padded else None)
+        examples = batch.examples[rows, ends]
+        first = torch.full((len(batch.items), 1), -1)  # no example predicts the first item of a window
+        predicted = torch.cat([first, batch.examples], dim=1).flatten()[amid.index]
         weights = torch.ones(len(rows))
         weights[num_prefixes:] = 0
         return TrainingInputs(
@@ -82,7 +85,8 @@ class BERT4Rec(SequentialModel):
             targets=torch.cat([batch.targets[rows, ends], batch.items.flatten()[amid.index]]),
             weights=torch.cat([weights, amid.weights]),
             seed=torch.tensor(seed),
-            examples=batch.examples[rows, ends],
+            examples=examples,
+            predicted=torch.cat([examples, predicted]),
             num_states=num_prefixes + amid.num,
             drawn={"rows": rows, "ends": ends, "masked": masked},
         )

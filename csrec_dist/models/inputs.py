@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from csrec_dist.data.batches import Batch
+from csrec_dist.data.weights import ExampleWeights
 
 SIZES = 8
 """Numbers of states that a padded step can have: eighths of the most. A CUDA graph is captured for each."""
@@ -94,8 +95,8 @@ class TrainingInputs:
     from it and the example's id, so it does not depend on the number of ranks. `drawn` is what the model has drawn on
     the host.
 
-    On the host stay `examples` [m], the ids of the examples whose soft labels the first m states have, and
-    `num_states`, how many states count.
+    On the host stay `examples` [m], the ids of the examples whose soft labels the first m states have; `predicted` [n],
+    the ids of the examples that have the states' targets (−1: none has it); and `num_states`, how many states count.
     """
 
     items: Tensor
@@ -104,6 +105,7 @@ class TrainingInputs:
     weights: Tensor
     seed: Tensor
     examples: Tensor
+    predicted: Tensor
     num_states: int
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -129,6 +131,10 @@ class TrainingInputs:
         """The same with every tensor of `tensors()` changed."""
         return self.with_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
+    def weighted(self, example_weights: ExampleWeights) -> Self:
+        """The same, with each state weighing as much as the example that has its target."""
+        return replace(self, weights=self.weights * torch.from_numpy(example_weights.of(self.predicted.numpy())))
+
     def to(self, device: torch.device) -> Self:
         """The inputs on `device`; the host does not wait for those that lie in pinned memory."""
         return self if device.type == "cpu" else self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -149,5 +155,6 @@ def of_examples(batch: Batch, seed: int, *, padded: bool) -> TrainingInputs:
         weights=positions.weights,
         seed=torch.tensor(seed),
         examples=torch.from_numpy(examples),
+        predicted=torch.from_numpy(examples),
         num_states=positions.num,
     )

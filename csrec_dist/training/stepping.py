@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from csrec_dist.data.batches import Batch
+from csrec_dist.data.weights import ExampleWeights
 from csrec_dist.distributed.engines import Engine
 from csrec_dist.losses import Loss
 from csrec_dist.losses.soft_labels import LabelReader
@@ -34,11 +35,12 @@ class Stepper:
         seed: int,
         window: int,
         say: Callable[[str], None],
+        example_weights: ExampleWeights | None = None,
     ) -> None:
-        """`say` gets what a user may want to know of how steps run."""
+        """`say` gets what a user may want to know of how steps run; examples weigh 1 unless they have weights."""
         self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
         self._options, self._labels, self._seed, self._window = options, labels, seed, window
-        self._device = engine.device
+        self._device, self._example_weights = engine.device, example_weights
         self.graphs = graphs_of(engine, options, labels, say)
 
     def prepare(self, batch: Batch, step: int, most_rows: int) -> list[MicroBatch]:
@@ -51,6 +53,7 @@ class Stepper:
         is_padded = self._device.type == "cuda"
         batch = batch.padded_to(most_rows, self._window) if is_padded else batch
         inputs = self._inner.model.inputs(batch, seed, padded=is_padded)
+        inputs = inputs if self._example_weights is None else inputs.weighted(self._example_weights)
         fields = self._labels.fields(inputs.examples) if self._labels else {}
         micro_batch = MicroBatch(inputs, fields)
         return micro_batch.pinned() if is_padded else micro_batch

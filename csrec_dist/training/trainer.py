@@ -65,7 +65,7 @@ class Trainer:
         self._dataset, self._options, self._seed, self._evaluation = dataset, options, seed, evaluation
         self._log, self._sample, self._device = log, sample, engine.device
         self._catalog = engine.layout.catalog_slice(dataset.num_items)
-        self._stepper = Stepper(engine, options, labels, seed, dataset.window, log.say)
+        self._stepper = Stepper(engine, options, labels, seed, dataset.window, log.say, dataset.example_weights)
         self._state = TrainState()
         self._best = copy_tensors(self.model().state_dict())
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.log import Log, read_log
+from csrec_dist.data.log import Log
 from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.errors import UserError
 
 TIME_NAMES = """
@@ -177,6 +178,21 @@ def test_a_header_with_spaces_between_usual_names_is_one(tmp_path):
     assert items_of(read(write(tmp_path, "user item time\nu b 2\nu a 1\n"))) == ["a", "b"]
 
 
+@pytest.mark.parametrize("separator", ["#", " ", "|", ";", "\t", "::"])
+def test_the_separator_of_a_header_is_detected(tmp_path, separator):
+    rows = [("user", "item", "time"), ("u#", "b", "2"), ("u#", "a", "1")]
+    text = "\n".join(separator.join(row) for row in rows).replace("u#", "u" if separator == "#" else "u#") + "\n"
+    assert items_of(read(write(tmp_path, text))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("separator", ["#", "||", "~", "-:-"])
+def test_a_separator_can_be_said(tmp_path, separator):
+    text = "\n".join(separator.join(row) for row in (("b", "u", "2"), ("a,;", "u", "1"))) + "\n"
+    layout = Layout(Columns(item=1, user=2, timestamp=3), header=False, separator=separator)
+    path = write(tmp_path, text)
+    assert items_of(read_log([path], detect(path, layout), layout)) == ["a,;", "b"]
+
+
 def test_the_refusal_shows_the_first_row_with_its_positions(tmp_path):
     with pytest.raises(UserError, match="1: '1', 2: '22', 3: '25', 4: 'pv', 5: '1400001127'"):
         read(write(tmp_path, HEADERLESS["Taobao"][0]))
@@ -239,8 +255,7 @@ def test_header_and_encoding_are_for_delimited_text(tmp_path):
     [
         ("{u'username': u'Chaos 1', u'product_id': u'7', u'text': u'" + "x" * 20_000 + "'}\n", "Python literals"),
         ("{'user': 1, 'item': 2, 'ok': True}\n", "Python literals for lines, not JSON; convert it first, with `python"),
-        ("1\tU1\t11/11/2019 9:05:58 AM\tN1 N2\tN3-0 N4-1\n", "is MIND's behaviors.tsv"),
-        ("1\tU1\t11/11/2019 9:05:58 AM\t\tN3-0\n", "is MIND's behaviors.tsv"),
+        ("1\tU1\t11/11/2019 9:05:58 AM\tN1 N2\tN3 N4\n", "is the behaviors.tsv of MIND's test set"),
         (json.dumps([{"user": k, "item": k} for k in range(500)]), "is one JSON array; write one object a line"),
         ('{"user": 1,\n "item": 2}\n', "its first line is no whole object"),
     ],

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.log import Log, log_files, read_log
+from csrec_dist.data.log import Log
+from csrec_dist.data.parts import log_files
 from csrec_dist.data.readers import READERS, detect
+from csrec_dist.data.reading import read_log
 from csrec_dist.errors import UserError
 
 AMAZON_2014 = "A2SUAM1J3GNN3B,0000013714,5.0,1400457600\nAH2L9G3DQHHAJ,B000000000,4.0,1353369600\n"
@@ -20,6 +22,11 @@ TAGS = (
 )
 TAG_TIMES = (
     "userID\tartistID\ttagID\ttimestamp\n2\t52\t13\t1238623200000\n2\t52\t15\t1238536800000\n2\t63\t1\t1238536800001\n"
+)
+
+MIND = (
+    "1\tU1\t11/11/2019 9:05:58 AM\tN7 N8\tN2-0 N4-1 N1-1\n2\tU2\t11/11/2019 9:05:58 AM\t\tN9-1\n"
+    "3\tU1\t11/11/2019 8:13:20 AM\tN7 N8\tN3-1 N5-1\n4\tU3\t11/11/2019 9:05:58 AM\t\tN2-0\n"
 )
 
 
@@ -63,6 +70,9 @@ CASES = {
                [(1, 19, None, None), (1, 12, None, None), (1, 19, None, None), (2, 7, None, None)]),
     "s3rec": ("Beauty.txt", "1 19 12 19 \n2 7\n", "s3rec",
               [(1, 19, None, None), (1, 12, None, None), (1, 19, None, None), (2, 7, None, None)]),
+    "mind": ("behaviors.tsv", MIND, "mind",
+             [("U1", item, None, 1573460000000000) for item in ("N7", "N8", "N3", "N5")]
+             + [(user, item, None, 1573463158000000) for user, item in (("U1", "N4"), ("U1", "N1"), ("U2", "N9"))]),
     "yelp": ("yelp_academic_dataset_review.json", json_text(
         {"user_id": "u", "business_id": "b", "stars": 3.0, "text": "t", "date": "2018-07-07 22:09:11"}),
         "yelp", [("u", "b", 3.0, 1531001351000000)]),
@@ -129,7 +139,7 @@ def test_parquet_types_that_do_not_fit_are_named(tmp_path, column, values, messa
     path = tmp_path / "log{}.parquet"
     log = pl.DataFrame({"user": [1, 2], "item": [3, 4], "timestamp": [0, 1]})
     log.with_columns(values.alias(column)).write_parquet(path)
-    with pytest.raises(UserError, match=rf"log{{}}\.parquet: the .*{message}"):
+    with pytest.raises(UserError, match=rf"log{{}}\.parquet(, row 2)?: the .*{message}"):
         read(path)
 
 
@@ -148,10 +158,10 @@ def test_lists_are_no_ids(tmp_path):
 
 
 def test_parquet_parts_are_read_in_the_order_of_their_names(tmp_path):
-    for name, item in (("b", 1), ("a", 2)):
-        pl.DataFrame({"user": [1], "item": [item]}).write_parquet(tmp_path / f"{name}.parquet")
+    for name in (10, 2, 1):
+        pl.DataFrame({"user": [1], "item": [name]}).write_parquet(tmp_path / f"part-{name}.parquet")
     log = read_log(log_files(tmp_path), "parquet", Layout(Columns(timestamp="none")))
-    assert log.items.to_list() == [2, 1]
+    assert log.items.to_list() == [1, 2, 10]
 
 
 def test_a_folder_must_hold_one_log(tmp_path):
@@ -237,5 +247,5 @@ def test_lines_that_cannot_be_cut_into_fields_are_the_users_error(tmp_path, text
 def test_a_short_line_of_amazon_ratings_is_named(tmp_path, line):
     path = tmp_path / "ratings.csv"
     path.write_text(AMAZON_2014 + line + "\n")
-    with pytest.raises(UserError, match=f"the line '{line}' has fewer than 4 fields"):
+    with pytest.raises(UserError, match=f"line 3, '{line}', has fewer than 4 fields"):
         read_log([path], "amazon_ratings", Layout())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from csrec_dist.data.columns import Layout, Scan
+from csrec_dist.data.parts import Part
 from csrec_dist.data.readers import (
     amazon_ratings,
     amazon_reviews,
@@ -16,6 +17,7 @@ from csrec_dist.data.readers import (
     hetrec,
     inter,
     json_lines,
+    mind,
     movielens,
     parquet,
     s3rec,
@@ -23,17 +25,18 @@ from csrec_dist.data.readers import (
     yelp,
 )
 from csrec_dist.data.readers.delimited import BY_POSITION
+from csrec_dist.data.readers.peek import first_line
 from csrec_dist.data.readers.refused import refuse_known_forms
-from csrec_dist.errors import UserError, listed
+from csrec_dist.errors import UserError, listed, quoted
 
 
 class Reader(Protocol):
-    """The functions of a reader's module, called by `detect` and by `csrec_dist.data.log.read_log`."""
+    """The functions of a reader's module, called by `detect` and by `csrec_dist.data.reading.read_log`."""
 
     def matches(self, path: Path) -> bool:
         """Whether a file looks, by its beginning, like this reader's."""
 
-    def scan(self, path: Path, layout: Layout) -> Scan:
+    def scan(self, part: Part, layout: Layout) -> Scan:
         """The file's columns, lazily; UserError where it is not what `matches` took it for."""
 
 
@@ -47,6 +50,7 @@ READERS: dict[str, Reader] = {
     "json_lines": json_lines,
     "amazon_ratings": amazon_ratings,
     "movielens": movielens,
+    "mind": mind,
     "sasrec": sasrec,
     "s3rec": s3rec,
     "delimited": delimited,
@@ -58,26 +62,41 @@ NOT_DELIMITED = ("parquet", "yelp", "amazon_reviews", "json_lines")
 
 def detect(path: Path, layout: Layout) -> str:
     """The name of the reader for a file. Raises UserError if no reader matches."""
-    if layout.header is not None or layout.encoding is not None:
+    if layout.is_of_delimited_text:
         return _as_delimited(path)
     name = next((name for name, reader in READERS.items() if reader.matches(path)), None)
     if name is None or name == "delimited":
         refuse_known_forms(path)
     if name is None:
         raise UserError(
-            f"{path}: no reader knows this file by its beginning; set dataset.format to one of {listed(READERS)}. If "
-            f"it is delimited text without a header, {BY_POSITION}."
+            f"{path}: no reader knows this file by its first line, {quoted(first_line(path))}; set dataset.format to "
+            f"one of {listed(READERS)}. If it is delimited text without a header, {BY_POSITION}; if it has another "
+            "separator than usual, name it with dataset.separator."
         )
     return name
 
 
 def _as_delimited(path: Path) -> str:
-    """The reader of delimited text: the only one for which a config gives a header or an encoding."""
+    """The reader of delimited text: the only one for which a config gives a header, an encoding or a separator."""
     name = next((name for name in NOT_DELIMITED if READERS[name].matches(path)), None)
     if name is not None:
         raise UserError(
-            f"{path} is of the form '{name}', and dataset.header and dataset.encoding are for delimited text: leave "
-            "them out."
+            f"{path} is of the form '{name}', and dataset.header, dataset.encoding and dataset.separator are for "
+            "delimited text: leave them out."
         )
     refuse_known_forms(path)
     return "delimited"
+
+
+def wrong_line(part: Part, format: str, layout: Layout) -> str:
+    """The file and its first line that the reader cannot read, and why; "" if no line is to blame."""
+    if format == "parquet":
+        return ""
+    if format not in NOT_DELIMITED:
+        return delimited.wrong_line(part, layout)
+    try:
+        for _ in json_lines.records(part):
+            pass
+    except UserError as error:
+        return str(error)
+    return ""

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from csrec_dist.data.columns import Layout, Scan, pick
-from csrec_dist.data.readers.delimited import without_header
+from csrec_dist.data.parts import Part
+from csrec_dist.data.readers.delimited import field_lines, without_header
 from csrec_dist.data.readers.peek import fields, first_line, first_lines, is_number
 from csrec_dist.errors import UserError, quoted
 
@@ -26,23 +27,25 @@ def matches(path: Path) -> bool:
     return not ids_are_numbers and 0 <= float(values[2]) <= 5 and float(values[3]) > 1e8
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order.
 
     Raises UserError if both or neither of the first two columns look like products, or if a line is too short.
     """
-    known = {**_ids_by_position(path), "rating": 3, "timestamp": 4}
-    return pick(without_header(path, ",", NUM_FIELDS), layout.columns.filled(known), path)
+    known = {**_ids_by_position(part), "rating": 3, "timestamp": 4}
+    log = without_header(part, ",", NUM_FIELDS)
+    return pick(log, layout.filled(known), part, line_of=field_lines(part, ","))
 
 
-def _ids_by_position(path: Path) -> dict[str, int]:
+def _ids_by_position(part: Part) -> dict[str, int]:
     """The positions of user and item: the column with more ids of products is the item."""
-    rows = [fields(line, ",", path) for line in first_lines(path, NUM_LINES)]
-    short = next((row for row in rows if len(row) < NUM_FIELDS), None)
+    path = part.path
+    rows = [fields(line, ",", path) for line in first_lines(part.text, NUM_LINES)]
+    number, short = next(((n, row) for n, row in enumerate(rows, 1) if len(row) < NUM_FIELDS), (0, None))
     if short is not None:
         raise UserError(
-            f"{path}: the line {quoted(','.join(short))} has fewer than {NUM_FIELDS} fields (user, item, rating, "
-            "timestamp): mend it, or set dataset.format to another reader."
+            f"{path}: line {number}, {quoted(','.join(short))}, has fewer than {NUM_FIELDS} fields (user, item, "
+            "rating, timestamp): mend it, or set dataset.format to another reader."
         )
     first, second = (sum(bool(ASIN.fullmatch(row[column])) for row in rows) for column in (0, 1))
     if first == second:

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from csrec_dist.data.columns import Layout, Scan, pick
+from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.delimited import scan_text
 from csrec_dist.data.readers.peek import first_line
 
@@ -22,12 +23,12 @@ def matches(path: Path) -> bool:
     return first_line(path).split("\t")[:3] == IDS
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user and item as text, and timestamp as Int64 (seconds or milliseconds), in file order.
 
     Raises UserError if the config names a column that the file does not have.
     """
-    log = scan_text(path, "\t")
+    log = scan_text(part, "\t")
     name = "timestamp"
     if "year" in log.collect_schema():
         day = pl.date(*(pl.col(part).cast(pl.Int32) for part in ("year", "month", "day")))
@@ -35,7 +36,7 @@ def scan(path: Path, layout: Layout) -> Scan:
         log = log.with_columns(day.cast(pl.Datetime("ms")).dt.epoch("s").alias(name))
     else:
         log = log.with_columns(pl.col(name).cast(pl.Int64))
-    scanned = pick(log, layout.columns.filled({**NAMES, "timestamp": name}), path)
+    scanned = pick(log, layout.filled({**NAMES, "timestamp": name}), part)
     return replace(scanned, frame=_first_of_each(scanned.frame))
 
 

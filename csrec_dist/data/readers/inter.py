@@ -1,9 +1,11 @@
 """Reader of RecBole's atomic .inter files: tabs, no quotes, a header of name:type."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from csrec_dist.data.columns import Layout, Scan, pick
-from csrec_dist.data.readers.delimited import scan_text
+from csrec_dist.data.parts import Part
+from csrec_dist.data.readers.delimited import field_lines, scan_text
 from csrec_dist.data.readers.peek import first_line
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -15,8 +17,9 @@ def matches(path: Path) -> bool:
     return len(names) > 1 and all(name.rpartition(":")[2] in TYPES for name in names)
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order; a config may name them with or without type."""
-    log = scan_text(path, "\t").rename(lambda name: name.rpartition(":")[0])
+    log = scan_text(part, "\t").rename(lambda name: name.rpartition(":")[0])
     plain = {role: str(name).partition(":")[0] for role, name in layout.columns.given.items()}
-    return pick(log, layout.columns.model_copy(update=plain), path)
+    columns = layout.columns.model_copy(update=plain)
+    return pick(log, replace(layout, columns=columns), part, line_of=field_lines(part, "\t"))

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from csrec_dist.data.columns import Layout, Scan, pick
-from csrec_dist.data.readers.delimited import LONG_SEPARATOR, without_header
+from csrec_dist.data.parts import Part
+from csrec_dist.data.readers.delimited import LONG_SEPARATOR, field_lines, without_header
 from csrec_dist.data.readers.peek import first_lines, is_number
 
 NUM_LINES = 1000
@@ -16,10 +17,11 @@ def matches(path: Path) -> bool:
     return bool(lines) and all(_is_rating(line.split(_separator(line))) for line in lines)
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order."""
-    columns = layout.columns.filled({"user": 1, "item": 2, "rating": 3, "timestamp": 4})
-    return pick(without_header(path, _separator(first_lines(path)[0]), 4), columns, path)
+    layout = layout.filled({"user": 1, "item": 2, "rating": 3, "timestamp": 4})
+    separator = _separator(first_lines(part.text)[0])
+    return pick(without_header(part, separator, 4), layout, part, line_of=field_lines(part, separator))
 
 
 def _separator(line: str) -> str:

@@ -1,18 +1,31 @@
 """Reader of Parquet files with one row per interaction."""
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from csrec_dist.data.columns import Layout, Scan, pick
+from csrec_dist.data.compressed import opened
+from csrec_dist.data.parts import Part
 
 
 def matches(path: Path) -> bool:
     """Whether the file begins with Parquet's magic bytes."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return file.read(4) == b"PAR1"
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp, with the types of the file, in file order."""
-    return pick(pl.scan_parquet(path), layout.columns, path, typed=True)
+    log = pl.scan_parquet(part.text, hive_partitioning=False)
+    return pick(log, layout, part, typed=True, line_of=partial(_row_of, log))
+
+
+def _row_of(log: pl.LazyFrame, name: str, value: str) -> int | None:
+    """The number, from 1, of the first row with this value."""
+    if name not in log.collect_schema():
+        return None
+    rows = log.select(pl.col(name).cast(pl.String)).with_row_index("number", offset=1)
+    numbers = rows.filter(pl.col(name) == value).select("number").head(1).collect(engine="streaming")
+    return numbers["number"].item() if len(numbers) else None

@@ -1,14 +1,11 @@
-"""Reads the beginning of a raw log, plain or gzipped, to recognise its format."""
+"""Reads the beginning of a raw log, plain or compressed, to recognise its format."""
 
 import csv
-import gzip
 import re
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from csrec_dist.data.compressed import opened
 from csrec_dist.errors import UserError, quoted
 from csrec_dist.files import parse_json
 
@@ -18,7 +15,7 @@ LONGEST_LINE = 1 << 20
 def first_lines(path: Path, num: int = 1) -> list[str]:
     """Up to `num` first lines that are not blank, without line endings; undecodable bytes are replaced.
 
-    Raises UserError if the file is a damaged gzip file.
+    Raises UserError if the file is damaged.
     """
     lines: list[str] = []
     with opened(path) as file:
@@ -31,20 +28,6 @@ def first_lines(path: Path, num: int = 1) -> list[str]:
 def first_line(path: Path) -> str:
     """The first line that is not blank, or "" if there is none."""
     return next(iter(first_lines(path)), "")
-
-
-def in_utf8(path: Path, encoding: str | None) -> Path | bytes:
-    """The file as parsers of UTF-8 read it: its path, or its whole text in UTF-8 if it has another encoding.
-
-    Raises UserError if the file does not have the encoding.
-    """
-    if encoding is None:
-        return path
-    try:
-        with opened(path) as file:
-            return file.read().decode(encoding).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not of dataset.encoding {encoding} ({error.reason}): name another one.") from None
 
 
 def undecodable_line(path: Path) -> int | None:
@@ -97,15 +80,3 @@ def is_number(text: str) -> bool:
 def is_date(text: str) -> bool:
     """Whether the text begins with an ISO date."""
     return re.match(r"\d{4}-\d{2}-\d{2}", text) is not None
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open the file for reading bytes, decompressed if it is gzipped. Raises UserError if that is damaged."""
-    with open(path, "rb") as file:
-        is_gzipped = file.read(2) == b"\x1f\x8b"
-    try:
-        with gzip.open(path, "rb") if is_gzipped else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is a damaged gzip file ({error}): get it again.") from None

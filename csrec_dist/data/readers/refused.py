@@ -7,7 +7,7 @@ from pathlib import Path
 from csrec_dist.data.readers.peek import first_line
 from csrec_dist.errors import UserError, quoted
 
-IMPRESSION = re.compile(r"\S+-[01]( \S+-[01])*")
+NEWS = re.compile(r"N\d+( N\d+)*")
 
 
 def refuse_known_forms(path: Path) -> None:
@@ -28,10 +28,10 @@ def _is_python_literal(line: str) -> bool:
         return False
 
 
-def _is_mind(line: str) -> bool:
-    """Whether the line is from MIND's behaviors.tsv: id, user, time, history, impressions with clicks."""
+def _is_mind_without_clicks(line: str) -> bool:
+    """Whether the line is from the behaviors.tsv of MIND's test set: id, user, time, history, what was shown."""
     values = line.split("\t")
-    return len(values) == 5 and IMPRESSION.fullmatch(values[4]) is not None
+    return len(values) == 5 and NEWS.fullmatch(values[4]) is not None
 
 
 FORMS = [
@@ -41,9 +41,9 @@ FORMS = [
         '[print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]" < OLD > NEW.jsonl`, unzipped',
     ),
     (
-        _is_mind,
-        "is MIND's behaviors.tsv, a line of which holds a history and impressions rather than one interaction; write "
-        "a log with a row for each click (user, item, time) and give that",
+        _is_mind_without_clicks,
+        "is the behaviors.tsv of MIND's test set, which does not say what was clicked; give that of the training or "
+        "the validation set",
     ),
     (
         lambda line: line.lstrip().startswith("["),

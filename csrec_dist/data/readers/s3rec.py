@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from csrec_dist.data.columns import NONE, Layout, Scan, pick
+from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.peek import first_lines
 
 NUM_LINES = 1000
@@ -22,9 +23,9 @@ def matches(path: Path) -> bool:
     return len(users) == len(lines) and len(lengths) > 1
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user and item as text; the items of a line are in time order."""
     words = pl.col("line").str.extract_all(r"\S+")
-    lines = pl.scan_lines(path).filter(pl.col("line").str.strip_chars() != "")
+    lines = pl.scan_lines(part.text).filter(pl.col("line").str.strip_chars() != "")
     log = lines.select(user=words.list.first(), item=words.list.slice(1)).explode("item")
-    return pick(log, layout.columns.filled({"timestamp": NONE}), path)
+    return pick(log, layout.filled({"timestamp": NONE}), part)

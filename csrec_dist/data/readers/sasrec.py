@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from csrec_dist.data.columns import NONE, Layout, Scan, pick
+from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.delimited import scan_text
 from csrec_dist.data.readers.peek import first_lines
 
@@ -18,6 +19,6 @@ def matches(path: Path) -> bool:
     return users == sorted(users)
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user and item as text; the lines are in time order."""
-    return pick(scan_text(path, " ", ["user", "item"]), layout.columns.filled({"timestamp": NONE}), path)
+    return pick(scan_text(part, " ", ["user", "item"]), layout.filled({"timestamp": NONE}), part)

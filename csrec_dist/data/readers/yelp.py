@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from csrec_dist.data.columns import Layout, Scan
+from csrec_dist.data.parts import Part
 from csrec_dist.data.readers import json_lines
 from csrec_dist.data.readers.peek import first_record
 
@@ -14,6 +15,6 @@ def matches(path: Path) -> bool:
     return set(NAMES.values()) <= first_record(path).keys()
 
 
-def scan(path: Path, layout: Layout) -> Scan:
+def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order."""
-    return json_lines.scan(path, layout, NAMES)
+    return json_lines.scan(part, layout, NAMES)

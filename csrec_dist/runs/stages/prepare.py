@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from csrec_dist.data.compressed import on_disk
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.data.download import downloads_folder, resolve
-from csrec_dist.data.log import log_files
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
+from csrec_dist.data.sources import log_paths
 from csrec_dist.errors import UserError
 from csrec_dist.runs.inputs import deciding
 from csrec_dist.runs.stages.active import ActiveRun
@@ -39,9 +39,8 @@ def is_unchanged(options: DatasetOptions, log: dict[str, Any]) -> bool:
 
 def stat_of(options: DatasetOptions) -> list[list[Any]]:
     """Path, size and time of change of the log's files; UserError when they are not there."""
-    assert options.source is not None
-    files = log_files(resolve(options.source, downloads_folder()))
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    files = [(file, (on_disk(file) or file).stat()) for split in log_paths(options) for file in split]
+    return [[str(file), status.st_size, status.st_mtime_ns] for file, status in files]
 
 
 def require_same(folder: Path, inputs: dict[str, Any]) -> None:

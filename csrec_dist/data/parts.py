@@ -1,0 +1,172 @@
+"""The files of a log: one file, or the parts that a folder, a pattern or a zip archive has; and how parsers read them.
+
+Folders such as `date=2019-10-01` (Hive's partitions) give the rows in them a column.
+"""
+
+import io
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from csrec_dist.data.compressed import PARSED_AS_THEY_ARE, compression, is_archive, members, on_disk, opened
+from csrec_dist.errors import UserError, listed
+
+ENDINGS = (
+    *(".parquet", ".pq", ".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".json", ".jsonl", ".ndjson"),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip"),
+)
+SPLITS = re.compile(r"train|valid|dev|test", re.IGNORECASE)
+NUMBER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+")
+"""What names of parts differ in: numbers, and the ids that Spark gives."""
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a log: its path, which messages name, and what Polars can parse, UTF-8 or Parquet, plain, gz or zst.
+
+    `partition` has the columns that its folders give all of its rows.
+    """
+
+    path: Path
+    text: Path
+    partition: dict[str, str | None] = field(default_factory=dict)
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a path has wildcards: `*`, `**`, `?`, `[…]`."""
+    return re.search(r"[*?\[]", source) is not None
+
+
+def log_files(source: Path) -> list[Path]:
+    """The files of a log, parts in the order of their names, in which numbers count as numbers (part-2 before part-10).
+
+    `source` is a file, a folder, a pattern, a zip archive, or a file in one. Hidden files, and those whose names begin
+    with "_", are no parts, and neither are empty ones among others.
+
+    Raises UserError if there is no file or an empty one, or several that do not look like parts of one log.
+    """
+    if is_pattern(str(source)) and not source.exists():
+        files = [file for place in _matches(source) for file in _files_at(place)]
+    else:
+        files = _files_at(source)
+    filled = [file for file in files if _size(file)]
+    if not filled:
+        raise UserError(f"{files[0]} is empty; a log needs at least one interaction.")
+    return sorted(filled, key=lambda file: _in_numbers(str(file)))
+
+
+def partition_of(path: Path) -> dict[str, str | None]:
+    """The columns that the folders directly above a file give it: those named like `date=2019-10-01`."""
+    columns: dict[str, str | None] = {}
+    for folder in path.parents:
+        name, sign, value = folder.name.partition("=")
+        if not (name and sign):
+            break
+        columns = {name: None if value == NO_PARTITION else unquote(value), **columns}
+    return columns
+
+
+@contextmanager
+def parts_of(files: Sequence[Path], encoding: str | None) -> Iterator[list[Part]]:
+    """The parts, as long as they are read: what Polars cannot parse lies in a temporary folder, unpacked and in UTF-8.
+
+    Raises UserError if a file does not have the encoding, or is damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="csrec-log-") as folder:
+        parts = []
+        for number, file in enumerate(files):
+            text = file
+            # Polars would expand a file's name that looks like a pattern.
+            if encoding is not None or compression(file) not in PARSED_AS_THEY_ARE or is_pattern(str(file)):
+                text = Path(folder) / str(number)
+                _unpack(file, text, encoding)
+            parts.append(Part(file, text, partition_of(file)))
+        yield parts
+
+
+def _unpack(file: Path, target: Path, encoding: str | None) -> None:
+    with opened(file) as source, open(target, "wb") as copy:
+        if encoding is None:
+            while data := source.read(CHUNK):
+                copy.write(data)
+            return
+        try:
+            with io.TextIOWrapper(source, encoding, newline="") as text:
+                while characters := text.read(CHUNK):
+                    copy.write(characters.encode())
+        except UnicodeError as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(f"{file} is not of dataset.encoding {encoding} ({reason}): name another one.") from None
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files and folders that a pattern matches. Raises UserError if there is none."""
+    fixed = next(index for index, part in enumerate(pattern.parts) if is_pattern(part))
+    places = Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
+    matches = [place for place in places if place.is_file() or "=" in place.name]
+    if not matches:
+        raise UserError(f"No file matches dataset.source {pattern}.")
+    return matches
+
+
+def _files_at(source: Path) -> list[Path]:
+    if source.is_file():
+        return _parts_among(_logs(members(source)), source) if is_archive(source) else [source]
+    if not source.is_dir():
+        if on_disk(source) is not None:
+            return [source]
+        raise UserError(f"{source} is a device, a pipe or another special file; a log is a file or a folder of files.")
+    files = _logs(_files_below(source))
+    if len(files) == 1 and is_archive(files[0]):
+        return _files_at(files[0])
+    return _parts_among(files, source)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder, and of its partitions."""
+    entries = list(folder.iterdir())
+    partitions = [entry for entry in entries if "=" in entry.name and entry.is_dir()]
+    return [entry for entry in entries if entry.is_file()] + [
+        file for partition in partitions for file in _files_below(partition)
+    ]
+
+
+def _logs(files: Sequence[Path]) -> list[Path]:
+    return sorted(file for file in files if file.suffix.lower() in ENDINGS and file.name[0] not in "._")
+
+
+def _parts_among(files: list[Path], source: Path) -> list[Path]:
+    """The files, if their names differ in numbers only, or they are Parquet; UserError otherwise.
+
+    Files for training, validation and test are no parts.
+    """
+    if not files:
+        raise UserError(f"{source} contains no log (files that end in {listed(sorted(ENDINGS))}).")
+    names = [str(file.relative_to(source)) for file in files]
+    splits = {match.group().lower() for name in names if (match := SPLITS.search(name))}
+    are_alike = len({NUMBER.sub("#", file.name) for file in files}) == 1
+    if len(splits) > 1 or not (are_alike or all(file.suffix in (".parquet", ".pq") for file in files)):
+        hint = "name one of them"
+        if source.is_dir():
+            hint += f", or those that are parts of one log by a pattern, such as {source}/*{files[0].suffix}"
+        if len(splits) > 1:
+            hint += "; training, validation and test files are given by dataset.split: given"
+        raise UserError(f"{source} contains several files, {listed(names)}; {hint}.")
+    return files
+
+
+def _size(file: Path) -> int:
+    if file.is_file():
+        return file.stat().st_size
+    with opened(file) as member:
+        return len(member.read(1))
+
+
+def _in_numbers(text: str) -> list[int | str]:
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", text)]

@@ -1,0 +1,155 @@
+"""Conditions on the rows of a log: `dataset.keep`."""
+
+import gzip
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from csrec_dist.data.columns import Columns, Layout
+from csrec_dist.data.log import Log
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
+from csrec_dist.data.readers import detect
+from csrec_dist.data.reading import read_log
+from csrec_dist.data.tables import read_table
+from csrec_dist.errors import UserError
+
+ROWS = [
+    {"user": "a", "item": "i0", "timestamp": 0, "event": "view", "score": 1.5, "bought": False, "day": "2019-10-01"},
+    {"user": "a", "item": "i1", "timestamp": 1, "event": "buy", "score": 4.0, "bought": True, "day": "2019-10-02"},
+    {"user": "a", "item": "i2", "timestamp": 2, "event": "cart", "score": 10.0, "bought": False, "day": "2019-10-10"},
+    {"user": "a", "item": "i3", "timestamp": 3, "event": None, "score": None, "bought": None, "day": None},
+]
+CASES: list[tuple[dict[str, Any], list[int]]] = [
+    ({"event": "view"}, [0]),
+    ({"event": ["view", "cart"]}, [0, 2]),
+    ({"event": "!= view"}, [1, 2, 3]),
+    ({"event": "= buy"}, [1]),
+    ({"score": ">= 4"}, [1, 2]),
+    ({"score": "> 4"}, [2]),
+    ({"score": "< 4"}, [0]),
+    ({"score": "<= 4"}, [0, 1]),
+    ({"score": 4}, [1]),
+    ({"score": [10, 1.5]}, [0, 2]),
+    ({"score": "!= 4"}, [0, 2, 3]),
+    ({"bought": True}, [1]),
+    ({"bought": False}, [0, 2]),
+    ({"day": ">= 2019-10-02"}, [1, 2]),
+    ({"event": ["buy", "cart"], "score": "< 5"}, [1]),
+    ({"timestamp": "> 1"}, [2, 3]),
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    """The rows in the form that the file's name ends in."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pl.DataFrame(rows).with_columns(pl.col("day").str.to_datetime()).write_parquet(path)
+    else:
+        pl.DataFrame(rows).write_csv(path, include_header=path.suffix == ".csv", separator="\t")
+    return path
+
+
+def read(path: Path, keep: dict[str, Any], **options: Any) -> Log:
+    layout = Layout(keep=keep, **options)
+    return read_log([path], detect(path, layout), layout)
+
+
+def kept(log: Log) -> list[int]:
+    return [int(item[1:]) for item in log.items[log.frame["item"]]]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(("keep", "rows"), CASES, ids=[str(keep) for keep, _ in CASES])
+def test_rows_that_meet_all_conditions_are_read_in_every_form(tmp_path: Path, form: str, keep: Any, rows: Any) -> None:
+    log = read(write(tmp_path / f"log.{form}"), keep)
+    assert kept(log) == rows
+    assert log.num_not_kept == 4 - len(rows)
+
+
+@pytest.mark.parametrize("keep", [{"event": "view"}, {"score": ">= 4"}, {"bought": True}])
+def test_a_table_keeps_the_rows_of_its_file(tmp_path: Path, keep: Any) -> None:
+    path = write(tmp_path / "log.parquet")
+    log = read_table(pl.read_parquet(path), Layout(keep=keep), Path("the table"))
+    assert (kept(log), log.num_not_kept) == (kept(read(path, keep)), 4 - len(log.frame))
+
+
+def test_columns_are_named_by_role_or_by_position(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", [{**row, "stars": row["score"]} for row in ROWS])
+    assert kept(read(path, {"rating": ">= 4"})) == [1, 2]
+    columns = Columns(user=1, item=2, timestamp=3)
+    bare = write(tmp_path / "log.tsv")
+    assert kept(read(bare, {"4": "buy"}, header=False, columns=columns)) == [1]
+    assert DatasetOptions(source="x", header=False, columns=columns, keep={4: "buy"}).layout.keep == {"4": "buy"}
+
+
+def test_what_is_left_out_is_counted_and_said(tmp_path: Path) -> None:
+    rows = [{**row, "user": f"u{k % 3}", "timestamp": k} for k in range(6) for row in ROWS[:2]]
+    said: list[str] = []
+    path = write(tmp_path / "log.csv", rows)
+    options = DatasetOptions(source=str(path), min_interactions=1, keep={"event": "view"}, columns={"item": "day"})
+    with pytest.raises(UserError, match="no row"):  # windows of two, and three are needed
+        prepare(options, tmp_path / "dataset", said.append)
+    assert "left out 6 rows by dataset.keep" in said
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv")
+    with pytest.raises(UserError, match=r"log\.csv has no column 'evnt' \(dataset\.keep\) \(did you mean 'event'\?\)"):
+        read(path, {"evnt": "view"})
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_value_that_cannot_be_compared_is_named_with_its_line(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / f"log.{form}", [*ROWS, {**ROWS[0], "score": "good"}] if form == "jsonl" else ROWS)
+    line = 5
+    if form == "csv":
+        path.write_text(path.read_text().replace("4.0", "good"))
+        line = 3
+    with pytest.raises(UserError, match=rf"log\.{form}, line {line}: 'good' in the column score is not a number"):
+        read(path, {"score": ">= 4"})
+
+
+def test_a_damaged_file_is_named_in_spite_of_a_condition(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv.gz"
+    text = "user,item,timestamp,score\n" + "".join(f"a,{row * row % 9973},{row},{row}\n" for row in range(50_000))
+    path.write_bytes(gzip.compress(text.encode())[:-1000])
+    with pytest.raises(UserError, match=r"log\.csv\.gz is a damaged gzip file"):
+        read(path, {"score": ">= 4"})
+
+
+def test_a_condition_that_keeps_nothing_shows_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"keeps none of its 4 rows .*event has 'view', 'buy', 'cart', None"):
+        read(write(tmp_path / "log.csv"), {"event": "purchase"})
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"event": []}, "keeps nothing"),
+        ({"x": ">="}, "compares with nothing"),
+        ({"x": [">= 4", 5]}, "stands in a list"),
+    ],
+)
+def test_a_condition_that_cannot_be_meant_is_refused(keep: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DatasetOptions(source="x", keep=keep)
+
+
+def test_the_condition_decides_what_a_dataset_is() -> None:
+    plain, kept_one = DatasetOptions(source="x"), DatasetOptions(source="x", keep={"event": "view"})
+    assert "keep" not in plain.model_dump()
+    assert DatasetOptions(**kept_one.model_dump(mode="json")) == kept_one
+
+
+def test_moments_of_parquet_are_compared_as_iso_dates(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    times = [datetime(2019, 10, 1, hour) for hour in (1, 12, 23)]
+    pl.DataFrame({"user": ["a"] * 3, "item": ["i0", "i1", "i2"], "time": times}).write_parquet(path)
+    assert kept(read(path, {"time": ">= 2019-10-01 12:00:00"})) == [1, 2]
