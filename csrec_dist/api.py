@@ -12,9 +12,10 @@ from csrec_dist import labels as soft_labels
 from csrec_dist import models, recommend
 from csrec_dist.config import Config, parse_config, parse_section, read_yaml, with_launchers_file
 from csrec_dist.data import dataset as prepared
+from csrec_dist.data.append import appended_options
 from csrec_dist.data.columns import NONE, ROLES
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.prepare import prepare, require_same
+from csrec_dist.data.prepare import prepare_once
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, quoted
 from csrec_dist.runs.run import Run
@@ -81,6 +82,47 @@ class Dataset(prepared.Dataset):
             ranks.on_main(lambda: _prepare_once(settings, Path(folder), table))
         return cls(folder)
 
+    def append(
+        self,
+        log: Any,
+        folder: Path | str,
+        *,
+        user: str | int | None = None,
+        item: str | int | None = None,
+        rating: str | int | None = None,
+        timestamp: str | int | None = None,
+        true_item: str | int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Prepare this dataset's log together with a new one into a new folder; this dataset stays as it is.
+
+        Items and users keep their numbers, and new ones follow, also those that had too few interactions before. But
+        for the numbers it is as if the whole log had been prepared at once. A folder that was made of this dataset and
+        this log is opened. Under a launcher the first rank prepares.
+
+        Args:
+            log, folder: as for `prepare`.
+            user, item, rating, timestamp, true_item, options: as for `prepare`; by default those of this dataset, with
+                their columns where the new log has others.
+
+        Raises:
+            UserError: as `prepare`; the folder of this dataset has its log no more; or an option would leave out
+                items or users that it has.
+
+        >>> new = pl.DataFrame({"customer": ["c1", "c99"] * 5, "sku": ["sku1", "sku77"] * 5, "time": range(60, 70)})
+        >>> data.append(new, "data/sales_2")  # doctest: +ELLIPSIS
+        prepare read the polars DataFrame, appended to the log of data/sales: ...
+        ...
+        Dataset(data/sales_2: 11 users, 8 items, windows of 5)
+        """
+        columns = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "true_item": true_item}
+        given = {role: name for role, name in columns.items() if name is not None}
+        with _arguments_named(), processes() as ranks:
+            keys = appended_options(self, options | {"columns": given}, is_table=not isinstance(log, str | Path))
+            settings, table = _settings(log, {}, keys, "append")
+            ranks.on_main(lambda: _prepare_once(settings, Path(folder), table, self))
+        return type(self)(folder)
+
     def __repr__(self) -> str:
         return f"Dataset({self.folder}: {self.num_users:,} users, {self.num_items:,} items, windows of {self.window})"
 
@@ -89,10 +131,12 @@ class Dataset(prepared.Dataset):
         return _html(repr(self), ("split", "rows", "examples"), [[name, f"{r:,}", f"{e:,}"] for name, r, e in rows])
 
 
-def _settings(log: Any, columns: dict[str, str | int], options: dict[str, Any]) -> tuple[DatasetOptions, Any]:
+def _settings(
+    log: Any, columns: dict[str, str | int], options: dict[str, Any], method: str = "prepare"
+) -> tuple[DatasetOptions, Any]:
     """The options of a log, and the log itself if it is a table."""
     columns = {**options.pop("columns", {}), **columns}
-    opening = "The call of Dataset.prepare has"
+    opening = f"The call of Dataset.{method} has"
     if isinstance(log, str | Path):
         return parse_section(DatasetOptions, {**options, "source": str(log), "columns": columns}, opening), None
     if wrong := [name for name in OF_TEXT_FILES if options.get(name) is not None]:
@@ -102,14 +146,10 @@ def _settings(log: Any, columns: dict[str, str | int], options: dict[str, Any]) 
     return parse_section(DatasetOptions, {**options, "source": source, "columns": names}, opening), log
 
 
-def _prepare_once(options: DatasetOptions, folder: Path, table: Any) -> None:
+def _prepare_once(options: DatasetOptions, folder: Path, table: Any, extends: prepared.Dataset | None = None) -> None:
     """Prepare, unless it is done; in a notebook the same line is run again, and a script resumes."""
     with StageLog("prepare", None, show=True) as log:
-        if (folder / "dataset.json").exists():
-            require_same(folder, options, table)
-            log.say(f"{folder} is prepared already")
-        else:
-            prepare(options, folder, lambda line: log.say(_in_python(line)), table)
+        prepare_once(options, folder, lambda line: log.say(_in_python(line)), table, extends)
 
 
 ARGUMENT = rf"(?<![\w/.-])dataset\.(?:columns\.)?({'|'.join([*ROLES, *DatasetOptions.model_fields])})\b"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable
@@ -54,6 +54,17 @@ class _StoredSplit(BaseModel):
     shard_examples: tuple[NonNegativeInt, ...]
 
 
+class Ancestor(BaseModel):
+    """A dataset that another one extends: its fingerprints, and how many items and users it has, from 1 on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    id_map_fingerprint: str
+    num_items: PositiveInt
+    num_users: PositiveInt
+
+
 class _StoredInfo(BaseModel):
     """The part of dataset.json that a reader needs."""
 
@@ -64,6 +75,7 @@ class _StoredInfo(BaseModel):
     fingerprint: str
     statistics: dict[str, Any]
     splits: dict[str, _StoredSplit]
+    extends: tuple[Ancestor, ...] = ()
 
 
 class Dataset:
@@ -79,6 +91,9 @@ class Dataset:
         self.num_items, self.num_users = stored.num_items, stored.num_users
         self.num_shards, self.window = stored.num_shards, stored.window
         self.fingerprint, self.statistics = stored.fingerprint, stored.statistics
+        self.extends = (
+            stored.extends
+        )  # the dataset that this one was made of by appending, then the one that it extends
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }
@@ -95,6 +110,15 @@ class Dataset:
         if not path.exists():
             raise UserError(f"{path} is missing: the dataset folder is not whole. Prepare it again.")
         return sha256_file(path)[:16]
+
+    def num_known(self, id_map: str | None) -> int | None:
+        """How many of the items, from 1 on, a model with the item ids of this fingerprint knows.
+
+        All of them if they are this dataset's, the first ones if they are those of a dataset that it extends, and None
+        for other ids.
+        """
+        sizes = {each.id_map_fingerprint: each.num_items for each in self.extends}
+        return self.num_items if id_map == self.id_map_fingerprint else sizes.get(id_map or "")
 
     def shard_file(self, split: str, shard: int) -> Path:
         """The Parquet file of one shard."""
