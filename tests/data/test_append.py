@@ -185,6 +185,19 @@ def test_ids_of_several_types(old: list[Any], new: list[Any], expected: list[Any
     assert_equal_but_for_numbers(second, whole)
 
 
+def test_rows_that_lack_something_are_counted_in_both_logs(tmp_path: Path) -> None:
+    lacking = [
+        random_log(seed, 80, 30 * seed).with_columns(
+            user=pl.when(pl.int_range(80) < 2 + seed).then(None).otherwise("user"),
+            timestamp=pl.when(pl.int_range(80) > 70 + seed).then(None).otherwise("timestamp"),
+        )
+        for seed in range(2)
+    ]
+    second = appended(tmp_path / "second", lacking[1], prepared(tmp_path / "first", lacking[0]))
+    assert (second.statistics["rows_without_id"], second.statistics["rows_without_time"]) == (2 + 3, 9 + 8)
+    assert_equal_but_for_numbers(second, prepared(tmp_path / "whole", pl.concat(lacking)))
+
+
 def test_text_ids_of_tables_stay_text(tmp_path: Path) -> None:
     def log(first_time: int) -> pl.DataFrame:
         rows = [(str(user), str(item), first_time + item) for user in range(4) for item in range(4)]
@@ -232,7 +245,7 @@ def test_the_order_of_rows_goes_on(tmp_path: Path) -> None:
     frames = [pl.DataFrame(part, schema=["user", "item"], orient="row") for part in rows_of]
     first = prepared(tmp_path / "first", frames[0], columns={"timestamp": "none"})
     second = appended(tmp_path / "second", frames[1], first)
-    assert sequences(second)[0] == list("abcdbcd")
+    assert sequences(second)[0] == list("abcdbcde")
 
 
 def test_columns_are_those_of_the_old_log_unless_they_are_given(tmp_path: Path) -> None:
