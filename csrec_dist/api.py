@@ -250,7 +250,13 @@ class CSRec:
         """What is in the folder now."""
         return Run.of(self.config)
 
-    def fit(self, data: prepared.Dataset | None = None, *, restart: str | None = None) -> Self:
+    def fit(
+        self,
+        data: prepared.Dataset | None = None,
+        *,
+        resume_from: "CSRec | Path | str | None" = None,
+        restart: str | None = None,
+    ) -> Self:
         """Do all stages of the run: teachers, soft labels, student, evaluation. Returns the run.
 
         Stages that are done are skipped, and one that was interrupted is resumed: call it again after Ctrl-C, a crash,
@@ -259,6 +265,9 @@ class CSRec:
 
         Args:
             data: a prepared dataset; the run's own if its config names one.
+            resume_from: a finished run, or its folder or that of a model, from whose weights the student's training
+                starts; the same as training.init_from. The items may be others: those with the same raw ids keep their
+                vectors.
             restart: a stage to do again, with all that depend on it, such as "distill".
 
         Raises:
@@ -277,6 +286,10 @@ class CSRec:
             path = data.folder.resolve()  # the run is read from other working folders, too
             self.config = self.config.model_copy(update={"dataset": DatasetOptions(path=str(path))})
             self._has_dataset = True
+        if resume_from is not None:
+            start = resume_from.folder if isinstance(resume_from, CSRec) else Path(resume_from)
+            training = self.config.training.model_copy(update={"init_from": str(start.resolve())})
+            self.config = self.config.model_copy(update={"training": training})
         if not self._has_dataset:
             raise UserError("There is nothing to fit: give fit a Dataset, which Dataset.prepare makes from a log.")
         self._execute(None, restart)
