@@ -109,11 +109,14 @@ class Dataset(prepared.Dataset):
             UserError: as `prepare`; the folder of this dataset has its log no more; or an option would leave out
                 items or users that it has.
 
-        >>> new = pl.DataFrame({"customer": ["c1", "c99"] * 5, "sku": ["sku1", "sku77"] * 5, "time": range(60, 70)})
-        >>> data.append(new, "data/sales_2")  # doctest: +ELLIPSIS
-        prepare read the polars DataFrame, appended to the log of data/sales: ...
+        >>> import pandas as pd
+        >>> november = pd.DataFrame({"customer": ["c1", "c99"] * 3, "sku": ["sku1", "sku77"] * 3})
+        >>> november["event_time"] = pd.date_range("2026-11-01", periods=6)
+        >>> data.append(november, "data/shop_november")  # doctest: +ELLIPSIS
+        prepare read the pandas DataFrame, appended to the log of data/shop: ...
+        prepare new: 1 users and 1 items
         ...
-        Dataset(data/sales_2: 11 users, 8 items, windows of 5)
+        Dataset(data/shop_november: 21 users, 8 items, windows of 6)
         """
         columns = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "true_item": true_item}
         given = {role: name for role, name in columns.items() if name is not None}

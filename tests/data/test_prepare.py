@@ -405,7 +405,7 @@ def test_same_log_same_bytes(tmp_path):
     for name in ("one", "two"):
         prepare(options, tmp_path / name)
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert len(files) == 10
+    assert len(files) == 11
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
 
 
