@@ -259,9 +259,12 @@ def run_on_ranks(rank: int, world_size: int, keys: dict[str, Any]) -> None:
     execute(parse_config(keys), Runtime.start())
 
 
-def test_slices_of_the_catalog_go_on_as_the_whole_does(shop: Shop, next_run: CSRec, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layout", [{"catalog_parallel": 2}, pytest.param({"engine": "fsdp"}, marks=pytest.mark.long)], ids=str
+)
+def test_several_ranks_go_on_as_one_does(layout: dict[str, Any], shop: Shop, next_run: CSRec, tmp_path: Path) -> None:
     keys = next_run.config.dump() | {"output": str(tmp_path)}
-    keys["distributed"] |= {"catalog_parallel": 2}
+    keys["distributed"] |= layout
     run_ranks(run_on_ranks, 2, keys)
     for folder in ("student", "base"):
         found, expected = (
