@@ -114,7 +114,7 @@ class Dataset(prepared.Dataset):
         >>> november["event_time"] = pd.date_range("2026-11-01", periods=6)
         >>> data.append(november, "data/shop_november")  # doctest: +ELLIPSIS
         prepare read the pandas DataFrame, appended to the log of data/shop: ...
-        prepare new: 1 users and 1 items
+        prepare new users: 1, new items: 1
         ...
         Dataset(data/shop_november: 21 users, 8 items, windows of 6)
         """

@@ -103,7 +103,7 @@ def _prepare(
     say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
     if extends:
         require_kept(extends, users, items, source.place)
-        say(f"new: {len(users) - extends.num_users:,} users and {len(items) - extends.num_items:,} items")
+        say(f"new users: {len(users) - extends.num_users:,}, new items: {len(items) - extends.num_items:,}")
     windows, splits, periods = _cut(flat, log.times, options, source.place)
     counts = left_out(flat, splits, windows, periods)
     say_left_out(counts, say)

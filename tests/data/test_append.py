@@ -339,7 +339,7 @@ def test_the_command_line_appends(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert rows(Dataset(tmp_path / "second"), "test") == rows(expected, "test")
     said = capsys.readouterr().out
     assert f"appended to the log of {first.folder}" in said
-    assert "new: " in said
+    assert "new users: " in said
     assert main([*command, "--set", "dataset.columns.user=client"]) == 0
     assert "is prepared already" in capsys.readouterr().out
     write(random_log(2, 40, 50).rename({"user": "client"}), tmp_path / "new.csv")
