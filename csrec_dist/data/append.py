@@ -132,16 +132,13 @@ class AppendedSource:
 def joined(dataset: Dataset, old: Log, source: Source) -> Log:
     """Two logs as one; see `AppendedSource.log`. UserError if their times cannot be compared."""
     new = source.log
-    users, of_users = _joined_ids(dataset.folder / "users.parquet", old.users, new.users)
-    items, of_items = _joined_ids(dataset.folder / "items.parquet", old.items, new.items)
+    users, *users_of = _joined_ids(dataset.folder / "users.parquet", old.users, new.users)
+    items, *items_of = _joined_ids(dataset.folder / "items.parquet", old.items, new.items)
     times, frames = _joined_times(old.times, new.times, source.place, dataset), []
     has_true_items = old.has_true_items or new.has_true_items
-    starts = {"user": 0, "item": 0}
-    for log in (old, new):
-        numbers = {role: of[starts[role] :] for role, of in (("user", of_users), ("item", of_items))}
-        frame = _renumbered(log.frame, numbers["user"], numbers["item"], has_true_items)
+    for log, user_numbers, item_numbers in zip((old, new), users_of, items_of, strict=True):
+        frame = _renumbered(log.frame, user_numbers, item_numbers, has_true_items)
         frames.append(frame.with_columns(timestamp=_in_unit(frame["timestamp"], log.times, times)))
-        starts = {"user": len(old.users), "item": len(old.items)}
     frame = pl.concat(frames, how="vertical_relaxed")
     keys = ["user"] if frame["timestamp"].dtype == pl.Null else ["user", "timestamp"]
     return Log(
@@ -156,8 +153,8 @@ def joined(dataset: Dataset, old: Log, source: Source) -> Log:
     )
 
 
-def _joined_ids(known: Path, old: pl.Series, new: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Distinct raw ids, those of the file `known` first, and the number (from 0) of each of `old` and then of `new`.
+def _joined_ids(known: Path, old: pl.Series, new: pl.Series) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+    """Distinct raw ids, those of the file `known` first, and the numbers (from 0) of those of `old` and of `new`.
 
     They stay integers where all are integers, and become text where some are.
     """
@@ -167,7 +164,8 @@ def _joined_ids(known: Path, old: pl.Series, new: pl.Series) -> tuple[pl.Series,
         parts = [part.cast(pl.String) for part in parts]
     ids = pl.concat([part.alias("raw") for part in parts])
     raw, numbers = number(ids, known, typed=not are_integers)
-    return raw, numbers.to_numpy()[len(first) :]
+    of_old, of_new = np.split(numbers.to_numpy()[len(first) :], [len(old)])
+    return raw, of_old, of_new
 
 
 def _renumbered(frame: pl.DataFrame, users: np.ndarray, items: np.ndarray, has_true_items: bool) -> pl.DataFrame:

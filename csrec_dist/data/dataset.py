@@ -91,9 +91,7 @@ class Dataset:
         self.num_items, self.num_users = stored.num_items, stored.num_users
         self.num_shards, self.window = stored.num_shards, stored.window
         self.fingerprint, self.statistics = stored.fingerprint, stored.statistics
-        self.extends = (
-            stored.extends
-        )  # the dataset that this one was made of by appending, then the one that it extends
+        self.extends = stored.extends  # the dataset that this one extends, then the one that that one extends, …
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }

@@ -33,9 +33,12 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
 
 def _check_origin(run: ActiveRun) -> None:
     """UserError on every rank when the student cannot start from what `training.init_from` names."""
-    init_from = run.config.training.init_from
-    if init_from is not None:
-        run.runtime.on_main(lambda: origin_rows(run, run.config.model, init_from) and None)
+
+    def on_main() -> None:
+        if run.config.training.init_from is not None:
+            origin_rows(run, run.config.model, run.config.training.init_from)
+
+    run.runtime.on_main(on_main)
 
 
 def refuse_damaged(problems: list[list[str]]) -> None:

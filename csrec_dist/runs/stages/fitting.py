@@ -191,7 +191,8 @@ def _say_start(run: ActiveRun, task: Fit, trainer: Trainer, checkpoints: Path, l
     if not layout.group.broadcast_object(last_state(checkpoints) is None):
         return
     _, rows = origin_rows(run, task.model, task.init_from)
-    metrics = evaluate_model(run, trainer.model(), "valid", layout)
+    with layout.group.watch.doing("evaluating"):
+        metrics = evaluate_model(run, trainer.model(), "valid", layout)
     log.scalars({f"valid/{name}": value for name, value in metrics.items()}, 0)
     log.say(
         f"starts from {task.init_from}, which knows {int((rows >= 0).sum()):,} of {len(rows):,} items: valid "
