@@ -12,9 +12,10 @@ from csrec_dist import labels as soft_labels
 from csrec_dist import models, recommend
 from csrec_dist.config import Config, parse_config, parse_section, read_yaml, with_launchers_file
 from csrec_dist.data import dataset as prepared
+from csrec_dist.data.append import appended_options
 from csrec_dist.data.columns import NONE, ROLES
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.prepare import prepare, require_same
+from csrec_dist.data.prepare import prepare_once
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, quoted
 from csrec_dist.runs.run import Run
@@ -81,6 +82,50 @@ class Dataset(prepared.Dataset):
             ranks.on_main(lambda: _prepare_once(settings, Path(folder), table))
         return cls(folder)
 
+    def append(
+        self,
+        log: Any,
+        folder: Path | str,
+        *,
+        user: str | int | None = None,
+        item: str | int | None = None,
+        rating: str | int | None = None,
+        timestamp: str | int | None = None,
+        true_item: str | int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Prepare this dataset's log together with a new one into a new folder; this dataset stays as it is.
+
+        Items and users keep their numbers, and new ones follow, also those that had too few interactions before. But
+        for the numbers it is as if the whole log had been prepared at once. A folder that was made of this dataset and
+        this log is opened. Under a launcher the first rank prepares.
+
+        Args:
+            log, folder: as for `prepare`.
+            user, item, rating, timestamp, true_item, options: as for `prepare`; by default those of this dataset, with
+                their columns where the new log has others.
+
+        Raises:
+            UserError: as `prepare`; the folder of this dataset has its log no more; or an option would leave out
+                items or users that it has.
+
+        >>> import pandas as pd
+        >>> november = pd.DataFrame({"customer": ["c1", "c99"] * 3, "sku": ["sku1", "sku77"] * 3})
+        >>> november["event_time"] = pd.date_range("2026-11-01", periods=6)
+        >>> data.append(november, "data/shop_november")  # doctest: +ELLIPSIS
+        prepare read the pandas DataFrame, appended to the log of data/shop: ...
+        prepare new users: 1, new items: 1
+        ...
+        Dataset(data/shop_november: 21 users, 8 items, windows of 6)
+        """
+        columns = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "true_item": true_item}
+        given = {role: name for role, name in columns.items() if name is not None}
+        with _arguments_named(), processes() as ranks:
+            keys = appended_options(self, options | {"columns": given}, is_table=not isinstance(log, str | Path))
+            settings, table = _settings(log, {}, keys, "append")
+            ranks.on_main(lambda: _prepare_once(settings, Path(folder), table, self))
+        return type(self)(folder)
+
     def __repr__(self) -> str:
         return f"Dataset({self.folder}: {self.num_users:,} users, {self.num_items:,} items, windows of {self.window})"
 
@@ -89,10 +134,12 @@ class Dataset(prepared.Dataset):
         return _html(repr(self), ("split", "rows", "examples"), [[name, f"{r:,}", f"{e:,}"] for name, r, e in rows])
 
 
-def _settings(log: Any, columns: dict[str, str | int], options: dict[str, Any]) -> tuple[DatasetOptions, Any]:
+def _settings(
+    log: Any, columns: dict[str, str | int], options: dict[str, Any], method: str = "prepare"
+) -> tuple[DatasetOptions, Any]:
     """The options of a log, and the log itself if it is a table."""
     columns = {**options.pop("columns", {}), **columns}
-    opening = "The call of Dataset.prepare has"
+    opening = f"The call of Dataset.{method} has"
     if isinstance(log, str | Path):
         return parse_section(DatasetOptions, {**options, "source": str(log), "columns": columns}, opening), None
     if wrong := [name for name in OF_FILES if options.get(name) is not None]:
@@ -102,14 +149,10 @@ def _settings(log: Any, columns: dict[str, str | int], options: dict[str, Any]) 
     return parse_section(DatasetOptions, {**options, "source": source, "columns": names}, opening), log
 
 
-def _prepare_once(options: DatasetOptions, folder: Path, table: Any) -> None:
+def _prepare_once(options: DatasetOptions, folder: Path, table: Any, extends: prepared.Dataset | None = None) -> None:
     """Prepare, unless it is done; in a notebook the same line is run again, and a script resumes."""
     with StageLog("prepare", None, show=True) as log:
-        if (folder / "dataset.json").exists():
-            require_same(folder, options, table)
-            log.say(f"{folder} is prepared already")
-        else:
-            prepare(options, folder, lambda line: log.say(_in_python(line)), table)
+        prepare_once(options, folder, lambda line: log.say(_in_python(line)), table, extends)
 
 
 ARGUMENT = rf"(?<![\w/.-])dataset\.(?:columns\.)?({'|'.join([*ROLES, *DatasetOptions.model_fields])})\b"
@@ -210,7 +253,13 @@ class CSRec:
         """What is in the folder now."""
         return Run.of(self.config)
 
-    def fit(self, data: prepared.Dataset | None = None, *, restart: str | None = None) -> Self:
+    def fit(
+        self,
+        data: prepared.Dataset | None = None,
+        *,
+        resume_from: "CSRec | Path | str | None" = None,
+        restart: str | None = None,
+    ) -> Self:
         """Do all stages of the run: teachers, soft labels, student, evaluation. Returns the run.
 
         Stages that are done are skipped, and one that was interrupted is resumed: call it again after Ctrl-C, a crash,
@@ -219,6 +268,9 @@ class CSRec:
 
         Args:
             data: a prepared dataset; the run's own if its config names one.
+            resume_from: a finished run, or its folder or that of a model, from whose weights the student's training
+                starts; the same as training.init_from. The items may be others: those with the same raw ids keep their
+                vectors.
             restart: a stage to do again, with all that depend on it, such as "distill".
 
         Raises:
@@ -237,6 +289,10 @@ class CSRec:
             path = data.folder.resolve()  # the run is read from other working folders, too
             self.config = self.config.model_copy(update={"dataset": DatasetOptions(path=str(path))})
             self._has_dataset = True
+        if resume_from is not None:
+            start = resume_from.folder if isinstance(resume_from, CSRec) else Path(resume_from)
+            training = self.config.training.model_copy(update={"init_from": str(start.resolve())})
+            self.config = self.config.model_copy(update={"training": training})
         if not self._has_dataset:
             raise UserError("There is nothing to fit: give fit a Dataset, which Dataset.prepare makes from a log.")
         self._execute(None, restart)

@@ -54,6 +54,8 @@ NOTHING = decides()
 TRAININGS = ("teach", "distill", "baseline")
 MEMBERS, REGULARISED = "members", "the regularised member"
 """What `teach` compares in place of keys: each member's seed, model and share of the rows; the robust loss of one."""
+INITIAL = "init_from"
+"""What a training compares in place of the folder that it starts from: that model's weights and item ids."""
 RANKS = "ranks"
 """What `evaluate` finds of each test row, which two runs are compared by: it depends on fewer keys than its metrics."""
 

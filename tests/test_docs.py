@@ -51,6 +51,22 @@ def test_the_examples_of_python_run(sales: Path) -> None:
     assert set(names["lists"]["user"]) <= {"c17", "c3"}  # type: ignore[index]
 
 
+def test_the_examples_of_new_data_run(sales: Path) -> None:
+    november = shop_log(num_customers=24, num_items=14)
+    november["event_time"] = november["event_time"].str.replace("2026-03", "2026-11")
+    november.to_csv(sales / "november.csv", index=False)
+    page = DOCS / "new_data.md"
+    names = run_blocks(page, blocks_of(page))
+    (sales / "data/shop_november").rename(sales / "data/in_python")
+    (sales / "runs/shop_november").rename(sales / "runs/in_python")
+    command = next(line for line in blocks_of(page, "sh")[0].splitlines() if "--append" in line)
+    assert main(command.split()[1:]) == 0
+    (sales / "shop_november.yaml").write_text(blocks_of(page, "yaml")[0])
+    assert main(["run", "--config", "shop_november.yaml"]) == 0
+    assert read_json("runs/shop_november/metrics.json") == read_json("runs/in_python/metrics.json")
+    assert names["more"].num_items > names["data"].num_items  # type: ignore[attr-defined]
+
+
 def test_the_readme_does_the_same_run_in_python_and_on_the_command_line(sales: Path) -> None:
     readme = ROOT / "README.md"
     names = run_blocks(readme, blocks_of(readme))

@@ -43,9 +43,11 @@ def add(commands: Commands, name: str, command: Callable, text: str) -> argparse
     return parser
 
 
-def add_config(parser: argparse.ArgumentParser, restart: bool = True) -> argparse.ArgumentParser:
+def add_config(parser: argparse.ArgumentParser, restart: bool = True, required: bool = True) -> argparse.ArgumentParser:
     """Add the config of a run, its overrides, and unless it runs nothing the stage to restart."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file; see configs/experiments")
+    parser.add_argument(
+        "--config", required=required, metavar="FILE", help="the run's YAML file; see configs/experiments"
+    )
     parser.add_argument(
         "--set",
         action="append",

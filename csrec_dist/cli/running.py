@@ -3,11 +3,12 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from csrec_dist import distributed
 from csrec_dist.cli.parsing import Commands, add, add_config
 from csrec_dist.cli.results import report_run
-from csrec_dist.errors import shared_errors
+from csrec_dist.errors import UserError, listed, shared_errors
 from csrec_dist.threads import choose as choose_threads
 
 HELP_OF_STAGES = {
@@ -67,9 +68,56 @@ def _reshard(options: argparse.Namespace) -> int:
 def add_stages(commands: Commands) -> None:
     """`prepare`, `teach`, …, and `run`, which does them all."""
     for stage, text in HELP_OF_STAGES.items():
-        add_config(add(commands, stage, _run_stages, text)).set_defaults(stages=[stage])
+        parser = add_config(add(commands, stage, _run_stages, text), required=stage != "prepare")
+        parser.set_defaults(stages=[stage])
+        if stage == "prepare":
+            _add_append(parser)
     text = "do all stages of the method and write the report; finished stages are skipped, interrupted ones resume"
     add_config(add(commands, "run", _run_stages, text)).set_defaults(stages=None)
+
+
+def _add_append(parser: argparse.ArgumentParser) -> None:
+    """What `prepare` takes instead of a config."""
+    appending = parser.add_argument_group("instead of --config: a new dataset of an old one and a new log")
+    appending.add_argument("--append", metavar="LOG", help="file, folder or fetched name of the new interactions")
+    appending.add_argument("--dataset", type=Path, metavar="DIR", help="the old dataset, such as runs/demo/dataset")
+    appending.add_argument("--to", type=Path, metavar="DIR", help="folder of the new dataset")
+    parser.set_defaults(command=_prepare)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ("config", "append", "dataset", "to")}
+    named = {name for name, value in given.items() if value is not None}
+    if named == {"config"}:
+        return _run_stages(options)
+    if named == {"append", "dataset", "to"} and options.restart is None:
+        return _append(options)
+    raise UserError(
+        "prepare takes either --config FILE, or --append LOG --dataset OLD --to NEW; given were "
+        f"{listed(f'--{name}' for name in sorted(named))}."
+    )
+
+
+def _append(options: argparse.Namespace) -> int:
+    from csrec_dist.config import parse_overrides, parse_section, set_key
+    from csrec_dist.data.append import appended_options
+    from csrec_dist.data.dataset import Dataset
+    from csrec_dist.data.options import DatasetOptions
+    from csrec_dist.data.prepare import prepare_once
+    from csrec_dist.distributed.joining import processes
+    from csrec_dist.training.telemetry import StageLog
+
+    given: dict[str, Any] = {"dataset": {}}
+    for key, value in parse_overrides(options.set).items():
+        if not key.startswith("dataset."):
+            raise UserError(f"--set {key}: a dataset is made, so that only keys of dataset count; remove it.")
+        set_key(given, key, value)
+    old = Dataset(options.dataset)
+    keys = appended_options(old, given["dataset"], is_table=False) | {"source": options.append}
+    settings = parse_section(DatasetOptions, keys, "The dataset's options have")
+    with processes() as ranks, StageLog("prepare", None, show=ranks.is_main) as log:
+        ranks.on_main(lambda: prepare_once(settings, options.to, log.say, extends=old))
+    return 0
 
 
 def _run_stages(options: argparse.Namespace) -> int:

@@ -14,10 +14,11 @@ Say = Callable[[str], None]
 
 
 def account_of_reading(log: Log) -> dict[str, Any]:
-    """For dataset.json: the column of each role, how timestamps were read, and their first and last."""
+    """For dataset.json: the column of each role, how timestamps were read and counted, and their first and last."""
     first, last = _time_span(log) or (None, None)
     columns = {"columns": log.taken, "columns_passed_over": list(log.passed_over)}
-    return {**columns, "timestamps": log.times.how, "first_time": first, "last_time": last}
+    times = {"timestamps": log.times.how, "times_per_second": log.times.unit}
+    return {**columns, **times, "first_time": first, "last_time": last}
 
 
 def say_reading(log: Log, source: object, say: Say) -> None:
@@ -78,6 +79,16 @@ def say_left_out(counts: dict[str, int], say: Say) -> None:
     for name, num in counts.items():
         if num:
             say(f"left out: {num:,} {texts[name]}")
+
+
+def say_trained_before(counts: dict[str, int], say: Say) -> None:
+    """Report the counts of `trained_before` if there are any."""
+    if any(counts.values()):
+        valid, test = counts.values()
+        say(
+            f"{valid:,} validation and {test:,} test targets were training targets of the dataset that is extended: "
+            "models that were trained on it know them"
+        )
 
 
 def _time_span(log: Log) -> tuple[str, str] | None:

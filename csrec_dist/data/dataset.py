@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable, shard_path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import datasets
 
 FORMAT_VERSION = 2
-ITEMS, USERS, SEQUENCES = "items.parquet", "users.parquet", "sequences.parquet"
+ITEMS, USERS, SEQUENCES, LOG = "items.parquet", "users.parquet", "sequences.parquet", "log.parquet"
 KEPT_BYTES = 128 << 20
 """Of the rows of a split that epochs keep in memory: about 700,000 windows of 20."""
 
@@ -55,6 +55,17 @@ class _StoredSplit(BaseModel):
     shard_examples: tuple[NonNegativeInt, ...]
 
 
+class Ancestor(BaseModel):
+    """A dataset that another one extends: its fingerprints, and how many items and users it has, from 1 on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    id_map_fingerprint: str
+    num_items: PositiveInt
+    num_users: PositiveInt
+
+
 class _StoredInfo(BaseModel):
     """The part of dataset.json that a reader needs."""
 
@@ -66,6 +77,7 @@ class _StoredInfo(BaseModel):
     statistics: dict[str, Any]
     splits: dict[str, _StoredSplit]
     files: dict[str, str] = {}
+    extends: tuple[Ancestor, ...] = ()
 
 
 class Dataset:
@@ -82,6 +94,7 @@ class Dataset:
         self.num_shards, self.window = stored.num_shards, stored.window
         self.fingerprint, self.statistics = stored.fingerprint, stored.statistics
         self.checksums = stored.files
+        self.extends = stored.extends  # the dataset that this one extends, then the one that that one extends, …
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
         }
@@ -133,9 +146,19 @@ class Dataset:
 
     @property
     def file_names(self) -> list[str]:
-        """The names of all files but dataset.json."""
+        """The names of all files but dataset.json; the log may have been removed."""
+        log = [LOG] if (self.folder / LOG).exists() else []
         shards = [self.shard_file(split, shard).name for split in self.splits for shard in range(self.num_shards)]
-        return [*shards, ITEMS, USERS, SEQUENCES]
+        return [*shards, ITEMS, USERS, SEQUENCES, *log]
+
+    def num_known(self, id_map: str | None) -> int | None:
+        """How many of the items, from 1 on, a model with the item ids of this fingerprint knows.
+
+        All of them if they are this dataset's, the first ones if they are those of a dataset that it extends, and None
+        for other ids.
+        """
+        sizes = {each.id_map_fingerprint: each.num_items for each in self.extends}
+        return self.num_items if id_map == self.id_map_fingerprint else sizes.get(id_map or "")
 
     def shard_file(self, split: str, shard: int) -> Path:
         """The Parquet file of one shard."""

@@ -107,7 +107,7 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path) -> Log:
         raise UserError(f"{path}: none of its {len(frame)} rows has {what}.")
     users, user_numbers = number(rows["user"], path, scan.typed)
     items, item_numbers = number(rows["item"], path, scan.typed)
-    rows = _with_true_items(rows, item_numbers)
+    rows = with_true_items(rows, item_numbers)
     numbered = rows.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(rows["rating"], path))
     dropped = {"num_without_id": len(frame) - len(named), "num_without_time": len(named) - len(rows)}
     return Log(_sorted(numbered), users, items, **dropped, taken=scan.taken, passed_over=scan.passed_over, times=times)
@@ -143,7 +143,7 @@ def number(ids: pl.Series, path: Path, typed: bool = False) -> tuple[pl.Series, 
     return _settle_ids(raw, typed), joined["number"]
 
 
-def _with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFrame:
+def with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFrame:
     """The true items by the items' numbers; no such column if the log names none."""
     if frame["true_item"].null_count() == len(frame):
         return frame.drop("true_item")

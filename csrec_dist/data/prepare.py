@@ -9,8 +9,16 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
-from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES
+from csrec_dist.data.account import (
+    account_of_reading,
+    left_out,
+    say_duplicates,
+    say_left_out,
+    say_reading,
+    say_trained_before,
+)
+from csrec_dist.data.append import AppendedSource, lineage, require_kept, trained_before, write_log
+from csrec_dist.data.dataset import FORMAT_VERSION, LOG, SEQUENCES, Dataset
 from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
@@ -23,7 +31,7 @@ from csrec_dist.data.shards import (
     write_sequences,
     write_split,
 )
-from csrec_dist.data.sources import FileSource, source_of
+from csrec_dist.data.sources import FileSource, Source, source_of
 from csrec_dist.data.statistics import describe, leaked_rows, target_counts, training_counts
 from csrec_dist.data.times import Times
 from csrec_dist.data.weights import scaled
@@ -55,25 +63,75 @@ def prepare(
     UserError if the folder already exists, if the log is missing, unreadable or empty, and if nothing
     is left to train on or to evaluate.
     """
-    say = progress or (lambda line: None)
     refuse_to_overwrite(folder)
     with locked(folder, "The dataset's folder", beside=True):
-        remove_leftovers(folder)
-        return _prepare(options, folder, say, table)
+        return _prepare(source_of(options, table), options, folder, progress or (lambda line: None))
 
 
-def _prepare(options: DatasetOptions, folder: Path, say: Callable[[str], None], table: Any) -> dict[str, Any]:
+def append(
+    dataset: Dataset,
+    options: DatasetOptions,
+    folder: Path,
+    progress: Callable[[str], None] | None = None,
+    table: Any = None,
+) -> dict[str, Any]:
+    """Prepare the log of a dataset followed by the new log `options.source`, or a `table`, into a new `folder`.
+
+    The old dataset is only read. Its items and users keep their numbers, and those that are new to it, or that had too
+    few interactions then, follow; but for these numbers the result is that of preparing the whole log at once. What it
+    extends is in dataset.json. Raises UserError as `prepare` does, and if an option would drop an old item or user.
+    """
+    refuse_to_overwrite(folder)
+    source = AppendedSource(dataset, options, table)
+    with locked(folder, "The dataset's folder", beside=True):
+        return _prepare(source, options, folder, progress or (lambda line: None), extends=dataset)
+
+
+def prepare_once(
+    options: DatasetOptions,
+    folder: Path,
+    say: Callable[[str], None],
+    table: Any = None,
+    extends: Dataset | None = None,
+) -> None:
+    """Prepare a log, or append it to the dataset that the new one `extends`, unless the folder was made of just that.
+
+    Raises UserError as `prepare`, `append` and `require_same` do.
+    """
+    if (folder / "dataset.json").exists():
+        require_same(folder, options, table, extends)
+        say(f"{folder} is prepared already")
+    elif extends:
+        append(extends, options, folder, say, table)
+    else:
+        prepare(options, folder, say, table)
+
+
+def _prepare(
+    source: Source,
+    options: DatasetOptions,
+    folder: Path,
+    say: Callable[[str], None],
+    extends: Dataset | None = None,
+) -> dict[str, Any]:
+    """Prepare a log into a folder that is not there yet; the caller holds its lock."""
     refuse_to_overwrite(folder)  # again: another process may just have prepared it
-    source = source_of(options, table)
+    remove_leftovers(folder)
     log = source.log
     say_reading(log, source, say)
     distinct, duplicates = _without_duplicates(log, options.duplicates, source.place)
     say_duplicates(duplicates, options.duplicates, say)
     flat, users, items = _keep(distinct, options, source.place)
     say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
+    if extends:
+        require_kept(extends, users, items, source.place)
+        say(f"new users: {len(users) - extends.num_users:,}, new items: {len(items) - extends.num_items:,}")
     windows, splits, periods = _cut(flat, log.times, options, source.place)
     counts = left_out(flat, splits, windows, periods)
     say_left_out(counts, say)
+    if extends:
+        counts |= (known := trained_before(extends, flat, splits))
+        say_trained_before(known, say)
     if not options.noise.is_none:
         flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
@@ -88,30 +146,35 @@ def _prepare(options: DatasetOptions, folder: Path, say: Callable[[str], None], 
         info = _write(new, flat, splits, leaked, options)
         _write_ids(new, splits["train"], flat, users, items)
         write_sequences(new / SEQUENCES, flat)
+        write_log(new / LOG, log)
         described = describe(flat, splits, windows, leaked["test"], len(items))
         statistics = {**_describe_raw(log), **duplicates, **described, **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
         info["files"] = checksums(new)
         identity = source.identity
-        info |= {"options": options.model_dump(mode="json"), "fingerprint": fingerprint_of(options, identity)}
+        parent = extends.fingerprint if extends else None
+        info |= {"options": options.model_dump(mode="json"), "fingerprint": fingerprint_of(options, identity, parent)}
+        info |= {"extends": [each.model_dump() for each in lineage(extends)]} if extends else {}
         write_record(new / "dataset.json", info | {"source": identity})
     num_examples, num_shards = info["splits"]["train"]["num_examples"], info["num_shards"]
     say(f"wrote {folder}: {num_examples:,} training examples in {num_shards} shards, for at most so many ranks")
     return info
 
 
-def require_same(folder: Path, options: DatasetOptions, table: Any = None) -> None:
+def require_same(folder: Path, options: DatasetOptions, table: Any = None, extends: Dataset | None = None) -> None:
     """UserError, which names what differs, unless `folder` was prepared from this log with these options.
 
-    A table is read for that, files are only summed up.
+    A table is read for that, files are only summed up. `extends` is the dataset that the log is appended to.
     """
     info, identity = read_json(folder / "dataset.json"), source_of(options, table).identity
-    if info["fingerprint"] == fingerprint_of(options, identity):
+    extended = extends.fingerprint if extends else None
+    if info["fingerprint"] == fingerprint_of(options, identity, extended):
         return
-    now = flatten(_deciding(options) | {"log": identity["sha256"]})
-    before = DatasetOptions.model_validate(info["options"])
-    changes = differences(flatten(_deciding(before) | {"log": info["source"]["sha256"]}), now)
+    now = flatten(_deciding(options) | {"log": identity["sha256"], "extended dataset": extended})
+    parent = info["extends"][0]["fingerprint"] if "extends" in info else None
+    before = _deciding(DatasetOptions.model_validate(info["options"]))
+    changes = differences(flatten(before | {"log": info["source"]["sha256"], "extended dataset": parent}), now)
     raise UserError(
         f"{folder} was prepared from another log, or with other options: {'; '.join(changes)}. Prepare into another "
         "folder, or remove this one first."
@@ -308,6 +371,7 @@ def _deciding(options: DatasetOptions) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude=undeciding(DatasetOptions) | {"format"})
 
 
-def fingerprint_of(options: DatasetOptions, identity: dict[str, Any]) -> str:
-    """Of the dataset that `prepare` makes of a log with this reader and checksum."""
-    return fingerprint([FORMAT_VERSION, _deciding(options), identity["format"], identity["sha256"]])
+def fingerprint_of(options: DatasetOptions, identity: dict[str, Any], extended: str | None = None) -> str:
+    """Of the dataset that is made of a log with this reader and checksum, appended to one with that fingerprint."""
+    origin = [identity["format"], identity["sha256"], *([extended] if extended else [])]
+    return fingerprint([FORMAT_VERSION, _deciding(options), *origin])

@@ -3,16 +3,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from csrec_dist.data.dataset import ITEMS, SEQUENCES, USERS, Dataset
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import fingerprint_of, refuse_to_overwrite
 from csrec_dist.data.shards import SplitRows, checksums, write_split
 from csrec_dist.errors import UserError
 from csrec_dist.files import new_folder, remove_leftovers, write_record
 from csrec_dist.lock import locked
-
-WHOLE_FILES = (ITEMS, USERS, SEQUENCES)
 
 
 def reshard(dataset: Dataset, folder: Path, num_shards: int, progress: Callable[[str], None] | None = None) -> None:
@@ -37,18 +36,21 @@ def reshard(dataset: Dataset, folder: Path, num_shards: int, progress: Callable[
 
 def _reshard(dataset: Dataset, folder: Path, num_shards: int) -> None:
     options = DatasetOptions.model_validate(dataset.info["options"] | {"num_shards": num_shards})
-    splits = {}
+    extended = dataset.extends[0].fingerprint if dataset.extends else None
+    splits: dict[str, Any] = {}
+    shards: set[str] = set()
     with new_folder(folder) as new:
         for split in dataset.splits:
             files = [dataset.file(dataset.shard_file(split, shard).name) for shard in range(dataset.num_shards)]
+            shards.update(file.name for file in files)
             splits[split] = write_split(new, split, SplitRows.read(files), num_shards, options.seed)
-        for name in WHOLE_FILES:
+        for name in set(dataset.file_names) - shards:
             shutil.copyfile(dataset.file(name), new / name)
         changed = {
             "num_shards": num_shards,
             "splits": splits,
             "options": options.model_dump(mode="json"),
-            "fingerprint": fingerprint_of(options, dataset.info["source"]),
+            "fingerprint": fingerprint_of(options, dataset.info["source"], extended),
             "files": checksums(new),
         }
         write_record(new / "dataset.json", dataset.info | changed)

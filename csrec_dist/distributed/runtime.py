@@ -148,7 +148,7 @@ class Runtime:
         addresses in the store. So the members agree on a number that is new to all of them, and each has torch count
         up to it while the group is made.
         """
-        names = dist.distributed_c10d._world.pg_names
+        names: dict[Any, Any] = dist.distributed_c10d._world.pg_names
         number = self.watch.largest("the making of a team", ranks, max(len(names), self._last_team_name + 1))
         placeholders = {object(): f"placeholder {k}" for k in range(number - len(names))}
         names.update(placeholders)

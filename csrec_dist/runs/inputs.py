@@ -9,7 +9,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.files import changed_keys, differences, fingerprint, flatten, sha256_file
 from csrec_dist.models.options import ModelConfig
 from csrec_dist.models.weight_files import weight_files
-from csrec_dist.options import MEMBERS, RANKS, REGULARISED, Decides, Options
+from csrec_dist.options import INITIAL, MEMBERS, RANKS, REGULARISED, Decides, Options
+from csrec_dist.runs.origin import Origin
 from csrec_dist.runs.run import Run
 from csrec_dist.teachers import Member
 
@@ -159,12 +160,22 @@ def label_inputs(run: Run) -> dict[str, Any]:
 def distill_inputs(run: Run) -> dict[str, Any]:
     """Dataset, the labels where there are some, and the keys that decide the student."""
     labels = {"labels": run.require("label").outputs} if run.config.num_members else {}
-    return {"dataset": run.require("prepare").outputs["fingerprint"], **labels} | deciding(run.config, "distill")
+    start = {**labels, **_initial(run)}
+    return {"dataset": run.require("prepare").outputs["fingerprint"], **start} | deciding(run.config, "distill")
+
+
+def _initial(run: Run) -> dict[str, Any]:
+    """The weights and the item ids of the model that the student starts from; empty where it starts from nothing."""
+    if run.config.training.init_from is None:
+        return {}
+    origin = Origin.of(run.config.training.init_from)
+    return {INITIAL: {"weights": weights_fingerprint(origin.folder), "id_map": origin.id_map}}
 
 
 def baseline_inputs(run: Run) -> dict[str, Any]:
     """Dataset, and the keys that decide a student trained on one-hot labels."""
-    return {"dataset": run.require("prepare").outputs["fingerprint"]} | deciding(run.config, "baseline")
+    dataset = run.require("prepare").outputs["fingerprint"]
+    return {"dataset": dataset, **_initial(run)} | deciding(run.config, "baseline")
 
 
 def evaluate_inputs(run: Run) -> dict[str, Any]:

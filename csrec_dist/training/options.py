@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from csrec_dist.options import NOTHING, TRAININGS, MatmulPrecision, Options, decides
+from csrec_dist.options import INITIAL, NOTHING, TRAININGS, MatmulPrecision, Options, decides
 
 Precision = Literal["fp32", "bf16"]
 
@@ -107,6 +107,12 @@ class TrainingOptions(CheckpointOptions, LoopOptions):
     )
     beta: Annotated[float, DISTILLATION] = Field(
         0.5, ge=0, le=1, description="β of Eq. 20: weight of the soft labels in the loss."
+    )
+    init_from: Annotated[str | None, decides("distill", "baseline", through=INITIAL)] = Field(
+        None,
+        min_length=1,
+        description="Folder of a finished run, or of a model, from which the student's training starts: items are "
+        "matched by raw id, new ones are drawn as in a new model; null: all weights are drawn.",
     )
     kl: Annotated[Direction, DISTILLATION, decides("label", when=lambda config: config.labels.is_auto)] = Field(
         "reverse", description="Direction of the divergence of Eq. 20: KL(P_f ‖ r), or KL(r ‖ P_f)."

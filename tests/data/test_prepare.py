@@ -323,6 +323,7 @@ def test_prepare_says_what_it_read_and_keeps_it(tmp_path):
         "columns": columns,
         "columns_passed_over": ["date", "user_session"],
         "timestamps": "numbers, seconds since 1970 in UTC",
+        "times_per_second": 1,
         "first_time": "2014-05-13 16:53:20 UTC",
         "last_time": "2014-05-13 20:53:20 UTC",
     }
@@ -404,7 +405,7 @@ def test_same_log_same_bytes(tmp_path):
     for name in ("one", "two"):
         prepare(options, tmp_path / name)
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert len(files) == 10
+    assert len(files) == 11
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
 
 

@@ -15,19 +15,33 @@ from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.lock import FolderLock
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
-from csrec_dist.runs.stages.fitting import Fit, Training, fit
+from csrec_dist.runs.stages.fitting import Fit, Training, fit, origin_rows
 from csrec_dist.training import LossFunction, one_hot, student_loss
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
-    """UserError on every rank when the dataset or the labels are damaged; labels that are copied are checked then."""
+    """UserError on every rank when the dataset, the labels or what the student starts from cannot be used.
+
+    Labels that are copied are checked then.
+    """
     check_dataset(run)
+    _check_origin(run)
     if run.config.num_members and run.config.labels.copy_to is None:
         world = run.runtime.world
         with shared_errors():
             labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
         problems = labels.check_shards(owned_shards(run.dataset.num_shards, world.rank, world.size))
         refuse_damaged(world.gather_objects(problems))
+
+
+def _check_origin(run: ActiveRun) -> None:
+    """UserError on every rank when the student cannot start from what `training.init_from` names."""
+
+    def on_main() -> None:
+        if run.config.training.init_from is not None:
+            origin_rows(run, run.config.model, run.config.training.init_from)
+
+    run.runtime.on_main(on_main)
 
 
 def refuse_damaged(problems: list[list[str]]) -> None:
@@ -110,8 +124,9 @@ def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Traini
 
 
 def baseline_check(run: ActiveRun, inputs: dict[str, Any]) -> None:
-    """UserError on every rank when the dataset is damaged."""
+    """UserError on every rank when the dataset is damaged, or the student cannot start from the model it is given."""
     check_dataset(run)
+    _check_origin(run)
 
 
 def baseline_work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +159,7 @@ def train_student(
             inputs,
             labels,
             one_hot_weight=1.0 if labels is None else 1 - run.config.training.beta,
+            init_from=run.config.training.init_from,
         )
         with run.log(stage) as log:
             fit(run, task, run.layout, log)

@@ -7,6 +7,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from csrec_dist import models
@@ -19,13 +20,15 @@ from csrec_dist.files import flatten, read_json, write_record
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.cache import on_device
 from csrec_dist.models import ModelConfig, SequentialModel
+from csrec_dist.models.transfer import require_architecture, start_from
 from csrec_dist.runs.inputs import changes
+from csrec_dist.runs.origin import Origin
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.evaluate import evaluate_model
 from csrec_dist.storage import require_room
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
-from csrec_dist.training.limits import exceeded, num_epochs
+from csrec_dist.training.limits import SELECTION_METRIC, exceeded, num_epochs
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
@@ -39,7 +42,7 @@ class Fit:
     """A model to train: what it is, what it learns from, and where it goes.
 
     `inputs` names all that decides the result; a checkpoint of other inputs is refused. `one_hot_weight` is the weight
-    that the loss gives to the one-hot targets.
+    that the loss gives to the one-hot targets. `init_from` is the folder of what the training starts from, if anything.
     """
 
     stage: str
@@ -51,6 +54,7 @@ class Fit:
     labels: LabelReader | None = None
     sample: RowSample | None = None
     one_hot_weight: float = 1.0
+    init_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ def fit(
         task.sample,
     )
     folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
+    if task.init_from is not None:
+        _say_start(run, task, trainer, folder, layout, log)
     checkpoints = Checkpoints(folder, task.inputs, layout, layout.catalog_slice(run.dataset.num_items), keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
         require_room_for_checkpoints(checkpoints, trainer.model(), layout, keep)
@@ -171,6 +177,9 @@ def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     """The run's engine with the model and its loss."""
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
     model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, layout.catalog)
+    if task.init_from is not None:
+        origin, rows = origin_rows(run, task.model, task.init_from)
+        start_from(model, origin.folder, rows)
     step = TrainStep(
         model,
         task.loss_function,
@@ -187,6 +196,31 @@ def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     # Each rank draws the weights itself, and an engine may broadcast those of a rank with another member.
     assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {digests}"
     return engine
+
+
+def origin_rows(run: ActiveRun, config: ModelConfig, init_from: str) -> tuple[Origin, np.ndarray]:
+    """The model that a training starts from, and the row of its table for each item of the dataset, −1 for new ones.
+
+    Raises UserError when the model is of another architecture, or it is not known which items it knows.
+    """
+    origin = Origin.of(init_from)
+    description = require_architecture(origin.folder, config, run.dataset.window - 1)
+    return origin, origin.rows_of(run.dataset, description.num_items)
+
+
+def _say_start(run: ActiveRun, task: Fit, trainer: Trainer, checkpoints: Path, layout: Layout, log: StageLog) -> None:
+    """Evaluate what a training starts from, unless it goes on from a checkpoint."""
+    assert task.init_from is not None
+    if not layout.group.broadcast_object(last_state(checkpoints) is None):
+        return
+    _, rows = origin_rows(run, task.model, task.init_from)
+    with layout.group.watch.doing("evaluating"):
+        metrics = evaluate_model(run, trainer.model(), "valid", layout)
+    log.scalars({f"valid/{name}": value for name, value in metrics.items()}, 0)
+    log.say(
+        f"starts from {task.init_from}, which knows {int((rows >= 0).sum()):,} of {len(rows):,} items: valid "
+        f"{SELECTION_METRIC} {metrics[SELECTION_METRIC]:.4f}"
+    )
 
 
 def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:

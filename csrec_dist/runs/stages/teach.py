@@ -16,6 +16,8 @@ from csrec_dist.labels import LabelCache
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
 from csrec_dist.models import SequentialModel
+from csrec_dist.models.pretrained import read_description
+from csrec_dist.models.transfer import extended
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import remove
@@ -58,19 +60,25 @@ def member_training(inputs: dict[str, Any], member: Member, root: Path) -> Train
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Train the members that are not trained yet, or copy trained models into the run."""
     if run.config.teachers.pretrained:
-
-        def take() -> None:
-            id_map = run.dataset.id_map_fingerprint
-            for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
-                load_pretrained(run, folder).save_pretrained(run.member_folder(name))
-                write_record(run.member_folder(name) / "metrics.json", {"taken_from": str(folder), "id_map": id_map})
-
-        run.runtime.on_main(take)
+        with run.log("teach") as log:
+            run.runtime.on_main(lambda: take_pretrained(run, log.say))
     else:
         for members in run.config.module.rounds:
             teach_members(run, members, inputs)
     names = run.config.member_names
     return {"members": run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})}
+
+
+def take_pretrained(run: ActiveRun, say: Callable[[str], None]) -> None:
+    """Copy trained models into the run, those of fewer items with vectors for the others."""
+    id_map, num_items = run.dataset.id_map_fingerprint, run.dataset.num_items
+    for name, folder in zip(run.config.member_names, run.config.teachers.pretrained, strict=True):
+        num_known = read_description(folder).num_items
+        if num_known < num_items:
+            say(f"{name} knows the first {num_known:,} of {num_items:,} items; the others get its mean logit")
+        load_pretrained(run, folder).save_pretrained(run.member_folder(name))
+        taken = {"taken_from": str(folder), "id_map": id_map, "known_items": num_known}
+        write_record(run.member_folder(name) / "metrics.json", taken)
 
 
 def teach_members(run: ActiveRun, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
@@ -111,11 +119,16 @@ def regulariser_folder(run: ActiveRun, name: str) -> Path:
 
 
 def load_pretrained(run: ActiveRun, folder: str) -> SequentialModel:
-    """A trained model that can be a member of the run; UserError when it knows other items or too short histories."""
-    model = models.load(folder)
-    require_fit(model, folder, run.dataset)
+    """A trained model that can be a member of the run; UserError when it knows other items or too short histories.
+
+    One that was trained on a dataset that this one extends gets the vectors of the items that are new to it.
+    """
+    model, dataset = models.load(folder), run.dataset
+    if model.num_items < dataset.num_items and model.num_items == dataset.num_known(id_map_of(Path(folder))):
+        model = extended(model, dataset.num_items)
+    require_fit(model, folder, dataset)
     if not run.config.teachers.trust_item_order:
-        require_id_map(Path(folder), run.dataset)
+        require_id_map(Path(folder), dataset)
     return model
 
 
@@ -135,13 +148,12 @@ def require_fit(model: SequentialModel, folder: str, dataset: Dataset) -> None:
 
 
 def require_id_map(folder: Path, dataset: Dataset) -> None:
-    """UserError unless the model's folder says that it was trained with the item ids of this dataset.
+    """UserError unless the model's folder says that it was trained with the item ids of this dataset or the first ones.
 
     Without that, row i + 1 of its item table would be taken for item i + 1 by its place alone.
     """
-    path = folder / "metrics.json"
-    id_map = read_json(path).get("id_map") if path.exists() else None
-    if id_map == dataset.id_map_fingerprint:
+    id_map = id_map_of(folder)
+    if dataset.num_known(id_map) is not None:
         return
     known = "does not say which item each row of its table is" if id_map is None else "was trained on other items"
     raise UserError(
@@ -149,6 +161,12 @@ def require_id_map(folder: Path, dataset: Dataset) -> None:
         f"i + 1 of {dataset.folder / 'items.parquet'}, set teachers.trust_item_order: true; if the order is another, "
         "convert the model again in the order of that file (`items` of models.interop.from_recbole)."
     )
+
+
+def id_map_of(folder: Path) -> str | None:
+    """The fingerprint of the item ids that a model says it was trained with."""
+    path = folder / "metrics.json"
+    return read_json(path).get("id_map") if path.exists() else None
 
 
 def member_inputs(inputs: dict[str, Any], member: Member, root: Path) -> dict[str, Any]:

@@ -1,0 +1,250 @@
+"""The log that a dataset keeps, and that log with new interactions: old users and items keep their numbers."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from csrec_dist.data.columns import Columns
+from csrec_dist.data.dataset import LOG, Ancestor, Dataset
+from csrec_dist.data.ids import RawIds
+from csrec_dist.data.log import Log, number, with_true_items
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.shards import Flat
+from csrec_dist.data.sources import Source, source_of
+from csrec_dist.data.times import Times
+from csrec_dist.data.windows import Spans
+from csrec_dist.errors import UserError, quoted
+
+ROWS_A_GROUP = 1 << 20
+ROLES = ("user", "item", "rating", "timestamp", "true_item", "weight")
+OF_TEXT_FILES = ("format", "header", "encoding", "separator")
+LARGEST_TIME = 2.0**63
+
+
+def write_log(path: Path, log: Log) -> None:
+    """Write all interactions as they were read, before any is left out: by user and time, with raw ids.
+
+    `timestamp` has the numbers that the times were read as. It is missing where the log has none; so are `true_item`
+    and `weight`.
+    """
+    writer = None
+    roles = [role for role in ROLES if role in log.frame.columns and log.frame[role].dtype != pl.Null]
+    for part in log.frame.select(roles).iter_slices(ROWS_A_GROUP):
+        ids = {"user": log.users, "item": log.items, "true_item": log.items}
+        raw = part.with_columns(ids[role].gather(part[role]).alias(role) for role in roles if role in ids)
+        table = raw.to_arrow(compat_level=pl.CompatLevel.oldest())
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None, "a log has at least one interaction"
+    writer.close()
+
+
+def read_log(dataset: Dataset) -> Log:
+    """The log that a dataset keeps.
+
+    Raises:
+        UserError: the file was removed, or is not the one that was written.
+    """
+    path, statistics, reading = dataset.folder / LOG, dataset.statistics, dataset.info["reading"]
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: without the log that {dataset.folder} was made of, nothing can be appended to it. "
+            "Prepare the whole log, old and new, as a new dataset."
+        )
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}); prepare the dataset again.") from None
+    if len(frame) != statistics["raw_interactions"]:
+        raise UserError(
+            f"{path} has {len(frame):,} interactions, but {dataset.folder} was made of "
+            f"{statistics['raw_interactions']:,}: it is not the log of this dataset. Prepare the dataset again."
+        )
+    missing = [pl.lit(None).alias(role) for role in ROLES if role not in (*frame.columns, "weight")]
+    frame = frame.with_columns(missing)
+    users, user_numbers = number(frame["user"], path, typed=True)
+    items, item_numbers = number(frame["item"], path, typed=True)
+    frame = with_true_items(frame, item_numbers).with_columns(user=user_numbers, item=item_numbers)
+    return Log(
+        frame,
+        users,
+        items,
+        num_without_id=statistics["rows_without_id"],
+        num_without_time=statistics["rows_without_time"],
+        taken=reading["columns"],
+        passed_over=tuple(reading["columns_passed_over"]),
+        times=Times(frame["timestamp"], reading["timestamps"], reading["times_per_second"]),
+    )
+
+
+def appended_options(dataset: Dataset, given: Mapping[str, Any], is_table: bool) -> dict[str, Any]:
+    """The keys of `dataset` for a log that is appended: those of the old dataset, but for the `given` ones.
+
+    The columns are the old log's, role by role, unless they are given. What describes text files is not taken over to
+    a table. Raises UserError if the old dataset has splits that were given.
+    """
+    old = dataset.info["options"]
+    if old.get("split") == "given":
+        raise UserError(
+            f"{dataset.folder} was made of given training, validation and test files, to which one log cannot be "
+            "appended; prepare the three files with the new interactions as a new dataset."
+        )
+    columns = Columns(**old["columns"])
+    roles = columns.given.keys() - (columns.positions.keys() if is_table else ())
+    left_out = {"source", "path", "columns", *(OF_TEXT_FILES if is_table else ())}
+    kept = {key: value for key, value in old.items() if key not in left_out}
+    taken, columns_given = {role: columns.given[role] for role in roles}, given.get("columns", {})
+    if isinstance(columns_given, Mapping):  # what else it may be is refused with all other mistakes
+        columns_given = {**taken, **columns_given}
+    return {**kept, **given, "columns": columns_given}
+
+
+class AppendedSource:
+    """The log of a dataset, followed by a new one."""
+
+    def __init__(self, dataset: Dataset, options: DatasetOptions, table: Any = None) -> None:
+        """`options.source` names the new log, or it is a table. UserError if there is none."""
+        self._dataset, self._new = dataset, source_of(options, table)
+
+    def __str__(self) -> str:
+        return f"{self._new}, appended to the log of {self._dataset.folder}"
+
+    @property
+    def place(self) -> Path:
+        """That of the new log."""
+        return self._new.place
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """That of the new log."""
+        return self._new.identity
+
+    @cached_property
+    def log(self) -> Log:
+        """All interactions, the old dataset's users and items having the first numbers in their order there.
+
+        Interactions of a user at the same time come in the order old, new.
+        """
+        return joined(self._dataset, read_log(self._dataset), self._new)
+
+
+def joined(dataset: Dataset, old: Log, source: Source) -> Log:
+    """Two logs as one; see `AppendedSource.log`. UserError if their times cannot be compared."""
+    new = source.log
+    users, *users_of = _joined_ids(dataset.folder / "users.parquet", old.users, new.users)
+    items, *items_of = _joined_ids(dataset.folder / "items.parquet", old.items, new.items)
+    times, frames = _joined_times(old.times, new.times, source.place, dataset), []
+    has_true_items = old.has_true_items or new.has_true_items
+    has_weights = any("weight" in log.frame.columns for log in (old, new))
+    for log, user_numbers, item_numbers in zip((old, new), users_of, items_of, strict=True):
+        frame = _renumbered(log.frame, user_numbers, item_numbers, has_true_items)
+        if has_weights:
+            weights = log.frame["weight"] if "weight" in log.frame.columns else pl.repeat(1.0, len(frame), eager=True)
+            frame = frame.with_columns(weight=weights.cast(pl.Float64))
+        frames.append(frame.with_columns(timestamp=_in_unit(frame["timestamp"], log.times, times)))
+    frame = pl.concat(frames, how="vertical_relaxed")
+    keys = ["user"] if frame["timestamp"].dtype == pl.Null else ["user", "timestamp"]
+    return Log(
+        frame.sort(keys, maintain_order=True),
+        users,
+        items,
+        num_without_id=old.num_without_id + new.num_without_id,
+        num_without_time=old.num_without_time + new.num_without_time,
+        taken=new.taken,
+        passed_over=new.passed_over,
+        times=times,
+    )
+
+
+def _joined_ids(known: Path, old: pl.Series, new: pl.Series) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+    """Distinct raw ids, those of the file `known` first, and the numbers (from 0) of those of `old` and of `new`.
+
+    They stay integers where all are integers, and become text where some are.
+    """
+    first = pl.Series("raw", RawIds(known).values)
+    parts, are_integers = [first, old, new], old.dtype.is_integer() and new.dtype.is_integer()
+    if old.dtype != new.dtype:
+        parts = [part.cast(pl.String) for part in parts]
+    ids = pl.concat([part.alias("raw") for part in parts])
+    raw, numbers = number(ids, known, typed=not are_integers)
+    of_old, of_new = np.split(numbers.to_numpy()[len(first) :], [len(old)])
+    return raw, of_old, of_new
+
+
+def _renumbered(frame: pl.DataFrame, users: np.ndarray, items: np.ndarray, has_true_items: bool) -> pl.DataFrame:
+    """The interactions by other numbers of users and items."""
+    columns = {"user": pl.Series(users)[frame["user"]], "item": pl.Series(items)[frame["item"]]}
+    if has_true_items:
+        true = frame["true_item"] if "true_item" in frame.columns else pl.Series([None] * len(frame), dtype=pl.Int32)
+        columns["true_item"] = pl.Series(items).gather(true)
+    return frame.select(rating=pl.col("rating").cast(pl.Float32), timestamp="timestamp").with_columns(**columns)
+
+
+def _joined_times(old: Times, new: Times, place: Path, dataset: Dataset) -> Times:
+    """How the times of both logs are counted: in the finer of their units."""
+    one, other = (times.values.dtype == pl.Null for times in (old, new))
+    if one != other or (old.unit is None) != (new.unit is None):
+        raise UserError(
+            f"{place}: its timestamps ({new.how}) cannot be compared with those of {dataset.folder} ({old.how}); give "
+            "the new log times of the same kind."
+        )
+    return old if old.unit is None or new.unit is None or old.unit >= new.unit else new
+
+
+def _in_unit(values: pl.Series, own: Times, wanted: Times) -> pl.Series:
+    """Times in the unit of others."""
+    if own.unit is None or wanted.unit is None or own.unit == wanted.unit:
+        return values
+    factor = round(wanted.unit / own.unit)
+    largest = float(values.abs().max() or 0) * factor  # type: ignore[arg-type]
+    return values * factor if largest < LARGEST_TIME else values.cast(pl.Float64) * factor
+
+
+def require_kept(dataset: Dataset, users: pl.Series, items: pl.Series, place: Path) -> None:
+    """UserError unless the first of these raw ids are the users and items of the dataset, in its order.
+
+    With the options of the dataset none of them is lost: more interactions drop no user and no item.
+    """
+    for name, raw in (("user", users), ("item", items)):
+        old, now = pl.Series(RawIds(dataset.folder / f"{name}s.parquet").values).cast(pl.String), raw.cast(pl.String)
+        lost = old.filter(~old.is_in(now.implode()))
+        if len(lost):
+            raise UserError(
+                f"{place}: with these options {len(lost):,} {name}s of {dataset.folder} would be left out, such as "
+                f"{quoted(lost[0])}, and the others change their numbers. Append with the options of that dataset, or "
+                "prepare a new one."
+            )
+        assert (now[: len(old)] == old).all(), f"the old {name}s have other numbers"
+
+
+def lineage(dataset: Dataset) -> list[Ancestor]:
+    """What dataset.json says of the datasets that an appended one extends: this one, and those that it extends."""
+    parent = Ancestor(
+        fingerprint=dataset.fingerprint,
+        id_map_fingerprint=dataset.id_map_fingerprint,
+        num_items=dataset.num_items,
+        num_users=dataset.num_users,
+    )
+    return [parent, *dataset.extends]
+
+
+def trained_before(dataset: Dataset, flat: Flat, splits: dict[str, Spans]) -> dict[str, int]:
+    """How many valid and test rows have a target that the same user has among the old dataset's training targets.
+
+    A model that was trained on the old dataset may know these.
+    """
+    files = [dataset.shard_file("train", shard) for shard in range(dataset.num_shards)]
+    trained = pl.scan_parquet(files).select("user", target=pl.col("items").list.slice(1)).explode("target")
+    counts = {}
+    for name in ("valid", "test"):
+        last = splits[name].stops - 1
+        rows = pl.LazyFrame({"user": flat.users[last], "target": flat.items[last]})
+        matches = rows.join(trained, on=["user", "target"], how="semi").select(pl.len()).collect(engine="streaming")
+        counts[f"{name}_targets_trained_before"] = int(matches.item())
+    return counts
