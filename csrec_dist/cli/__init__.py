@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from csrec_dist import __version__
-from csrec_dist.cli import bench, experiments, labels, results, running
+from csrec_dist.cli import bench, experiments, labels, results, running, serving
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.processes import end_with_parent
 
@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     experiments.add_simulate(commands)
     running.add_stages(commands)
     results.add_recommend(commands)
+    serving.add_export(commands)
     results.add_report(commands)
     results.add_compare(commands)
     running.add_plan(commands)

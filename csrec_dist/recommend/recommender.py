@@ -20,6 +20,7 @@ from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
+from csrec_dist.export import export_model, histories_to_check
 from csrec_dist.files import atomic_path, write_text
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
@@ -240,6 +241,56 @@ class Recommender:
 
         with processes() as ranks:
             return ranks.on_main(push)
+
+    def export(
+        self,
+        folder: Path | str,
+        format: str = "onnx",
+        *,
+        top_n: int = 100,
+        index: str = "Flat",
+        histories: Iterable[Iterable[Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Write the model for programs without csrec_dist, checked against the model itself; docs/serving.md reads it.
+
+        Under a launcher the first rank writes.
+
+        Args:
+            format: "onnx" or "pt2" (torch.export): the encoder with the exact best items in one graph; "flat" or
+                "faiss": the item vectors, or an index of them, beside an encoder as ONNX. Batch and length are free.
+            top_n: items of the lists that onnx and pt2 give, and of those that are checked.
+            index: faiss's factory string. Of others than "Flat", which is exact, the recall is measured.
+            histories: raw ids of items, oldest first, to check the files with; users of the dataset by default.
+
+        Returns:
+            What export.json says beside the files: formats of inputs and outputs, the check, versions.
+
+        Raises:
+            UserError: there is no such format or no such export of the model, a package is missing, the folder has
+                something else in it, or the files give other lists than the model: then nothing is written.
+
+        >>> rec.export("exports/shop", format="pt2", top_n=5)["check"]["lists"]
+        40
+        """
+        numbers = self._to_check(histories)
+        with processes() as ranks:
+            return ranks.on_main(
+                lambda: export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
+            )
+
+    def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
+        """Histories of item numbers that an export is checked with."""
+        if histories is not None:
+            known = KnownItems(self.items, "the histories")
+            if numbers := [items for _, items in _of_anybody(histories, known)]:
+                return numbers
+            raise UserError(f"There is nothing to check the export with: {known or 'no history was given'}.")
+        if self.dataset is None:
+            raise UserError(
+                "An export is checked with real histories, and the dataset was not saved with the model. Give some as "
+                "histories, or export from the folder of the run."
+            )
+        return histories_to_check(self.dataset)
 
     def _write(self, folder: Path) -> None:
         """Everything of a saved recommender."""
