@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_stages(commands)
     results.add_recommend(commands)
     serving.add_export(commands)
+    serving.add_serve(commands)
     results.add_report(commands)
     results.add_compare(commands)
     running.add_plan(commands)

@@ -1,9 +1,11 @@
 """The commands that take a trained model elsewhere: export it to files of other programs, serve it over HTTP."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from csrec_dist.cli.parsing import Commands, add
+from csrec_dist.errors import UserError
 from csrec_dist.export import FORMATS
 from csrec_dist.threads import choose as choose_threads
 
@@ -55,4 +57,37 @@ def _export(options: argparse.Namespace) -> int:
     else:
         recall = ", ".join(f"{name} {value:.4f}" for name, value in check.items() if name.startswith("recall"))
         print(f"measured {about}: {recall} against the model's exact lists")
+    return 0
+
+
+def add_serve(commands: Commands) -> None:
+    """`serve`."""
+    parser = add(commands, "serve", _serve, "answer requests for lists over HTTP, until it is stopped")
+    parser.add_argument(
+        "run", help="folder of a finished run, of Recommender.save_pretrained, or OWNER/NAME of the Hub"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0: any free one)")
+    parser.add_argument("--max-body", type=int, default=1 << 20, metavar="BYTES", help="of a request (default 1 MiB)")
+    parser.add_argument("--max-top-n", type=int, default=1000, metavar="N", help="items of a list (default 1000)")
+    parser.add_argument("--max-lists", type=int, default=256, metavar="N", help="lists of a request (default 256)")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    missing = [package for package in ("fastapi", "uvicorn") if find_spec(package) is None]
+    if missing:
+        raise UserError(f"serve needs the package {missing[0]}: run `pip install 'csrec_dist[serve]'`.")
+    limits = (options.max_body, options.max_top_n, options.max_lists)
+    if min(limits) < 1:
+        raise UserError(
+            f"--max-body, --max-top-n and --max-lists must be at least 1, not {', '.join(map(str, limits))}."
+        )
+    choose_threads()
+    from csrec_dist.recommend import Recommender
+    from csrec_dist.serve import Limits, serve
+
+    try:
+        serve(Recommender.from_pretrained(options.run), options.host, options.port, Limits(*limits))
+    except KeyboardInterrupt:  # uvicorn has answered what was asked before
+        return 130
     return 0

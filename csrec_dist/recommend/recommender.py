@@ -4,6 +4,7 @@ import html
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
@@ -146,7 +147,7 @@ class Recommender:
         if users is not None and histories is not None:
             raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
         known = KnownItems(self.items, "the histories")
-        source = self._of_users(users) if histories is None else _of_anybody(histories, known)
+        source = self.histories_of(users) if histories is None else _of_anybody(histories, known)
         candidates = None if items is None else self._numbers(items, "the items that may be recommended")
         ranked = rank(
             self.model, source, top_n, exclude_seen=exclude_seen, candidates=candidates, batch_size=batch_size
@@ -204,6 +205,36 @@ class Recommender:
         starts = range(0, len(numbers), batch_size)
         states = [states_of(self.model, numbers[start : start + batch_size]).float().cpu() for start in starts]
         return torch.cat(states).numpy() if states else np.zeros((0, self.model.config.width), np.float32)
+
+    def histories_of(self, users: Iterable[Any] | None = None) -> Iterator[History]:
+        """Users of the dataset, in the order in which they are named, each with the numbers of all items they ever had.
+
+        Args:
+            users: raw ids of users; all of the dataset by default.
+
+        Raises:
+            UserError: a user is unknown, or there is no dataset to know users from.
+
+        >>> [(user, len(items)) for user, items in rec.histories_of(["c7", "c1"])]
+        [('c7', 9), ('c1', 9)]
+        """
+        if self.dataset is None:
+            raise UserError(
+                "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
+                "load the recommender from its run."
+            )
+        ids = self._users
+        if users is None:
+            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
+        numbers = _numbers_of_users(users, ids)
+        sequences = dict(self.dataset.sequences(numbers))
+        return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
+
+    @cached_property
+    def _users(self) -> RawIds:
+        """The raw ids of the dataset's users."""
+        assert self.dataset is not None, "users are asked for where there is a dataset"
+        return RawIds(self.dataset.folder / "users.parquet")
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write model.safetensors, config.json and items.parquet, which `from_pretrained` reads, and README.md.
@@ -310,20 +341,6 @@ class Recommender:
     @property
     def _device(self) -> torch.device:
         return self.model.item_table.weight.device
-
-    def _of_users(self, users: Iterable[Any] | None) -> Iterator[History]:
-        """The users' histories, in the order in which they are named."""
-        if self.dataset is None:
-            raise UserError(
-                "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
-                "load the recommender from its run."
-            )
-        ids = RawIds(self.dataset.folder / "users.parquet")
-        if users is None:
-            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
-        numbers = _numbers_of_users(users, ids)
-        sequences = dict(self.dataset.sequences(numbers))
-        return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
 
     def _numbers(self, raw_items: Iterable[Any], what: str, in_order: bool = False) -> np.ndarray:
         """Numbers of raw items, ascending unless `in_order`; unknown ones are left out with a warning."""
