@@ -104,7 +104,7 @@ def test_recall_is_the_share_of_the_best_items(model: SequentialModel) -> None:
 
 
 def test_batches_differ_in_size_and_length_and_lose_no_history() -> None:
-    histories = [list(range(1, 2 + k % 7)) for k in range(60)]
+    histories = [list(range(1, 2 + k % 30)) for k in range(60)]
     found = list(batches(histories, max_length=4))
     assert sorted({len(asked) for asked, _ in found}) == [1, 2, 5, 19, 32]
     assert {asked.shape[1] for asked, _ in found} == {1, 2, 4}
