@@ -172,7 +172,7 @@ def _lists(ranked: Ranked, recommender: Recommender) -> Iterator[dict[str, Any]]
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `most_bytes`, whether its length was declared or not."""
+    """Answers 413 to a body of more than `most_bytes`, as soon as it has read so many."""
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         self._app, self._most_bytes = app, most_bytes
@@ -182,11 +182,6 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        detail = f"The body has more than {self._most_bytes:,} bytes; ask for fewer lists at a time."
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if int(declared) > self._most_bytes:
-            await JSONResponse({"detail": detail}, 413)(scope, receive, send)
-            return
         num_bytes = 0
 
         async def counted() -> Message:
@@ -194,7 +189,8 @@ class BodyLimit:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._most_bytes:
-                raise HTTPException(413, detail)
+                limit = f"The body has more than {self._most_bytes:,} bytes; ask for fewer lists at a time."
+                raise HTTPException(413, limit)
             return message
 
         await self._app(scope, counted, send)
