@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from csrec_dist import __version__
-from csrec_dist.errors import UserError, listed
+from csrec_dist.errors import UserError, shortened
 from csrec_dist.recommend import Recommender
 from csrec_dist.recommend.ranked import History, KnownItems, Ranked, rank
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_CONNECTIONS = 1000
 """Beyond them uvicorn answers 503."""
+LONGEST_DETAIL = 500
 ABOUT = """\
 Top-n lists of a trained sequential recommender.
 
@@ -111,7 +112,9 @@ def build_app(recommender: Recommender, limits: Limits | None = None) -> FastAPI
     @app.exception_handler(RequestValidationError)
     async def explain_form(_: Any, error: RequestValidationError) -> JSONResponse:
         wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        return JSONResponse({"detail": f"The request cannot be read: {listed(wrong)}."}, 422)
+        return JSONResponse(
+            {"detail": shortened(f"The request cannot be read: {'; '.join(wrong)}.", LONGEST_DETAIL)}, 422
+        )
 
     @app.get("/health")
     async def health() -> Health:

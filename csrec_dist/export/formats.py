@@ -15,6 +15,8 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.tensor_files import save_tensors
 
 EXACT_INDEX = "Flat"
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+"""The packages that write it and read it back."""
 HISTORIES = {
     "dtype": "int64",
     "shape": ["batch", "length"],
@@ -48,7 +50,7 @@ def write_onnx(model: SequentialModel, folder: Path, top_n: int, index: str) -> 
         items, scores = session.run(["items", "scores"], {"histories": histories, "seen": seen})
         return items, scores
 
-    return Written(search, {path.name: TOP_ITEMS}, ("onnx", "onnxscript", "onnxruntime"))
+    return Written(search, {path.name: TOP_ITEMS}, ONNX)
 
 
 def write_pt2(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
@@ -83,7 +85,7 @@ def write_flat(model: SequentialModel, folder: Path, top_n: int, index: str) -> 
         return np.where(scores == -np.inf, 0, items), scores
 
     files = {path.name: {"vectors": VECTORS}, "encoder.onnx": ENCODER}
-    return Written(search, files, ("onnx", "onnxscript", "onnxruntime"))
+    return Written(search, files, ONNX)
 
 
 def write_faiss(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
@@ -109,7 +111,7 @@ def write_faiss(model: SequentialModel, folder: Path, top_n: int, index: str) ->
         return _without(rows + 1, scores, seen, top_n)
 
     files = {path.name: {"index": index, "metric": "inner product", "vectors": VECTORS}, "encoder.onnx": ENCODER}
-    return Written(search, files, ("faiss", "onnx", "onnxscript", "onnxruntime"), index == EXACT_INDEX)
+    return Written(search, files, ("faiss-cpu", *ONNX), index == EXACT_INDEX)
 
 
 WRITERS: dict[str, Callable[[SequentialModel, Path, int, str], Written]] = {
@@ -141,7 +143,7 @@ def _encoder(model: SequentialModel, folder: Path) -> Callable[[np.ndarray], np.
 def _to_onnx(program: Program, path: Path, described: dict[str, Any]) -> Any:
     """Write the program as ONNX, its axes and tensors named; a session of ONNX Runtime that has read it."""
     runtime = _require("onnxruntime", "onnxruntime")
-    for package in ("onnx", "onnxscript"):
+    for package in ONNX:
         _require(package, package)
     with torch.no_grad(), quiet():
         exported = torch.onnx.export(

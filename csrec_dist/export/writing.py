@@ -22,8 +22,6 @@ from csrec_dist.models import SequentialModel
 DESCRIPTION_FILE = "export.json"
 NUM_CHECKED = 256
 """Histories of a dataset that an export is checked with."""
-PACKAGE_OF = {"faiss": "faiss-cpu"}
-"""The package of a module that has another name."""
 
 
 def export_model(
@@ -67,17 +65,10 @@ def export_model(
         description = {
             "format": format,
             "files": written.files | {"items.parquet": "`raw` is the id that the log has for the number `item`"},
-            "model": {
-                "name": model.config.name,
-                "num_items": model.num_items,
-                "max_length": model.max_length,
-            },
+            "model": {"name": model.config.name, "num_items": model.num_items, "max_length": model.max_length},
             "top_n": top_n,
             "check": check.exact() if written.is_exact else check.approximate(top_n),
-            "versions": {
-                "csrec_dist": __version__,
-                **{name: version(PACKAGE_OF.get(name, name)) for name in ("torch", *written.packages)},
-            },
+            "versions": {"csrec_dist": __version__} | {name: version(name) for name in ("torch", *written.packages)},
         }
         write_json(new / DESCRIPTION_FILE, description)
         if folder.exists():
@@ -96,6 +87,7 @@ def _require_own(folder: Path) -> None:
     """UserError for a folder that holds something else than an export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    is_own = (folder / DESCRIPTION_FILE).is_file() and "format" in read_json(folder / DESCRIPTION_FILE)
-    if not is_own:
+    path = folder / DESCRIPTION_FILE
+    described = read_json(path) if path.is_file() else None
+    if not isinstance(described, dict) or not described.keys() >= {"format", "files", "check"}:
         raise UserError(f"{folder} exists and holds no export; give another folder, or move it away.")

@@ -14,6 +14,8 @@ import torch
 from safetensors.numpy import load_file
 
 from csrec_dist import Recommender
+from csrec_dist.export import FORMATS
+from csrec_dist.export.formats import WRITERS
 from csrec_dist.models.options import CONFIGS
 from tests.helpers.ranked_lists import ranked, sequences
 from tests.helpers.run_folders import make_run
@@ -23,7 +25,7 @@ ORDINARY = {("gru4rec", "onnx"), ("gru4rec", "pt2"), ("bert4rec", "flat"), ("ber
 CASES = [
     pytest.param(model, name, marks=[] if (model, name) in ORDINARY else pytest.mark.long)
     for model in CONFIGS
-    for name in ("onnx", "pt2", "flat", "faiss")
+    for name in FORMATS
 ]
 TOP_N = 6
 
@@ -79,6 +81,10 @@ def read_faiss(folder: Path) -> Ask:
 READERS = {"onnx": read_onnx, "pt2": read_pt2, "flat": read_flat, "faiss": read_faiss}
 
 
+def test_every_format_has_a_writer_and_a_reader() -> None:
+    assert tuple(WRITERS) == tuple(READERS) == FORMATS
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A run of each model, made once."""
@@ -129,9 +135,7 @@ def test_the_files_alone_give_the_models_lists(
                 assert (found[num:] == -np.inf).all()
 
 
-def test_an_approximate_index_says_what_it_finds(
-    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_approximate_index_says_what_it_finds(runs: Callable[[str], Path], tmp_path: Path) -> None:
     recommender = Recommender.from_pretrained(runs("bert4rec"))
     check = recommender.export(tmp_path / "out", "faiss", top_n=5, index="HNSW4")["check"]
     assert set(check) == {"histories", "lists", "recall@5"}

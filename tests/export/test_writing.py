@@ -43,9 +43,9 @@ def test_an_export_replaces_an_export_and_nothing_else(recommender: Recommender,
     assert read_json(tmp_path / "out/export.json")["top_n"] == recommender.model.num_items
     recommender.export(tmp_path / "out", "pt2", top_n=2)
     assert read_json(tmp_path / "out/export.json")["top_n"] == 2
-    for name, text in (("notes.txt", "years of work"), ("export.json", '{"shop": 7}')):
-        other = tmp_path / f"of {name}"
-        other.mkdir()
+    for name, text in (("notes.txt", "years of work"), ("export.json", '{"format": 7}'), ("export.json", "7")):
+        other = tmp_path / "other"
+        other.mkdir(exist_ok=True)
         (other / name).write_text(text)
         with pytest.raises(UserError, match="exists and holds no export"):
             recommender.export(other, "pt2")
