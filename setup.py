@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 DEEPSPEED = ["deepspeed>=0.19"]
+EXPORT = ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32", "faiss-cpu>=1.15"]
+SERVE = ["fastapi>=0.165", "uvicorn>=0.54"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -15,6 +17,8 @@ TEST = [
     "torchmetrics>=1.4",
     "nbclient>=0.11",
     "ipykernel>=7.4",
+    *EXPORT,
+    *SERVE,
     "triton>=3.6; platform_system == 'Linux'",
 ]
 DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
@@ -66,6 +70,8 @@ setup(
     ],
     extras_require={
         "deepspeed": DEEPSPEED,
+        "export": EXPORT,
+        "serve": SERVE,
         "test": [*TEST, *DEEPSPEED],
         "dev": [*DEV, *TEST, *DEEPSPEED],
     },

@@ -16,10 +16,10 @@ FLOORS = [
     {"tensor_files", "data", "distributed"},
     {"models", "losses", "doctor"},
     {"teachers", "evaluation", "labels", "training"},
-    {"config"},
+    {"config", "export"},
     {"runs"},
     {"report", "recommend", "plan", "experiments"},
-    {"api", "bench"},
+    {"api", "bench", "serve"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
 from tests.helpers.ranks import free_port
-from tests.helpers.shop import shop_log
+from tests.helpers.shop import fit_shop, shop_log
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -65,6 +66,21 @@ def test_the_examples_of_new_data_run(sales: Path) -> None:
     assert main(["run", "--config", "shop_november.yaml"]) == 0
     assert read_json("runs/shop_november/metrics.json") == read_json("runs/in_python/metrics.json")
     assert names["more"].num_items > names["data"].num_items  # type: ignore[attr-defined]
+
+
+def test_the_examples_of_serving_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All formats give one list for one history, which the page reads in four ways."""
+    _, run = fit_shop(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "serving.md"
+    names: dict[str, Any] = run_blocks(page, blocks_of(page))
+    numbers = {raw: number for number, raw in names["raw"].items()}
+    history = ["sku2", "sku0", "sku3"]
+    wanted = [numbers[raw] for raw in run.recommender.recommend(histories=[history], top_n=5)["item"]]
+    of_torch, of_numpy = names["of_torch"][1].tolist(), names["of_numpy"][1].tolist()
+    assert names["of_onnx"][1].tolist() == of_torch == of_numpy == wanted
+    unseen = run.recommender.recommend(histories=[history], top_n=5, exclude_seen=True)["item"].tolist()
+    assert names["unseen"] == unseen
 
 
 def test_the_readme_does_the_same_run_in_python_and_on_the_command_line(sales: Path) -> None:

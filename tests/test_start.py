@@ -37,6 +37,8 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("prepare --config CONFIG --set dataset.source=none.csv --set output=.", FILES),
     ("prepare --config CONFIG", FILES),
     ("prepare --config CONFIG --set output=.", CONVERTED),
+    ("export none --format onx", set()),
+    ("serve none --max-lists 0", set()),
     ("report none", FILES),
     ("report RUN", {*FILES, "matplotlib"}),
     ("report RUN RUN", FILES),

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from csrec_dist import __version__
-from csrec_dist.cli import bench, experiments, labels, results, running
+from csrec_dist.cli import bench, experiments, labels, results, running, serving
 from csrec_dist.errors import SharedUserError, StorageError, UserError
 from csrec_dist.processes import end_with_parent
 from csrec_dist.storage import FAILURES, storage_error
@@ -99,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_stages(commands)
     running.add_reshard(commands)
     results.add_recommend(commands)
+    serving.add_export(commands)
+    serving.add_serve(commands)
     results.add_report(commands)
     results.add_compare(commands)
     results.add_verify(commands)

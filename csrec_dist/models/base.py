@@ -74,7 +74,7 @@ class SequentialModel(nn.Module, ABC):
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d] of the whole histories [B, L] (as in `encode`); one without items gets some state."""
         last = ((histories != 0).sum(1) - 1).clamp(min=0)
-        return self.encode(histories)[torch.arange(len(histories), device=histories.device), last]
+        return self.encode(histories)[torch.arange(histories.shape[0], device=histories.device), last]
 
     def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
         """What `training_states` is to train on of a batch, in the step of this seed; made and kept on the host.

@@ -118,7 +118,7 @@ class DreamRec(SASRec):
     def encode_last(self, histories: Tensor) -> Tensor:
         """States [B, d] of whole histories, for which alone the diffusion is run."""
         last = ((histories != 0).sum(1) - 1).clamp(min=0)
-        conditions = super().encode(histories)[torch.arange(len(histories), device=histories.device), last]
+        conditions = super().encode(histories)[torch.arange(histories.shape[0], device=histories.device), last]
         return self._sample(conditions, key_of(histories))
 
     def training_draws(self, examples: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,7 @@ def normal(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
 
 def key_of(items: Tensor) -> Tensor:
     """A key [...] int64 of each history [..., L] (right-padded with 0): of its items in order, whatever the padding."""
-    return _mixed(_located(items).sum(-1))
+    return _mixed(_located(items).cumsum(-1)[..., -1])
 
 
 def prefix_keys(items: Tensor) -> Tensor:

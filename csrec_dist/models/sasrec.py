@@ -97,5 +97,5 @@ def _take(x: Tensor, positions: Tensor) -> Tensor:
 
     By rows, not by `gather`: for the gradient of that the host of a GPU waits where sums are taken in a fixed order.
     """
-    rows = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1] + positions
+    rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1] + positions
     return x.flatten(0, 1).index_select(0, rows.flatten()).view(*positions.shape, x.shape[-1])

@@ -87,7 +87,7 @@ class SRGNN(SequentialModel):
         for _ in range(self.config.num_steps):
             nodes = self.step(nodes, incoming, outgoing, nodes)
         last = ((histories != 0).sum(1) - 1).clamp(min=0)
-        present = nodes[torch.arange(len(nodes), device=nodes.device), last]
+        present = nodes[torch.arange(nodes.shape[0], device=nodes.device), last]
         weights = self._attend_to(self.present(present).unsqueeze(1) + self.past(nodes))
         purpose = (weights.masked_fill((histories == 0).unsqueeze(-1), 0.0) * nodes).sum(1)
         return self.output(self.dropout(torch.cat([purpose, present], dim=-1)))
@@ -127,9 +127,9 @@ def neighbours(histories: Tensor, same: Tensor, ends: Tensor, dtype: torch.dtype
     Those of i are equal and sum to 1, or to 0 where it has none; of a neighbour's positions one counts. Row i knows
     the graph of the items at 0…ends[i], with `ends` [L] and `same` [B, L, L] from `_same_items`.
     """
-    reach = ends.unsqueeze(1) - torch.arange(len(ends), device=ends.device)
-    before = F.pad(same[..., 1:], (0, 1)) & (reach >= 1)
-    behind = F.pad(same[..., :-1], (1, 0)) & (reach >= 0) & (histories != 0).unsqueeze(1)
+    reach = ends.unsqueeze(1) - torch.arange(ends.shape[0], device=ends.device)
+    before = F.pad(same, (0, 1))[..., 1:] & (reach >= 1)
+    behind = F.pad(same, (1, 0))[..., :-1] & (reach >= 0) & (histories != 0).unsqueeze(1)
     earlier = same.triu(1).to(dtype)
     return _shares(before, earlier), _shares(behind, earlier)
 

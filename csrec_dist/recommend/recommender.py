@@ -4,6 +4,7 @@ import html
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +21,7 @@ from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
+from csrec_dist.export import export_model, histories_to_check
 from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
@@ -151,7 +153,7 @@ class Recommender:
         if users is not None and histories is not None:
             raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
         known = KnownItems(self.items, "the histories")
-        source = self._of_users(users) if histories is None else _of_anybody(histories, known)
+        source = self.histories_of(users) if histories is None else _of_anybody(histories, known)
         candidates = None if items is None else self._numbers(items, "the items that may be recommended")
         ranked = rank(
             self.model, source, top_n, exclude_seen=exclude_seen, candidates=candidates, batch_size=batch_size
@@ -210,6 +212,36 @@ class Recommender:
         states = [states_of(self.model, numbers[start : start + batch_size]).float().cpu() for start in starts]
         return torch.cat(states).numpy() if states else np.zeros((0, self.model.config.width), np.float32)
 
+    def histories_of(self, users: Iterable[Any] | None = None) -> Iterator[History]:
+        """Users of the dataset, in the order in which they are named, each with the numbers of all items they ever had.
+
+        Args:
+            users: raw ids of users; all of the dataset by default.
+
+        Raises:
+            UserError: a user is unknown, or there is no dataset to know users from.
+
+        >>> [(user, len(items)) for user, items in rec.histories_of(["c7", "c1"])]
+        [('c7', 9), ('c1', 9)]
+        """
+        if self.dataset is None:
+            raise UserError(
+                "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
+                "load the recommender from its run."
+            )
+        ids = self._users
+        if users is None:
+            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
+        numbers = _numbers_of_users(users, ids)
+        sequences = dict(self.dataset.sequences(numbers))
+        return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
+
+    @cached_property
+    def _users(self) -> RawIds:
+        """The raw ids of the dataset's users."""
+        assert self.dataset is not None, "users are asked for where there is a dataset"
+        return RawIds(self.dataset.file("users.parquet"))
+
     def save_pretrained(self, folder: Path | str) -> None:
         """Write model.safetensors, config.json and items.parquet, which `from_pretrained` reads, and README.md.
 
@@ -247,6 +279,56 @@ class Recommender:
         with processes() as ranks:
             return ranks.on_main(push)
 
+    def export(
+        self,
+        folder: Path | str,
+        format: str = "onnx",
+        *,
+        top_n: int = 100,
+        index: str = "Flat",
+        histories: Iterable[Iterable[Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Write the model for programs without csrec_dist, checked against the model itself; docs/serving.md reads it.
+
+        Under a launcher the first rank writes.
+
+        Args:
+            format: "onnx" or "pt2" (torch.export): the encoder with the exact best items in one graph; "flat" or
+                "faiss": the item vectors, or an index of them, beside an encoder as ONNX. Batch and length are free.
+            top_n: items of the lists that onnx and pt2 give, and of those that are checked.
+            index: faiss's factory string. Of others than "Flat", which is exact, the recall is measured.
+            histories: raw ids of items, oldest first, to check the files with; users of the dataset by default.
+
+        Returns:
+            What export.json says beside the files: formats of inputs and outputs, the check, versions.
+
+        Raises:
+            UserError: there is no such format or no such export of the model, a package is missing, the folder has
+                something else in it, or the files give other lists than the model: then nothing is written.
+
+        >>> rec.export("exports/shop", format="pt2", top_n=5)["check"]["lists"]
+        40
+        """
+        numbers = self._to_check(histories)
+        with processes() as ranks:
+            return ranks.on_main(
+                lambda: export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
+            )
+
+    def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
+        """Histories of item numbers that an export is checked with."""
+        if histories is not None:
+            known = KnownItems(self.items, "the histories")
+            if numbers := [items for _, items in _of_anybody(histories, known)]:
+                return numbers
+            raise UserError(f"There is nothing to check the export with: {known or 'no history was given'}.")
+        if self.dataset is None:
+            raise UserError(
+                "An export is checked with real histories, and the dataset was not saved with the model. Give some as "
+                "histories, or export from the folder of the run."
+            )
+        return histories_to_check(self.dataset)
+
     def _write(self, folder: Path) -> None:
         """Everything of a saved recommender."""
         self.model.save_pretrained(folder)
@@ -265,20 +347,6 @@ class Recommender:
     @property
     def _device(self) -> torch.device:
         return self.model.item_table.weight.device
-
-    def _of_users(self, users: Iterable[Any] | None) -> Iterator[History]:
-        """The users' histories, in the order in which they are named."""
-        if self.dataset is None:
-            raise UserError(
-                "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
-                "load the recommender from its run."
-            )
-        ids = RawIds(self.dataset.file("users.parquet"))
-        if users is None:
-            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
-        numbers = _numbers_of_users(users, ids)
-        sequences = dict(self.dataset.sequences(numbers))
-        return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
 
     def _numbers(self, raw_items: Iterable[Any], what: str, in_order: bool = False) -> np.ndarray:
         """Numbers of raw items, ascending unless `in_order`; unknown ones are left out with a warning."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from csrec_dist.cli import main
-from csrec_dist.data.append import LOG_FILE, appended_options, read_log
+from csrec_dist.data.append import LOG, appended_options, read_log
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import append, prepare
@@ -289,7 +289,7 @@ def test_targets_that_the_old_dataset_trained_on_are_counted(tmp_path: Path) -> 
 def test_the_log_is_kept_as_it_was_read(tmp_path: Path) -> None:
     frame = random_log(0, 60, 0)
     dataset = prepared(tmp_path / "first", frame)
-    kept = pl.read_parquet(dataset.folder / LOG_FILE)
+    kept = pl.read_parquet(dataset.folder / LOG)
     assert sorted(kept.select("user", "item", "rating", "timestamp").rows()) == sorted(frame.rows())
     log = read_log(dataset)
     assert log.frame.height == 60
@@ -318,7 +318,7 @@ def test_what_cannot_be_appended_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize("damage", ["missing", "foreign", "cut"])
 def test_a_log_that_is_missing_or_damaged_is_named(damage: str, tmp_path: Path) -> None:
     first = prepared(tmp_path / "first", random_log(0, 60, 0))
-    path = first.folder / LOG_FILE
+    path = first.folder / LOG
     if damage == "missing":
         path.unlink()
     elif damage == "foreign":

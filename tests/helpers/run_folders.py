@@ -46,7 +46,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
         "baseline": changes.get("method", "model_level") != "base",
     }
     for key, value in changes.items():
-        values[key] = values[key] | value if isinstance(values.get(key), dict) else value
+        values[key] = values[key] | value if isinstance(values.get(key), dict) and key != "model" else value
     return parse_config(values)
 
 
