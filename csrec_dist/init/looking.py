@@ -1,0 +1,159 @@
+"""A raw log as `init` sees it: read as `prepare` reads it, with the options that fit it, and how they were found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from csrec_dist.data.columns import NONE, REQUIRED, UnclearColumnError
+from csrec_dist.data.dataset import Split
+from csrec_dist.data.log import Log, drop_duplicates
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import kept, training_split
+from csrec_dist.data.sources import FileSource
+from csrec_dist.errors import UserError
+from csrec_dist.init.asking import Decisions
+
+WINDOWS = (10, 20, 50, 100, 200)
+SHARE_WHOLE = 0.75
+"""The window holds the whole sequences of at least so many users, if one of WINDOWS does."""
+MINIMA = (5, 3, 2, 1)
+SHARE_KEPT = 0.5
+"""The first of MINIMA that keeps at least so many interactions is taken."""
+A_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Look:
+    """A log, the options to prepare it with, a reason for each that was found here, and what comes of them."""
+
+    source: FileSource
+    log: Log
+    options: DatasetOptions
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By the key below `dataset`."""
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    """Interactions that are kept of each user, [users]."""
+    num_items: int = 0
+    train: Split = field(default_factory=lambda: Split("train", (), ()))
+
+    def having(self, key: str, value: Any, reason: str) -> "Look":
+        """The same with another option, and why."""
+        options = with_option(self.options, key, value)
+        return replace(self, options=options, reasons={**self.reasons, key: reason})
+
+
+def look_at(options: DatasetOptions, given: Mapping[str, Any], decisions: Decisions) -> Look:
+    """Read the log and find the options that are not `given`.
+
+    Raises:
+        UserError: the log cannot be read, or nothing is left of it; or its columns are unclear and nobody is asked.
+    """
+    look = _read(options, decisions)
+    if "duplicates" not in given:
+        look = _with_duplicates(look, decisions)
+    if "min_interactions" not in given:
+        look = _with_minimum(look)
+    flat = kept(look.log, look.options, look.source.place)
+    look = replace(look, lengths=np.bincount(flat.users)[1:], num_items=int(flat.items.max()))
+    if "window" not in given:
+        look = _with_window(look)
+    return replace(look, train=training_split(flat, look.log.times, look.options, look.source.place))
+
+
+def with_option(options: DatasetOptions, key: str, value: Any) -> DatasetOptions:
+    """The options with another value of a key; `columns.user` is a key, too."""
+    values = options.model_dump(exclude_unset=True)
+    section, _, name = key.rpartition(".")
+    if section:
+        values[section] = {**values.get(section, {}), name: value}
+    else:
+        values[name] = value
+    return DatasetOptions.model_validate(values)
+
+
+def _read(options: DatasetOptions, decisions: Decisions) -> Look:
+    """The log; columns that its names do not tell are asked for."""
+    reasons: dict[str, str] = {}
+    while True:
+        try:
+            source = FileSource(options)
+            return Look(source, source.log, options, reasons)
+        except UnclearColumnError as unclear:
+            role = unclear.role
+            column, reasons[f"columns.{role}"] = _column(unclear, decisions)
+            options = with_option(options, f"columns.{role}", column)
+
+
+def _column(unclear: UnclearColumnError, decisions: Decisions) -> tuple[str, str]:
+    """The column of a role, and why; the error itself where nobody can say it."""
+    role, names, likely = unclear.role, unclear.names, unclear.likely
+    if likely:
+        reason = f"a sequence has the items of a {likely[0]}; {likely[1]} is there, too"
+        chosen = decisions.choose("Whose items make a sequence?", likely, likely[0], reason)
+        return chosen, reason if chosen == likely[0] else f"chosen; {likely[0]} is there, too"
+    if role == "timestamp":
+        reason = (
+            f"no column is named like a time, so the rows of each user count as in order of time (timestamp: {NONE})"
+        )
+        question = f"Which column is the time? {NONE}: each user's rows are in order already."
+        chosen = decisions.choose(question, [NONE, *names], NONE, reason)
+        return chosen, "each user's rows are in order of time" if chosen == NONE else "chosen"
+    assert role in REQUIRED
+    if not decisions.is_asking or not names:
+        raise unclear
+    return decisions.choose(f"Which column is the {role}?", names, names[0], ""), "chosen"
+
+
+def _with_duplicates(look: Look, decisions: Decisions) -> Look:
+    """Rows that repeat another one in all that is read: often written twice, unless times are whole days."""
+    num = num_exact(look.log)
+    if not num:
+        return look
+    is_fine = not _has_days(look.log)
+    is_dropped = decisions.choose_yes(
+        f"{num:,} rows repeat the user, item, time and rating of another one. Drop them?",
+        is_fine,
+        f"{num:,} rows repeat another one to the "
+        + ("second, so they are dropped (duplicates: exact)" if is_fine else "day, and are kept (duplicates: keep)"),
+    )
+    what = "repeat another one, time and rating included"
+    return look.having("duplicates", "exact" if is_dropped else "keep", f"{num:,} rows {what}")
+
+
+def _with_minimum(look: Look) -> Look:
+    """The largest usual minimum that leaves most of the log."""
+    total = look.log.frame.height
+    for minimum in MINIMA:
+        options = with_option(look.options, "min_interactions", minimum)
+        try:
+            left = len(kept(look.log, options, look.source.place).items)
+        except UserError:  # nothing is left
+            continue
+        if left >= SHARE_KEPT * total or minimum == MINIMA[-1]:
+            reason = f"users and items with fewer are left out; {left:,} of {total:,} interactions stay"
+            return look.having("min_interactions", minimum, reason)
+    raise AssertionError("a minimum of one leaves everything")
+
+
+def _with_window(look: Look) -> Look:
+    """The smallest usual window that holds most sequences whole."""
+    fits = [window for window in WINDOWS if np.mean(look.lengths <= window) >= SHARE_WHOLE]
+    window = fits[0] if fits else WINDOWS[-1]
+    longer = np.mean(look.lengths > window)
+    reason = (
+        f"{longer:.0%} of the sequences are longer, and cut into several" if longer else "holds each sequence whole"
+    )
+    return look.having("window", window, reason)
+
+
+def num_exact(log: Log) -> int:
+    """Rows that repeat the user, item, time and rating of another one; 0 without times, which would tell them apart."""
+    return len(log.frame) - len(drop_duplicates(log.frame, "exact")) if log.has_times else 0
+
+
+def _has_days(log: Log) -> bool:
+    """Whether all times are whole days."""
+    unit = log.times.unit
+    return unit is not None and bool((log.frame["timestamp"] % (A_DAY * unit) == 0).all())
