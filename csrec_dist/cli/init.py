@@ -1,6 +1,7 @@
 """The command that begins with a log: `init` writes a commented config for it."""
 
 import argparse
+import signal
 from pathlib import Path
 
 from csrec_dist.cli.parsing import Commands, add
@@ -31,5 +32,8 @@ def _init(options: argparse.Namespace) -> int:
     from csrec_dist.init.asking import Decisions
 
     decisions = Decisions.of_terminal(print, options.yes)
-    init_from_log(options.source, options.output, options.set, decisions, print, options.overwrite)
+    try:
+        init_from_log(options.source, options.output, options.set, decisions, print, options.overwrite)
+    except KeyboardInterrupt:  # at a question
+        return 128 + signal.SIGINT
     return 0

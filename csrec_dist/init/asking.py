@@ -7,7 +7,7 @@ from csrec_dist.errors import did_you_mean, listed
 
 
 class Decisions:
-    """Answers to questions, each with a default. `ask` gets the answers; None: the defaults are taken and said."""
+    """Answers to questions. `ask` gets them, shown a question; None: the defaults are taken, and said."""
 
     def __init__(self, say: Callable[[str], None], ask: Callable[[str], str] | None = None) -> None:
         self._say, self._ask = say, ask
@@ -24,20 +24,21 @@ class Decisions:
         return self._ask is not None
 
     def choose(self, question: str, choices: Sequence[str], default: str, reason: str) -> str:
-        """One of the choices; an empty answer, or the end of the input, is the default.
+        """One of the choices; an empty answer is the default, unless that is empty itself, and so is a closed input.
 
-        `reason` says what is uncertain and, without its subject, why the default is taken if nobody answers.
+        `reason` is said if nobody is asked: what is uncertain, and what the default makes of it.
         """
         if self._ask is None:
             self._say(f"decided: {reason}")
             return default
         while True:
             try:
-                answer = self._ask(f"{question} ({listed(choices)}) [{default}] ").strip()
+                hint = f" [{default}]" if default else ""
+                answer = self._ask(f"{question} ({listed(choices)}){hint} ").strip() or default
             except EOFError:
                 return default
-            if answer in choices or not answer:
-                return answer or default
+            if answer in choices:
+                return answer
             self._say(f"{answer!r} is none of them{did_you_mean(answer, choices)}.")
 
     def choose_yes(self, question: str, default: bool, reason: str) -> bool:

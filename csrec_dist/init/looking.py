@@ -101,9 +101,10 @@ def _column(unclear: UnclearColumnError, decisions: Decisions) -> tuple[str, str
         chosen = decisions.choose(question, [NONE, *names], NONE, reason)
         return chosen, "each user's rows are in order of time" if chosen == NONE else "chosen"
     assert role in REQUIRED
-    if not decisions.is_asking or not names:
-        raise unclear
-    return decisions.choose(f"Which column is the {role}?", names, names[0], ""), "chosen"
+    chosen = decisions.choose(f"Which column is the {role}?", names, "", "") if decisions.is_asking else ""
+    if not chosen:
+        raise UserError(f"{unclear} Give init --set dataset.columns.{role}=NAME, or answer it at a terminal.")
+    return chosen, "chosen"
 
 
 def _with_duplicates(look: Look, decisions: Decisions) -> Look:

@@ -1,5 +1,6 @@
 """`init`: its config prepares to what it said, every line of it can be switched on, and nothing is overwritten."""
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,10 +175,10 @@ def test_without_a_time_the_rows_count_as_in_order_or_a_column_is_named(tmp_path
 
 def test_an_item_that_no_name_tells_is_asked_for_and_never_decided(tmp_path: Path) -> None:
     log = write_csv(tmp_path / "log.csv", ("user", "thing", "time"), [(u, i, t) for u, i, _, t in rows()])
-    with pytest.raises(UserError, match=r"name one with dataset\.columns\.item"):
+    with pytest.raises(UserError, match="Give init --set dataset.columns.item=NAME"):
         init(log, tmp_path / "a.yaml")
     assert not (tmp_path / "a.yaml").exists()
-    assert init(log, tmp_path / "a.yaml", answers=["thing"])[0]["columns"]["item"] == "thing"
+    assert init(log, tmp_path / "a.yaml", answers=["", "thing"])[0]["columns"]["item"] == "thing"
     assert init(log, tmp_path / "b.yaml", "dataset.columns.item=thing")[0]["columns"]["item"] == "thing"
 
 
@@ -218,3 +219,29 @@ def test_what_it_saw_of_ratings_and_lengths(tmp_path: Path) -> None:
     assert any(line.endswith("three quarters up to 11, the longest 13") for line in said)
     no_ratings = write_csv(tmp_path / "plain.csv", ("user", "item", "time"), [(u, i, t) for u, i, _, t in rows()])
     assert "ratings: none" in init(no_ratings, tmp_path / "b.yaml")[1]
+
+
+def test_a_closed_input_takes_defaults_and_never_an_item(tmp_path: Path) -> None:
+    def closed(question: str) -> str:
+        raise EOFError
+
+    decisions = Decisions(lambda line: None, closed)
+    assert decisions.choose("Which?", ["a", "b"], "b", "") == "b"
+    log = write_csv(tmp_path / "log.csv", ("user", "thing", "time"), [(u, i, t) for u, i, _, t in rows()])
+    with pytest.raises(UserError, match="has no column that looks like the item"):
+        init_from_log(str(log), tmp_path / "a.yaml", [], decisions, lambda line: None)
+
+
+@pytest.mark.parametrize(("is_terminal", "is_silent"), [(True, False), (True, True), (False, False)])
+def test_questions_need_a_terminal(is_terminal: bool, is_silent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(is_terminal))
+    monkeypatch.setattr("sys.stdout", Terminal(True))
+    assert Decisions.of_terminal(print, is_silent).is_asking == (is_terminal and not is_silent)
+
+
+class Terminal(io.StringIO):
+    """A stream that says whether it is a terminal."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: is_terminal  # type: ignore[method-assign]
