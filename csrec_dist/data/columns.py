@@ -50,6 +50,14 @@ class UnclearColumnError(UserError):
         self.role, self.names, self.likely = role, list(names), list(likely)
 
 
+class UnclearHeaderError(UserError):
+    """The first line, whose fields are `values`, may be an interaction, and the config does not say that it is none."""
+
+    def __init__(self, message: str, values: Sequence[str]) -> None:
+        super().__init__(message)
+        self.values = list(values)
+
+
 def named_twice(columns: Mapping[str, str | int]) -> str:
     """The problem if two roles have the same column; "" otherwise."""
     roles: dict[str | int, str] = {}

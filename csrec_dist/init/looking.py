@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from csrec_dist.data.columns import NONE, REQUIRED, UnclearColumnError
+from csrec_dist.config import set_key
+from csrec_dist.data.columns import NONE, REQUIRED, UnclearColumnError, UnclearHeaderError
 from csrec_dist.data.dataset import Split
 from csrec_dist.data.log import Log, drop_duplicates
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import kept, training_split
 from csrec_dist.data.sources import FileSource
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.init.asking import Decisions
 
 WINDOWS = (10, 20, 50, 100, 200)
@@ -40,7 +41,7 @@ class Look:
 
     def having(self, key: str, value: Any, reason: str) -> "Look":
         """The same with another option, and why."""
-        options = with_option(self.options, key, value)
+        options = with_options(self.options, {key: value})
         return replace(self, options=options, reasons={**self.reasons, key: reason})
 
 
@@ -62,28 +63,50 @@ def look_at(options: DatasetOptions, given: Mapping[str, Any], decisions: Decisi
     return replace(look, train=training_split(flat, look.log.times, look.options, look.source.place))
 
 
-def with_option(options: DatasetOptions, key: str, value: Any) -> DatasetOptions:
-    """The options with another value of a key; `columns.user` is a key, too."""
+def with_options(options: DatasetOptions, changes: Mapping[str, Any]) -> DatasetOptions:
+    """The options with other values; `columns.user` is a key, too."""
     values = options.model_dump(exclude_unset=True)
-    section, _, name = key.rpartition(".")
-    if section:
-        values[section] = {**values.get(section, {}), name: value}
-    else:
-        values[name] = value
+    for key, value in changes.items():
+        set_key(values, key, value)
     return DatasetOptions.model_validate(values)
 
 
 def _read(options: DatasetOptions, decisions: Decisions) -> Look:
-    """The log; columns that its names do not tell are asked for."""
+    """The log; what its first line does not tell is asked for."""
     reasons: dict[str, str] = {}
     while True:
         try:
             source = FileSource(options)
             return Look(source, source.log, options, reasons)
         except UnclearColumnError as unclear:
-            role = unclear.role
-            column, reasons[f"columns.{role}"] = _column(unclear, decisions)
-            options = with_option(options, f"columns.{role}", column)
+            key = f"columns.{unclear.role}"
+            column, reasons[key] = _column(unclear, decisions)
+            options = with_options(options, {key: column})
+        except UnclearHeaderError as unclear:
+            changes = _header(unclear, decisions)
+            reasons |= dict.fromkeys(changes, "chosen")
+            options = with_options(options, changes)
+
+
+def _header(unclear: UnclearHeaderError, decisions: Decisions) -> dict[str, Any]:
+    """Whether the first line names the columns and, if not, their positions; the error itself where nobody can say."""
+    if not decisions.is_asking:
+        example = '--set dataset.header=false --set "dataset.columns={user: 1, item: 2, timestamp: 3}"'
+        raise UserError(f"{unclear} Give init the same, such as {example}, or answer it at a terminal.")
+    shown = listed(f"{position}: {quoted(value)}" for position, value in enumerate(unclear.values, 1))
+    question = f"The first line is {shown}. Is it an interaction, and not the names of the columns?"
+    if not decisions.choose_yes(question, True, ""):
+        return {"header": True}
+    changes: dict[str, Any] = {"header": False}
+    free = [str(position) for position in range(1, len(unclear.values) + 1)]
+    for role in (*REQUIRED, "timestamp", "rating"):
+        optional = [] if role in REQUIRED else [NONE]
+        chosen = decisions.choose(f"At which position is the {role}?", [*optional, *free], "".join(optional), "")
+        if not chosen:
+            raise unclear
+        changes[f"columns.{role}"] = NONE if chosen == NONE else int(chosen)
+        free = [position for position in free if position != chosen]
+    return changes
 
 
 def _column(unclear: UnclearColumnError, decisions: Decisions) -> tuple[str, str]:
@@ -127,7 +150,7 @@ def _with_minimum(look: Look) -> Look:
     """The largest usual minimum that leaves most of the log."""
     total = look.log.frame.height
     for minimum in MINIMA:
-        options = with_option(look.options, "min_interactions", minimum)
+        options = with_options(look.options, {"min_interactions": minimum})
         try:
             left = len(kept(look.log, options, look.source.place).items)
         except UserError:  # nothing is left

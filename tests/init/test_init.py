@@ -175,7 +175,7 @@ def test_without_a_time_the_rows_count_as_in_order_or_a_column_is_named(tmp_path
 
 def test_an_item_that_no_name_tells_is_asked_for_and_never_decided(tmp_path: Path) -> None:
     log = write_csv(tmp_path / "log.csv", ("user", "thing", "time"), [(u, i, t) for u, i, _, t in rows()])
-    with pytest.raises(UserError, match="Give init --set dataset.columns.item=NAME"):
+    with pytest.raises(UserError, match=r"Give init --set dataset\.columns\.item=NAME"):
         init(log, tmp_path / "a.yaml")
     assert not (tmp_path / "a.yaml").exists()
     assert init(log, tmp_path / "a.yaml", answers=["", "thing"])[0]["columns"]["item"] == "thing"
@@ -219,6 +219,23 @@ def test_what_it_saw_of_ratings_and_lengths(tmp_path: Path) -> None:
     assert any(line.endswith("three quarters up to 11, the longest 13") for line in said)
     no_ratings = write_csv(tmp_path / "plain.csv", ("user", "item", "time"), [(u, i, t) for u, i, _, t in rows()])
     assert "ratings: none" in init(no_ratings, tmp_path / "b.yaml")[1]
+
+
+def test_a_first_line_that_may_be_data_is_asked_for(tmp_path: Path) -> None:
+    lines = [(u[1:], t, i[1:], r) for u, i, r, t in rows()]
+    log = write_csv(tmp_path / "log.csv", lines[0], lines[1:])
+    with pytest.raises(UserError, match=r"Give init the same, such as --set dataset\.header=false"):
+        init(log, tmp_path / "a.yaml")
+    written, said, questions = init(log, tmp_path / "a.yaml", answers=["yes", "1", "3", "2", "4"])
+    assert written["header"] is False
+    assert written["columns"] == {"user": 1, "item": 3, "timestamp": 2, "rating": 4}
+    assert "(1, 2, 3, 4)" in questions[1]
+    assert "(none, 4)" in questions[-1], "what is taken is not offered again"
+    assert f"read {len(lines):,} interactions of {USERS} users and {ITEMS} items" in said
+    info = prepare(load_config(tmp_path / "a.yaml").dataset, tmp_path / "dataset")
+    assert info["statistics"]["raw_interactions"] == len(lines)
+    plain = init(log, tmp_path / "b.yaml", answers=["yes", "1", "3", "none", "none"])[0]
+    assert plain["columns"] == {"user": 1, "item": 3, "timestamp": "none", "rating": "none"}
 
 
 def test_a_closed_input_takes_defaults_and_never_an_item(tmp_path: Path) -> None:
