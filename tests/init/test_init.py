@@ -88,7 +88,8 @@ def test_a_config_prepares_to_what_init_said_of_the_log(form: str, tmp_path: Pat
     assert any(line.startswith(f"{counts['repeats']:,} interactions are with an item") for line in said)
     named = written.get("columns", {})
     assert {role: info["reading"]["columns"][role] for role in named} == named
-    assert set(named) >= {"user", "item", "timestamp"} or form in ("movielens", "sasrec")
+    are_of_the_form = form in ("movielens", "sasrec")
+    assert named == {} if are_of_the_form else set(named) >= {"user", "item", "timestamp"}
 
 
 @pytest.mark.parametrize("form", ["comma", "movielens"])
@@ -199,6 +200,9 @@ def test_a_log_of_short_sequences_keeps_most_of_its_interactions(tmp_path: Path)
     assert written["min_interactions"] == 3, "all users have four, so that a minimum of five leaves nothing"
     assert any(line.startswith("with min_interactions 3: 120 interactions of 30 users") for line in said)
     assert init(tmp_path / "log.csv", tmp_path / "b.yaml", "dataset.min_interactions=2")[0]["min_interactions"] == 2
+    guests = [(f"guest{number}", "i0", 5, 1_700_000_000) for number in range(100)]
+    mixed = write_csv(tmp_path / "mixed.csv", HEADER, [*rows(), *guests])
+    assert init(mixed, tmp_path / "c.yaml")[0]["min_interactions"] == 5, "most interactions are of others than guests"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,13 @@ def test_another_log_is_looked_at_again(config: Path, small_log: Path) -> None:
     assert written(config)["batch_size"] > before["batch_size"]
 
 
+def test_a_damaged_dataset_is_replaced(config: Path) -> None:
+    assert main(["prepare", "--config", str(config)]) == 0
+    (config.parent / "open/dataset/dataset.json").write_text("{")
+    assert main(["run", "--config", str(config), "--restart", "prepare"]) == 0
+    assert written(config) == expected(config)
+
+
 def prepare_as_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
     """What this rank trains with."""
     return execute(load_config(path), Runtime.start(), ["prepare"]).training.model_dump(mode="json")
