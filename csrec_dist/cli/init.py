@@ -28,8 +28,8 @@ def add_init(commands: Commands) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from csrec_dist.init import init_from_log
     from csrec_dist.init.asking import Decisions
+    from csrec_dist.init.command import init_from_log
 
     decisions = Decisions.of_terminal(print, options.yes)
     try:

@@ -1,7 +1,7 @@
 """A raw log as `init` sees it: read as `prepare` reads it, with the options that fit it, and how they were found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,23 +26,30 @@ A_DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Look:
-    """A log, the options to prepare it with, a reason for each that was found here, and what comes of them."""
+class Reading:
+    """A log that is read, the options so far, and by their keys below `dataset` the reasons for those found here."""
 
     source: FileSource
     log: Log
     options: DatasetOptions
-    reasons: dict[str, str] = field(default_factory=dict)
-    """By the key below `dataset`."""
-    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
-    """Interactions that are kept of each user, [users]."""
-    num_items: int = 0
-    train: Split = field(default_factory=lambda: Split("train", (), ()))
+    reasons: dict[str, str]
 
-    def having(self, key: str, value: Any, reason: str) -> "Look":
+    def having(self, key: str, value: Any, reason: str) -> "Reading":
         """The same with another option, and why."""
         options = with_options(self.options, {key: value})
         return replace(self, options=options, reasons={**self.reasons, key: reason})
+
+
+@dataclass(frozen=True)
+class Look(Reading):
+    """A log with the options to prepare it, and what comes of them.
+
+    `lengths` [users] are the interactions that are kept of each user, `train` is the size of the training split.
+    """
+
+    lengths: np.ndarray
+    num_items: int
+    train: Split
 
 
 def look_at(options: DatasetOptions, given: Mapping[str, Any], decisions: Decisions) -> Look:
@@ -51,16 +58,18 @@ def look_at(options: DatasetOptions, given: Mapping[str, Any], decisions: Decisi
     Raises:
         UserError: the log cannot be read, or nothing is left of it; or its columns are unclear and nobody is asked.
     """
-    look = _read(options, decisions)
+    reading = _read(options, decisions)
+    log, place = reading.log, reading.source.place
     if "duplicates" not in given:
-        look = _with_duplicates(look, decisions)
+        reading = _with_duplicates(reading, decisions)
     if "min_interactions" not in given:
-        look = _with_minimum(look)
-    flat = kept(look.log, look.options, look.source.place)
-    look = replace(look, lengths=np.bincount(flat.users)[1:], num_items=int(flat.items.max()))
+        reading = _with_minimum(reading)
+    flat = kept(log, reading.options, place)
+    lengths = np.bincount(flat.users)[1:]
     if "window" not in given:
-        look = _with_window(look)
-    return replace(look, train=training_split(flat, look.log.times, look.options, look.source.place))
+        reading = _with_window(reading, lengths)
+    train = training_split(flat, log.times, reading.options, place)
+    return Look(reading.source, log, reading.options, reading.reasons, lengths, int(flat.items.max()), train)
 
 
 def with_options(options: DatasetOptions, changes: Mapping[str, Any]) -> DatasetOptions:
@@ -71,13 +80,13 @@ def with_options(options: DatasetOptions, changes: Mapping[str, Any]) -> Dataset
     return DatasetOptions.model_validate(values)
 
 
-def _read(options: DatasetOptions, decisions: Decisions) -> Look:
+def _read(options: DatasetOptions, decisions: Decisions) -> Reading:
     """The log; what its first line does not tell is asked for."""
     reasons: dict[str, str] = {}
     while True:
         try:
             source = FileSource(options)
-            return Look(source, source.log, options, reasons)
+            return Reading(source, source.log, options, reasons)
         except UnclearColumnError as unclear:
             key = f"columns.{unclear.role}"
             column, reasons[key] = _column(unclear, decisions)
@@ -130,12 +139,12 @@ def _column(unclear: UnclearColumnError, decisions: Decisions) -> tuple[str, str
     return chosen, "chosen"
 
 
-def _with_duplicates(look: Look, decisions: Decisions) -> Look:
+def _with_duplicates(reading: Reading, decisions: Decisions) -> Reading:
     """Rows that repeat another one in all that is read: often written twice, unless times are whole days."""
-    num = num_exact(look.log)
+    num = num_exact(reading.log)
     if not num:
-        return look
-    is_fine = not _has_days(look.log)
+        return reading
+    is_fine = not _has_days(reading.log)
     is_dropped = decisions.choose_yes(
         f"{num:,} rows repeat the user, item, time and rating of another one. Drop them?",
         is_fine,
@@ -143,33 +152,33 @@ def _with_duplicates(look: Look, decisions: Decisions) -> Look:
         + ("second, so they are dropped (duplicates: exact)" if is_fine else "day, and are kept (duplicates: keep)"),
     )
     what = "repeat another one, time and rating included"
-    return look.having("duplicates", "exact" if is_dropped else "keep", f"{num:,} rows {what}")
+    return reading.having("duplicates", "exact" if is_dropped else "keep", f"{num:,} rows {what}")
 
 
-def _with_minimum(look: Look) -> Look:
+def _with_minimum(reading: Reading) -> Reading:
     """The largest usual minimum that leaves most of the log."""
-    total = look.log.frame.height
+    total = reading.log.frame.height
     for minimum in MINIMA:
-        options = with_options(look.options, {"min_interactions": minimum})
+        options = with_options(reading.options, {"min_interactions": minimum})
         try:
-            left = len(kept(look.log, options, look.source.place).items)
+            left = len(kept(reading.log, options, reading.source.place).items)
         except UserError:  # nothing is left
             continue
         if left >= SHARE_KEPT * total or minimum == MINIMA[-1]:
             reason = f"users and items with fewer are left out; {left:,} of {total:,} interactions stay"
-            return look.having("min_interactions", minimum, reason)
+            return reading.having("min_interactions", minimum, reason)
     raise AssertionError("a minimum of one leaves everything")
 
 
-def _with_window(look: Look) -> Look:
+def _with_window(reading: Reading, lengths: np.ndarray) -> Reading:
     """The smallest usual window that holds most sequences whole."""
-    fits = [window for window in WINDOWS if np.mean(look.lengths <= window) >= SHARE_WHOLE]
+    fits = [window for window in WINDOWS if np.mean(lengths <= window) >= SHARE_WHOLE]
     window = fits[0] if fits else WINDOWS[-1]
-    longer = np.mean(look.lengths > window)
+    longer = np.mean(lengths > window)
     reason = (
         f"{longer:.0%} of the sequences are longer, and cut into several" if longer else "holds each sequence whole"
     )
-    return look.having("window", window, reason)
+    return reading.having("window", window, reason)
 
 
 def num_exact(log: Log) -> int:

@@ -13,8 +13,8 @@ from csrec_dist.cli import main
 from csrec_dist.config import load_config, parse_config
 from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
-from csrec_dist.init import init_from_log
 from csrec_dist.init.asking import Decisions
+from csrec_dist.init.command import init_from_log
 
 USERS, ITEMS = 30, 8
 
