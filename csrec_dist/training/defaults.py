@@ -1,22 +1,24 @@
-"""What a training takes from the size of its log, where the config leaves it open. Imports no torch."""
+"""What a training takes from the size of its log, where the config leaves it open. Imports no torch.
 
-from math import ceil, log2
+The figures were chosen on validation NDCG@10 of Base with SASRec: "Defaults by the size of a log" in benchmarks/LOG.md.
+"""
+
+from math import ceil, log2, sqrt
 
 from csrec_dist.data.dataset import Split
 from csrec_dist.training.options import ResolvedTraining, TrainingOptions
 
-# Chosen on validation NDCG@10 of Base with SASRec over four logs: see "Defaults by the size of a log" in
-# benchmarks/LOG.md.
-EXAMPLES = 1024
-"""Of a batch: smaller ones make steps that a processor does not fill, and larger ones too few steps of a small log."""
-FEWEST_STEPS = 32
-"""Of an epoch: a small log has smaller batches, down to one window."""
-LEARNING_RATE = 1e-3
+STEPS_OF_EPOCH, FEWEST_STEPS = 150, 32
+"""An epoch has about so many steps, unless these have fewer or more examples than EXAMPLES allow; and at least such."""
+EXAMPLES = (256, 4096)
+"""Of a batch: fewer do not fill a processor, and more were not tried."""
+LEARNING_RATE, AT_EXAMPLES, HIGHEST_RATE = 1e-3, 512, 4e-3
+"""Of batches of up to AT_EXAMPLES; above, it grows with the square root of the batch."""
 WARMUP_STEPS = 100
 """Of the learning rate, or the steps of the first epoch if these are fewer."""
-STEPS, MOST_EPOCHS, FEWEST_EPOCHS = 20_000, 200, 10
-"""A training has about so many steps, unless these are more or fewer passes than such."""
-PATIENT_STEPS, MOST_PATIENCE, LEAST_PATIENCE = 1_000, 10, 3
+STEPS, EPOCHS = 20_000, (10, 200)
+"""A training has about so many steps at most, within these numbers of epochs."""
+PATIENT_STEPS, PATIENCE = 1_000, (3, 10)
 """Early stopping waits about so many steps, within these numbers of epochs."""
 
 
@@ -27,19 +29,26 @@ def resolve(options: TrainingOptions, train: Split) -> ResolvedTraining:
 
     >>> small = Split("train", shard_rows=(600, 600), shard_examples=(48_000, 48_000))
     >>> resolve(TrainingOptions(), small).batch_size
-    16
-    >>> resolve(TrainingOptions(batch_size=64), small).batch_size
-    64
+    8
+    >>> resolve(TrainingOptions(batch_size=64), small).learning_rate
+    0.0032
     """
-    windows, examples = train.num_rows, train.num_examples
-    of_batch = min(EXAMPLES * windows / examples, windows / FEWEST_STEPS)
+    windows, of_window = train.num_rows, train.num_examples / train.num_rows
+    of_batch = min(_within(train.num_examples / STEPS_OF_EPOCH, EXAMPLES) / of_window, windows / FEWEST_STEPS)
     batch_size = options.batch_size or max(1, 2 ** round(log2(of_batch)))
     steps = ceil(windows / batch_size)
+    rate = LEARNING_RATE * max(1, sqrt(batch_size * of_window / AT_EXAMPLES))
     chosen = {
         "batch_size": batch_size,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": min(float(f"{rate:.1e}"), HIGHEST_RATE),
         "warmup_steps": min(WARMUP_STEPS, steps),
-        "max_epochs": min(max(ceil(STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS),
-        "patience": min(max(ceil(PATIENT_STEPS / steps), LEAST_PATIENCE), MOST_PATIENCE),
+        "max_epochs": _within(STEPS / steps, EPOCHS),
+        "patience": _within(PATIENT_STEPS / steps, PATIENCE),
     }
     return ResolvedTraining.model_validate(chosen | options.model_dump(exclude_none=True))
+
+
+def _within(value: float, limits: tuple[int, int]) -> int:
+    """The next whole number, or the limit that it is beyond."""
+    low, high = limits
+    return min(max(ceil(value), low), high)

@@ -24,7 +24,8 @@ def steps_of(windows: int, chosen: ResolvedTraining) -> int:
 def test_a_training_of_any_size_has_steps_to_learn_in_and_an_end(windows: int, examples: int) -> None:
     chosen = resolve(TrainingOptions(), split(windows, examples))
     steps = steps_of(windows, chosen)
-    assert chosen.batch_size * examples <= 4096 or chosen.batch_size == 1, "windows that no step can split"
+    assert chosen.batch_size * examples <= 2**0.5 * 4096, "the nearest power of two windows"
+    assert 1e-3 <= chosen.learning_rate <= 4e-3
     assert steps >= min(windows, 8), "an epoch of few steps learns little"
     assert chosen.warmup_steps < steps * chosen.patience, "patience outlasts the warm-up"
     assert chosen.patience < chosen.max_epochs
@@ -36,8 +37,14 @@ def test_a_larger_log_has_no_smaller_batches_and_no_more_epochs(examples: int) -
     for smaller, larger in itertools.pairwise((7, 90, 1_500, 40_000, 3_000_000)):
         less, more = (resolve(TrainingOptions(), split(windows, examples)) for windows in (smaller, larger))
         assert less.batch_size <= more.batch_size
+        assert less.learning_rate <= more.learning_rate
         assert less.max_epochs >= more.max_epochs
         assert less.patience >= more.patience
+
+
+def test_the_learning_rate_grows_with_the_root_of_a_given_batch() -> None:
+    chosen = [resolve(TrainingOptions(batch_size=size), split(40_000, 32)) for size in (1, 16, 64, 256, 4096)]
+    assert [each.learning_rate for each in chosen] == [1e-3, 1e-3, 2e-3, 4e-3, 4e-3]
 
 
 @pytest.mark.parametrize(
