@@ -94,10 +94,11 @@ class _Planner:
         ]
 
     def _changes(self) -> list[str]:
-        saved = Run.of(self.config).folder / "config.yaml"
+        folder = Run.of(self.config).folder
+        saved = folder / "config.yaml"
         if not saved.exists():
             return []
-        before, now = flatten(load_config(saved).dump()), flatten(self.config.dump())
+        before, now = flatten(Run(folder, load_config(saved)).resolved.dump()), flatten(self.config.dump())
         return [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in changed_keys(before, now)]
 
     def data(self) -> list[PlanRow]:
