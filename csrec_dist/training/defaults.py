@@ -12,13 +12,15 @@ STEPS_OF_EPOCH, FEWEST_STEPS = 150, 32
 """An epoch has about so many steps, unless these have fewer or more examples than EXAMPLES allow; and at least such."""
 EXAMPLES = (256, 4096)
 """Of a batch: fewer do not fill a processor, and more were not tried."""
+FEWEST_WINDOWS = 2
+"""Of a batch: models that contrast its windows have nothing to tell one of them from."""
 LEARNING_RATE, AT_EXAMPLES, HIGHEST_RATE = 1e-3, 512, 4e-3
 """Of batches of up to AT_EXAMPLES; above, it grows with the square root of the batch."""
 WARMUP_STEPS = 100
 """Of the learning rate, or the steps of the first epoch if these are fewer."""
 STEPS, EPOCHS = 20_000, (10, 200)
 """A training has about so many steps at most, within these numbers of epochs."""
-PATIENT_STEPS, PATIENCE = 1_000, (3, 10)
+PATIENT_STEPS, PATIENCE = 1_000, (3, 20)
 """Early stopping waits about so many steps, within these numbers of epochs."""
 
 
@@ -35,7 +37,7 @@ def resolve(options: TrainingOptions, train: Split) -> ResolvedTraining:
     """
     windows, of_window = train.num_rows, train.num_examples / train.num_rows
     of_batch = min(_within(train.num_examples / STEPS_OF_EPOCH, EXAMPLES) / of_window, windows / FEWEST_STEPS)
-    batch_size = options.batch_size or max(1, 2 ** round(log2(of_batch)))
+    batch_size = options.batch_size or max(FEWEST_WINDOWS, 2 ** round(log2(of_batch)))
     steps = ceil(windows / batch_size)
     rate = LEARNING_RATE * max(1, sqrt(batch_size * of_window / AT_EXAMPLES))
     chosen = {

@@ -26,7 +26,8 @@ def test_a_training_of_any_size_has_steps_to_learn_in_and_an_end(windows: int, e
     steps = steps_of(windows, chosen)
     assert chosen.batch_size * examples <= 2**0.5 * 4096, "the nearest power of two windows"
     assert 1e-3 <= chosen.learning_rate <= 4e-3
-    assert steps >= min(windows, 8), "an epoch of few steps learns little"
+    assert steps >= min(windows / 2, 8), "an epoch of few steps learns little"
+    assert chosen.batch_size >= 2, "windows that a model may contrast"
     assert chosen.warmup_steps < steps * chosen.patience, "patience outlasts the warm-up"
     assert chosen.patience < chosen.max_epochs
     assert steps * chosen.max_epochs >= 1_000 or windows < 10
