@@ -35,7 +35,7 @@ def init_from_log(
     Raises:
         UserError: the file is there, the log cannot be read, or a key is wrong.
     """
-    stem = re.split(r"[.*?\[]", Path(log).name, maxsplit=1)[0] or "log"
+    stem = re.split(r"[.*?\[]", Path(log).name, maxsplit=1)[0].rstrip("-_ ") or "log"
     path = output or Path(f"{stem}.yaml")
     if exists(path) and not overwrite:
         raise UserError(f"{path} is there already: give --overwrite to replace it, or --output for another file.")
