@@ -18,7 +18,7 @@ FLOORS = [
     {"teachers", "evaluation", "labels", "training"},
     {"config", "export"},
     {"runs"},
-    {"report", "recommend", "plan", "experiments"},
+    {"report", "recommend", "plan", "experiments", "init"},
     {"api", "bench", "serve"},
     {"cli"},
     {"__main__"},

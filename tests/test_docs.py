@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_the_readme_does_the_same_run_in_python_and_on_the_command_line(sales: P
     assert main(["run", "--config", "shop.yaml"]) == 0
     assert read_json("runs/shop/metrics.json") == in_python
     assert main(["recommend", "runs/shop", "-n", "5", "--exclude-seen"]) == 0
+
+
+def test_own_data_goes_from_a_csv_to_lists_and_init_says_what_the_page_shows(
+    sales: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = DOCS / "own_data.md"
+    commands = [shlex.split(line) for block in blocks_of(page, "bash") for line in block.splitlines()]
+    assert {command[0] for command in commands} == {"csrec-dist"}
+    for name, *arguments in (command[1:] for command in commands):
+        short = ["--set", "training.max_epochs=1"] if name == "run" else []
+        assert main([name, *arguments, *short]) == 0, name
+        said = capsys.readouterr().out
+        if name == "init":
+            assert "".join(f"    {line}\n" for line in said.splitlines()) in page.read_text(encoding="utf-8")
+    run_blocks(page, blocks_of(page))
+    assert (sales / "lists.parquet").exists()
+    assert (sales / "runs/shop/report/report.html").exists()
 
 
 @pytest.mark.launch

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from csrec_dist import __version__
-from csrec_dist.cli import bench, experiments, labels, results, running, serving
+from csrec_dist.cli import bench, experiments, init, labels, results, running, serving
 from csrec_dist.errors import SharedUserError, StorageError, UserError
 from csrec_dist.processes import end_with_parent
 from csrec_dist.storage import FAILURES, storage_error
@@ -27,6 +27,7 @@ a run goes through these stages:
 
 examples:
   csrec-dist fetch ml-100k                                            download a public log
+  csrec-dist init clicks.csv                                          look at a log of yours; writes clicks.yaml
   csrec-dist run --config configs/experiments/demo.yaml               train and evaluate, on one process
   accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config configs/experiments/demo.yaml
                                                                       the same on two processes, with or without GPUs
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     running.add_fetch(commands)
+    init.add_init(commands)
     experiments.add_simulate(commands)
     running.add_stages(commands)
     running.add_reshard(commands)

@@ -18,7 +18,7 @@ from csrec_dist.data.account import (
     say_trained_before,
 )
 from csrec_dist.data.append import AppendedSource, lineage, require_kept, trained_before, write_log
-from csrec_dist.data.dataset import FORMAT_VERSION, LOG, SEQUENCES, Dataset
+from csrec_dist.data.dataset import FORMAT_VERSION, LOG, SEQUENCES, Dataset, Split
 from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
@@ -160,6 +160,18 @@ def _prepare(
     num_examples, num_shards = info["splits"]["train"]["num_examples"], info["num_shards"]
     say(f"wrote {folder}: {num_examples:,} training examples in {num_shards} shards, for at most so many ranks")
     return info
+
+
+def kept(log: Log, options: DatasetOptions, place: Path) -> Flat:
+    """The interactions that `prepare` keeps of a log, without preparing it; raises as it does."""
+    distinct, _ = _without_duplicates(log, options.duplicates, place)
+    return _keep(distinct, options, place)[0]
+
+
+def training_split(flat: Flat, times: Times, options: DatasetOptions, place: Path) -> Split:
+    """The size of the training split that `prepare` makes of kept interactions, as one shard; raises as it does."""
+    train = _cut(flat, times, options, place)[1]["train"]
+    return Split("train", (len(train),), (int((train.lengths - 1).sum()),))
 
 
 def require_same(folder: Path, options: DatasetOptions, table: Any = None, extends: Dataset | None = None) -> None:

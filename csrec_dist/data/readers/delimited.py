@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.columns import FindLine, Layout, Scan, guesses, pick
+from csrec_dist.data.columns import FindLine, Layout, Scan, UnclearHeaderError, guesses, pick
 from csrec_dist.data.compressed import opened
 from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.peek import fields, first_line, is_date, is_number
-from csrec_dist.errors import UserError, listed, quoted
+from csrec_dist.errors import listed, quoted
 
 SEPARATORS = ("\t", ",", ";", "|")
 RARE_SEPARATORS = ("#", " ")  # text has them too, so that they count where none of the others occurs
@@ -47,9 +47,10 @@ def scan(part: Part, layout: Layout) -> Scan:
         return pick(without_header(part, separator, len(names)), layout, part, line_of=line_of)
     if layout.header is None and not _is_header(names):
         numbered = listed(f"{position}: {quoted(name)}" for position, name in enumerate(names, 1))
-        raise UserError(
+        raise UnclearHeaderError(
             f"{part.path}: its first line reads as data, not as the names of columns: {numbered}. If it is an "
-            f"interaction, {BY_POSITION}; if it is the header, set dataset.header: true."
+            f"interaction, {BY_POSITION}; if it is the header, set dataset.header: true.",
+            names,
         )
     log = _scan_long(part, separator, names).slice(1) if len(separator) > 1 else scan_text(part, separator)
     return pick(log, layout, part, hint=f"; or, if this line is no header, {BY_POSITION}", line_of=line_of)

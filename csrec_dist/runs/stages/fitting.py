@@ -29,7 +29,7 @@ from csrec_dist.storage import require_room
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.training.limits import SELECTION_METRIC, exceeded, num_epochs
-from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.options import ResolvedTraining
 from csrec_dist.training.telemetry import StageLog
 
 COPIES = 4
@@ -65,7 +65,7 @@ class Training:
     checkpoints: Path
     inputs: dict[str, Any]
 
-    def is_ended(self, options: LoopOptions) -> bool:
+    def is_ended(self, options: ResolvedTraining) -> bool:
         """Whether the model is trained to the end that these limits set; metrics.json is written last.
 
         Raises:
@@ -132,7 +132,7 @@ def fit(
     trainer = Trainer(
         engine,
         run.dataset,
-        run.config.training,
+        run.training,
         task.seed,
         lambda model: evaluate_model(run, model, "valid", layout),
         log,
