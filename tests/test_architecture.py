@@ -16,8 +16,8 @@ FLOORS = [
     {"teachers", "evaluation", "labels", "training"},
     {"config"},
     {"runs"},
-    {"report", "recommend", "plan", "experiments"},
-    {"api", "bench"},
+    {"report", "recommend", "plan"},
+    {"api", "bench", "experiments"},
     {"cli"},
     {"__main__"},
 ]

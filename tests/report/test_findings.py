@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,25 @@ def page_of(run: Path) -> str:
 
 
 def tables_of(page: str) -> Tables:
-    """Tables by their heading, or by their first column where a heading has several; rows by first cell and column."""
+    """Tables by the heading or bold line above them, or by their first column among the groups; rows by first cell.
+
+    Tables of one heading are one: of a table for each cut-off, all columns. Marks of the best value are left out.
+    """
     tables: Tables = {}
-    for heading, text in re.findall(r"^##+ (.*)\n((?:(?!#).*\n)*)", page, re.MULTILINE):
-        for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-            header, _, *rows = [
-                [cell.strip() for cell in line.strip("|\n").split(" | ")] for line in block.splitlines()
-            ]
-            name = header[0] if heading == "Groups of test rows" else heading
-            tables[name] = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+    heading, lines = "", page.splitlines()
+    for number, line in enumerate(lines):
+        if found := re.fullmatch(r"##+ (.*)|\*\*(Test, .*)\*\*", line):
+            heading = (found[1] or found[2]).removesuffix(", other cut-offs")
+        if line.startswith("| ") and lines[number - 1] == "":
+            header, _, *rows = [_cells(each) for each in takewhile(lambda each: each.startswith("|"), lines[number:])]
+            table = tables.setdefault(header[0] if heading == "Groups in figures" else heading, {})
+            for row in rows:
+                table.setdefault(row[0], {}).update(zip(header[1:], row[1:], strict=True))
     return tables
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().replace("*", "") for cell in line.strip("|").split(" | ")]
 
 
 def title_of(metric: str) -> str:
