@@ -128,6 +128,8 @@ def add_legend(figure: Figure, legend: Legend, title: str | None = None) -> None
 
 def save_picture(figure: Figure, title: str, name: str, folder: Path | None = None) -> Picture:
     """A figure as a picture; in a folder, its PNG is written too. Within `themed`."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # places are found once, not again for each form
     if folder is not None:
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)

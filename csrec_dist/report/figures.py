@@ -46,9 +46,8 @@ def draw_figures(run: Run, ranked: Ranked, folder: Path) -> dict[str, Picture]:
 
 def _pictures(run: Run, ranked: Ranked, picture: Callable[..., Picture]) -> Iterator[tuple[str, Picture]]:
     colour = colours([row.name for row in run.results])
-    tested = [row for row in run.results if row.test]
-    if tested:
-        for metric in METRICS:
+    for metric in METRICS:
+        if tested := [row for row in run.results if metric in row.test]:
             name, title = metric.partition("@")[0], f"{metric_title(metric)} on test, with 95 % intervals"
             draw = partial(_draw_bars, tested, ranked, metric, colour)
             yield metric, picture(title, name, draw, height=bars_height(len(tested)))

@@ -47,12 +47,12 @@ def _metrics(run: Run) -> Iterator[Block]:
         yield Text("Test, by rating", is_strong=True)
         yield Text(f"⁺: test rows whose target is rated at least {delta}; ⁻: test rows whose target is rated lower.")
         yield from _selected(rated, tests)
-        yield from _others("By rating, other cut-offs", rated, tests)
+        yield from _others("Test, by rating, other cut-offs", rated, tests)
     if true:
         yield Text("Test, true targets", is_strong=True)
         yield Text("Computed from the ranks of the items users truly preferred instead of the logged targets.")
         yield from _selected(true, tests)
-        yield from _others("True targets, other cut-offs", true, tests)
+        yield from _others("Test, true targets, other cut-offs", true, tests)
     valid = {row.title: row.valid for row in run.results}
     if valid_names := _names(valid.values()):
         yield Fold("Validation", (*_selected(valid_names, valid), *_of_others(valid_names, valid)))
@@ -152,7 +152,7 @@ def _lists(results: Sequence[ResultRow], pictures: Pictures) -> Iterator[Block]:
     )
     yield from shown(pictures, *LIST_PICTURES)
     yield from _selected(names, models)
-    yield from _others("Lists of other lengths", names, models)
+    yield from _others("Recommended lists, other cut-offs", names, models)
 
 
 def calibration_section(results: Sequence[ResultRow], pictures: Pictures) -> Section:
