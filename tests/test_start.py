@@ -38,7 +38,7 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("prepare --config CONFIG", FILES),
     ("prepare --config CONFIG --set output=.", CONVERTED),
     ("report none", FILES),
-    ("report RUN", {*FILES, "matplotlib"}),
+    ("report RUN", {*FILES, "matplotlib", "scipy"}),
     ("report RUN RUN", FILES),
     ("compare RUN none", FILES),
     ("compare RUN RUN:teacher-0", {*FILES, "scipy"}),

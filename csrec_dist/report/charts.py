@@ -62,7 +62,7 @@ THEME = {
 WIDTH = 5.6
 """Of a chart, in inches: two or three of them stand side by side, or one on a phone."""
 DOTS_PER_INCH = 130
-LONGEST_LABEL = 28
+LONGEST_LABEL = 32
 
 
 def label(text: str) -> str:

@@ -96,7 +96,7 @@ def horizontal_bars(
     for place, (value, interval) in enumerate(zip(values, intervals or [None] * len(values), strict=True)):
         if interval:
             axes.plot(interval, [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
-        end_label(axes, place, max(value, *(interval or ())) if interval else value, write.format(value))
+        end_label(axes, place, max(0.0, value, *(interval or ())), write.format(value).replace("-", "−"))
     finish_bars(axes, names)
 
 
@@ -112,7 +112,8 @@ def finish_bars(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlim(0, 1.25 * axes.dataLim.xmax or 1)
+    low, high = min(0.0, axes.dataLim.xmin), max(0.0, axes.dataLim.xmax)
+    axes.set_xlim(low, high + (0.25 * (high - low) or 1))
 
 
 def _draw_bars(rows: Sequence[ResultRow], ranked: Ranked, metric: str, colour: Mapping[str, str], axes: Axes) -> Legend:

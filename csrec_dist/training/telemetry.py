@@ -181,8 +181,9 @@ class StageLog:
             numbers = {key: value for key, value in settings.items() if type(value) in (int, float)}
             texts = {key: str(value) for key, value in settings.items() if key not in numbers}
             _, begin, end = hparams(numbers | texts, {})
+            events: Any = self._writer.file_writer
             for summary in (begin, end):
-                self._writer.file_writer.add_summary(summary)
+                events.add_summary(summary)
 
 
 def _terminal_bar(console: Console) -> Progress:

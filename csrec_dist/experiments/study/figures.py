@@ -15,19 +15,21 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.options import GROUPINGS, metric_title
 from csrec_dist.experiments.study.spec import Entry, matches
-from csrec_dist.experiments.study.tables import in_percent, select
+from csrec_dist.experiments.study.tables import Against, in_percent, select
 from csrec_dist.experiments.study.views import GROUPS, CurveOptions, FigureOptions
 from csrec_dist.report.charts import (
     INK,
     MUTED,
     STUDENT,
     add_legend,
+    draw_picture,
     panels_figure,
     save_picture,
     series_colours,
     themed,
 )
 from csrec_dist.report.document import Picture
+from csrec_dist.report.figures import bars_height, horizontal_bars
 
 BAR_SPACE = 0.8
 
@@ -156,6 +158,18 @@ def _draw_level(plot: Axes, options: FigureOptions, shown: pl.DataFrame, panel: 
 
 def _scale(metric: str) -> int:
     return 100 if in_percent(metric) else 1
+
+
+def draw_changes(lines: Sequence[Against], other: str, metric: str, folder: Path) -> Picture:
+    """Draw how much each column of a table is above another in the mean over its rows, as answer.png in `folder`."""
+
+    def bars(plot: Axes) -> dict[str, Any]:
+        changes = [100 * line.change for line in lines]
+        horizontal_bars(plot, [line.column for line in lines], changes, STUDENT, "{:+.1f} %")
+        return {}
+
+    title = f"Change of {metric_title(metric)} against {other}, %: mean over the rows of the table"
+    return draw_picture(title, "answer", bars, folder=folder, height=bars_height(len(lines)))
 
 
 def draw_curve(options: CurveOptions, entries: Sequence[Entry], folder: Path) -> Picture | None:

@@ -9,11 +9,11 @@ import polars as pl
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.collecting import ENVIRONMENT, SETTINGS, collect, settings_key
-from csrec_dist.experiments.study.figures import draw, draw_curve
+from csrec_dist.experiments.study.figures import draw, draw_changes, draw_curve
 from csrec_dist.experiments.study.spec import Entry, Study
-from csrec_dist.experiments.study.tables import select, table, table_answer
+from csrec_dist.experiments.study.tables import against, answer, select, table
 from csrec_dist.files import atomic_path
-from csrec_dist.report.document import Answer, Page, Section, Text
+from csrec_dist.report.document import Block, Page, Section, Text
 from csrec_dist.report.page import write_pages
 
 NOTE = (
@@ -45,7 +45,7 @@ def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewher
         with atomic_path(folder / "results.parquet") as temporary:
             results.write_parquet(temporary, compression="zstd")
     done = f"{study.source}. {len(results)} of {len(entries)} runs are done.".lstrip(". ")
-    sections = [Section.of("Answer", [*_answers(study, results), Text(f"{done} {NOTE}")])]
+    sections = [Section.of("Answer", [*_answers(study, results, folder), Text(f"{done} {NOTE}")])]
     for number, options in enumerate(study.tables, 1):
         if len(results) and len(select(results, options.where)):
             sections.append(Section.of(options.title or f"Table {number}", table(study, options, results)))
@@ -54,11 +54,13 @@ def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewher
     return folder / "results.md"
 
 
-def _answers(study: Study, results: pl.DataFrame) -> Iterator[Answer]:
-    """What the first table that compares columns says."""
-    for options in study.tables:
-        if len(results) and (answer := table_answer(study, options, results)):
-            yield answer
+def _answers(study: Study, results: pl.DataFrame, folder: Path) -> Iterator[Block]:
+    """What the first table that compares columns says, and a chart of it."""
+    for options in study.tables if len(results) else []:
+        metric, lines = against(study, options, results)
+        if lines:
+            yield answer(lines, options.better_than[0], metric)
+            yield draw_changes(lines, options.better_than[0], metric, folder)
             return
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 
 from csrec_dist.errors import UserError
+from csrec_dist.evaluation.options import metric_title
 from csrec_dist.evaluation.significance import compare_ranks
 from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER
 from csrec_dist.experiments.study.spec import Cell, Published, Study, matches
 from csrec_dist.experiments.study.views import TableOptions, When
-from csrec_dist.report.document import NONE, Answer, Block, Table, Text, Tone, best_of
+from csrec_dist.report.document import NONE, Answer, Block, Table, Text, best_of
 from csrec_dist.report.document import Cell as TableCell
 
 LETTERS = "ᵃᵇᶜᵈᵉ"
@@ -114,56 +115,64 @@ def table(study: Study, options: TableOptions, results: pl.DataFrame) -> list[Bl
     return blocks
 
 
-def table_answer(study: Study, options: TableOptions, results: pl.DataFrame) -> Answer | None:
-    """What a table says of its columns against the first of `better_than`, by the last metric that is tested."""
-    metric = next((name for name in reversed(options.metrics) if TESTED.fullmatch(name)), None)
-    if metric is None or not options.better_than:
-        return None
-    values, base = study.values(options.where), options.better_than[0]
-    groups = _groups(options, values, select(results, options.where))
-    others = [column for column in values[options.columns] if column not in options.better_than]
-    lines = {column: _against(options, column, base, groups, metric) for column in others}
-    told = {column: line for column, line in lines.items() if line.num_rows}
-    if not told:
-        return None
-    best = max(told, key=lambda column: told[column].change)
-    tone: Tone = "gain" if told[best].num_better > told[best].num_worse else "open"
-    return Answer(
-        tone,
-        told[best].sentence(best, base, metric),
-        tuple(line.sentence(column, base, metric) for column, line in told.items() if column != best),
-    )
-
-
 @dataclass(frozen=True)
 class Against:
-    """A column against another over the rows of a table: the mean change of its mean, and how many rows differ."""
+    """A column against another over the rows of a table that have both, by one metric.
 
+    `change` is the mean over the rows of how much its mean is higher, as a share; in `num_better` and `num_worse` rows
+    the two differ, p < 0.05.
+    """
+
+    column: str
     num_rows: int
     change: float
     num_higher: int
     num_better: int
     num_worse: int
 
-    def sentence(self, column: str, other: str, metric: str) -> str:
-        """The same in words."""
-        ahead = f"{column} is above {other} in {self.num_higher} of {self.num_rows} rows of {metric}"
-        change = f"{100 * self.change:+.1f} % in the mean".replace("-", "−")
-        return f"{ahead} ({change}); p < 0.05 in {self.num_better} rows above and {self.num_worse} below."
+
+def against(study: Study, options: TableOptions, results: pl.DataFrame) -> tuple[str, list[Against]]:
+    """The last metric of a table that can be tested, and its columns against the first of `better_than`, best first."""
+    metric = next((name for name in reversed(options.metrics) if TESTED.fullmatch(name)), "")
+    values = study.values(options.where)
+    groups = _groups(options, values, select(results, options.where))
+    others = [column for column in values[options.columns] if column not in options.better_than]
+    found = [_against(options, column, groups, metric) for column in others if metric and options.better_than]
+    return metric, sorted((each for each in found if each.num_rows), key=lambda each: -each.change)
 
 
-def _against(options: TableOptions, column: str, other: str, groups: list[Group], metric: str) -> Against:
+def _against(options: TableOptions, column: str, groups: list[Group], metric: str) -> Against:
     changes, differs = [], []
     for _, group in groups:
-        ours, theirs = (_values(group, {options.columns: each}, metric) for each in (column, other))
+        pair = (column, options.better_than[0])
+        ours, theirs = (_values(group, {options.columns: each}, metric) for each in pair)
         if ours and theirs and mean(theirs):
             marks, _ = find_marks(options, [column], group)
             changes.append(mean(ours) / mean(theirs) - 1)
             differs.append(LETTERS[0] in marks.get((column, metric), ""))
-    better = [each for each, is_different in zip(changes, differs, strict=True) if is_different]
-    num_better = sum(each > 0 for each in better)
+    sure = [change for change, is_different in zip(changes, differs, strict=True) if is_different]
+    counts = (sum(change > 0 for change in each) for each in (changes, sure))
+    num_higher, num_better = counts
     change = mean(changes) if changes else 0.0
-    return Against(len(changes), change, sum(each > 0 for each in changes), num_better, len(better) - num_better)
+    return Against(column, len(changes), change, num_higher, num_better, len(sure) - num_better)
+
+
+def answer(lines: Sequence[Against], other: str, metric: str) -> Answer:
+    """What a table says, in sentences: the column that gains most first."""
+    best, title = lines[0], metric_title(metric)
+    text = f"{best.column} is above {other} in {best.num_higher} of {best.num_rows} rows, {_percent(best)} in {title}."
+    details = [
+        f"{each.column} against {other}: higher in {each.num_higher} of {each.num_rows} rows, {_percent(each)} in the "
+        f"mean over them; p < 0.05 in {each.num_better} rows for it and in {each.num_worse} against it."
+        for each in lines
+    ]
+    if best.change > 0 and best.num_better > best.num_worse:
+        return Answer("gain", text, tuple(details))
+    return Answer("open", f"No gain over {other} is shown: {text}", tuple(details))
+
+
+def _percent(line: Against) -> str:
+    return f"{100 * line.change:+.1f} %".replace("-", "−")
 
 
 def _groups(options: TableOptions, values: dict[str, list[str]], results: pl.DataFrame) -> list[Group]:

@@ -1,7 +1,9 @@
 """The rows, tables and figures of a study, from made-up results and from files."""
 
+import html
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from csrec_dist.cli import main
 from csrec_dist.config import parse_config
 from csrec_dist.experiments.study.collecting import collect, teacher_model, training_cost
 from csrec_dist.experiments.study.figures import draw, draw_curve, ticks_of
-from csrec_dist.experiments.study.tables import find_marks, in_percent, published, table
+from csrec_dist.experiments.study.tables import against, answer, find_marks, in_percent, published, table
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
 from csrec_dist.report.document import Block, block_markdown
@@ -82,6 +84,39 @@ def test_a_table_shows_what_it_is_asked_for(study_file: Path) -> None:
     assert lines[2:] == ["| 3 | 0.6123 (1) | 0.6123 (1) |"]
     assert in_percent("teacher/ndcg+@10")
     assert not in_percent("lists/gini@10")
+
+
+def test_the_answer_of_a_study_counts_rows_and_tests(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    random = np.random.default_rng(1)
+    base = random.integers(1, 30, NUM_ROWS)
+    rows = [
+        {"method": method, "temperature": temperature, "seed": 0, "protocol": "one", "ranks": ranks.tolist()}
+        | {"ndcg@10": float(ndcg(ranks).mean())}
+        for temperature, gain in (("1", 3), ("3", 0))
+        for method, ranks in (("Base", base), ("CSRec-M", np.maximum(base - gain, 1)))
+    ]
+    metric, (line,) = against(study, study.tables[0], pl.DataFrame(rows))
+    values = [row["ndcg@10"] for row in rows]
+    assert (metric, line.num_rows, line.num_higher, line.num_better, line.num_worse) == ("ndcg@10", 2, 1, 1, 0)
+    assert line.change == pytest.approx((values[1] / values[0] - 1) / 2)
+    said = answer([line], "Base", metric)
+    assert said.tone == "gain"
+    assert said.headline == f"CSRec-M is above Base in 1 of 2 rows, +{100 * line.change:.1f} % in NDCG@10."
+    worse = answer([replace(line, num_better=0)], "Base", metric)
+    assert (worse.tone, worse.headline[:30]) == ("open", "No gain over Base is shown: CS")
+    assert against(study, study.tables[1], pl.DataFrame(rows))[1] == [], "a table that compares with nothing"
+
+
+def test_names_of_a_study_are_text_in_its_charts(tmp_path: Path) -> None:
+    names = ["<img src=x onerror=alert(1)>", "_hidden", "$\\frac{", "a & b"]
+    rows = [row(name, "1", seed, 0.1 + seed / 10) for name in names for seed in (0, 1)]
+    options = FigureOptions(name="f", x="temperature", lines="method")
+    picture = draw(options, AXES | {"method": names}, pl.DataFrame(rows), tmp_path)
+    assert picture is not None
+    assert "<img" not in picture.svg
+    for name in names:
+        assert f">{html.escape(name, quote=False)}</text>" in picture.svg, name
 
 
 def test_the_papers_figure_is_found_by_its_cell(study_file: Path) -> None:
