@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
-    {"errors", "threads", "processes", "options", "lazy", "environment"},
+    {"errors", "threads", "processes", "options", "lazy", "environment", "terminal"},
     {"files", "memory", "process_state"},
     {"tensor_files", "data", "distributed"},
     {"models", "losses", "doctor"},

@@ -91,7 +91,7 @@ Dataset.prepare(log, "data", window=8, min_interactions=3, num_shards=4)
         ("", FILES),
         (PREPARED, CONVERTED),
         ("CSRec.load(sys.argv[2]).metrics", FILES),
-        ("CSRec.load(sys.argv[2]).report()", {*FILES, "matplotlib"}),
+        ("CSRec.load(sys.argv[2]).report()", {*FILES, "matplotlib", "scipy"}),
         ("from csrec_dist import Recommender; Recommender.from_pretrained(sys.argv[2])", {*CONVERTED, "torch"}),
         ("from csrec_dist import load_labels; load_labels(sys.argv[2]).rows([1])", {*FILES, "torch"}),
     ],

@@ -10,7 +10,7 @@ from csrec_dist import distributed
 from csrec_dist.bench.result import read_result
 from csrec_dist.bench.settings import Settings
 from csrec_dist.bench.table import comparison_table, difference_table, result_table
-from csrec_dist.report.terminal import print_tables
+from csrec_dist.terminal import print_tables
 
 
 def print_measurement(

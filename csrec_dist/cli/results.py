@@ -57,7 +57,7 @@ def _report(options: argparse.Namespace) -> int:
         report_run(options.runs[0])
         return 0
     from csrec_dist.report import runs_table, write_runs_page
-    from csrec_dist.report.terminal import print_tables
+    from csrec_dist.terminal import print_tables
 
     print_tables(runs_table(options.runs))
     if options.output:
@@ -89,7 +89,7 @@ def add_compare(commands: Commands) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from csrec_dist.report import write_comparison
     from csrec_dist.report.paired import compare_models, comparison_table
-    from csrec_dist.report.terminal import print_tables
+    from csrec_dist.terminal import print_tables
 
     comparison = compare_models(options.first, options.second, top_n=options.top_n, seed=options.seed)
     print_tables(comparison_table(comparison))

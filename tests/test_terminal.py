@@ -3,7 +3,7 @@
 import pytest
 from rich.table import Table
 
-from csrec_dist.report.terminal import print_tables, table_console
+from csrec_dist.terminal import print_tables, table_console
 
 WORDS = "a name of several words that a narrow terminal may break over lines"
 FIGURE = "0.123456789012345678901234567890"
