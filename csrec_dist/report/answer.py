@@ -1,13 +1,13 @@
 """Whether soft labels helped: a run's student against its Base and its teachers, on the same test rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from csrec_dist.evaluation.options import metric_title
-from csrec_dist.evaluation.significance import Paired, mean_interval, metric_values, paired
+from csrec_dist.evaluation.significance import Paired, metric_values, paired
 from csrec_dist.report.document import NONE, Answer, Cell, Table, Text
 from csrec_dist.runs.run import Evaluated, ResultRow, Run
 
@@ -16,6 +16,7 @@ SELECTED = 10
 ANSWERED, ALSO = f"ndcg@{SELECTED}", f"recall@{SELECTED}"
 METRICS = (ANSWERED, ALSO)
 NBSP = "\u00a0"
+NORMAL_95 = 1.96
 MOST_DRAWS = 2**28
 MOST_RESAMPLES, FEWEST_RESAMPLES = 2000, 200
 """Resamples of a bootstrap interval: fewer of them where there are many rows, which need fewer."""
@@ -37,6 +38,7 @@ class Ranked:
     """A run's evaluated models, those without files of ranks left out."""
 
     run: Run
+    _tests: dict[tuple[str, str], Paired | None] = field(default_factory=dict)
 
     @cached_property
     def _ranks(self) -> dict[str, np.ndarray]:
@@ -49,15 +51,20 @@ class Ranked:
         return metric_values(kind, self._ranks[name], int(n)) if name in self._ranks else None
 
     def interval(self, name: str, metric: str) -> tuple[float, float] | None:
-        """The 95 % interval of a model's metric, if its ranks are there."""
+        """The 95 % interval of a model's metric, mean ± 1.96 standard errors, if its ranks are there."""
         values = self.values(name, metric)
         if values is None or len(values) < 2:
             return None
-        _, low, high = mean_interval(values, num_resamples=num_resamples(len(values)))
-        return low, high
+        half = NORMAL_95 * float(values.std(ddof=1)) / len(values) ** 0.5
+        return float(values.mean()) - half, float(values.mean()) + half
 
     def against(self, name: str, metric: str) -> Paired | None:
         """The student's metric minus another model's, if both have ranks of the same rows."""
+        if (name, metric) not in self._tests:
+            self._tests[name, metric] = self._tested(name, metric)
+        return self._tests[name, metric]
+
+    def _tested(self, name: str, metric: str) -> Paired | None:
         first, second = (self.values(each, metric) for each in (name, "student"))
         if first is None or second is None or len(first) != len(second) or len(first) < 2:
             return None

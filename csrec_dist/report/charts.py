@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,13 @@ def label(text: str) -> str:
 
 def colours(names: Iterable[str]) -> dict[str, str]:
     """The colour of each model of a run by its name there."""
-    known, others = {"base": BASE, "student": STUDENT, "teachers": ENSEMBLE}, iter(range(10**6))
-    return {name: known.get(name) or OTHERS[next(others) % len(OTHERS)] for name in names}
+    known, others = {"base": BASE, "student": STUDENT, "teachers": ENSEMBLE}, cycle(OTHERS)
+    return {name: known.get(name) or next(others) for name in names}
 
 
 def series_colours(names: Sequence[str]) -> dict[str, str]:
     """The colours of things in an order of their own, such as runs."""
-    cycle = (STUDENT, ENSEMBLE, *OTHERS, BASE)
-    return {name: cycle[number % len(cycle)] for number, name in enumerate(names)}
+    return dict(zip(names, cycle((STUDENT, ENSEMBLE, *OTHERS, BASE)), strict=False))
 
 
 @contextmanager

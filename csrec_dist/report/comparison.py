@@ -8,7 +8,6 @@ from statistics import mean
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.options import metric_title
 from csrec_dist.evaluation.significance import Line
-from csrec_dist.files import flatten
 from csrec_dist.report.answer import (
     ANSWERED,
     METRICS,
@@ -35,7 +34,7 @@ from csrec_dist.report.document import (
 from csrec_dist.report.page import write_html
 from csrec_dist.report.paired import Comparison, compare_evaluated
 from csrec_dist.report.several import Group, group_runs, spread
-from csrec_dist.runs.run import Evaluated, Run
+from csrec_dist.runs.run import Evaluated
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
@@ -52,13 +51,13 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         partial(draw_differences, [(metric_title(each.metric), each.paired) for each in lines]),
         height=0.9 + 0.3 * len(lines),
     )
-    runs = tuple(dict.fromkeys(model.run for side in comparison.sides for model in side))
+    groups = group_runs([model.run.folder for side in comparison.sides for model in side])
     page = Page.of(
         "Comparison of two models",
         {"A": first, "B": second, "test rows": f"{comparison.lines[0].paired.count:,}"},
         [
             Section("Answer", (_contrast(first, second, line), picture, _lines_table(lines), Text(ROWS_NOTE))),
-            *_of_runs([Group((run,), {}) for run in runs]),
+            *_of_runs(groups),
         ],
     )
     return write_html(page, path)
@@ -220,20 +219,14 @@ def _curves(groups: Sequence[Group]) -> Iterator[Block]:
 
 
 def _settings(groups: Sequence[Group]) -> Iterator[Block]:
-    settings = [group.differing or _plain_settings(group.runs[0]) for group in groups]
-    keys = list(dict.fromkeys(key for each in settings for key in each))
-    differing = [key for key in keys if len({each.get(key) for each in settings}) > 1]
-    if differing:
-        rows = [(key, *(each.get(key, NONE) for each in settings)) for key in differing]
+    keys = dict.fromkeys(key for group in groups for key in group.differing)
+    if keys:
+        rows = [(key, *(group.differing.get(key, NONE) for group in groups)) for key in keys]
         yield Table.of(("key", *(group.name for group in groups)), rows)
 
 
-def _plain_settings(run: Run) -> dict[str, str]:
-    return {key: str(value) for key, value in flatten(run.config.dump()).items() if key not in ("name", "output")}
-
-
 def _stages(groups: Sequence[Group]) -> Iterator[Block]:
-    """Seconds and peak memory of each stage: means over the runs of a group."""
+    """Seconds of each stage, the mean over the runs of a group, and its highest peak of memory."""
     stages = dict.fromkeys(row.stage for group in groups for run in group.runs for row in run.stages)
     rows = []
     for stage in stages:

@@ -101,11 +101,6 @@ class Section:
         """The same, of any iterable."""
         return cls(title, tuple(blocks))
 
-    @property
-    def anchor(self) -> str:
-        """What a link to the section names."""
-        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
-
 
 @dataclass(frozen=True)
 class Page:
@@ -155,7 +150,8 @@ def block_markdown(block: Block) -> Iterator[str]:
         case Picture():
             yield f"![{plain(block.title)}]({block.file})"
         case Code():
-            yield f"```{block.language}\n{block.text.rstrip()}\n```"
+            fence = "`" * max(3, *(len(each) + 1 for each in re.findall("`+", block.text)), 0)
+            yield f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}"
         case Fold():
             yield f"### {plain(block.title)}"
             for inner in block.blocks:

@@ -59,10 +59,9 @@ def facts(run: Run) -> Mapping[str, str]:
     config = run.config
     known = {"method": config.method, "model": config.model.name, "seed": str(config.seed)}
     if (run.dataset_folder / "dataset.json").exists():
-        statistics, splits = run.dataset.info, run.dataset.splits
-        known["source"] = str(statistics.get("source", {}).get("name", run.dataset_folder))
+        known["source"] = str(run.dataset.info.get("source", {}).get("name", run.dataset_folder))
         known["items"] = f"{run.dataset.num_items:,}"
-        known["test rows"] = f"{splits['test'].num_rows:,}"
+        known["test rows"] = f"{run.dataset.splits['test'].num_rows:,}"
     return known
 
 

@@ -93,6 +93,14 @@ def test_nothing_on_a_page_is_markup_but_the_page_s_own(text: str) -> None:
         assert text in read.texts[tag][0], tag
 
 
+def test_lines_shown_as_they_are_cannot_end_their_block() -> None:
+    text = "a: 1\n```\n<b>\n````\n# not a heading"
+    (block,) = block_markdown(Code(text, "yaml"))
+    read = Read(markdown.markdown(block, extensions=["fenced_code"]))
+    assert read.tags == ["pre", "code"]
+    assert read.texts["code"] == [text + "\n"]
+
+
 @given(TEXTS)
 def test_html_shows_any_text_as_it_is(text: str) -> None:
     read = Read(to_html(page_of(text)))
@@ -114,4 +122,4 @@ def test_best_values_and_second_lines_are_in_both_forms() -> None:
     html = to_html(page)
     assert '<td class="best">0.2<br><span class="below">12.50</span></td>' in html
     assert "empty" not in to_markdown(page)
-    assert 'id="empty"' not in html
+    assert html.count("<section") == html.count('href="#section-') == 1

@@ -161,7 +161,7 @@ def _scale(metric: str) -> int:
 
 
 def draw_changes(lines: Sequence[Against], other: str, metric: str, folder: Path) -> Picture:
-    """Draw how much each column of a table is above another in the mean over its rows, as answer.png in `folder`."""
+    """Draw how much each column of a table is above another in the mean over its rows, as better_than.png."""
 
     def bars(plot: Axes) -> dict[str, Any]:
         changes = [100 * line.change for line in lines]
@@ -169,7 +169,7 @@ def draw_changes(lines: Sequence[Against], other: str, metric: str, folder: Path
         return {}
 
     title = f"Change of {metric_title(metric)} against {other}, %: mean over the rows of the table"
-    return draw_picture(title, "answer", bars, folder=folder, height=bars_height(len(lines)))
+    return draw_picture(title, "better_than", bars, folder=folder, height=bars_height(len(lines)))
 
 
 def draw_curve(options: CurveOptions, entries: Sequence[Entry], folder: Path) -> Picture | None:
