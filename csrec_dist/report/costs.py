@@ -80,10 +80,10 @@ def _costs(run: Run) -> Iterator[Block]:
     rows.append(["in all", *_cost_cells((sum(costs[s][0] for s in parts), sum(costs[s][1] for s in parts)), base)])
     if base:
         rows.append(["Base", *_cost_cells(base, base)])
-    yield Table.of(("what was made", "seconds", "CPU seconds of all ranks", "times Base"), rows)
+    yield Table.of(("what was made", "seconds", "CPU seconds of all ranks", "seconds, times Base"), rows)
     yield Text(
-        "Of the last process of each stage, and of the stages done here: parts that were taken from another run cost "
-        "nothing here, and a stage that was interrupted counts from where it resumed."
+        "Of the last process that did each stage, here or in the run it was taken from: a stage that was interrupted "
+        "counts from where it resumed, and single members that another run trained count nothing."
     )
 
 

@@ -101,6 +101,16 @@ def test_the_page_holds_metrics_statistics_labels_and_config(run: Path) -> None:
     assert re.search(r"\| CSRec-M student \| 1 \| 3 \| 2 \| 0\.1234 \| 9\.5 \| 1,000 \| 25\.0% \|", page)
 
 
+def test_costs_are_those_of_the_stages_beside_base(run: Path) -> None:
+    write_report(run)
+    page = (run / "report" / "report.md").read_text()
+    teach, label, distill, baseline = (number + 0.5 for number in (2, 3, 4, 5))  # the slower rank's
+    whole = teach + label + distill
+    assert f"| teachers | {teach} | – | {teach / baseline:.1f} |" in page
+    assert f"| in all | {whole} | – | {whole / baseline:.1f} |" in page
+    assert f"| Base | {baseline} | – | 1.0 |" in page
+
+
 def test_the_html_page_is_whole_by_itself(run: Path) -> None:
     page = write_report(run).read_text()
     assert not re.findall(r"<(?:script|img|iframe|object|embed)\b|@import|\burl\((?!#)", page)
