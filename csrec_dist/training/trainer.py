@@ -70,6 +70,7 @@ class Trainer:
         self._catalog = engine.layout.catalog_slice(dataset.num_items)
         self._stepper = Stepper(engine, options, labels, seed, dataset.window, log.say)
         self._state = TrainState()
+        self._trained_last: list[MicroBatch] = []
         self._best = copy_tensors(self.model().state_dict())
 
     @property
@@ -158,6 +159,7 @@ class Trainer:
         meter = self.train_epoch()
         done, times = meter.so_far(), meter.times()
         self._log.scalars(times, self._state.total_steps)
+        self._log_entropy()
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
             model = self.model()
@@ -183,17 +185,17 @@ class Trainer:
             self._log.advance(f"epoch {order.epoch + 1}  {meter.note}", num_examples)
             self._act(agreed, order, meter)
         self._log_point(meter)
-        if trained:
-            self._log_entropy(trained[0])
+        self._trained_last = trained
         return meter
 
-    def _log_entropy(self, micro_batch: MicroBatch) -> None:
+    def _log_entropy(self) -> None:
         """Write how sure the teachers are of some of the examples that were trained on last, by this rank.
 
         Of a slice of the catalog nobody knows it without the other ranks, which are not asked.
         """
-        if self._labels is None or not self._log.is_written or not self._catalog.is_whole:
+        if self._labels is None or not self._log.is_written or not self._catalog.is_whole or not self._trained_last:
             return
+        micro_batch, *_ = self._trained_last
         weights = micro_batch.inputs.weights[: len(micro_batch.inputs.examples)][:MOST_LOGGED]
         fields = {name: field[:MOST_LOGGED] for name, field in micro_batch.fields.items()}
         labels = self._labels.labels(fields, self._device)
