@@ -10,9 +10,7 @@ from csrec_dist import distributed
 from csrec_dist.bench.result import read_result
 from csrec_dist.bench.settings import Settings
 from csrec_dist.bench.table import comparison_table, difference_table, result_table
-
-TABLE_WIDTH = 140
-"""Columns that the tables need: in a narrower terminal their lines are broken rather than their figures truncated."""
+from csrec_dist.terminal import print_tables
 
 
 def print_measurement(
@@ -21,14 +19,14 @@ def print_measurement(
     """Do a benchmark, write its JSON file and print its table; every rank calls this."""
     from csrec_dist.bench.measuring import measure
 
-    console = _console()
+    console = Console()
     name = f"bench_{platform.node()}_{datetime.now():%Y-%m-%d_%H%M%S}.json"
     path = Path(runtime.on_main(lambda: str(output or name)))
     result = measure(settings, runtime, path, lambda text: console.print(f"bench {text}"), keep_threads=keep_threads)
     if not runtime.is_main:
         return
     result.write(path)
-    console.print(result_table(result))
+    print_tables(result_table(result))
     if result.one_rank_problem:
         console.print(f"One rank alone was not measured: {result.one_rank_problem}", markup=False, soft_wrap=True)
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
@@ -36,11 +34,9 @@ def print_measurement(
 
 def print_comparison(first: Path, second: Path) -> None:
     """Print what differs between two results, and their figures side by side."""
-    before, after, console = read_result(first), read_result(second), _console()
+    before, after, console = read_result(first), read_result(second), Console()
     console.print(f"A is {first}, B is {second}.", markup=False, soft_wrap=True)
-    console.print(difference_table(before, after) or "Both are of the same machines, versions and settings.")
-    console.print(comparison_table(before, after))
-
-
-def _console() -> Console:
-    return Console(width=max(Console().width, TABLE_WIDTH))
+    differences = difference_table(before, after)
+    if differences is None:
+        console.print("Both are of the same machines, versions and settings.")
+    print_tables(*[differences] if differences else [], comparison_table(before, after))

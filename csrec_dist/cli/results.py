@@ -7,9 +7,6 @@ from csrec_dist.cli.parsing import Commands, add
 from csrec_dist.errors import UserError
 from csrec_dist.threads import choose as choose_threads
 
-COMPARISON_WIDTH = 110
-"""Columns that a comparison needs: in a narrower terminal its lines are broken rather than its figures truncated."""
-
 
 def add_recommend(commands: Commands) -> None:
     """`recommend`."""
@@ -48,17 +45,23 @@ def add_report(commands: Commands) -> None:
         commands, "report", _report, "write the report of a run, or show the metrics of several runs side by side"
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run; several are compared")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="of several runs, also write the comparison as one HTML page"
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
     if len(options.runs) == 1:
+        if options.output:
+            raise UserError("--output is for several runs; the report of one is always RUN/report/report.html.")
         report_run(options.runs[0])
         return 0
-    from rich.console import Console
+    from csrec_dist.report import runs_table, write_runs_page
+    from csrec_dist.terminal import print_tables
 
-    from csrec_dist.report import runs_table
-
-    Console().print(runs_table(options.runs))
+    print_tables(runs_table(options.runs))
+    if options.output:
+        print(f"wrote {write_runs_page(options.runs, options.output)}")
     return 0
 
 
@@ -101,13 +104,16 @@ def add_compare(commands: Commands) -> None:
     parser.add_argument("second", metavar="B", help="the same; without :MODEL it is the student")
     parser.add_argument("-n", "--top-n", type=int, nargs="+", default=[10], help="cut-offs of the metrics (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the comparison as one HTML page")
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from csrec_dist.report import write_comparison
     from csrec_dist.report.paired import compare_models, comparison_table
+    from csrec_dist.terminal import print_tables
 
     comparison = compare_models(options.first, options.second, top_n=options.top_n, seed=options.seed)
-    Console(width=max(Console().width, COMPARISON_WIDTH)).print(comparison_table(comparison))
+    print_tables(comparison_table(comparison))
+    if options.output:
+        print(f"wrote {write_comparison(comparison, options.output)}")
     return 0

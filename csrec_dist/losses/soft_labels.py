@@ -240,7 +240,7 @@ class MixtureLabels:
         """
         weighted = [(part, weight) for part, weight in zip(self.parts, self.weights, strict=True) if weight > 0]
         kept = [(part.tempered(scale, like, catalog), weight) for part, weight in weighted]
-        sums = torch.stack([_log_sums(part, self.num_examples, self.num_items, like) for part, _ in kept])
+        sums = torch.stack([log_sums(part, self.num_examples, self.num_items, like) for part, _ in kept])
         sums = catalog.log_sum_exp(sums)
         shares = torch.cat([like.new_full((1, 1), math.log(w)) for _, w in kept])
         return TemperedMixture(tuple(part for part, _ in kept), shares - sums)
@@ -284,7 +284,7 @@ class TemperedMixture:
         return self._scratch[0][: like.numel()].view(like.shape)
 
 
-def _log_sums(labels: TemperedLabels, num_examples: int, num_items: int, like: Tensor) -> Tensor:
+def log_sums(labels: TemperedLabels, num_examples: int, num_items: int, like: Tensor) -> Tensor:
     """logsumexp t of every example [N], tile by tile."""
     sums = like.new_full((num_examples,), -math.inf)
     if num_examples == 0 or num_items == 0:

@@ -1,132 +1,261 @@
-"""Figures of a report: curves of trainings, and diagrams of metrics."""
+"""Charts of one run: metrics of its models, curves, groups of test rows, calibration, lists, time, memory."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from csrec_dist.files import atomic_path
-from csrec_dist.report.findings import DECILES, RELIABILITY
-from csrec_dist.runs.run import Run
+from csrec_dist.evaluation.options import GROUPINGS, metric_title
+from csrec_dist.report.answer import ANSWERED, METRICS, Ranked
+from csrec_dist.report.charts import (
+    BASE,
+    ENSEMBLE,
+    INK,
+    MUTED,
+    STUDENT,
+    Legend,
+    colours,
+    draw_picture,
+    label,
+)
+from csrec_dist.report.document import Picture
+from csrec_dist.report.names import group_title, list_title
+from csrec_dist.report.tables import TIMES
+from csrec_dist.runs.run import ResultRow, Run
 
 LOSS_PARTS = {"loss": "-", "cross_entropy": "--", "divergence": ":"}
-SIZE = (8, 3.8)  # inches
-DOTS_PER_INCH = 120
-
-
-def draw_curves(run: Run, folder: Path) -> dict[str, Path]:
-    """Write loss.png and validation.png into `folder` and return their paths by title; empty if nothing was trained."""
-    epochs = {run.title(name): training["epochs"] for name, training in run.trainings.items() if "epochs" in training}
-    if not epochs:
-        return {}
-    return {
-        "Training loss and its parts": _draw(folder / "loss.png", "loss per example", _losses(epochs)),
-        "Validation NDCG@10": _draw(
-            folder / "validation.png",
-            "NDCG@10",
-            [
-                (title, f"C{number}", "-", _numbers(points), [point["valid"]["ndcg@10"] for point in points])
-                for number, (title, points) in enumerate(epochs.items())
-            ],
-        ),
-    }
-
-
-Curve = tuple[str, str, str, list[int], list[float]]  # label, colour, line style, epochs (from 1), values
-
-
-def _losses(epochs: dict[str, list[dict]]) -> list[Curve]:
-    """The parts of each model's loss, without parts that equal the loss or are always zero."""
-    curves = []
-    for number, (title, points) in enumerate(epochs.items()):
-        for part, style in LOSS_PARTS.items():
-            values = [point[part] for point in points]
-            if part == "loss" or (any(values) and values != [point["loss"] for point in points]):
-                curves.append((f"{title}: {part.replace('_', '-')}", f"C{number}", style, _numbers(points), values))
-    return curves
-
-
-def _numbers(points: list[dict]) -> list[int]:
-    return [point["epoch"] + 1 for point in points]
-
-
-def _draw(path: Path, ylabel: str, curves: list[Curve]) -> Path:
-    figure, axes = new_figure()
-    for label, colour, style, numbers, values in curves:
-        axes.plot(numbers, values, style, color=colour, label=label, marker="." if len(values) == 1 else None)
-    axes.set(xlabel="epoch", ylabel=ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return save_figure(figure, path)
-
-
-def new_figure() -> tuple[Figure, Axes]:
-    """A figure with one plot, in the size of the report; it needs no display."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write the figure, its legend beside the plot, as PNG; the path."""
-    figure.legend(fontsize="small", loc="outside right upper")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-    return path
-
-
+SPLITS = ("popularity", "rating", "repeat", "leak")
+"""Groupings into two, which share a chart."""
+ORDERED = ("popularity_decile", "history_length")
+LISTS = {"coverage@10": "{:.3f}", "gini@10": "{:.3f}", "average_popularity@10": "{:,.0f}"}
+"""Figures of the recommended lists, and how they are written."""
+BAR_SPACE = 0.8
 LARGEST_MARK, SMALLEST_MARK = 150.0, 6.0  # square points
 FEWEST_ROWS = 10
 """Bins with fewer rows are not drawn: their accuracy means nothing."""
 
+
+def draw_figures(run: Run, ranked: Ranked, folder: Path) -> dict[str, Picture]:
+    """Write a run's charts into `folder`, those that there is data for; pictures by name."""
+    return dict(_pictures(run, ranked, partial(draw_picture, folder=folder)))
+
+
+def _pictures(run: Run, ranked: Ranked, picture: Callable[..., Picture]) -> Iterator[tuple[str, Picture]]:
+    colour = colours([row.name for row in run.results])
+    for metric in METRICS:
+        if tested := [row for row in run.results if metric in row.test]:
+            name, title = metric.partition("@")[0], f"{metric_title(metric)} on test, with 95 % intervals"
+            draw = partial(_draw_bars, tested, ranked, metric, colour)
+            yield metric, picture(title, name, draw, height=bars_height(len(tested)))
+    if epochs := {name: training["epochs"] for name, training in run.trainings.items() if training.get("epochs")}:
+        draw = partial(_draw_validation, run, epochs, colour)
+        yield "validation", picture("Validation NDCG@10 by epoch", "validation", draw)
+        yield "loss", picture("Training loss by epoch", "loss", partial(_draw_loss, run, epochs, colour))
+    grouped = [row for row in run.results if row.groups]
+    if grouped:
+        for name in ORDERED:
+            title = f"NDCG@10 by {GROUPINGS[name]}"
+            yield name, picture(title, name, partial(_draw_ordered, name, grouped, colour))
+        yield "groups", picture("NDCG@10 by kind of target", "groups", partial(_draw_splits, grouped, colour))
+    if bins := _filled(run.results):
+        draw = partial(_draw_reliability, bins, run, colour)
+        yield "reliability", picture("Reliability: accuracy by confidence", "reliability", draw)
+    listed = [row for row in run.results if row.lists]
+    if listed:
+        for metric, write in LISTS.items():
+            draw, height = partial(_draw_lists, listed, metric, write, colour), bars_height(len(listed))
+            name = metric.partition("@")[0]
+            yield metric, picture(list_title(metric), name, draw, height=height)
+    if run.stages:
+        height = bars_height(len(run.stages))
+        yield "time", picture("Seconds by stage", "time", partial(_draw_time, run), height=height)
+        draw = partial(_draw_memory, run)
+        yield "memory", picture("Peak memory by stage", "memory", draw, height=height)
+
+
+def bars_height(num_bars: int) -> float:
+    """Inches that horizontal bars need."""
+    return 0.8 + 0.34 * num_bars
+
+
+def horizontal_bars(
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    fills: str | Sequence[str],
+    write: str = "{:.4f}",
+    *,
+    intervals: Sequence[tuple[float, float] | None] | None = None,
+) -> None:
+    """Bars from the top down, each with its value behind it and, if it has one, a whisker from `low` to `high`."""
+    axes.barh(range(len(names)), values, 0.7, color=fills)
+    for place, (value, interval) in enumerate(zip(values, intervals or [None] * len(values), strict=True)):
+        if interval:
+            axes.plot(interval, [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+        end_label(axes, place, max(0.0, value, *(interval or ())), write.format(value).replace("-", "−"))
+    finish_bars(axes, names)
+
+
+def end_label(axes: Axes, place: float, end: float, text: str) -> None:
+    """A value behind its bar."""
+    axes.annotate(text, (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")
+
+
+def finish_bars(axes: Axes, names: Sequence[str]) -> None:
+    """Names of horizontal bars, and room for the values behind them."""
+    axes.set_yticks(range(len(names)), [label(name) for name in names])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    low, high = min(0.0, axes.dataLim.xmin), max(0.0, axes.dataLim.xmax)
+    axes.set_xlim(low, high + (0.25 * (high - low) or 1))
+
+
+def _draw_bars(rows: Sequence[ResultRow], ranked: Ranked, metric: str, colour: Mapping[str, str], axes: Axes) -> Legend:
+    intervals = [ranked.interval(row.name, metric) for row in rows]
+    fills = [colour[row.name] for row in rows]
+    horizontal_bars(axes, [row.title for row in rows], [row.test[metric] for row in rows], fills, intervals=intervals)
+    return {}
+
+
+def line_width(name: str) -> float:
+    """Lines of the student and of Base stand out from those of the members."""
+    return {"student": 2.4, "base": 1.8}.get(name, 1.2)
+
+
+Epochs = Mapping[str, list[dict[str, Any]]]
+
+
+def _draw_validation(run: Run, epochs: Epochs, colour: Mapping[str, str], axes: Axes) -> Legend:
+    """A line for each training; a mark at the epoch whose weights were kept."""
+    legend = {}
+    for name, points in epochs.items():
+        values = [point["valid"]["ndcg@10"] for point in points]
+        (legend[run.title(name)],) = axes.plot(_numbers(points), values, color=colour[name], linewidth=line_width(name))
+        best = run.trainings[name]["best_epoch"]
+        axes.plot([best + 1], [values[best]], "o", color=colour[name])
+    _epochs(axes, "NDCG@10")
+    return legend
+
+
+def _draw_loss(run: Run, epochs: Epochs, colour: Mapping[str, str], axes: Axes) -> Legend:
+    """The parts of each model's loss, without parts that equal the loss or are always zero."""
+    legend = {}
+    for name, points in epochs.items():
+        for part, line in LOSS_PARTS.items():
+            values = [point[part] for point in points]
+            if part == "loss" or (any(values) and values != [point["loss"] for point in points]):
+                title = f"{run.title(name)}: {part.replace('_', '-')}"
+                mark = "." if len(values) == 1 else None
+                numbers = _numbers(points)
+                (legend[title],) = axes.plot(
+                    numbers, values, line, color=colour[name], marker=mark, linewidth=line_width(name)
+                )
+    _epochs(axes, "per example")
+    return legend
+
+
+def _numbers(points: list[dict[str, Any]]) -> list[int]:
+    return [point["epoch"] + 1 for point in points]
+
+
+def _epochs(axes: Axes, ylabel: str) -> None:
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_ordered(name: str, rows: Sequence[ResultRow], colour: Mapping[str, str], axes: Axes) -> Legend:
+    """A line for each model, with a gap at groups without targets."""
+    legend = {}
+    for row in rows:
+        groups = row.groups[name]
+        values = [math.nan if group[ANSWERED] is None else group[ANSWERED] for group in groups.values()]
+        (legend[row.title],) = axes.plot(
+            list(groups), values, marker="o", color=colour[row.name], linewidth=line_width(row.name)
+        )
+    hint = ", 1 the most popular" if name == "popularity_decile" else ""
+    axes.set(xlabel=f"{GROUPINGS[name]}{hint}", ylabel="NDCG@10")
+    axes.set_ylim(bottom=0)
+    return legend
+
+
+def _draw_splits(rows: Sequence[ResultRow], colour: Mapping[str, str], axes: Axes) -> Legend:
+    """Bars of each model beside each other, for each group of the groupings into two that the run has."""
+    groups = [(name, group) for name in SPLITS if name in rows[0].groups for group in rows[0].groups[name]]
+    width, legend = BAR_SPACE / len(rows), {}
+    for number, row in enumerate(rows):
+        shift = (number - (len(rows) - 1) / 2) * width
+        values = [row.groups[name][group][ANSWERED] or 0.0 for name, group in groups]
+        places = [place + shift for place in range(len(groups))]
+        legend[row.title] = axes.bar(places, values, width, color=colour[row.name])
+    axes.set_xticks(range(len(groups)), [group_title(name, group, is_short=True) for name, group in groups])
+    axes.set_ylabel("NDCG@10")
+    axes.grid(visible=False, axis="x")
+    return legend
+
+
 Bins = Sequence[Mapping[str, Any]]
 
 
-def draw_diagrams(run: Run, folder: Path) -> dict[str, Path]:
-    """Write deciles.png and reliability.png into `folder`, if there is data for them; their paths by title."""
-    deciles = {row.title: row.groups["popularity_decile"] for row in run.results if "popularity_decile" in row.groups}
-    filled = {
-        row.title: [each for each in row.calibration["bins"] if each["count"] >= FEWEST_ROWS]
-        for row in run.results
-        if row.calibration
+def _filled(rows: Sequence[ResultRow]) -> dict[str, Bins]:
+    """Each model's bins of enough rows, by its name; models without any are left out."""
+    bins = {
+        row.name: [b for b in row.calibration["bins"] if b["count"] >= FEWEST_ROWS] for row in rows if row.calibration
     }
-    bins = {title: each for title, each in filled.items() if each}
-    drawn = {}
-    if deciles:
-        drawn[DECILES] = _draw_deciles(deciles, folder / "deciles.png")
-    if bins:
-        drawn[RELIABILITY] = _draw_reliability(bins, folder / "reliability.png")
-    return drawn
+    return {name: each for name, each in bins.items() if each}
 
 
-def _draw_deciles(deciles: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> Path:
-    """A line for each model, with a gap at deciles without targets."""
-    figure, axes = new_figure()
-    for title, groups in deciles.items():
-        values = [math.nan if group["ndcg@10"] is None else group["ndcg@10"] for group in groups.values()]
-        axes.plot(list(groups), values, marker="o", markersize=4, label=title)
-    axes.set(xlabel="decile of the items, 1 the most popular", ylabel="NDCG@10")
-    axes.set_ylim(bottom=0)
-    return save_figure(figure, path)
-
-
-def _draw_reliability(models: Mapping[str, Bins], path: Path) -> Path:
+def _draw_reliability(models: Mapping[str, Bins], run: Run, colour: Mapping[str, str], axes: Axes) -> Legend:
     """Accuracy over mean confidence of each bin; the size of a mark shows the bin's share of the rows."""
-    figure, axes = new_figure()
-    for number, (title, bins) in enumerate(models.items()):
+    legend = {}
+    for name, bins in models.items():
         points = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
         total = sum(each["count"] for each in bins)
         sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * each["count"] / total for each in bins]
-        axes.plot(*points, color=f"C{number}", linewidth=1, alpha=0.6, label=title)
-        axes.scatter(*points, sizes, color=f"C{number}")
+        (legend[run.title(name)],) = axes.plot(*points, color=colour[name], linewidth=1, alpha=0.7)
+        axes.scatter(*points, sizes, color=colour[name])
     limit = 1.05 * max(each[name] for bins in models.values() for each in bins for name in ("confidence", "accuracy"))
-    axes.plot([0, limit], [0, limit], "--", color="gray", linewidth=1, label="calibrated")
-    xlabel = f"mean confidence of a bin of at least {FEWEST_ROWS} rows; larger marks have more rows"
-    axes.set(xlabel=xlabel, ylabel="accuracy")
-    return save_figure(figure, path)
+    (legend["calibrated"],) = axes.plot([0, limit], [0, limit], "--", color=MUTED, linewidth=1)
+    axes.set(xlabel=f"mean confidence of a bin of at least {FEWEST_ROWS} rows", ylabel="accuracy")
+    return legend
+
+
+def _draw_lists(rows: Sequence[ResultRow], metric: str, write: str, colour: Mapping[str, str], axes: Axes) -> Legend:
+    fills = [colour[row.name] for row in rows]
+    horizontal_bars(axes, [row.title for row in rows], [row.lists[metric] for row in rows], fills, write)
+    return {}
+
+
+def _draw_time(run: Run, axes: Axes) -> Legend:
+    """Seconds of each stage, the mean over its ranks: busy, waiting for data, waiting for others."""
+    stages = [row.stage for row in run.stages]
+    usages = [record.usage for stage in stages if (record := run.record(stage))]
+    waits = {title: [_mean(usage, key) for usage in usages] for title, key in TIMES.items()}
+    whole = [_mean(usage, "seconds") for usage in usages]
+    busy = [seconds - sum(waited) for seconds, *waited in zip(whole, *waits.values(), strict=True)]
+    left, legend = [0.0] * len(stages), {}
+    for (title, values), fill in zip({"busy": busy, **waits}.items(), (STUDENT, ENSEMBLE, BASE), strict=True):
+        legend[title] = axes.barh(range(len(stages)), values, 0.7, left=left, color=fill)
+        left = [one + other for one, other in zip(left, values, strict=True)]
+    for place, seconds in enumerate(whole):
+        end_label(axes, place, seconds, f"{seconds:,.1f}")
+    finish_bars(axes, stages)
+    axes.set_xlabel(f"seconds; {sum(whole):,.0f} in all")
+    return legend
+
+
+def _mean(usage: Sequence[Mapping[str, float]], key: str) -> float:
+    return sum(each.get(key, 0.0) for each in usage) / max(len(usage), 1)
+
+
+def _draw_memory(run: Run, axes: Axes) -> Legend:
+    """The peak of the rank that needed most."""
+    peaks = [max(row.peak_memory_mib, default=0.0) for row in run.stages]
+    horizontal_bars(axes, [row.stage for row in run.stages], peaks, STUDENT, "{:,.0f}")
+    axes.set_xlabel("MiB, of the rank that needed most")
+    return {}

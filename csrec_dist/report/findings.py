@@ -2,150 +2,187 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from csrec_dist.evaluation.options import GROUPINGS, NUM_BINS, metric_title
-from csrec_dist.report.tables import NONE, figure, images, table
+from csrec_dist.report.answer import ANSWERED, SELECTED
+from csrec_dist.report.document import Block, Cell, Fold, Picture, Section, Table, Text, best_of
+from csrec_dist.report.names import group_title, list_title
+from csrec_dist.report.tables import NONE, figure
 from csrec_dist.runs.run import ResultRow, Run
 
-DECILES = "NDCG@10 by decile of the target's popularity"
-RELIABILITY = "Reliability: accuracy by confidence"
-"""Titles of the diagrams that stand in sections of their own."""
-GROUP_METRIC = "ndcg@10"
 OF_TRUE = "_true"
+LOWER_IS_BETTER = ("ece", "gini")
+LIST_PICTURES = ("coverage@10", "gini@10", "average_popularity@10")
+NEITHER = ("average_popularity", "confidence")
+"""Metrics of which no value is the best."""
+
+Models = Mapping[str, Mapping[str, float | None]]
+Pictures = Mapping[str, Picture]
 
 
-def evaluation_sections(run: Run, diagrams: Mapping[str, Path]) -> Iterator[str]:
-    """The sections in order; `diagrams`, by title, are shown in their sections."""
-    yield from _metrics(run)
-    yield from _groups(run.results, diagrams)
-    yield from _lists(run.results)
-    yield from _calibration(run.results, diagrams)
-    yield from _diversity(run.metrics.get("diversity", {}))
+def metrics_section(run: Run) -> Section:
+    """Test metrics at the selected cut-off, the other cut-offs folded; by rating, of true targets, on validation."""
+    return Section.of("Metrics", _metrics(run))
 
 
-def _metrics(run: Run) -> Iterator[str]:
-    yield "## Metrics"
+def _metrics(run: Run) -> Iterator[Block]:
     if not run.results:
-        yield "No model has been trained yet."
+        yield Text("No model has been trained yet.")
     tests = {row.title: row.test for row in run.results}
     names = _names(tests.values())
     rated = [name for name in names if name.partition("@")[0].endswith(("+", "-"))]
     true = [name for name in names if OF_TRUE in name]
     plain = [name for name in names if name not in (*rated, *true)]
-    yield from _by_model("### Test", plain, tests)
+    yield from _selected(plain, tests)
     if (precision := run.config.evaluation.matmul_precision) != "highest":
-        yield f"GPUs ranked the items by products in TF32 (evaluation.matmul_precision: {precision}): ranks may differ."
+        yield Text(
+            f"GPUs ranked the items by products in TF32 (evaluation.matmul_precision: {precision}): ranks may differ."
+        )
     if run.hidden_targets:
-        yield f"{run.hidden_targets} Groups of test rows below has the metrics without them."
+        yield Text(f"{run.hidden_targets} Groups of test rows below has the metrics without them.")
+    yield from _others("Test, other cut-offs", plain, tests)
     if rated:
         delta = f"δ = {run.config.evaluation.min_rating:g}"
-        lines = f"⁺: test rows whose target is rated at least {delta}; ⁻: test rows whose target is rated lower."
-        yield from _by_model(f"### Test, by rating\n\n{lines}", rated, tests)
-    titles = [metric_title(name.replace(OF_TRUE, "")) for name in true]
-    lines = "Computed from the ranks of the items users truly preferred instead of the logged targets."
-    yield from _by_model(f"### Test, true targets\n\n{lines}", true, tests, titles)
+        yield Text("Test, by rating", is_strong=True)
+        yield Text(f"⁺: test rows whose target is rated at least {delta}; ⁻: test rows whose target is rated lower.")
+        yield from _selected(rated, tests)
+        yield from _others("Test, by rating, other cut-offs", rated, tests)
+    if true:
+        yield Text("Test, true targets", is_strong=True)
+        yield Text("Computed from the ranks of the items users truly preferred instead of the logged targets.")
+        yield from _selected(true, tests)
+        yield from _others("Test, true targets, other cut-offs", true, tests)
     valid = {row.title: row.valid for row in run.results}
-    yield from _by_model("### Validation", _names(valid.values()), valid)
+    if valid_names := _names(valid.values()):
+        yield Fold("Validation", (*_selected(valid_names, valid), *_of_others(valid_names, valid)))
 
 
 def _names(models: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for metrics in models for name in metrics))
 
 
-def _by_model(
-    head: str,
-    names: Sequence[str],
-    models: Mapping[str, Mapping[str, float | None]],
-    titles: Sequence[str] | None = None,
-) -> Iterator[str]:
-    """A heading and a table of these metrics, with a row for each model that has them; nothing without metrics."""
-    rows = [[title, *(figure(metrics, name) for name in names)] for title, metrics in models.items() if metrics]
-    if names and rows:
-        yield head
-        yield table(["model", *(titles or map(metric_title, names))], rows)
+def _cut_off(name: str) -> int:
+    """The n of a metric; of one without, the selected."""
+    return int(name.partition("@")[2] or SELECTED)
 
 
-def _groups(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Iterator[str]:
-    """NDCG@10 of all models in each group of test rows, with a table for each grouping."""
+def _selected(names: Sequence[str], models: Models) -> Iterator[Table]:
+    """The metrics at the selected cut-off, and those without one."""
+    yield from _by_model([name for name in names if _cut_off(name) == SELECTED], models)
+
+
+def _of_others(names: Sequence[str], models: Models) -> Iterator[Table]:
+    """A table for each other cut-off."""
+    for n in sorted({_cut_off(name) for name in names} - {SELECTED}):
+        yield from _by_model([name for name in names if _cut_off(name) == n], models)
+
+
+def _others(title: str, names: Sequence[str], models: Models) -> Iterator[Fold]:
+    if tables := tuple(_of_others(names, models)):
+        yield Fold(title, tables)
+
+
+def _by_model(names: Sequence[str], models: Models) -> Iterator[Table]:
+    """A table of these metrics with a row for each model that has some; the best of each column is marked."""
+    shown = {title: metrics for title, metrics in models.items() if metrics}
+    if not names or not shown:
+        return
+    columns = [_column(name, [metrics.get(name) for metrics in shown.values()]) for name in names]
+    rows = [(title, *cells) for title, cells in zip(shown, zip(*columns, strict=True), strict=True)]
+    yield Table.of(("model", *(_title(name) for name in names)), rows)
+
+
+def _title(name: str) -> str:
+    if name.startswith(("coverage", "gini", "average")):
+        return list_title(name)
+    return {"ece": "ECE", "confidence": "mean confidence", "accuracy": "accuracy"}.get(
+        name, metric_title(name.replace(OF_TRUE, ""))
+    )
+
+
+def _column(name: str, values: Sequence[float | None]) -> list[Cell]:
+    marks = best_of(values, lowest=name.startswith(LOWER_IS_BETTER))
+    is_marked = not name.startswith(NEITHER)
+    digits = ",.1f" if name.startswith("average_popularity") else ".4f"
+    texts = [NONE if value is None else format(value, digits) for value in values]
+    return [Cell(text, is_best and is_marked) for text, is_best in zip(texts, marks, strict=True)]
+
+
+def groups_section(results: Sequence[ResultRow], pictures: Pictures) -> Section:
+    """NDCG@10 of all models in each group of test rows: pictures, and folded a table for each grouping."""
+    return Section.of("Groups of test rows", _groups(results, pictures))
+
+
+def _groups(results: Sequence[ResultRow], pictures: Pictures) -> Iterator[Block]:
     grouped = [row for row in results if row.groups]
     if not grouped:
         return
-    yield "## Groups of test rows"
-    yield f"{metric_title(GROUP_METRIC)} of each group; metrics.json has the other metrics."
+    yield Text(f"{metric_title(ANSWERED)} of each group; metrics.json has the other metrics.")
+    yield from shown(pictures, "popularity_decile", "history_length", "groups")
+    yield Fold("Groups in figures", tuple(_group_tables(grouped)))
+
+
+def _group_tables(grouped: Sequence[ResultRow]) -> Iterator[Table]:
     for name, title in GROUPINGS.items():
-        if name in grouped[0].groups:
-            rows = [
-                [
-                    _group_title(name, group),
-                    f"{metrics['count']:,}",
-                    *(figure(row.groups[name][group], GROUP_METRIC) for row in grouped),
-                ]
-                for group, metrics in grouped[0].groups[name].items()
-            ]
-            yield table([title, "rows", *(row.title for row in grouped)], rows)
-    yield from _shown(diagrams, DECILES)
+        if name not in grouped[0].groups:
+            continue
+        rows: list[tuple[str | Cell, ...]] = []
+        for group, metrics in grouped[0].groups[name].items():
+            values = [row.groups[name][group].get(ANSWERED) for row in grouped]
+            cells = _column(ANSWERED, values)
+            rows.append((group_title(name, group), f"{metrics['count']:,}", *cells))
+        yield Table.of((title, "rows", *(row.title for row in grouped)), rows)
 
 
-def _group_title(name: str, group: str) -> str:
-    if name == "popularity_decile":
-        return {"1": "1 (most popular items)", "10": "10 (least popular items)"}.get(group, group)
-    return {
-        "popular_20%": "most popular 20% of the items",
-        "rest_80%": "other 80%",
-        "clean": "no",
-        "leaked": "yes",
-        "new": "no",
-        "repeated": "yes",
-    }.get(group, group.replace("_", " "))
+def lists_section(results: Sequence[ResultRow], pictures: Pictures) -> Section:
+    """What the recommended lists hold."""
+    return Section.of("Recommended lists", _lists(results, pictures))
 
 
-def _lists(results: Sequence[ResultRow]) -> Iterator[str]:
+def _lists(results: Sequence[ResultRow], pictures: Pictures) -> Iterator[Block]:
     models = {row.title: row.lists for row in results if row.lists}
     names = _names(models.values())
     if not names:
         return
-    yield "## Recommended lists"
-    yield (
+    yield Text(
         "Coverage is the share of the catalog that appears in at least one list; the Gini index, between 0 and 1, "
         "measures how unevenly the lists use the items; average popularity is the mean training count of the listed "
         "items."
     )
-    titles = [name.replace("_", " ").capitalize().replace("Gini", "Gini index") for name in names]
-    rows = [[title, *(_list_figure(lists, name) for name in names)] for title, lists in models.items()]
-    yield table(["model", *titles], rows)
+    yield from shown(pictures, *LIST_PICTURES)
+    yield from _selected(names, models)
+    yield from _others("Recommended lists, other cut-offs", names, models)
 
 
-def _list_figure(lists: Mapping[str, float], name: str) -> str:
-    if name.startswith("average_popularity"):
-        return f"{lists[name]:,.1f}" if name in lists else NONE
-    return figure(lists, name)
+def calibration_section(results: Sequence[ResultRow], pictures: Pictures) -> Section:
+    """Whether the models' probabilities mean what they say."""
+    return Section.of("Calibration", _calibration(results, pictures))
 
 
-def _calibration(results: Sequence[ResultRow], diagrams: Mapping[str, Path]) -> Iterator[str]:
+def _calibration(results: Sequence[ResultRow], pictures: Pictures) -> Iterator[Block]:
     models = {row.title: row.calibration for row in results if row.calibration}
     if not models:
         return
-    yield "## Calibration"
-    yield (
+    yield Text(
         "Confidence is the probability, over the full catalog at T = 1, of a model's top-1 item; accuracy is the share "
         "of test rows in which that item is the target; ECE is the expected calibration error over "
         f"{NUM_BINS} bins of confidence."
     )
-    names = ("ece", "confidence", "accuracy")
-    rows = [[title, *(figure(values, name) for name in names)] for title, values in models.items()]
-    yield table(["model", "ECE", "mean confidence", "accuracy"], rows)
-    yield from _shown(diagrams, RELIABILITY)
+    yield from shown(pictures, "reliability")
+    yield from _by_model(("ece", "confidence", "accuracy"), models)
 
 
-def _diversity(diversity: Mapping[str, Any]) -> Iterator[str]:
+def diversity_section(diversity: Mapping[str, Any]) -> Section:
     """How much the members differ: each pair, and the mean if there are several pairs."""
+    return Section.of("Diversity of the teachers", _diversity(diversity))
+
+
+def _diversity(diversity: Mapping[str, Any]) -> Iterator[Block]:
     if not diversity:
         return
     names = [name for name in diversity if name not in ("count", "pairs")]
-    yield "## Diversity of the teachers"
-    yield (
+    yield Text(
         f"Means over {diversity['count']:,} test rows. Disagreement@n is the share of the top-n lists that two members "
         f"do not share; the Jensen–Shannon divergence of their probabilities is at most ln 2 = {math.log(2):.4f}."
     )
@@ -153,8 +190,9 @@ def _diversity(diversity: Mapping[str, Any]) -> Iterator[str]:
     if len(rows) > 1:
         rows.append(["mean of the pairs", *(figure(diversity, name) for name in names)])
     titles = {"jensen_shannon": "Jensen–Shannon divergence, nats"}
-    yield table(["members", *(titles.get(name, name.capitalize()) for name in names)], rows)
+    yield Table.of(("members", *(titles.get(name, name.capitalize()) for name in names)), rows)
 
 
-def _shown(diagrams: Mapping[str, Path], title: str) -> Iterable[str]:
-    return images({title: diagrams[title]} if title in diagrams else {})
+def shown(pictures: Pictures, *names: str) -> Iterator[Picture]:
+    """Those of the pictures that there are."""
+    return (pictures[name] for name in names if name in pictures)

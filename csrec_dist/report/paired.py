@@ -20,11 +20,24 @@ from csrec_dist.runs.run import Evaluated, Run
 
 @dataclass(frozen=True)
 class Comparison:
-    """The names of both sides, the seeds of each pair of runs, and a line for each metric."""
+    """Both sides, in the order of their seeds, and a line for each metric."""
 
-    first: tuple[str, ...]
-    second: tuple[str, ...]
+    sides: tuple[tuple[Evaluated, ...], tuple[Evaluated, ...]]
     lines: tuple[Line, ...]
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """Names of the first side's models."""
+        return tuple(model.name for model in self.sides[0])
+
+    @property
+    def second(self) -> tuple[str, ...]:
+        """Names of the second side's models."""
+        return tuple(model.name for model in self.sides[1])
+
+    def line(self, metric: str) -> Line | None:
+        """That of a metric, if it was compared."""
+        return next((line for line in self.lines if line.metric == metric), None)
 
 
 def parse_side(text: str) -> list[Evaluated]:
@@ -56,7 +69,19 @@ def compare_models(
     """
     if min(top_n) < 1:
         raise UserError(f"A cut-off must be at least 1, not {min(top_n)}: for example -n 5 10.")
-    sides = _paired_by_seed(parse_side(first), parse_side(second))
+    return compare_evaluated(parse_side(first), parse_side(second), top_n=top_n, num_resamples=num_resamples, seed=seed)
+
+
+def compare_evaluated(
+    first: list[Evaluated],
+    second: list[Evaluated],
+    *,
+    top_n: Sequence[int] = (10,),
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """The same of models at hand."""
+    sides = _paired_by_seed(first, second)
     _check_protocol([model for side in sides for model in side])
     tables = [[model.ranks for model in side] for side in sides]
     _check_rows(sides, tables)
@@ -64,8 +89,7 @@ def compare_models(
     ratings = tables[0][0]["rating"].fill_null(math.nan).to_numpy()
     groups = rating_group(ratings, sides[0][0].run.config.evaluation.min_rating)
     lines = compare_ranks(ranks[0], ranks[1], groups, top_n=top_n, num_resamples=num_resamples, seed=seed)
-    first_names, second_names = (tuple(model.name for model in side) for side in sides)
-    return Comparison(first_names, second_names, tuple(lines))
+    return Comparison((tuple(sides[0]), tuple(sides[1])), tuple(lines))
 
 
 def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[list[Evaluated], list[Evaluated]]:

@@ -1,26 +1,51 @@
-"""Several runs in one table; runs that differ only in their seeds share a row, as mean ± standard deviation."""
+"""Several runs side by side; runs that differ only in their seeds are one group, as mean ± standard deviation."""
 
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from csrec_dist.files import fingerprint
-from csrec_dist.report.tables import NONE
+from csrec_dist.report.document import NONE
 from csrec_dist.runs.inputs import repeated_settings
 from csrec_dist.runs.run import Run
 
 METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 
 
-def runs_table(folders: Sequence[Path | str]) -> Table:
-    """The test metrics of several runs side by side, for the terminal.
+@dataclass(frozen=True)
+class Group:
+    """Runs of one setting, and what of it is not the same in all groups."""
 
-    Runs that differ only in their seed, and in keys that decide no result, form a group, shown as mean ± sample
-    standard deviation. The settings in which groups differ are listed below the runs' names.
+    runs: tuple[Run, ...]
+    differing: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The runs' names."""
+        return ", ".join(run.config.name for run in self.runs)
+
+    @property
+    def models(self) -> dict[str, list[dict[str, float]]]:
+        """Test metrics of each model in each run, by the model's title."""
+        metrics: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+        for run in self.runs:
+            for row in run.results:
+                metrics[row.title].append(row.test)
+        return dict(metrics)
+
+    def values(self, model: str, metric: str) -> list[float]:
+        """A model's metric in each run that has it; the model by its name in a run."""
+        rows = [row for run in self.runs for row in run.results if row.name == model]
+        return [row.test[metric] for row in rows if metric in row.test]
+
+
+def group_runs(folders: Sequence[Path | str]) -> list[Group]:
+    """The runs in groups: those of a group differ only in their seed, and in keys that decide no result.
 
     Raises:
         UserError: one of the folders is not the folder of a run.
@@ -30,15 +55,32 @@ def runs_table(folders: Sequence[Path | str]) -> Table:
         run = Run.open(folder)
         by_settings[fingerprint(repeated_settings(run.config))].append(run)
     groups = list(by_settings.values())
+    settings = [repeated_settings(runs[0].config) for runs in groups]
+    keys = sorted({key for each in settings for key in each})
+    varied = [key for key in keys if len({fingerprint(each.get(key)) for each in settings}) > 1]
+    return [
+        Group(tuple(runs), {key: str(each[key]) for key in varied if key in each})
+        for runs, each in zip(groups, settings, strict=True)
+    ]
+
+
+def runs_table(folders: Sequence[Path | str]) -> Table:
+    """The test metrics of several runs side by side, for the terminal.
+
+    Groups are shown as mean ± sample standard deviation. The settings in which groups differ are listed below the
+    runs' names.
+
+    Raises:
+        UserError: one of the folders is not the folder of a run.
+    """
     table = Table(title="full catalog, test", title_justify="left")
     table.add_column("runs", overflow="fold")
     for name in ("model", "seeds", *METRICS.values()):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    for runs, differing in zip(groups, _differing(groups), strict=True):
-        head = [", ".join(run.config.name for run in runs), *differing]
-        models = _by_model(runs)
+    for group in group_runs(folders):
+        models = group.models
         table.add_row(
-            Text("\n".join(head)),
+            Text("\n".join([group.name, *(f"{key}={value}" for key, value in group.differing.items())])),
             "\n".join(models),
             "\n".join(str(sum(map(bool, rows))) for rows in models.values()),
             *(
@@ -56,20 +98,3 @@ def spread(values: Sequence[float]) -> str:
         return NONE
     mean = f"{statistics.mean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
-
-
-def _differing(groups: list[list[Run]]) -> list[list[str]]:
-    """The settings of each group that are not the same in all groups."""
-    settings = [repeated_settings(runs[0].config) for runs in groups]
-    keys = sorted({key for each in settings for key in each})
-    varied = [key for key in keys if len({fingerprint(each.get(key)) for each in settings}) > 1]
-    return [[f"{key}={each[key]}" for key in varied if key in each] for each in settings]
-
-
-def _by_model(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
-    """Test metrics of each model in each run of a group, by the model's title."""
-    metrics: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
-    for run in runs:
-        for row in run.results:
-            metrics[row.title].append(row.test)
-    return dict(metrics)

@@ -1,13 +1,13 @@
-"""Tables of a report, on the terminal and in Markdown: metrics, stages, and where the time went."""
+"""A run's results on the terminal, and how figures are written: metrics, stages, and where the time went."""
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from csrec_dist.report.document import NONE
 from csrec_dist.runs.run import ResultRow, Run
 
 TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
@@ -37,9 +37,6 @@ def spread(shares: Sequence[float]) -> str:
     if len(shares) <= MOST_RANKS:
         return ", ".join(f"{share:.0%}" for share in shares)
     return f"{min(shares):.0%} to {max(shares):.0%}"
-
-
-NONE = "–"
 
 
 def results_table(folder: Path | str) -> list[ResultRow]:
@@ -101,22 +98,3 @@ def number(value: Any) -> str:
     if value is None:
         return NONE
     return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the content of cells is text, never markup."""
-    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def images(paths: Mapping[str, Path]) -> Iterable[str]:
-    """Links to the figures beside the page, by title."""
-    for title, path in paths.items():
-        yield f"![{title}]({path.name})"
-
-
-def _plain(text: str) -> str:
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    for sign in "\\`*_[]|":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped

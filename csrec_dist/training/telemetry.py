@@ -18,9 +18,28 @@ from csrec_dist.distributed.alone import Waits
 from csrec_dist.training.notebook import NotebookBar
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
 MIB = 2**20
+
+
+def _spread(name: str) -> list[Any]:
+    return ["Margin", [f"time/{name}/{kind}" for kind in ("mean", "min", "max")]]
+
+
+CHARTS: dict[str, dict[str, list[Any]]] = {
+    "Training": {
+        "loss and its parts": ["Multiline", ["train/loss", "train/cross_entropy", "train/divergence"]],
+        "validation": ["Multiline", [r"valid/ndcg@.*", r"valid/recall@.*"]],
+    },
+    "Seconds of an epoch, mean and range over ranks": {
+        "busy": _spread("busy"),
+        "waiting for data": _spread("data_wait"),
+        "waiting for other ranks": _spread("collective_wait"),
+    },
+}
+"""TensorBoard's Custom Scalars: what belongs together, in one chart."""
 
 
 @dataclass
@@ -114,7 +133,14 @@ class StageLog:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder), purge_step=self._resumed_at)
+        writer = SummaryWriter(str(self._folder), purge_step=self._resumed_at)
+        writer.add_custom_scalars(CHARTS)
+        return writer
+
+    @property
+    def is_written(self) -> bool:
+        """Whether what this rank logs is written for TensorBoard."""
+        return self._folder is not None
 
     def expect(self, total: int, completed: int = 0) -> None:
         """Say how many steps the stage has, and how many of them are done; before the first value."""
@@ -139,11 +165,25 @@ class StageLog:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
-    def hparams(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the TensorBoard HParams entry of the stage."""
+    def histogram(self, name: str, values: "Tensor", step: int) -> None:
+        """Write a TensorBoard histogram of values [N] at `step`."""
         if self._writer:
-            plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
-            self._writer.add_hparams(plain, {f"hparams/{k}": v for k, v in metrics.items()}, run_name=".")
+            self._writer.add_histogram(name, values, step)
+
+    def hparams(self, settings: Mapping[str, Any]) -> None:
+        """Write a row of TensorBoard's HParams table: the settings, beside whatever scalars the stage writes.
+
+        The row lies in the stage's own event file. TensorBoard makes the table's columns of the rows of all runs.
+        """
+        if self._writer:
+            from torch.utils.tensorboard.summary import hparams
+
+            numbers = {key: value for key, value in settings.items() if type(value) in (int, float)}
+            texts = {key: str(value) for key, value in settings.items() if key not in numbers}
+            _, begin, end = hparams(numbers | texts, {})
+            events: Any = self._writer.file_writer
+            for summary in (begin, end):
+                events.add_summary(summary)
 
 
 def _terminal_bar(console: Console) -> Progress:

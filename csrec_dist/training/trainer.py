@@ -16,6 +16,7 @@ from csrec_dist.distributed.engines import Engine, copy_tensors
 from csrec_dist.environment import environment
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import differences
+from csrec_dist.losses.entropy import label_entropy
 from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
@@ -27,6 +28,8 @@ from csrec_dist.training.stepping import Stepper
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 from csrec_dist.training.telemetry import StageLog, peak_memory_mib
 
+MOST_LOGGED = 256
+"""Examples whose labels' entropy is logged at the end of an epoch."""
 SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
@@ -63,10 +66,11 @@ class Trainer:
     ) -> None:
         self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
         self._dataset, self._options, self._seed, self._evaluation = dataset, options, seed, evaluation
-        self._log, self._sample, self._device = log, sample, engine.device
+        self._log, self._sample, self._device, self._labels = log, sample, engine.device, labels
         self._catalog = engine.layout.catalog_slice(dataset.num_items)
         self._stepper = Stepper(engine, options, labels, seed, dataset.window, log.say, dataset.example_weights)
         self._state = TrainState()
+        self._trained_last: list[MicroBatch] = []
         self._best = copy_tensors(self.model().state_dict())
 
     @property
@@ -155,6 +159,7 @@ class Trainer:
         meter = self.train_epoch()
         done, times = meter.so_far(), meter.times()
         self._log.scalars(times, self._state.total_steps)
+        self._log_entropy()
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
             model = self.model()
@@ -167,7 +172,9 @@ class Trainer:
         order, state = self._order(), self._state
         meter = Meter(self._group, state.so_far, self._options.log_steps, self._device)
         self._inner.train()
+        trained: list[MicroBatch] = []
         for micro_batches in self._batches(order):
+            trained = micro_batches
             meter.add(self._stepper.train(micro_batches, state.total_steps, self._learning_rate(), self._requests))
             agreed = self._requests.agreed()
             state.step += 1
@@ -178,7 +185,23 @@ class Trainer:
             self._log.advance(f"epoch {order.epoch + 1}  {meter.note}", num_examples)
             self._act(agreed, order, meter)
         self._log_point(meter)
+        self._trained_last = trained
         return meter
+
+    def _log_entropy(self) -> None:
+        """Write how sure the teachers are of some of the examples that were trained on last, by this rank.
+
+        Of a slice of the catalog nobody knows it without the other ranks, which are not asked.
+        """
+        if self._labels is None or not self._log.is_written or not self._catalog.is_whole or not self._trained_last:
+            return
+        micro_batch, *_ = self._trained_last
+        weights = micro_batch.inputs.weights[: len(micro_batch.inputs.examples)][:MOST_LOGGED]
+        fields = {name: field[:MOST_LOGGED] for name, field in micro_batch.fields.items()}
+        labels = self._labels.labels(fields, self._device)
+        entropy = label_entropy(labels, self._options.temperature).cpu()[weights.cpu() > 0]
+        if len(entropy):
+            self._log.histogram("labels/entropy_nats", entropy, self._state.total_steps)
 
     def _log_point(self, meter: Meter) -> None:
         """Write a point of the curve; a training whose loss is not finite ends here."""

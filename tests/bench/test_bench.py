@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from csrec_dist.bench.command import TABLE_WIDTH
 from csrec_dist.bench.result import Result, read_result
 from csrec_dist.bench.table import result_table
 from csrec_dist.cli import main
@@ -51,7 +50,7 @@ def test_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert steps == {"teach": 2 * 4, "distill": 4}
     assert result.limits.all_reduce is None
     assert result.log.label_bytes > EXAMPLES * 2 * 8 * 2, "two members' states of 8 numbers in two bytes each"
-    console = Console(width=TABLE_WIDTH, record=True, quiet=False)
+    console = Console(width=300, record=True, quiet=False)
     with console.capture() as capture:
         console.print(result_table(result))
     assert capture.get() in said, "the table shows what the file says"

@@ -1,10 +1,12 @@
 """The report's sections on evaluation: each number of metrics.json in its cell, and nothing for what is not there."""
 
+import html
 import io
 import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +79,25 @@ def page_of(run: Path) -> str:
 
 
 def tables_of(page: str) -> Tables:
-    """Tables by their heading, or by their first column where a heading has several; rows by first cell and column."""
+    """Tables by the heading or bold line above them, or by their first column among the groups; rows by first cell.
+
+    Tables of one heading are one: of a table for each cut-off, all columns. Marks of the best value are left out.
+    """
     tables: Tables = {}
-    for heading, text in re.findall(r"^##+ (.*)\n((?:(?!#).*\n)*)", page, re.MULTILINE):
-        for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-            header, _, *rows = [
-                [cell.strip() for cell in line.strip("|\n").split(" | ")] for line in block.splitlines()
-            ]
-            name = header[0] if heading == "Groups of test rows" else heading
-            tables[name] = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+    heading, lines = "", page.splitlines()
+    for number, line in enumerate(lines):
+        if found := re.fullmatch(r"##+ (.*)|\*\*(Test, .*)\*\*", line):
+            heading = (found[1] or found[2]).removesuffix(", other cut-offs").replace("Metrics", "Test")
+        if line.startswith("| ") and lines[number - 1] == "":
+            header, _, *rows = [_cells(each) for each in takewhile(lambda each: each.startswith("|"), lines[number:])]
+            table = tables.setdefault(header[0] if heading == "Groups in figures" else heading, {})
+            for row in rows:
+                table.setdefault(row[0], {}).update(zip(header[1:], row[1:], strict=True))
     return tables
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().replace("*", "") for cell in line.strip("|").split(" | ")]
 
 
 def title_of(metric: str) -> str:
@@ -211,24 +222,47 @@ def test_missing_parts_are_left_out(run: Path) -> None:
 
     page = page_of(changed(run, strip))
     headings = re.findall(r"^##+ (.*)", page, re.MULTILINE)
-    assert headings[:4] == ["Metrics", "Test", "Validation", "Training"]
-    assert re.findall(r"!\[.*\]\((.*)\)", page) == ["loss.png", "validation.png"]
+    assert headings[:4] == ["Answer", "Metrics", "Validation", "Training"]
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert pictures == [f"{name}.png" for name in ("ndcg", "validation", "loss", "time", "memory")]
 
 
 def test_figures_are_in_both_pages_and_follow_the_metrics(run: Path) -> None:
     fill_a_bin(run, 10)
     page = page_of(run)
-    assert re.findall(r"!\[.*\]\((.*)\)", page)[:2] == ["deciles.png", "reliability.png"]
-    assert (run / "report" / "report.html").read_text().count('src="data:image/png;base64,') == 4
-    before = {name: (run / "report" / name).read_bytes() for name in ("deciles.png", "reliability.png")}
+    named = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert named[2:8] == [f"{name}.png" for name in ("validation", "loss", *MOVED[:3], "reliability")]
+    assert (run / "report" / "report.html").read_text().count("<svg") == len(named) == 13
+    before = {name: (run / "report" / f"{name}.png").read_bytes() for name in MOVED}
+    svgs = svgs_of(run)
 
     def move(saved: dict[str, Any]) -> None:
-        saved["models"]["base"]["groups"]["popularity_decile"]["1"]["ndcg@10"] = 0.9
-        saved["models"]["base"]["calibration"]["bins"][0]["accuracy"] = 0.9
+        base = saved["models"]["base"]
+        for grouping in ("popularity_decile", "history_length", "popularity"):
+            next(iter(base["groups"][grouping].values()))["ndcg@10"] = 0.9
+        base["calibration"]["bins"][0]["accuracy"] = 0.9
+        base["lists"]["coverage@10"] = 0.01
 
     write_report(changed(run, move))
     for name, content in before.items():
-        assert (run / "report" / name).read_bytes() != content, name
+        assert (run / "report" / f"{name}.png").read_bytes() != content, name
+    after = svgs_of(run)
+    assert {title for title in svgs if after[title] != svgs[title]} == {
+        "NDCG@10 by decile of the target's popularity",
+        "NDCG@10 by items in the history",
+        "NDCG@10 by kind of target",
+        "Reliability: accuracy by confidence",
+        "Coverage@10",
+    }
+
+
+MOVED = ["popularity_decile", "history_length", "groups", "reliability", "coverage"]
+
+
+def svgs_of(run: Path) -> dict[str, str]:
+    page = (run / "report/report.html").read_text()
+    found = re.findall(r"<figcaption>(.*?)</figcaption>.*?(<svg.*?</svg>)", page, re.DOTALL)
+    return {html.unescape(title): svg for title, svg in found}
 
 
 def fill_a_bin(run: Path, count: int) -> None:

@@ -1,16 +1,13 @@
 """The report says what the run's files say, finished or not, and shows text as text."""
 
-import base64
 import io
 import json
 import math
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
-import markdown
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,12 +15,9 @@ from rich.console import Console
 
 from csrec_dist.errors import UserError
 from csrec_dist.report import print_results, results_table, runs_table, write_report
-from csrec_dist.report.page import trained_by
+from csrec_dist.report.costs import trained_by
 from csrec_dist.report.several import spread
-from csrec_dist.report.tables import table
 from tests.helpers.run_folders import make_run
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +101,27 @@ def test_the_page_holds_metrics_statistics_labels_and_config(run: Path) -> None:
     assert re.search(r"\| CSRec-M student \| 1 \| 3 \| 2 \| 0\.1234 \| 9\.5 \| 1,000 \| 25\.0% \|", page)
 
 
+def test_costs_are_those_of_the_stages_beside_base(run: Path) -> None:
+    write_report(run)
+    page = (run / "report" / "report.md").read_text()
+    teach, label, distill, baseline = (number + 0.5 for number in (2, 3, 4, 5))  # the slower rank's
+    whole = teach + label + distill
+    assert f"| teachers | {teach} | – | {teach / baseline:.1f} |" in page
+    assert f"| in all | {whole} | – | {whole / baseline:.1f} |" in page
+    assert f"| Base | {baseline} | – | 1.0 |" in page
+
+
 def test_the_html_page_is_whole_by_itself(run: Path) -> None:
     page = write_report(run).read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 2
-    for source in sources:
-        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(PNG)
-    assert page.count("<table>") == 6, "test, validation, training, stages, dataset, labels"
+    assert not re.findall(r"<(?:script|img|iframe|object|embed)\b|@import|\burl\((?!#)", page)
+    targets = set(re.findall(r'(?:src|href|xlink:href)="([^"]*)"', page)) - {"data:,"}
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert {target.removeprefix("#") for target in targets} <= set(ids), "links stay within the page"
+    assert len(ids) == len(set(ids)), "no id twice, though every chart has its own"
+    assert page.count("<svg") == 6, "two metrics, two curves, time, memory"
+    files = {path.name for path in (run / "report").glob("*.png")}
+    assert set(re.findall(r"!\[.*\]\((.*)\)", (run / "report/report.md").read_text())) == files
+    assert len(files) == 6
 
 
 def test_curves_are_drawn_again_after_more_epochs(run: Path) -> None:
@@ -134,33 +142,6 @@ def test_a_member_taken_from_a_folder_has_no_curve(unfinished: Path) -> None:
     write_report(unfinished)
     page = (unfinished / "report" / "report.md").read_text()
     assert "| teacher-1 | pretrained in else/where |" in page
-
-
-class Cells(HTMLParser):
-    """The text of each table cell, and all tags."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cells and data.strip():
-            self.cells[-1] += data
-
-
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1), min_size=2, max_size=2))
-def test_a_cell_shows_any_text_as_it_is(texts: list[str]) -> None:
-    parser = Cells()
-    parser.feed(markdown.markdown(table(["a", "b"], [["x", *texts][:2], [*texts]]), extensions=["tables"]))
-    wanted = [" ".join(text.split()) for text in ("a", "b", "x", texts[0], *texts)]
-    assert [cell.strip() for cell in parser.cells] == wanted
-    assert set(parser.tags) <= {"table", "thead", "tbody", "tr", "th", "td"}
 
 
 def test_runs_of_several_seeds_are_averaged_and_differences_named(tmp_path: Path) -> None:

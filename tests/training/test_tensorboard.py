@@ -1,8 +1,11 @@
 """What a run writes for TensorBoard, read back: tags, HParams, and the loss curve of metrics.json."""
 
+import math
+import re
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,15 @@ from csrec_dist.runs.run import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+    from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest, Status
+    from tensorboard.plugins.hparams.backend_context import Context
+    from tensorboard.plugins.hparams.list_session_groups import Handler as ListSessionGroups
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 TRAINED = {"distill": "student", "teach/teacher-0": "teachers/teacher-0", "teach/teacher-1": "teachers/teacher-1"}
@@ -48,7 +59,7 @@ def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def events(run: Path, stage: str) -> EventAccumulator:
-    return EventAccumulator(str(run / "tensorboard" / stage)).Reload()
+    return EventAccumulator(str(run / "tensorboard" / stage), {"histograms": 0}).Reload()
 
 
 def points(run: Path, stage: str, tag: str) -> list[tuple[int, float]]:
@@ -88,11 +99,63 @@ def test_evaluation_writes_the_hparams_page(finished: Path) -> None:
     found = {}
     for tag in log.PluginTagToContent("hparams"):
         found[tag] = HParamsPluginData.FromString(log.SummaryMetadata(tag).plugin_data.content)
+    assert found.keys() == {"_hparams_/session_start_info", "_hparams_/session_end_info"}, "columns are TensorBoard's"
     settings = found["_hparams_/session_start_info"].session_start_info.hparams
     assert settings["method"].string_value == "model_level"
     assert settings["training.learning_rate"].number_value == 0.01
-    metrics = {metric.name.tag for metric in found["_hparams_/experiment"].experiment.metric_infos}
-    assert "hparams/ndcg@10" in metrics
+    assert settings["teachers.num"].number_value == 2
+    assert settings["training.beta"].number_value == 0.5
     test = read_json(finished / "metrics.json")["test"]
-    for tag in ("hparams/ndcg@10", "test/ndcg@10"):
-        assert [event.value for event in log.Scalars(tag)] == [pytest.approx(test["ndcg@10"], rel=1e-6)]
+    assert [event.value for event in log.Scalars("test/ndcg@10")] == [pytest.approx(test["ndcg@10"], rel=1e-6)]
+    assert len(list((finished / "tensorboard/evaluate").iterdir())) == 1, "one event file, and no folder"
+
+
+def table_of(logdir: Path) -> list[dict[str, Any]]:
+    """The rows of the HParams table that TensorBoard makes of a folder: settings and metrics by name."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(logdir)).Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(logdir))
+    known, context = RequestContext(), Context(TBContext(data_provider=provider, logdir=str(logdir)))
+    request = ListSessionGroupsRequest(slice_size=100, allowed_statuses=[Status.STATUS_SUCCESS])
+    groups = ListSessionGroups(known, context, "", request).run().session_groups
+    settings = [
+        {name: value.number_value or value.string_value for name, value in group.hparams.items()} for group in groups
+    ]
+    metrics = [{metric.name.tag: metric.value for metric in group.metric_values} for group in groups]
+    return [one | other for one, other in zip(settings, metrics, strict=True)]
+
+
+def test_the_hparams_table_has_a_row_for_each_run(finished: Path) -> None:
+    (row,) = table_of(finished / "tensorboard")
+    test = read_json(finished / "metrics.json")["test"]
+    assert row["method"] == "model_level"
+    assert row["test/ndcg@10"] == pytest.approx(test["ndcg@10"], rel=1e-6)
+
+
+def test_the_entropy_of_the_labels_is_a_histogram_of_each_epoch(finished: Path) -> None:
+    log = events(finished, "distill")
+    epochs = read_json(finished / "student/metrics.json")["epochs"]
+    pictures = log.Histograms("labels/entropy_nats")
+    assert [picture.step for picture in pictures] == [epoch["step"] for epoch in epochs]
+    num_items = Run.open(finished).dataset.num_items
+    for picture in pictures:
+        assert 0 < picture.histogram_value.num <= 256
+        assert 0 < picture.histogram_value.min <= picture.histogram_value.max <= math.log(num_items) + 1e-5
+    assert "labels/entropy_nats" not in events(finished, "teach/teacher-0").Tags()["histograms"]
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_charts_of_several_scalars_name_scalars_that_are_there(finished: Path, stage: str) -> None:
+    log = events(finished, stage)
+    layout = Layout.FromString(log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    named = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    named += [
+        tag
+        for category in layout.category
+        for chart in category.chart
+        for series in chart.margin.series
+        for tag in (series.value, series.lower, series.upper)
+    ]
+    scalars = log.Tags()["scalars"]
+    assert len(named) == 14
+    for tag in named:
+        assert any(re.fullmatch(tag, scalar) for scalar in scalars), tag

@@ -1,6 +1,6 @@
 """Figures of a study: a metric over an axis or over the groups of the test rows, and the items' popularity."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -10,15 +10,26 @@ from typing import Any
 
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.options import GROUPINGS, metric_title
 from csrec_dist.experiments.study.spec import Entry, matches
-from csrec_dist.experiments.study.tables import in_percent, select
+from csrec_dist.experiments.study.tables import Against, in_percent, select
 from csrec_dist.experiments.study.views import GROUPS, CurveOptions, FigureOptions
-from csrec_dist.files import atomic_path
+from csrec_dist.report.charts import (
+    INK,
+    MUTED,
+    STUDENT,
+    add_legend,
+    draw_picture,
+    panels_figure,
+    save_picture,
+    series_colours,
+    themed,
+)
+from csrec_dist.report.document import Picture
+from csrec_dist.report.figures import bars_height, horizontal_bars
 
 BAR_SPACE = 0.8
 
@@ -31,32 +42,34 @@ class Series:
     values: list[list[float]]
 
 
-def draw(options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFrame, path: Path) -> bool:
-    """Draw means over seeds with their range, as PNG; False, and no file, if there are no results yet.
+def draw(options: FigureOptions, axes: dict[str, list[str]], results: pl.DataFrame, folder: Path) -> Picture | None:
+    """Draw means over seeds with their range, as <name>.png in `folder`; None, and no file, without results.
 
     Args:
         axes: the ordered values of the study's axes, for the x axis, lines and panels.
         results: the rows of all finished runs, from `collect`.
     """
     if not len(results):
-        return False
+        return None
     shown = select(results, options.where)
     columns = _columns(options, axes, shown)
     drawn = shown.join(_level(options, shown), on="run", how="anti")
     if not columns or not len(drawn):
-        return False
+        return None
     panels = _present(axes, options.panels, drawn)
-    figure = Figure(figsize=(2 + 4 * len(panels), 3.6), layout="constrained")
-    for index, panel in enumerate(panels):
-        plot = figure.add_subplot(1, len(panels), index + 1)
-        rows = _of(drawn, options.panels, panel)
-        names = _present(axes, options.lines, rows)
-        _draw_panel(plot, options, list(columns), [_series(options, columns, rows, name) for name in names])
-        _draw_level(plot, options, shown, panel)
-        plot.set_title(panel or "")
-    _add_legend(figure, options.lines)
-    _save(figure, path)
-    return True
+    colours = series_colours([name or options.metric for name in _present(axes, options.lines, drawn)])
+    legend: dict[str, Any] = {}
+    with themed():
+        figure = panels_figure(len(panels))
+        for plot, panel in zip(figure.axes, panels, strict=True):
+            rows = _of(drawn, options.panels, panel)
+            names = _present(axes, options.lines, rows)
+            lines = [_series(options, columns, rows, name) for name in names]
+            legend |= _draw_panel(plot, options, list(columns), lines, colours)
+            legend |= _draw_level(plot, options, shown, panel)
+            plot.set_title(panel or "")
+        add_legend(figure, legend, options.lines)
+        return save_picture(figure, f"{options.metric} over {options.x}", options.name, folder)
 
 
 def _columns(
@@ -107,7 +120,10 @@ def ticks_of(options: FigureOptions, names: Sequence[str]) -> list[float]:
     return values if rises and options.style != "bars" else side_by_side
 
 
-def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series]) -> None:
+def _draw_panel(
+    plot: Axes, options: FigureOptions, names: list[str], lines: Sequence[Series], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    legend: dict[str, Any] = {}
     width, ticks = BAR_SPACE / len(lines), ticks_of(options, names)
     for number, line in enumerate(lines):
         shift = (number - (len(lines) - 1) / 2) * width if options.style == "bars" else 0.0
@@ -117,66 +133,60 @@ def _draw_panel(plot: Axes, options: FigureOptions, names: list[str], lines: Seq
         lows = [middle - min(values) for middle, values in zip(means, samples, strict=True)]
         highs = [max(values) - middle for middle, values in zip(means, samples, strict=True)]
         if options.style == "bars":
-            plot.bar(positions, means, width, yerr=[lows, highs], capsize=2, label=line.name)
+            fill: dict[str, Any] = {"color": colours[line.name], "ecolor": INK, "label": line.name}
+            legend[line.name] = plot.bar(positions, means, width, yerr=[lows, highs], capsize=2, **fill)
         else:
-            plot.errorbar(positions, means, yerr=[lows, highs], marker="o", capsize=3, label=line.name)
-    plot.set_axisbelow(True)
+            style: dict[str, Any] = {"color": colours[line.name], "label": line.name}
+            legend[line.name] = plot.errorbar(positions, means, yerr=[lows, highs], marker="o", capsize=3, **style)
     plot.set_xticks(ticks, names)
     plot.set_xlabel(GROUPINGS.get(options.x, options.x))
     title = options.metric if {"/", "_"} & set(options.metric) else metric_title(options.metric)
     plot.set_ylabel(f"{title} (%)" if in_percent(options.metric) else title)
-    plot.grid(alpha=0.3)
+    return legend
 
 
-def _draw_level(plot: Axes, options: FigureOptions, shown: pl.DataFrame, panel: str | None) -> None:
+def _draw_level(plot: Axes, options: FigureOptions, shown: pl.DataFrame, panel: str | None) -> dict[str, Any]:
     """A dashed line at the mean of the panel's cells of `level`, or of all if `level` fixes the panels' axis."""
     rows = _level(options, shown)
     values = rows if options.panels in options.level else _of(rows, options.panels, panel)
     level = [_scale(options.metric) * value for value in values[options.metric].drop_nulls()]
-    if level:
-        name = ", ".join(rows[next(iter(options.level))].unique(maintain_order=True))
-        plot.axhline(mean(level), color="gray", linestyle="--", label=name)
-
-
-def _add_legend(figure: Figure, title: str | None) -> None:
-    """One legend for all panels, beside them."""
-    handles: dict[str, Any] = {}
-    for plot in figure.axes:
-        for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), title=title, loc="outside right upper", fontsize="small")
+    if not level:
+        return {}
+    name = ", ".join(rows[next(iter(options.level))].unique(maintain_order=True))
+    return {name: plot.axhline(mean(level), color=MUTED, linestyle="--", label=name)}
 
 
 def _scale(metric: str) -> int:
     return 100 if in_percent(metric) else 1
 
 
-def draw_curve(options: CurveOptions, entries: Sequence[Entry], path: Path) -> bool:
-    """Draw the number of training interactions of each item, the most popular first; False if no dataset exists."""
+def draw_changes(lines: Sequence[Against], other: str, metric: str, folder: Path) -> Picture:
+    """Draw how much each column of a table is above another in the mean over its rows, as better_than.png."""
+
+    def bars(plot: Axes) -> dict[str, Any]:
+        changes = [100 * line.change for line in lines]
+        horizontal_bars(plot, [line.column for line in lines], changes, STUDENT, "{:+.1f} %")
+        return {}
+
+    title = f"Change of {metric_title(metric)} against {other}, %: mean over the rows of the table"
+    return draw_picture(title, "better_than", bars, folder=folder, height=bars_height(len(lines)))
+
+
+def draw_curve(options: CurveOptions, entries: Sequence[Entry], folder: Path) -> Picture | None:
+    """Draw the number of training interactions of each item, the most popular first; None if no dataset exists."""
     datasets: dict[str, Path] = {}
     for entry in entries:
-        folder = entry.run.dataset_folder
-        if matches(options.where, entry.cell) and (folder / "dataset.json").exists():
-            datasets.setdefault(entry.cell[options.panels] if options.panels else "", folder)
-    if datasets:
-        _draw_datasets(datasets.items(), path)
-    return bool(datasets)
-
-
-def _draw_datasets(datasets: Iterable[tuple[str, Path]], path: Path) -> None:
-    shown = list(datasets)
-    figure = Figure(figsize=(1 + 4 * len(shown), 3.6), layout="constrained")
-    for index, (name, folder) in enumerate(shown):
-        counts = sorted(ItemPopularity.read(Dataset(folder)).counts.tolist(), reverse=True)
-        plot = figure.add_subplot(1, len(shown), index + 1)
-        plot.fill_between(range(1, len(counts) + 1), counts, alpha=0.6)
-        plot.set_xlabel("item, by number of interactions")
-        plot.set_ylabel("training interactions")
-        plot.set_title(name)
-        plot.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        dataset = entry.run.dataset_folder
+        if matches(options.where, entry.cell) and (dataset / "dataset.json").exists():
+            datasets.setdefault(entry.cell[options.panels] if options.panels else "", dataset)
+    if not datasets:
+        return None
+    with themed():
+        figure = panels_figure(len(datasets))
+        for plot, (name, dataset) in zip(figure.axes, datasets.items(), strict=True):
+            counts = sorted(ItemPopularity.read(Dataset(dataset)).counts.tolist(), reverse=True)
+            plot.fill_between(range(1, len(counts) + 1), counts, color=STUDENT)
+            plot.set_xlabel("item, by number of interactions")
+            plot.set_ylabel("training interactions")
+            plot.set_title(name)
+        return save_picture(figure, "number of interactions by item", options.name, folder)

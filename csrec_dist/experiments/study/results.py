@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.collecting import ENVIRONMENT, SETTINGS, collect, settings_key
-from csrec_dist.experiments.study.figures import draw, draw_curve
+from csrec_dist.experiments.study.figures import draw, draw_changes, draw_curve
 from csrec_dist.experiments.study.spec import Entry, Study
-from csrec_dist.experiments.study.tables import select, table
-from csrec_dist.files import atomic_path, write_text
+from csrec_dist.experiments.study.tables import against, answer, select, table
+from csrec_dist.files import atomic_path
 from csrec_dist.lock import FILE as LOCK
+from csrec_dist.report.document import Block, Page, Section, Text
+from csrec_dist.report.page import write_pages
 
 NOTE = (
     "Test, full catalog: mean ± sample standard deviation over the seeds, with the number of seeds in brackets; "
@@ -36,32 +38,42 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:
-    """Write results.parquet, results.md and the figures of all finished runs, here or elsewhere; the page's path."""
+    """Write results.parquet, the figures, and results.md and results.html of all finished runs, here or elsewhere.
+
+    The path is that of results.md.
+    """
     results = with_rows(study, collect(entries), elsewhere)
-    page = [f"# {study.title}", f"{study.source}. {len(results)} of {len(entries)} runs are done. {NOTE}".lstrip(". ")]
     if len(results):
         with atomic_path(folder / "results.parquet") as temporary:
             pq.write_table(results.to_arrow(), temporary, compression="zstd", write_page_checksum=True)
-        shown = [options for options in study.tables if len(select(results, options.where))]
-        page += [_titled(options.title, table(study, options, results)) for options in shown]
-    page += _images(study, entries, results, folder)
-    path = folder / "results.md"
-    write_text(path, "\n\n".join(page) + "\n")
-    return path
+    done = f"{study.source}. {len(results)} of {len(entries)} runs are done.".lstrip(". ")
+    sections = [Section.of("Answer", [*_answers(study, results, folder), Text(f"{done} {NOTE}")])]
+    for number, options in enumerate(study.tables, 1):
+        if len(results) and len(select(results, options.where)):
+            sections.append(Section.of(options.title or f"Table {number}", table(study, options, results)))
+    page = Page.of(study.title, {"study": study.name}, [*sections, *_figures(study, entries, results, folder)])
+    write_pages(page, folder / "results")
+    return folder / "results.md"
 
 
-def _images(study: Study, entries: Sequence[Entry], results: pl.DataFrame, folder: Path) -> Iterator[str]:
-    """Draw the figures that have data, and link to them."""
+def _answers(study: Study, results: pl.DataFrame, folder: Path) -> Iterator[Block]:
+    """What the first table that compares columns says, and a chart of it."""
+    for options in study.tables if len(results) else []:
+        metric, lines = against(study, options, results)
+        if lines:
+            yield answer(lines, options.better_than[0], metric)
+            yield draw_changes(lines, options.better_than[0], metric, folder)
+            return
+
+
+def _figures(study: Study, entries: Sequence[Entry], results: pl.DataFrame, folder: Path) -> Iterator[Section]:
+    """The figures that have data."""
     for curve in study.curves:
-        if draw_curve(curve, entries, folder / f"{curve.name}.png"):
-            yield _titled(curve.title, f"![number of interactions by item]({curve.name}.png)")
+        if picture := draw_curve(curve, entries, folder):
+            yield Section.of(curve.title or "Popularity of the items", [picture])
     for options in study.figures:
-        if draw(options, study.values(options.where), results, folder / f"{options.name}.png"):
-            yield _titled(options.title, f"![{options.metric} over {options.x}]({options.name}.png)")
-
-
-def _titled(title: str, body: str) -> str:
-    return f"## {title}\n\n{body}" if title else body
+        if picture := draw(options, study.values(options.where), results, folder):
+            yield Section.of(options.title or f"Figure {options.name}", [picture])
 
 
 Key = tuple[str | int, ...]

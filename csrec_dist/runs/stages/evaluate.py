@@ -28,7 +28,7 @@ from csrec_dist.evaluation.per_row import (
 )
 from csrec_dist.evaluation.report_card import Examination
 from csrec_dist.evaluation.scoring import Ensemble
-from csrec_dist.files import sha256_file, write_record
+from csrec_dist.files import flatten, sha256_file, write_record
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
@@ -72,7 +72,7 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
         student = results["student"]
         if hidden := hidden_targets(student["groups"], run.config.evaluation.exclude_seen):
             log.say(hidden)
-        log.hparams(hparams(run.config), student["test"])
+        log.hparams(hparams(run.config))
         log.scalars({f"test/{name}": value for name, value in student["test"].items()}, 0)
     with matmul_precision(run.config.evaluation.matmul_precision):
         metrics = {**student, "models": results | ensemble_results(run)}
@@ -161,10 +161,10 @@ def write_test_rows(
 
 def hparams(config: Config) -> dict[str, Any]:
     """The settings that TensorBoard's HParams page shows."""
-    shown: dict[str, Any] = {"method": config.method, "seed": config.seed}
-    for section in ("model", "training"):
-        shown |= {f"{section}.{key}": value for key, value in config.dump()[section].items() if value is not None}
-    return shown
+    dumped = config.dump()
+    sections = ["model", "training", *(["teachers", "labels"] if config.num_members else [])]
+    shown = flatten({section: dumped[section] for section in sections})
+    return {"method": config.method, "seed": config.seed} | {k: v for k, v in shown.items() if v is not None}
 
 
 def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: Layout) -> dict[str, float]:

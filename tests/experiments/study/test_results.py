@@ -1,7 +1,9 @@
 """The rows, tables and figures of a study, from made-up results and from files."""
 
+import html
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from csrec_dist.cli import main
 from csrec_dist.config import parse_config
 from csrec_dist.experiments.study.collecting import collect, teacher_model, training_cost
 from csrec_dist.experiments.study.figures import draw, draw_curve, ticks_of
-from csrec_dist.experiments.study.tables import find_marks, in_percent, published, table
+from csrec_dist.experiments.study.tables import against, answer, find_marks, in_percent, published, table
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
+from csrec_dist.report.document import Block, block_markdown
 from csrec_dist.runs.run import Record, Run
 from tests.helpers.study_files import entries_of, write_study
 
@@ -55,11 +58,15 @@ ROWS = [
 ]
 
 
+def markdown_of(blocks: list[Block]) -> str:
+    return "\n\n".join(paragraph for block in blocks for paragraph in block_markdown(block))
+
+
 def test_tables_say_means_spreads_wins_and_costs(study_file: Path) -> None:
     study_file.write_text(study_file.read_text().replace("skip: [{method: Base, temperature: 1}]", ""))
     study, _ = entries_of(study_file)
-    text = table(study, study.tables[0], pl.DataFrame(ROWS))
-    assert "| 1 | 11.00 ± 1.41 (2)<br>12.50 | 20.00 ± 0.00 (2) |" in text
+    text = markdown_of(table(study, study.tables[0], pl.DataFrame(ROWS)))
+    assert "| 1 | 11.00 ± 1.41 (2)<br>12.50 | **20.00 ± 0.00 (2)** |" in text
     assert "10.00 (1)" in text
     assert "CSRec-M is higher than Base: ndcg@10 1 of 2" in text
     assert "| mean over the rows | 1.0 (2) | 4.0 (2) |" in text
@@ -72,11 +79,44 @@ def test_a_table_shows_what_it_is_asked_for(study_file: Path) -> None:
     options = TableOptions(
         rows=["temperature"], columns="method", metrics=["lists/gini@10"], where={"temperature": "3"}
     )
-    lines = table(study, options, pl.DataFrame(ROWS)).splitlines()
+    lines = markdown_of(table(study, options, pl.DataFrame(ROWS))).splitlines()
     assert lines[0] == "| temperature | Base lists/gini@10 | CSRec-M lists/gini@10 |"
     assert lines[2:] == ["| 3 | 0.6123 (1) | 0.6123 (1) |"]
     assert in_percent("teacher/ndcg+@10")
     assert not in_percent("lists/gini@10")
+
+
+def test_the_answer_of_a_study_counts_rows_and_tests(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    random = np.random.default_rng(1)
+    base = random.integers(1, 30, NUM_ROWS)
+    rows = [
+        {"method": method, "temperature": temperature, "seed": 0, "protocol": "one", "ranks": ranks.tolist()}
+        | {"ndcg@10": float(ndcg(ranks).mean())}
+        for temperature, gain in (("1", 3), ("3", 0))
+        for method, ranks in (("Base", base), ("CSRec-M", np.maximum(base - gain, 1)))
+    ]
+    metric, (line,) = against(study, study.tables[0], pl.DataFrame(rows))
+    values = [row["ndcg@10"] for row in rows]
+    assert (metric, line.num_rows, line.num_higher, line.num_better, line.num_worse) == ("ndcg@10", 2, 1, 1, 0)
+    assert line.change == pytest.approx((values[1] / values[0] - 1) / 2)
+    said = answer([line], "Base", metric)
+    assert said.tone == "gain"
+    assert said.headline == f"CSRec-M is above Base in 1 of 2 rows, +{100 * line.change:.1f} % in NDCG@10."
+    worse = answer([replace(line, num_better=0)], "Base", metric)
+    assert (worse.tone, worse.headline[:30]) == ("open", "No gain over Base is shown: CS")
+    assert against(study, study.tables[1], pl.DataFrame(rows))[1] == [], "a table that compares with nothing"
+
+
+def test_names_of_a_study_are_text_in_its_charts(tmp_path: Path) -> None:
+    names = ["<img src=x onerror=alert(1)>", "_hidden", "$\\frac{", "a & b"]
+    rows = [row(name, "1", seed, 0.1 + seed / 10) for name in names for seed in (0, 1)]
+    options = FigureOptions(name="f", x="temperature", lines="method")
+    picture = draw(options, AXES | {"method": names}, pl.DataFrame(rows), tmp_path)
+    assert picture is not None
+    assert "<img" not in picture.svg
+    for name in names:
+        assert f">{html.escape(name, quote=False)}</text>" in picture.svg, name
 
 
 def test_the_papers_figure_is_found_by_its_cell(study_file: Path) -> None:
@@ -195,7 +235,7 @@ AXES = {"method": ["Base", "CSRec-M"], "temperature": ["1", "3", "9"]}
 
 def test_a_figure_over_an_axis_has_means_ranges_and_a_level(tmp_path: Path, drawn: list[Figure]) -> None:
     options = FigureOptions(name="f", x="temperature", lines="method", level={"method": "Base", "temperature": "3"})
-    assert draw(options, AXES, pl.DataFrame(ROWS), tmp_path / "f.png")
+    assert draw(options, AXES, pl.DataFrame(ROWS), tmp_path)
     (plot,) = drawn[0].axes
     lines = {line.get_label(): line for line in plot.get_lines() if not str(line.get_label()).startswith("_")}
     assert list(lines["Base"].get_ydata()) == [30.0, 30.0]
@@ -209,7 +249,7 @@ def test_a_figure_over_an_axis_has_means_ranges_and_a_level(tmp_path: Path, draw
 
 def test_a_figure_over_groups_has_bars_by_group(tmp_path: Path, drawn: list[Figure]) -> None:
     options = FigureOptions(name="f", x="popularity", lines="method", panels="temperature", style="bars")
-    assert draw(options, AXES, pl.DataFrame(ROWS), tmp_path / "f.png")
+    assert draw(options, AXES, pl.DataFrame(ROWS), tmp_path)
     assert [plot.get_title() for plot in drawn[0].axes] == ["1", "3"]
     bars = [box for box in drawn[0].axes[1].containers if isinstance(box, BarContainer)]
     heights = {box.get_label(): [bar.get_height() for bar in box.patches] for box in bars}
@@ -234,17 +274,17 @@ def test_numbers_that_rise_along_a_line_stand_at_their_values(names: list[str], 
 @pytest.mark.parametrize("rows", [[], [{key: value for key, value in ROWS[0].items() if key != "ndcg@10"}]])
 def test_there_is_no_figure_of_nothing(tmp_path: Path, rows: list[dict]) -> None:
     options = FigureOptions(name="f", x="temperature", lines="method")
-    assert not draw(options, AXES, pl.DataFrame(rows), tmp_path / "f.png")
-    assert not (tmp_path / "f.png").exists()
+    assert not draw(options, AXES, pl.DataFrame(rows), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_popularity_curve_falls_over_the_items(study_file: Path, small_dataset: Path, drawn: list[Figure]) -> None:
     _, entries = entries_of(study_file)
-    assert not draw_curve(CurveOptions(name="c"), entries, study_file.parent / "c.png")
+    assert not draw_curve(CurveOptions(name="c"), entries, study_file.parent)
     folder = entries[1].run.folder
     folder.mkdir(parents=True)
     (folder / "dataset").symlink_to(small_dataset)
-    assert draw_curve(CurveOptions(name="c", panels="method"), entries, study_file.parent / "c.png")
+    assert draw_curve(CurveOptions(name="c", panels="method"), entries, study_file.parent)
     (plot,) = drawn[0].axes
     assert plot.get_title() == "CSRec-M"
     heights = plot.collections[0].get_paths()[0].vertices[:, 1]

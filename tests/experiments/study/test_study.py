@@ -44,6 +44,10 @@ def test_a_study_from_its_file_to_its_page(study_file: Path, capsys: pytest.Capt
     assert "## At one" in page
     assert "<br>12.50" in page
     assert (output / "small/curve.png").stat().st_size > 1000
+    html = (output / "small/results.html").read_text()
+    assert "CSRec-M is above Base in " in html
+    assert html.count("<svg") == 2, "the answer and a figure"
+    assert '<span class="below">12.50</span>' in html
     rows = pl.read_parquet(output / "small/results.parquet")
     assert rows["method"].to_list() == ["Base", "CSRec-M", "CSRec-M"]
     done = [read_json(runs / f"CSRec-M-3-s0/{stage}.done.json") for stage in ("teach", "label", "distill")]

@@ -1,0 +1,46 @@
+"""The entropy of soft labels, tile by tile: how sure the teachers are of each example."""
+
+import torch
+from torch import Tensor
+
+from csrec_dist.distributed.catalog import CatalogSlice
+from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels, log_sums
+from csrec_dist.losses.tiles import plan
+from csrec_dist.losses.top_k_labels import TopKLabels
+
+
+@torch.no_grad()
+def label_entropy(labels: SoftLabels, temperature: float) -> Tensor:
+    """−Σ q ln q of each example's labels at T, in nats [N], float32: 0 of one item, ln V where all are alike.
+
+    Of top-k labels it is the least that fits what is known: all items that are not kept count as one. Labels of a slice
+    of the catalog have none, as the other slices belong to other ranks.
+    """
+    if isinstance(labels, TopKLabels):
+        return _of_kept(labels)
+    like = _like(labels)
+    tempered = labels.tempered(1 / temperature, like, CatalogSlice.whole(labels.num_items))
+    sums = log_sums(tempered, labels.num_examples, labels.num_items, like)
+    means = torch.zeros_like(sums)  # Σ q t, so that −Σ q ln q = logsumexp t − Σ q t
+    cut = plan(labels.num_examples, labels.num_items, 1, like.dtype, like.device)
+    space = like.new_empty(cut.rows * cut.items)
+    for rows in cut.row_blocks():
+        for items in cut.item_slices():
+            shape = rows.stop - rows.start, items.stop - items.start
+            tile = tempered.tile(rows, items, out=space[: shape[0] * shape[1]].view(shape))
+            means[rows] += (tile * (tile - sums[rows].unsqueeze(1)).exp()).sum(1)
+    return (sums - means).clamp(min=0)
+
+
+def _like(labels: FactoredLabels | DenseLabels | MixtureLabels) -> Tensor:
+    """A float32 tensor on the labels' device."""
+    part = labels.parts[0] if isinstance(labels, MixtureLabels) else labels
+    stored = part.logits if isinstance(part, DenseLabels) else part.states
+    return torch.empty((), dtype=torch.float32, device=stored.device)
+
+
+def _of_kept(labels: TopKLabels) -> Tensor:
+    logs = labels.values.float() / labels.temperature - labels.logsumexp.float().unsqueeze(1)
+    kept = logs.exp()
+    rest = (1 - kept.sum(1)).clamp(min=0)
+    return (-(kept * logs).sum(1) - torch.special.xlogy(rest, rest)).clamp(min=0)

@@ -1,0 +1,145 @@
+"""What the report begins with: the right sign, the right figures, and no gain where none is shown."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from csrec_dist.evaluation.significance import mean_interval
+from csrec_dist.report import write_report
+from csrec_dist.report.answer import ANSWERED, Ranked, num_resamples, run_answer
+from csrec_dist.report.document import Answer
+from csrec_dist.runs.run import Run
+from tests.helpers.ranked_runs import ndcg, write_ranks
+from tests.helpers.run_folders import make_run
+
+EVEN = {"base": 0, "student": 0, "teacher-0": 0, "teacher-1": 0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path)
+
+
+def answer_of(run: Path) -> Answer:
+    opened = Run.open(run)
+    return run_answer(opened, Ranked(opened))
+
+
+def test_a_gain_is_said_with_its_test(run: Path) -> None:
+    ranks = write_ranks(run, EVEN | {"student": 3, "teacher-0": 1})
+    answer = answer_of(run)
+    base, student = ndcg(ranks["base"]), ndcg(ranks["student"])
+    difference = student.mean() - base.mean()
+    assert answer.tone == "gain"
+    assert answer.headline == f"Soft labels helped: +{100 * difference / base.mean():.1f}\u00a0% in NDCG@10 over Base."
+    p_value = stats.ttest_rel(student, base).pvalue
+    assert p_value < 1e-4
+    said = answer.details[0]
+    assert f"NDCG@10 {student.mean():.4f}, Base {base.mean():.4f}: +{difference:.4f} (95 % interval +" in said
+    assert "p\u00a0<\u00a00.0001" in said
+    assert "over 400 test rows" in said
+
+
+def test_a_loss_is_said(run: Path) -> None:
+    write_ranks(run, EVEN | {"base": 3})
+    answer = answer_of(run)
+    assert answer.tone == "loss"
+    assert answer.headline.startswith("Soft labels did not help: −")
+
+
+def test_where_no_gain_is_shown_the_answer_says_so(run: Path) -> None:
+    ranks = write_ranks(run, EVEN)
+    p_value = stats.ttest_rel(ndcg(ranks["student"]), ndcg(ranks["base"])).pvalue
+    assert p_value > 0.05
+    answer = answer_of(run)
+    assert answer.tone == "open"
+    assert answer.headline.startswith("No gain over Base is shown: ")
+    assert answer.headline.endswith(" is within chance.")
+    assert f"p\u00a0=\u00a0{p_value:.2g}" in answer.details[0]
+    assert any(detail.startswith("Next: ") for detail in answer.details)
+
+
+def test_the_teacher_it_is_held_against_is_the_best(run: Path) -> None:
+    write_ranks(run, EVEN | {"teacher-1": 4, "student": 2})
+    (said,) = [detail for detail in answer_of(run).details if "teacher-" in detail]
+    assert said.startswith("It is behind the teacher-1: −")
+
+
+def test_without_base_the_answer_is_open_and_says_how_to_get_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path, baseline=False)
+    write_ranks(run, {"student": 3, "teacher-0": 0, "teacher-1": 0})
+    answer = answer_of(run)
+    assert answer.tone == "open"
+    assert answer.headline.startswith("Whether soft labels helped is open: no Base was trained.")
+    assert "baseline: true" in answer.details[-1]
+    assert "ahead of the teacher-" in answer.details[0]
+
+
+def test_base_alone_is_no_answer(tmp_path: Path) -> None:
+    answer = answer_of(make_run(tmp_path, method="base"))
+    assert answer.tone == "open"
+    assert answer.headline.startswith("This run is Base, without soft labels")
+
+
+def test_a_run_without_ranks_is_not_tested(run: Path) -> None:
+    answer = answer_of(run)
+    assert answer.tone == "open"
+    assert "not tested" in answer.headline
+
+
+def test_an_unfinished_run_has_no_answer(run: Path) -> None:
+    (run / "evaluate.done.json").unlink()
+    answer = answer_of(run)
+    assert answer.headline == "No answer yet: this run is not evaluated."
+    assert answer.details == ("Missing stages: evaluate.",)
+
+
+def test_the_page_begins_with_it_and_holds_every_comparison(run: Path) -> None:
+    ranks = write_ranks(run, EVEN | {"student": 3})
+    write_report(run)
+    page = (run / "report/report.md").read_text()
+    headline = answer_of(run).headline.replace("\u00a0", " ")
+    assert page.index(headline) < page.index("ndcg.png") < page.index("## Metrics")
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if " | NDCG@10 | 0." in line]
+    assert [line[0] for line in lines] == ["Base", "teacher-0", "teacher-1"]
+    for line, name in zip(lines, ("base", "teacher-0", "teacher-1"), strict=True):
+        other, student = ndcg(ranks[name]).mean(), ndcg(ranks["student"]).mean()
+        difference = f"{student - other:+.4f}"
+        assert line[2:5] == [f"{other:.4f}", f"{student:.4f}", f"**{difference}**"]
+
+
+def test_intervals_of_bars_are_those_of_the_mean(run: Path) -> None:
+    ranks = write_ranks(run, EVEN)
+    _, *bootstrapped = mean_interval(ndcg(ranks["base"]))
+    np.testing.assert_allclose(Ranked(Run.open(run)).interval("base", ANSWERED), bootstrapped, rtol=0.02)
+
+
+def test_ranks_of_other_rows_are_not_compared(run: Path) -> None:
+    write_ranks(run, EVEN)
+    write_ranks(run, {"base": 0}, num_rows=300)
+    assert Ranked(Run.open(run)).against("base", ANSWERED) is None
+
+
+def test_many_rows_have_fewer_resamples() -> None:
+    assert num_resamples(1000) == 2000
+    assert num_resamples(2**20) == 256
+    assert num_resamples(10**9) == 200
+
+
+def test_nothing_of_a_run_s_files_is_markup(run: Path) -> None:
+    write_ranks(run, EVEN)
+    name = "<img src=x onerror=alert(1)>.csv"
+    for path, change in (
+        (run / "dataset/dataset.json", lambda saved: saved["source"].update(name=name)),
+        (run / "teachers/teacher-1/metrics.json", lambda saved: (saved.clear(), saved.update(taken_from=name))),
+        (run / "student/metrics.json", lambda saved: saved.update(trained_by={"engine": name, "ranks": [0]})),
+    ):
+        saved = json.loads(path.read_text())
+        change(saved)
+        path.write_text(json.dumps(saved))
+    page = write_report(run).read_text()
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;.csv") >= 4, "source twice, taken from, trained by"
