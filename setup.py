@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 DEEPSPEED = ["deepspeed>=0.19"]
+TUNE = ["optuna>=5.0"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -66,8 +67,9 @@ setup(
     ],
     extras_require={
         "deepspeed": DEEPSPEED,
-        "test": [*TEST, *DEEPSPEED],
-        "dev": [*DEV, *TEST, *DEEPSPEED],
+        "tune": TUNE,
+        "test": [*TEST, *DEEPSPEED, *TUNE],
+        "dev": [*DEV, *TEST, *DEEPSPEED, *TUNE],
     },
     entry_points={"console_scripts": ["csrec-dist = csrec_dist.__main__:run"]},
 )

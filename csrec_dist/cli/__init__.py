@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     results.add_compare(commands)
     running.add_plan(commands)
     experiments.add_study(commands)
+    experiments.add_tune(commands)
     running.add_doctor(commands)
     bench.add_bench(commands)
     labels.add_labels(commands)

@@ -18,6 +18,7 @@ EXAMPLES = {
     "compare": "csrec-dist compare runs/base_s0,runs/base_s1 runs/csrec_m_s0,runs/csrec_m_s1 -n 5 10",
     "plan": "csrec-dist plan --config configs/experiments/demo.yaml --num-processes 8",
     "study": "csrec-dist study table3_lastfm --jobs 2 --only student=gru4rec --set dataset.source=PATH_OF_LOG",
+    "tune": "csrec-dist tune --config configs/experiments/demo.yaml --space configs/spaces/demo.yaml --trials 12",
     "doctor": "csrec-dist doctor",
     "bench": "csrec-dist bench --items 100000 --model gru4rec --output bench_100k.json",
     "info": "csrec-dist labels info runs/demo --items 1000000",

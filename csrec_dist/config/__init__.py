@@ -3,10 +3,12 @@
 from csrec_dist.config.reading import (
     is_resolved,
     load_config,
+    mistakes,
     parse_config,
     parse_overrides,
     parse_section,
     read_yaml,
+    schema_mistakes,
     set_key,
     with_launchers_file,
 )
@@ -16,10 +18,12 @@ __all__ = [
     "Config",
     "is_resolved",
     "load_config",
+    "mistakes",
     "parse_config",
     "parse_overrides",
     "parse_section",
     "read_yaml",
+    "schema_mistakes",
     "set_key",
     "with_launchers_file",
 ]

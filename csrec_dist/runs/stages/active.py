@@ -15,6 +15,7 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
+from csrec_dist.training.limits import AfterEpoch
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.telemetry import StageLog
 
@@ -22,7 +23,8 @@ from csrec_dist.training.telemetry import StageLog
 class ActiveRun(Run):
     """A run and the processes that work on it.
 
-    `beside` names what the stage at work makes beside its old result, which it is to replace.
+    `beside` names what the stage at work makes beside its old result, which it is to replace. `after_epoch` follows
+    its trainings.
     """
 
     def __init__(self, config: Config, processes: distributed.Processes) -> None:
@@ -30,6 +32,7 @@ class ActiveRun(Run):
         self.processes = processes
         self.restarts = Restarts(self)
         self.beside: tuple[str, ...] = ()
+        self.after_epoch: AfterEpoch | None = None
 
     @property
     def runtime(self) -> "distributed.Runtime":

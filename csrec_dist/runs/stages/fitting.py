@@ -135,7 +135,7 @@ def fit(
     folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
     checkpoints = Checkpoints(folder, task.inputs, layout, layout.catalog_slice(run.dataset.num_items), keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
-        state = trainer.run(checkpoints, noted, hands_over)
+        state = trainer.run(checkpoints, noted, hands_over, run.after_epoch)
         if state is None:
             return False
         save(run, task, trainer.best(), state, engine)
