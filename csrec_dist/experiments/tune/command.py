@@ -1,15 +1,16 @@
-"""Tuning as a function and as a command."""
+"""Tuning as a function and as a command; what is given is checked before torch is imported."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from csrec_dist.config import parse_overrides
-from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import shared_errors
 from csrec_dist.experiments.tune.results import PAGE, Tuning, results_table
-from csrec_dist.experiments.tune.running import do_trials
 from csrec_dist.experiments.tune.search import Given, make_search
+
+UNBOUNDED = 10_000
+"""Columns of a console that breaks no line."""
 
 
 def tune(
@@ -39,6 +40,9 @@ def tune(
     """
     search = make_search(config, space, {}, num_trials=trials, output=output, seed=seed, prunes=prune)
     options, precision = search.base.distributed, search.base.training.precision
+    from csrec_dist.distributed import Runtime
+    from csrec_dist.experiments.tune.running import do_trials
+
     with processes(options.timeout_minutes, options.engine, precision, computes=True) as runtime:
         assert isinstance(runtime, Runtime)
         do_trials(search, runtime, print)
@@ -70,6 +74,10 @@ def tune_command(
             seed=seed,
             prunes=prunes,
         )
+    from csrec_dist.distributed import Runtime
+    from csrec_dist.experiments.tune.running import do_trials
+
+    with shared_errors():
         options, precision = search.base.distributed, search.base.training.precision
         runtime = Runtime.start(options.timeout_minutes, options.engine, precision)
     try:
@@ -77,8 +85,9 @@ def tune_command(
         if runtime.is_main:
             from rich.console import Console
 
-            tuning = Tuning(search.folder)
-            Console().print(results_table(search, tuning.trials))
+            table = results_table(search, Tuning(search.folder).trials)
+            needed = Console(width=UNBOUNDED).measure(table).maximum
+            Console(width=max(Console().width, needed)).print(table)  # broken lines rather than cut figures
             print(f"results: {search.folder / PAGE}")
     finally:
         runtime.close()

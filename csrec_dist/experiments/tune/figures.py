@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,12 +14,12 @@ from csrec_dist.evaluation.options import metric_title
 from csrec_dist.experiments.tune.space import Range, Space, text
 from csrec_dist.experiments.tune.trials import Trial
 from csrec_dist.files import atomic_path
-from csrec_dist.report.figures import DOTS_PER_INCH, new_figure, save_figure
 from csrec_dist.training.limits import SELECTION_METRIC
 
 YLABEL = f"validation {metric_title(SELECTION_METRIC)}"
 MOST_COLUMNS = 3
-PANEL = (4.0, 3.2)  # inches
+SIZE, PANEL = (8.0, 3.8), (4.0, 3.2)  # inches
+DOTS_PER_INCH = 120
 
 
 def draw_figures(
@@ -50,7 +49,7 @@ def _split(trials: Measured) -> tuple[list[tuple[int, float]], list[tuple[int, f
 
 
 def _draw_history(trials: Measured, path: Path) -> Path:
-    figure, axes = new_figure()
+    figure, axes = _new(SIZE)
     complete, others = _split(trials)
     if complete:
         numbers, values = zip(*complete, strict=True)
@@ -60,15 +59,16 @@ def _draw_history(trials: Measured, path: Path) -> Path:
         axes.plot(*zip(*others, strict=True), "x", color="gray", label="pruned or failed")
     axes.set(xlabel="trial", ylabel=YLABEL)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return save_figure(figure, path)
+    axes.legend(fontsize="small")
+    return _save(figure, path)
 
 
 def _draw_importance(importances: Mapping[str, float], path: Path) -> Path:
-    figure, axes = new_figure()
+    figure, axes = _new(SIZE)
     names = list(importances)[::-1]
     axes.barh(names, [importances[name] for name in names])
     axes.set(xlabel="importance", xlim=(0, 1))
-    return save_figure(figure, path)
+    return _save(figure, path)
 
 
 def _draw_slices(trials: Measured, space: Space, path: Path) -> Path:
@@ -76,14 +76,11 @@ def _draw_slices(trials: Measured, space: Space, path: Path) -> Path:
     num_columns = min(MOST_COLUMNS, len(space.dimensions))
     num_rows = ceil(len(space.dimensions) / num_columns)
     figure = Figure(figsize=(PANEL[0] * num_columns, PANEL[1] * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, (key, dimension) in enumerate(space.dimensions.items(), 1):
-        axes = figure.add_subplot(num_rows, num_columns, number)
+    for number, (key, dimension) in enumerate(space.dimensions.items()):
+        axes = figure.add_subplot(num_rows, num_columns, number + 1)
         _draw_slice(axes, key, dimension, trials)
-        axes.set_ylabel(YLABEL if number % num_columns == 1 or num_columns == 1 else "")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-    return path
+        axes.set_ylabel("" if number % num_columns else YLABEL)
+    return _save(figure, path)
 
 
 def _draw_slice(axes: Axes, key: str, dimension: list[Any] | Range, trials: Measured) -> None:
@@ -106,3 +103,18 @@ def _draw_slice(axes: Axes, key: str, dimension: list[Any] | Range, trials: Meas
         axes.set_xscale("log")
     axes.set_xlabel(key)
     axes.grid(alpha=0.3)
+
+
+def _new(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure with one plot; it needs no display."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+    return path

@@ -11,18 +11,17 @@ from rich.table import Table
 
 from csrec_dist.config import read_yaml
 from csrec_dist.evaluation.options import metric_title
-from csrec_dist.experiments.tune.figures import draw_figures
 from csrec_dist.experiments.tune.search import Search, with_values
 from csrec_dist.experiments.tune.space import Raw, shown, text
 from csrec_dist.experiments.tune.trials import Trial, Trials
 from csrec_dist.files import read_json, write_json, write_text
-from csrec_dist.report.tables import NONE, images, table
 from csrec_dist.training.limits import SELECTION_METRIC
 
 PAGE, BEST, TRIALS = "tuning.md", "best.yaml", "trials.json"
 TITLE = f"Validation {metric_title(SELECTION_METRIC)}"
 MOST_ROWS = 20
 """Trials that the terminal shows; the page has all."""
+NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,15 @@ def _value(trial: Trial) -> float:
 
 def write_results(search: Search, trials: Trials) -> None:
     """Write trials.json, best.yaml, tuning.md and the figures of the trials that have ended so far."""
+    from csrec_dist.experiments.tune.figures import draw_figures  # here, as importing matplotlib takes a while
+
     write_json(search.folder / TRIALS, [asdict(trial) for trial in trials.ended])
     tuning = Tuning(search.folder)
     drawn = draw_figures(tuning.trials, search.space, trials.importances(), search.folder)
     if tuning.best:
         write_text(search.folder / BEST, _best_config(search, tuning, tuning.best))
-    write_text(search.folder / PAGE, "\n\n".join([*_sections(search, tuning), *images(drawn)]) + "\n")
+    pictures = [f"![{title}]({path.name})" for title, path in drawn.items()]
+    write_text(search.folder / PAGE, "\n\n".join([*_sections(search, tuning), *pictures]) + "\n")
 
 
 def _best_config(search: Search, tuning: Tuning, best: Trial) -> str:
@@ -96,7 +98,13 @@ def _sections(search: Search, tuning: Tuning) -> Iterator[str]:
         "than the median of the others at the last of its epochs. No test row was read. The best of many values on the "
         "same rows flatters: compare methods that were searched alike, on test and with several seeds."
     )
-    yield table(_header(search), _rows(search, tuning.trials))
+    header = _header(search)
+    yield "\n".join(_line(cells) for cells in (header, ["---"] * len(header), *_rows(search, tuning.trials)))
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table; what is in a cell breaks out of none."""
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 STATES = ("complete", "pruned", "failed")
@@ -128,9 +136,11 @@ def results_table(search: Search, trials: Sequence[Trial]) -> Table:
     rows = _rows(search, trials)[:MOST_ROWS]
     title = f"tuning of {search.base.name}: {len(rows)} of {len(trials)} trials"
     terminal = Table(title=title, title_justify="left")
-    for name in _header(search):
+    short = [name.rpartition(".")[2].replace(" ", "\n") for name in _header(search)]  # keys without their sections
+    for name, heading in zip(_header(search), short, strict=True):
         is_text = name in ("trial", "state")
-        terminal.add_column(name.replace(".", ".\n"), justify="left" if is_text else "right", no_wrap=is_text)
+        heading = name if short.count(heading) > 1 else heading
+        terminal.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
     for number, (*cells, state) in enumerate(rows):
         state = state.partition(":")[0]  # the page says why it failed
         terminal.add_row(*cells, state, style="bold" if number == 0 and state == "complete" else None)

@@ -185,8 +185,8 @@ def _parsed(key: str, value: Any) -> list[Any] | Range:
         raise UserError(f"{key}: name the keys of a section with a dot, such as {key}.{next(iter(value), 'key')}.")
     try:
         return parse_section(Range, value, "")
-    except UserError as error:  # a line for each mistake, under its own head
-        lines = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+    except UserError as error:  # a line for each mistake, under its own head; "config" is the whole range
+        lines = [line.removeprefix("  - ").removeprefix("config: ") for line in str(error).splitlines()[1:]]
         raise UserError(f"{key}: {' '.join(lines)}") from None
 
 
