@@ -177,7 +177,7 @@ class Trials:
         for number, epoch in enumerate(epochs[self._num_reported :], self._num_reported + 1):
             self._trial.report(epoch["valid"][SELECTION_METRIC], number)
         self._num_reported = len(epochs)
-        return self._trial.should_prune()
+        return bool(self._trial.should_prune())  # a number of numpy's, which is no JSON value
 
     def end(self, state: State, epochs: Epochs = (), reason: str = "") -> None:
         """Note how the trial has ended; all epochs of one that is complete."""
