@@ -104,14 +104,23 @@ def kill_at(rank: int, world_size: int, folder: str, log: str, num_batches: int)
         do_trials(search, Runtime.start(), print)
 
 
-@pytest.mark.parametrize("num_batches", [5, 25, 42])
+@pytest.mark.parametrize(
+    ("num_batches", "begun"),
+    [
+        pytest.param(20, "trial-000/teachers/teacher-0/metrics.json", marks=pytest.mark.long),
+        (31, "trial-000/checkpoints/distill/step-*"),
+        (43, "trial-001/checkpoints/distill/step-*"),
+    ],
+)
 def test_a_search_that_is_killed_goes_on_by_the_same_command(
-    whole: Path, small_log: Path, tmp_path: Path, num_batches: int
+    whole: Path, small_log: Path, tmp_path: Path, num_batches: int, begun: str
 ) -> None:
-    """In the second member, in the first student and in a later one; nothing is lost or counted twice."""
+    """In a member, in the first student and in a later one; nothing is lost or counted twice."""
     with pytest.raises(AssertionError, match="exit code -9"):
         run_ranks(kill_at, 1, str(tmp_path), str(small_log), num_batches)
-    assert not (tmp_path / "small/trials.json").exists()
+    runs = tmp_path / "small/runs"
+    assert [*runs.glob(begun)]
+    assert not (runs / begun.partition("/")[0] / "distill.done.json").exists()
     assert main(["tune", *write_search(tmp_path, small_log), "--trials", str(NUM_TRIALS)]) == 0
     assert timeless(Tuning(tmp_path / "small").trials) == timeless(Tuning(whole).trials)
 
