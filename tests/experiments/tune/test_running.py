@@ -108,8 +108,8 @@ def kill_at(rank: int, world_size: int, folder: str, log: str, num_batches: int)
     ("num_batches", "begun"),
     [
         pytest.param(20, "trial-000/teachers/teacher-0/metrics.json", marks=pytest.mark.long),
-        (31, "trial-000/checkpoints/distill/step-*"),
-        (43, "trial-001/checkpoints/distill/step-*"),
+        (34, "trial-000/checkpoints/distill/step-*"),
+        (46, "trial-001/checkpoints/distill/step-*"),
     ],
 )
 def test_a_search_that_is_killed_goes_on_by_the_same_command(
