@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from csrec_dist.cli import main
+from csrec_dist.experiments.tune.space import read_space
 from csrec_dist.files import read_json
 from tests.helpers.ranks import free_port
 from tests.helpers.shop import shop_log
@@ -60,6 +62,13 @@ def test_the_readme_does_the_same_run_in_python_and_on_the_command_line(sales: P
     assert main(["run", "--config", "shop.yaml"]) == 0
     assert read_json("runs/shop/metrics.json") == in_python
     assert main(["recommend", "runs/shop", "-n", "5", "--exclude-seen"]) == 0
+
+
+def test_the_examples_of_tuning_run(sales: Path) -> None:
+    page = DOCS / "tuning.md"
+    names = run_blocks(page, blocks_of(page))
+    assert len(names["tuning"].trials) == 4  # type: ignore[attr-defined]
+    read_space(yaml.safe_load(blocks_of(page, "yaml")[0]), names["config"])  # type: ignore[arg-type]
 
 
 @pytest.mark.launch

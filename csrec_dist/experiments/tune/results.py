@@ -13,7 +13,7 @@ from csrec_dist.config import read_yaml
 from csrec_dist.evaluation.options import metric_title
 from csrec_dist.experiments.tune.search import Search, with_values
 from csrec_dist.experiments.tune.space import Raw, shown, text
-from csrec_dist.experiments.tune.trials import Trial, Trials
+from csrec_dist.experiments.tune.trials import STATES, Trial, Trials
 from csrec_dist.files import read_json, write_json, write_text
 from csrec_dist.training.limits import SELECTION_METRIC
 
@@ -91,7 +91,7 @@ def _sections(search: Search, tuning: Tuning) -> Iterator[str]:
             f"Best: {best.name}, {TITLE} {best.value:.4f}, with {shown(best.values)}. Its config is {BEST}: "
             f"`csrec-dist run --config {search.folder / BEST}` trains it and evaluates it on test."
         )
-    counts = [f"{sum(trial.state == state for trial in tuning.trials)} {state}" for state in STATES]
+    counts = [f"{sum(trial.state == state for trial in tuning.trials)} {state}" for state in STATES.values()]
     yield (
         f"{len(tuning.trials)} trials: {', '.join(counts)}. Student: {base.model.name}, method {base.method}, seed "
         f"{base.seed}. A trial's value is the NDCG@10 of its best epoch on the validation rows; a pruned one was worse "
@@ -107,16 +107,14 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
-STATES = ("complete", "pruned", "failed")
-
-
 def _header(search: Search) -> list[str]:
     return ["trial", *search.space.dimensions, TITLE, "epochs", "seconds", "state"]
 
 
 def _rows(search: Search, trials: Sequence[Trial]) -> list[list[str]]:
     """Complete trials first, the best on top, then pruned and failed ones."""
-    in_order = sorted(trials, key=lambda trial: (STATES.index(trial.state), -_value(trial)))
+    states = list(STATES.values())
+    in_order = sorted(trials, key=lambda trial: (states.index(trial.state), -_value(trial)))
     return [_row(search, trial) for trial in in_order]
 
 

@@ -154,6 +154,9 @@ def read_space(space: Path | str | Mapping[str, Any], raw: Raw) -> Space:
     for key, value in given.items():
         wrong, dimension = _dimension(str(key), value, raw)
         problems += wrong
+        problems += [
+            f"{key} would undo {other}: give one of them." for other in given if str(other).startswith(f"{key}.")
+        ]
         if dimension is not None:
             dimensions[str(key)] = dimension
     if problems:

@@ -27,6 +27,8 @@ WARMUP_SHARE = 0.25
 """Share of the epochs in which no trial is pruned."""
 
 State = Literal["complete", "pruned", "failed"]
+STATES: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+"""Ours by Optuna's: in the order in which readers want to see trials."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +69,22 @@ class Trials:
         Raises:
             UserError: the file is of a search with another definition.
         """
-        import optuna
-
         self._space, self._seed = space, seed
-        warmup = max(1, int(WARMUP_SHARE * (max_epochs or 0)))
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # while it says that a study begins
-        self._study = optuna.create_study(
-            storage=f"sqlite:///{(folder / FILE).resolve()}",
-            study_name="tune",
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, warmup) if max_epochs else optuna.pruners.NopPruner(),
-        )
-        optuna.logging.set_verbosity(before)
-        self._check(folder, dict(definition))
+        self._study = _study(folder, max_epochs)
+        known, now = self._study.user_attrs.get(DEFINITION), dict(definition)
+        if known is not None and (changed := differences(known, now)):
+            if any(map(_has_ended, self._study.get_trials(deepcopy=False))):
+                raise UserError(
+                    f"{folder} has a search with other settings: {'; '.join(changed)}. Give another --output, or move "
+                    "that folder away."
+                )
+            (folder / FILE).unlink()  # a mistake was mended before anything was found
+            self._study, known = _study(folder, max_epochs), None
+        if known is None:
+            self._study.set_user_attr(DEFINITION, now)
         self._current: optuna.Trial | None = None
         self._num_reported = 0
         self._requeue()
-
-    def _check(self, folder: Path, now: dict[str, Any]) -> None:
-        before = self._study.user_attrs.get(DEFINITION)
-        if before is None:
-            self._study.set_user_attr(DEFINITION, now)
-        elif changed := differences(before, now):
-            raise UserError(
-                f"{folder} has a search with other settings: {'; '.join(changed)}. Give another --output, or move that "
-                "folder away."
-            )
 
     def _requeue(self) -> None:
         """Retry what was interrupted: under its name, once, wherever this process is killed meanwhile."""
@@ -113,22 +103,13 @@ class Trials:
     @property
     def ended(self) -> list[Trial]:
         """The trials that are not to be done any more, by name."""
-        from optuna.trial import TrialState
-
-        states: dict[Any, State] = {
-            TrialState.COMPLETE: "complete",
-            TrialState.PRUNED: "pruned",
-            TrialState.FAIL: "failed",
-        }
         found = []
-        for each in self._of(*states):
-            state, reason = states[each.state], each.user_attrs.get(REASON, "")
-            if NAME not in each.user_attrs or (state == "failed" and not reason):
-                continue  # not begun, or interrupted
+        for each in filter(_has_ended, self._study.get_trials(deepcopy=False)):
             reported = each.intermediate_values.values()
             seconds = each.duration.total_seconds() if each.duration else 0.0
-            values, value = self._space.values(each.params), max(reported, default=None)
-            found.append(Trial(each.user_attrs[NAME], values, state, value, len(reported), seconds, reason))
+            name, values, state = each.user_attrs[NAME], self._space.values(each.params), STATES[each.state.name]
+            reason = each.user_attrs.get(REASON, "")
+            found.append(Trial(name, values, state, max(reported, default=None), len(reported), seconds, reason))
         return sorted(found, key=lambda trial: (len(trial.name), trial.name))
 
     def propose(self, num_trials: int) -> Proposal | None:
@@ -203,6 +184,30 @@ class Trials:
         from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
         return dict(get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator()))
+
+
+def _study(folder: Path, max_epochs: int | None) -> "optuna.Study":
+    """The study in a folder, or a new one; see `Trials`."""
+    import optuna
+
+    warmup = max(1, int(WARMUP_SHARE * (max_epochs or 0)))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say that a study begins
+    study = optuna.create_study(
+        storage=f"sqlite:///{(folder / FILE).resolve()}",
+        study_name="tune",
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, warmup) if max_epochs else optuna.pruners.NopPruner(),
+    )
+    optuna.logging.set_verbosity(verbosity)
+    return study
+
+
+def _has_ended(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial of Optuna's is one of the search that is done: it was begun, and not interrupted."""
+    is_interrupted = trial.state.name == "FAIL" and REASON not in trial.user_attrs
+    return trial.state.name in STATES and NAME in trial.user_attrs and not is_interrupted
 
 
 def require_optuna() -> None:

@@ -58,6 +58,11 @@ def test_all_mistakes_are_said_at_once_and_the_right_keys_not_named() -> None:
     assert "model.width" not in str(error.value)
 
 
+def test_a_section_and_a_key_in_it_are_not_both_searched() -> None:
+    with pytest.raises(UserError, match=r"1 mistake:\n  - model would undo model\.width: give one of them\."):
+        space_of({"model.width": [8, 16], "model": ["sasrec", "gru4rec"]})
+
+
 def test_an_empty_space_is_refused() -> None:
     with pytest.raises(UserError, match="is empty; give at least one key"):
         space_of({})

@@ -136,10 +136,17 @@ def test_the_file_of_another_search_is_refused(
     tmp_path: Path, dimensions: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     definition = {str(key): str(value) for key, value in FINITE.items()}
-    opened(tmp_path, FINITE, **definition)
+    list(search(opened(tmp_path, FINITE, **definition), 1))
     now = {str(key): str(value) for key, value in dimensions.items()}
     with pytest.raises(UserError, match=r"a search with other settings: .* was .*Give another --output"):
         opened(tmp_path, dimensions, **now, **changes)
+
+
+def test_before_a_trial_has_ended_another_definition_is_a_mistake_mended(tmp_path: Path) -> None:
+    assert opened(tmp_path, FINITE).propose(2) is not None
+    trials = opened(tmp_path, {**INFINITE, "training.kl": ["forward"]}, **{"dataset.source": "other.csv"})
+    assert [proposal.name for proposal in search(trials, 2)] == ["trial-000", "trial-001"]
+    assert {trial.values["training.kl"] for trial in trials.ended} == {"forward"}
 
 
 def test_importances_are_not_made_up_from_few_trials(tmp_path: Path) -> None:
