@@ -1,5 +1,6 @@
 """The space of a search: what is read, what is refused, and how Optuna's parameters become values."""
 
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csrec_dist.config import read_yaml
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.tune.space import MOST_COMBINATIONS, Range, Space, read_space
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RAW = {"name": "r", "dataset": {"source": "log.csv"}, "model": {"name": "gru4rec", "width": 16}}
 
 
@@ -61,6 +64,11 @@ def test_all_mistakes_are_said_at_once_and_the_right_keys_not_named() -> None:
 def test_a_section_and_a_key_in_it_are_not_both_searched() -> None:
     with pytest.raises(UserError, match=r"1 mistake:\n  - model would undo model\.width: give one of them\."):
         space_of({"model.width": [8, 16], "model": ["sasrec", "gru4rec"]})
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_spaces_are_of_the_demo(path: Path) -> None:
+    assert read_space(path, read_yaml(CONFIGS / "experiments/demo.yaml")).combinations
 
 
 def test_an_empty_space_is_refused() -> None:

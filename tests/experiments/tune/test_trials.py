@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from csrec_dist.errors import UserError
@@ -63,6 +64,7 @@ def test_the_best_values_are_found_and_bad_trials_pruned(tmp_path: Path) -> None
     assert names == [f"trial-{number:03d}" for number in range(25)] == [trial.name for trial in trials.ended]
     best = max((trial for trial in trials.ended if trial.state == "complete"), key=lambda trial: trial.value or 0)
     assert best.values["training.beta"] == 0.5
+    assert len({trial.values["training.temperature"] for trial in trials.ended}) == 25, "each draws numbers of its own"
     assert best.value == pytest.approx(max(epoch["valid"]["ndcg@10"] for epoch in epochs_of(best.values)))
     pruned = [trial for trial in trials.ended if trial.state == "pruned"]
     assert pruned
@@ -92,13 +94,35 @@ def test_a_search_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_pat
 
 
 def test_an_interrupted_trial_comes_back_once_with_its_name_and_values(tmp_path: Path) -> None:
+    """Also where other values would be proposed now, as another version of Optuna may."""
     first = opened(tmp_path, INFINITE)
     list(search(first, 2))
     proposal = first.propose(5)
-    for _ in range(3):  # whoever opens it, and ends before it does anything
-        again = opened(tmp_path, INFINITE)
+    for seed in (1, 2, 3):  # whoever opens it, and ends before it does anything
+        again = Trials(tmp_path, read_space(INFINITE, RAW), {"seed": 0}, seed, 4)
     assert again.propose(5) == proposal
     assert [trial.name for trial in again.ended] == ["trial-000", "trial-001"]
+    again.end("failed", reason="it diverged")
+    assert again.propose(5) not in (None, proposal)
+
+
+def test_a_process_that_is_killed_while_it_requeues_leaves_no_trial_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposal = opened(tmp_path, INFINITE).propose(5)
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", killed)
+        with pytest.raises(Killed):
+            opened(tmp_path, INFINITE)
+    trials = opened(tmp_path, INFINITE)
+    names = [each.name for each in search(trials, 3)]
+    assert names == ["trial-000", "trial-001", "trial-002"] == [trial.name for trial in trials.ended]
+    assert proposal is not None
+    assert trials.ended[0].values == proposal.values
 
 
 def test_more_trials_go_on_from_those_there_are(tmp_path: Path) -> None:
