@@ -49,8 +49,7 @@ class Search:
             )
         definition = {"space": self.space.dump(), "seed": self.seed, "settings": settings(self.base)}
         definition["dataset"] = self.base.dump()["dataset"]
-        max_epochs = self.base.training.max_epochs
-        return Trials(self.folder, self.space, flatten(definition), self.seed, max_epochs if self.prunes else None)
+        return Trials(self.folder, self.space, flatten(definition), seed=self.seed, prunes=self.prunes)
 
 
 def with_values(raw: Raw, values: Mapping[str, Any]) -> Raw:

@@ -23,8 +23,8 @@ FILE = "search.db"
 NAME, REASON, DEFINITION = "name", "reason", "definition"
 STARTUP_TRIALS = 5
 """Trials before proposals follow what was found, and before any trial is pruned."""
-WARMUP_SHARE = 0.25
-"""Share of the epochs in which no trial is pruned."""
+WARMUP_EPOCHS = 2
+"""The first epoch after which a trial may be pruned."""
 
 State = Literal["complete", "pruned", "failed"]
 STATES: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
@@ -56,21 +56,19 @@ class Proposal:
 class Trials:
     """The trials in `<folder>/search.db`; one process at a time uses them."""
 
-    def __init__(
-        self, folder: Path, space: Space, definition: Mapping[str, Any], seed: int, max_epochs: int | None
-    ) -> None:
+    def __init__(self, folder: Path, space: Space, definition: Mapping[str, Any], *, seed: int, prunes: bool) -> None:
         """Open the file, or begin it, and put trials back in the queue that were interrupted.
 
         Args:
             definition: all that decides the trials, flat; that of a search does not change.
             seed: of the proposals.
-            max_epochs: those of most trials, of which a share goes by before one is pruned; None: none is.
+            prunes: whether a trial ends early whose best value so far is below the median of the others' at its epoch.
 
         Raises:
             UserError: the file is of a search with another definition.
         """
         self._space, self._seed = space, seed
-        self._study = _study(folder, max_epochs)
+        self._study = _study(folder, prunes)
         known, now = self._study.user_attrs.get(DEFINITION), dict(definition)
         if known is not None and (changed := differences(known, now)):
             if any(map(_has_ended, self._study.get_trials(deepcopy=False))):
@@ -79,7 +77,7 @@ class Trials:
                     "that folder away."
                 )
             (folder / FILE).unlink()  # a mistake was mended before anything was found
-            self._study, known = _study(folder, max_epochs), None
+            self._study, known = _study(folder, prunes), None
         if known is None:
             self._study.set_user_attr(DEFINITION, now)
         self._current: optuna.Trial | None = None
@@ -186,11 +184,10 @@ class Trials:
         return dict(get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator()))
 
 
-def _study(folder: Path, max_epochs: int | None) -> "optuna.Study":
+def _study(folder: Path, prunes: bool) -> "optuna.Study":
     """The study in a folder, or a new one; see `Trials`."""
     import optuna
 
-    warmup = max(1, int(WARMUP_SHARE * (max_epochs or 0)))
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say that a study begins
     study = optuna.create_study(
@@ -198,7 +195,7 @@ def _study(folder: Path, max_epochs: int | None) -> "optuna.Study":
         study_name="tune",
         direction="maximize",
         load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, warmup) if max_epochs else optuna.pruners.NopPruner(),
+        pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_EPOCHS) if prunes else optuna.pruners.NopPruner(),
     )
     optuna.logging.set_verbosity(verbosity)
     return study

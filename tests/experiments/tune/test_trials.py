@@ -24,7 +24,7 @@ FINITE = {"training.beta": [0.25, 0.5, 0.75], "training.kl": ["reverse", "forwar
 
 def opened(folder: Path, dimensions: dict[str, Any], *, seed: int = 0, prunes: bool = True, **changes: Any) -> Trials:
     folder.mkdir(exist_ok=True)
-    return Trials(folder, read_space(dimensions, RAW), {"seed": seed, **changes}, seed, 4 if prunes else None)
+    return Trials(folder, read_space(dimensions, RAW), {"seed": seed, **changes}, seed=seed, prunes=prunes)
 
 
 def epochs_of(values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def test_an_interrupted_trial_comes_back_once_with_its_name_and_values(tmp_path:
     list(search(first, 2))
     proposal = first.propose(5)
     for seed in (1, 2, 3):  # whoever opens it, and ends before it does anything
-        again = Trials(tmp_path, read_space(INFINITE, RAW), {"seed": 0}, seed, 4)
+        again = Trials(tmp_path, read_space(INFINITE, RAW), {"seed": 0}, seed=seed, prunes=True)
     assert again.propose(5) == proposal
     assert [trial.name for trial in again.ended] == ["trial-000", "trial-001"]
     again.end("failed", reason="it diverged")
