@@ -50,7 +50,7 @@ lint: install  ## check style, format and types
 golden: install  ## say which numbers have moved since BASE=<commit> (in HEAD=<commit>, or the working tree)
 	@$(BIN)/python -m tests.golden.compare $(BASE) $(HEAD)
 
-demo: install  ## train CSRec-M with SASRec on MovieLens-100K, on two processes
+demo: install  ## train CSRec-M with GRU4Rec on MovieLens-100K, on two processes
 	@$(BIN)/csrec-dist fetch ml-100k
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu_2.yaml -m csrec_dist run --config configs/experiments/demo.yaml
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 DEEPSPEED = ["deepspeed>=0.19"]
 EXPORT = ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32", "faiss-cpu>=1.15"]
 SERVE = ["fastapi>=0.165", "uvicorn>=0.54"]
+TUNE = ["optuna>=5.0"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -74,8 +75,9 @@ setup(
         "deepspeed": DEEPSPEED,
         "export": EXPORT,
         "serve": SERVE,
-        "test": [*TEST, *DEEPSPEED],
-        "dev": [*DEV, *TEST, *DEEPSPEED],
+        "tune": TUNE,
+        "test": [*TEST, *DEEPSPEED, *TUNE],
+        "dev": [*DEV, *TEST, *DEEPSPEED, *TUNE],
     },
     entry_points={"console_scripts": ["csrec-dist = csrec_dist.__main__:run"]},
 )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from csrec_dist.cli import main
+from csrec_dist.experiments.tune.space import read_space
 from csrec_dist.files import read_json
 from tests.helpers.ranks import free_port
 from tests.helpers.shop import fit_shop, shop_log
@@ -110,6 +112,13 @@ def test_own_data_goes_from_a_csv_to_lists_and_init_says_what_the_page_shows(
     run_blocks(page, blocks_of(page))
     assert (sales / "lists.parquet").exists()
     assert (sales / "runs/shop/report/report.html").exists()
+
+
+def test_the_examples_of_tuning_run(sales: Path) -> None:
+    page = DOCS / "tuning.md"
+    names = run_blocks(page, blocks_of(page))
+    assert len(names["tuning"].trials) == 4  # type: ignore[attr-defined]
+    read_space(yaml.safe_load(blocks_of(page, "yaml")[0]), names["config"])  # type: ignore[arg-type]
 
 
 @pytest.mark.launch

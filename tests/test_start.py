@@ -49,6 +49,7 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("labels info none", {"pyarrow", "pydantic"}),
     ("labels info RUN", {"pyarrow", "pydantic"}),
     ("labels verify RUN", {"pyarrow", "pydantic"}),
+    ("tune --config CONFIG --space none", FILES),
     ("bench --set training.betta=1", CONFIG),
     ("bench --compare none none", CONFIG),
 ]

@@ -31,8 +31,8 @@ examples:
   csrec-dist run --config configs/experiments/demo.yaml               train and evaluate, on one process
   accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config configs/experiments/demo.yaml
                                                                       the same on two processes, with or without GPUs
-  csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.75 --set name=demo_b75
-  csrec-dist report runs/demo runs/demo_b75                           compare the metrics of two runs
+  csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.5 --set name=demo_b50
+  csrec-dist report runs/demo runs/demo_b50                           compare the metrics of two runs
   csrec-dist recommend runs/demo -n 20                                write top-20 lists for all users
 
 `csrec-dist COMMAND --help` explains a command; docs/configuration.md lists every key of a config.
@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     results.add_verify(commands)
     running.add_plan(commands)
     experiments.add_study(commands)
+    experiments.add_tune(commands)
     running.add_doctor(commands)
     bench.add_bench(commands)
     labels.add_labels(commands)

@@ -1,9 +1,9 @@
-"""The commands of research: simulated logs, and studies, which are grids of runs."""
+"""The commands of research: simulated logs, studies, which are grids of runs, and tuning."""
 
 import argparse
 from pathlib import Path
 
-from csrec_dist.cli.parsing import Commands, add
+from csrec_dist.cli.parsing import Commands, add, add_config
 from csrec_dist.threads import choose as choose_threads
 
 
@@ -98,5 +98,39 @@ def _study(options: argparse.Namespace) -> int:
         only=options.only,
         results_only=options.results,
         elsewhere=options.elsewhere,
+        keep_threads=keep_threads,
+    )
+
+
+def add_tune(commands: Commands) -> None:
+    """`tune`."""
+    text = "search values of the config on validation, with Optuna; give the command again to resume"
+    parser = add_config(add(commands, "tune", _tune, text), restart=False)
+    parser.add_argument(
+        "--space",
+        required=True,
+        metavar="FILE",
+        help="YAML: by key of the config a list of values, or {low: ..., high: ...} with log or step (docs/tuning.md)",
+    )
+    parser.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="number of trials, earlier ones included (default 20)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("tunings"), metavar="DIR", help="(default: tunings)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the proposals (default 0)")
+    parser.add_argument("--no-pruning", action="store_true", help="train every trial to its end")
+
+
+def _tune(options: argparse.Namespace) -> int:
+    keep_threads = choose_threads()
+    from csrec_dist.experiments.tune import tune_command
+
+    return tune_command(
+        options.config,
+        options.space,
+        num_trials=options.trials,
+        output=options.output,
+        overrides=options.set,
+        seed=options.seed,
+        prunes=not options.no_pruning,
         keep_threads=keep_threads,
     )

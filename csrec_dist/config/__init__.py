@@ -3,11 +3,13 @@
 from csrec_dist.config.reading import (
     is_resolved,
     load_config,
+    mistakes,
     parse_config,
     parse_overrides,
     parse_section,
     read_yaml,
     require_own_hash,
+    schema_mistakes,
     set_key,
     with_launchers_file,
 )
@@ -17,11 +19,13 @@ __all__ = [
     "Config",
     "is_resolved",
     "load_config",
+    "mistakes",
     "parse_config",
     "parse_overrides",
     "parse_section",
     "read_yaml",
     "require_own_hash",
+    "schema_mistakes",
     "set_key",
     "with_launchers_file",
 ]

@@ -151,10 +151,25 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
     """Check plain values against the schema; UserError that lists every mistake with the nearest right name."""
+    config, problems = _by_schema(raw)
+    if config is not None:
+        problems += impossible(config)
+    if problems or config is None:
+        raise mistakes("The configuration has", problems)
+    return config
+
+
+def schema_mistakes(raw: Mapping[str, Any]) -> list[str]:
+    """The unknown keys and wrong values, a sentence each; combinations that are impossible are not looked at."""
+    return _by_schema(raw)[1]
+
+
+def _by_schema(raw: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """The values as a config, unless there are mistakes, and these; one model that has some is replaced meanwhile."""
     values = {key: value for key, value in raw.items() if value is not None}
     problems = list(_oversized(values, "", set()))
     if problems:
-        raise _mistakes("The configuration has", problems)
+        return None, problems
     if "model" in values:
         values["model"] = _parse_model(values["model"], "model", problems)
     teachers = values.get("teachers")
@@ -165,11 +180,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         problems += _describe(error, Config, "")
-    if config is not None:
-        problems += impossible(config)
-    if problems or config is None:
-        raise _mistakes("The configuration has", problems)
-    return config
+    return config, problems
 
 
 def parse_section(schema: type[OptionsT], values: Mapping[str, Any], opening: str) -> OptionsT:
@@ -177,10 +188,11 @@ def parse_section(schema: type[OptionsT], values: Mapping[str, Any], opening: st
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise _mistakes(opening, _describe(error, schema, "")) from None
+        raise mistakes(opening, _describe(error, schema, "")) from None
 
 
-def _mistakes(opening: str, problems: list[str]) -> UserError:
+def mistakes(opening: str, problems: Sequence[str]) -> UserError:
+    """One error for all mistakes, a line each, after "<opening> 2 mistakes:"."""
     listed = "\n".join(f"  - {problem}" for problem in problems)
     return UserError(f"{opening} {len(problems)} mistake{'s' * (len(problems) > 1)}:\n{listed}")
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from csrec_dist.report.document import NONE
+from csrec_dist.report.verdict import verdict
 from csrec_dist.runs.run import ResultRow, Run
 
 TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
@@ -56,7 +57,8 @@ def figure(metrics: Mapping[str, float | None], name: str) -> str:
 
 
 def print_results(folder: Path | str, console: Console) -> None:
-    """Print the models' Recall@10 and NDCG@10 on test, the cost of each stage, and the paths of run and report.
+    """Print the models' Recall@10 and NDCG@10 on test, the cost of each stage, the paths of run and report,
+    and what the run says about its method.
 
     Raises:
         UserError: the folder is not the folder of a run.
@@ -72,6 +74,8 @@ def print_results(folder: Path | str, console: Console) -> None:
     for name, path in (("run", run.folder), ("report", report)):
         if path.exists():
             console.print(f"{name:7}{path}", markup=False, highlight=False, soft_wrap=True)
+    if text := verdict(run):
+        console.print(f"\n{text}", markup=False, highlight=False)
 
 
 def _models(run: Run) -> Table:

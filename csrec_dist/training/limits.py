@@ -1,14 +1,23 @@
-"""When a training ends: a pure function of its limits and of what its epochs have found."""
+"""When a training ends: a pure function of its limits and of what its epochs have found; what else can end it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from csrec_dist.errors import SharedUserError
 from csrec_dist.training.options import ResolvedTraining
 
 SELECTION_METRIC = "ndcg@10"
+Epochs = Sequence[Mapping[str, Any]]
+AfterEpoch = Callable[[str, Epochs], None]
+"""Called after each epoch with the stage of a training (`distill`) and all of its epochs so far, on all of its ranks.
+What it raises, the same on each of them, ends the training; the checkpoint of the epoch is being written then."""
 
 
-def num_epochs(epochs: Sequence[Mapping[str, Any]], options: ResolvedTraining) -> int | None:
+class DivergedError(SharedUserError):
+    """The loss or a weight of a training is no longer finite."""
+
+
+def num_epochs(epochs: Epochs, options: ResolvedTraining) -> int | None:
     """After how many of these epochs a training with these limits ends; None when it goes on after all of them."""
     best, best_epoch = -1.0, 0
     for number, epoch in enumerate(epochs, 1):
@@ -21,7 +30,7 @@ def num_epochs(epochs: Sequence[Mapping[str, Any]], options: ResolvedTraining) -
     return None
 
 
-def exceeded(epochs: Sequence[Mapping[str, Any]], is_within: bool, options: ResolvedTraining) -> str | None:
+def exceeded(epochs: Epochs, is_within: bool, options: ResolvedTraining) -> str | None:
     """The limit, in a few words, that these epochs (and a part of one more, `is_within`) have gone beyond; or None."""
     ended = num_epochs(epochs, options)
     if ended is None or (ended == len(epochs) and not is_within):

@@ -14,13 +14,13 @@ from csrec_dist.data.order import EpochOrder, RowSample
 from csrec_dist.distributed.catalog import slices_of
 from csrec_dist.distributed.engines import Engine, copy_tensors
 from csrec_dist.environment import environment
-from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.errors import UserError
 from csrec_dist.files import differences
 from csrec_dist.losses.entropy import label_entropy
 from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
-from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
+from csrec_dist.training.limits import SELECTION_METRIC, AfterEpoch, DivergedError, num_epochs
 from csrec_dist.training.meter import LOSS_PARTS, Meter
 from csrec_dist.training.options import ResolvedTraining
 from csrec_dist.training.step import MicroBatch, TrainStep
@@ -94,16 +94,21 @@ class Trainer:
         return model
 
     def run(
-        self, checkpoints: Checkpoints, signals: StopSignals, hands_over: Callable[[], bool] | None = None
+        self,
+        checkpoints: Checkpoints,
+        signals: StopSignals,
+        hands_over: Callable[[], bool] | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> TrainState | None:
         """Train until patience or the limits end it, from the newest checkpoint if there is one.
 
         None when `hands_over`, which all ranks ask after each epoch but the last, said that the training goes on
-        elsewhere, from the checkpoint that is written then.
+        elsewhere, from the checkpoint that is written then. `after_epoch` is called by all ranks after each epoch.
 
         Raises:
             Stopped: one of the ranks got a signal; a checkpoint is written.
-            UserError: the loss or a weight is no longer finite, on all ranks at the same step.
+            DivergedError: the loss or a weight is no longer finite, on all ranks at the same step. Where one rank of
+                several groups has to say so, a plain UserError.
         """
         restored = checkpoints.restore()
         if checkpoints.set_aside:
@@ -122,6 +127,8 @@ class Trainer:
             while not self.is_finished():
                 self._run_epoch()
                 self._save()
+                if after_epoch:
+                    after_epoch(self._log.stage, self._state.epochs)
                 if hands_over and not self.is_finished() and hands_over():
                     checkpoints.wait()
                     return None
@@ -283,7 +290,7 @@ class Trainer:
             f"training.clip_norm ({clip_norm} now), and start again with --restart {stage.partition('/')[0]}. Earlier "
             "checkpoints are kept."
         )
-        return UserError(text) if group.is_leader and 0 not in group.ranks else SharedUserError(text)
+        return UserError(text) if group.is_leader and 0 not in group.ranks else DivergedError(text)
 
     def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float], model: SequentialModel) -> None:
         state, epoch = self._state, self._state.epoch

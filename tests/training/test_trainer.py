@@ -16,9 +16,11 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
-from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.pipeline import execute, work_on
 from csrec_dist.runs.stages import evaluate as evaluating
+from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.training import TrainStep
+from csrec_dist.training.limits import Epochs
 from csrec_dist.training.step import one_hot, seed_draws
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training_streams import at_each_batch
@@ -140,6 +142,36 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(
     cut = execute(config, runtime).folder
     assert (cut / "student/model.safetensors").read_bytes() == (whole / "student/model.safetensors").read_bytes()
     torch.testing.assert_close(curve(cut), curve(whole), rtol=0, atol=0)
+
+
+def test_who_follows_the_epochs_is_told_all_of_them_and_may_end_the_training(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    """After the checkpoint of the epoch is begun: the next start goes on from there."""
+    runtime, told = Runtime.start(), []
+
+    class EndedError(Exception):
+        pass
+
+    def follow(stage: str, epochs: Epochs) -> None:
+        told.append((stage, [epoch["epoch"] for epoch in epochs]))
+        if told[-1] == ("distill", [0, 1]):
+            raise EndedError
+
+    for name in ("whole", "ended"):
+        (tmp_path / name).mkdir()
+    whole = execute(small_config(tmp_path / "whole", small_dataset, "gru4rec"), runtime).folder
+    config = small_config(tmp_path / "ended", small_dataset, "gru4rec")
+    run = ActiveRun(config, runtime)
+    run.after_epoch = follow
+    with pytest.raises(EndedError):
+        work_on(run)
+    members = [(f"teach/teacher-{k}", list(range(last + 1))) for k in range(2) for last in range(3)]
+    assert told == [*members, ("distill", [0]), ("distill", [0, 1])]
+    with at_each_batch(lambda: None) as begun:
+        ended = execute(config, runtime).folder
+    assert begun == [(2, 0)]
+    assert (ended / "student/model.safetensors").read_bytes() == (whole / "student/model.safetensors").read_bytes()
 
 
 def test_a_finished_run_is_not_done_again_and_other_inputs_are_refused(small_dataset: Path, tmp_path: Path) -> None:

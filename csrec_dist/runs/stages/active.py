@@ -15,6 +15,7 @@ from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
+from csrec_dist.training.limits import AfterEpoch
 from csrec_dist.training.options import ResolvedTraining, TrainingOptions
 from csrec_dist.training.telemetry import StageLog
 
@@ -26,7 +27,7 @@ class ActiveRun(Run):
     """A run and the processes that work on it.
 
     Its `config` is resolved as soon as the dataset is there. `beside` names what the stage at work makes beside its old
-    result, which it is to replace.
+    result, which it is to replace. `after_epoch` follows its trainings.
     """
 
     def __init__(self, config: Config, processes: distributed.Processes) -> None:
@@ -35,6 +36,7 @@ class ActiveRun(Run):
         self._given = config
         self.restarts = Restarts(self)
         self.beside: tuple[str, ...] = ()
+        self.after_epoch: AfterEpoch | None = None
 
     @property
     def runtime(self) -> "distributed.Runtime":

@@ -145,7 +145,7 @@ def fit(
     checkpoints = Checkpoints(folder, task.inputs, layout, layout.catalog_slice(run.dataset.num_items), keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
         require_room_for_checkpoints(checkpoints, trainer.model(), layout, keep)
-        state = trainer.run(checkpoints, noted, hands_over)
+        state = trainer.run(checkpoints, noted, hands_over, run.after_epoch)
         if state is None:
             return False
         save(run, task, trainer.best(), state, engine)
