@@ -15,7 +15,7 @@ FLOORS = [
     {"models", "losses", "doctor"},
     {"teachers", "evaluation", "labels", "training"},
     {"config"},
-    {"runs"},
+    {"runs", "packaged_configs"},
     {"report", "recommend", "plan", "experiments"},
     {"api", "bench"},
     {"cli"},
