@@ -2,8 +2,8 @@
 
 python benchmarks/picture.py
 
-The result is NDCG@10 on Last.FM's clean test targets (those that no training window has, results/leaks.md), of the eight
-students trained on one-hot labels (Base) and by CSRec-M.
+The result is NDCG@10 on Last.FM's clean test targets (results/leaks.md) of eight students, trained on one-hot labels
+alone (Base) and by CSRec-M.
 """
 
 from pathlib import Path
@@ -73,7 +73,9 @@ def _box(box: tuple[int, int, int, int, str, str, list[str]]) -> str:
     middle = x + width / 2
     texts = [f'<text x="{middle:g}" y="{y + 22}" text-anchor="middle" class="title">{title}</text>']
     for number, line in enumerate(lines):
-        texts.append(f'<text x="{middle:g}" y="{y + 40 + 16 * number}" text-anchor="middle" class="small">{line}</text>')
+        texts.append(
+            f'<text x="{middle:g}" y="{y + 40 + 16 * number}" text-anchor="middle" class="small">{line}</text>'
+        )
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" class="{kind}"/>' + "".join(texts)
 
 

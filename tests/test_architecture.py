@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
     {"errors", "threads", "processes", "options", "lazy", "environment"},
-    {"files", "memory", "process_state"},
+    {"files", "memory", "process_state", "hub"},
     {"tensor_files", "data", "distributed"},
     {"models", "losses", "doctor"},
     {"teachers", "evaluation", "labels", "training"},

@@ -49,7 +49,7 @@ def test_the_engine_gets_what_the_image_needs_and_no_more(path: str, sent: bool)
 
 @pytest.mark.long
 def test_its_steps_work_in_a_fresh_environment(tmp_path: Path) -> None:
-    """Packages are those of these tests, so nothing is downloaded: pip finds all that it is to install, but the wheel."""
+    """Nothing is downloaded: pip finds that all is there but the wheel, because packages are those of these tests."""
     venv.create(tmp_path / "venv", with_pip=False)
     [packages] = (tmp_path / "venv").glob("lib/python*/site-packages")
     (packages / "shared.pth").write_text("\n".join(site.getsitepackages()) + "\n")
@@ -66,7 +66,9 @@ def test_its_steps_work_in_a_fresh_environment(tmp_path: Path) -> None:
     }
     images = Images(ROOT, tmp_path, environ)
     images.build(FILE)
-    assert [path.name for path in (tmp_path / "last/wheels").iterdir()] == [f"csrec_dist-{__version__}-py3-none-any.whl"]
+    assert [path.name for path in (tmp_path / "last/wheels").iterdir()] == [
+        f"csrec_dist-{__version__}-py3-none-any.whl"
+    ]
     assert "usage: csrec-dist" in images.run(f"{images.entry} --help")
     place = images.run("python -c 'import csrec_dist; print(csrec_dist.__file__)'").strip()
     assert Path(place).is_relative_to(packages)

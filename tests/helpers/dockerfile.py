@@ -1,4 +1,4 @@
-"""A Dockerfile carried out without an engine: its files copied and its RUN lines run, in folders that stand for images."""
+"""A Dockerfile carried out without an engine: files copied and RUN lines run, in folders that stand for images."""
 
 import fnmatch
 import re
@@ -59,7 +59,9 @@ class Images:
         """What a line of shell prints, in the working folder of the last stage."""
         places = re.sub(r"(?<=[ (])/(?=\w)", f"{self._stage}/", line)
         command = ["bash", "-euc", places]
-        done = subprocess.run(command, cwd=self._working, env=self._environ, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=self._working, env=self._environ, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
