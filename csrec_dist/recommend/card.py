@@ -28,7 +28,7 @@ def model_card(run: Run) -> str:
 
 def _sections(run: Run) -> Iterator[str]:
     config, dataset = run.config, run.dataset
-    items = pq.readtable(dataset.folder / "items.parquet", columns=["raw"])["raw"]
+    items = pq.read_table(dataset.folder / "items.parquet", columns=["raw"])["raw"]
     yield f"# {config.name}"
     yield (
         f"A sequential recommender ({config.model.name}, width {config.model.width}) that gives the next items after a "
@@ -81,7 +81,7 @@ def _metrics(run: Run) -> Iterator[str]:
 
 def _intervals(run: Run, model: str) -> Iterator[str]:
     """Each metric of a model and its interval."""
-    ranks = pq.readtable(run.folder / "ranks" / f"{model}-test.parquet", columns=["rank"])["rank"].to_numpy()
+    ranks = pq.read_table(run.folder / "ranks" / f"{model}-test.parquet", columns=["rank"])["rank"].to_numpy()
     for worth in METRICS.values():
         mean, low, high = mean_interval(worth(ranks) * (ranks <= CUT_OFF))
         yield f"{mean:.4f} ({low:.4f} to {high:.4f})"
