@@ -29,5 +29,6 @@ from pathlib import Path
 
 for slices in (1, 2):
     record = json.loads(Path(f"runs/large_{slices}/distill.done.json").read_text())
-    print(f"{slices} slice{'s' * (slices > 1)}: a rank's peak memory", max(u["peak_memory_mib"] for u in record["usage"]), "MiB")
+    peak = max(usage["peak_memory_mib"] for usage in record["usage"])
+    print(f"{slices} slice{'s' * (slices > 1)}: a rank's peak memory {peak:,.0f} MiB")
 TEXT

@@ -99,7 +99,7 @@ def test_two_nodes_give_what_one_process_gives(tmp_path: Path, small_log: Path) 
 def test_a_large_catalog_in_slices_gives_the_same(tmp_path: Path) -> None:
     sizes = {"ITEMS": "3000", "USERS": "300", "INTERACTIONS": "6000", "STEPS": "2", "OMP_NUM_THREADS": "1"}
     text = said(tmp_path, EXAMPLES / "large_catalog.sh", **sizes)
-    assert re.search(r"1 slice: a rank's peak memory \d+ MiB\n2 slices: a rank's peak memory \d+ MiB", text)
+    assert re.search(r"1 slice: a rank's peak memory [\d,]+ MiB\n2 slices: a rank's peak memory [\d,]+ MiB", text)
     whole, sliced = (read_json(tmp_path / f"runs/large_{slices}/metrics.json")["valid"] for slices in (1, 2))
     assert sliced["ndcg@10"] == pytest.approx(whole["ndcg@10"], abs=1e-3)
 
