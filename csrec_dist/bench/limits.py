@@ -5,9 +5,9 @@ All ranks do each at once, as they do in a run: they share cores, memory, disk a
 
 import gc
 import os
-import sys
 import secrets
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
