@@ -70,6 +70,11 @@ def packaged_configs() -> Iterator[PackagedConfig]:
             yield PackagedConfig(kind, path)
 
 
+def is_packaged(name: str) -> bool:
+    """Whether a config has this name, and nothing in the working folder: what is there is meant."""
+    return not Path(name).exists() and any(config.name == name for config in packaged_configs())
+
+
 def find_config(name: str) -> PackagedConfig:
     """The config of a name; UserError that says the nearest one when there is none."""
     configs = {config.name: config for config in packaged_configs()}
@@ -91,7 +96,7 @@ def copy_config(name: str, folder: Path) -> list[Path]:
     copies = {source: folder / source.relative_to(config.path.parent) for source in config.files}
     for source, copy in copies.items():
         if copy.exists() and (not copy.is_file() or copy.read_bytes() != source.read_bytes()):
-            raise UserError(f"{copy} is already there, with other content; move it away, or name another --folder.")
+            raise UserError(f"{copy} is already there, with other content; move it away.")
     for source, copy in copies.items():
         with atomic_path(copy) as temporary:
             shutil.copyfile(source, temporary)

@@ -42,7 +42,7 @@ def plan_rows(config: Config, world_size: int) -> list[PlanRow]:
     """
     if world_size < 1:
         raise UserError(f"--num-processes must be at least 1, not {world_size}.")
-    planner = _Planner(config, world_size)
+    planner = _Planner(Run.of(config).resolved, world_size)
     return [*planner.stages(), *planner.data(), *planner.layout(), *planner.steps(), *planner.sizes()]
 
 
@@ -153,10 +153,11 @@ class _Planner:
 
     def steps(self) -> list[PlanRow]:
         """Steps per epoch, and at most in all."""
-        training = self.config.training
-        rows = [PlanRow("steps", "global batch", f"{training.batch_size} windows")]
         if self._dataset is None:
-            return rows
+            size = self.config.training.batch_size
+            return [PlanRow("steps", "global batch", f"{size} windows" if size else "by the size of the log")]
+        training = Run.of(self.config).training
+        rows = [PlanRow("steps", "global batch", f"{training.batch_size} windows")]
         order = EpochOrder(self._dataset.splits["train"].shard_rows, training.batch_size, self.config.seed, 0)
         most = min(order.num_steps * training.max_epochs, training.max_steps or sys.maxsize)
         rows.append(PlanRow("steps", "steps per epoch", f"{order.num_steps:,}"))
@@ -175,7 +176,7 @@ class _Planner:
         peak = max(MODEL_COPIES * of_rank[0] + tables // parts, *(MODEL_COPIES * size for size in of_rank))
         num_shards = self._dataset.num_shards
         num_own = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
-        num_windows = -(-self.config.training.batch_size * num_own // num_shards)
+        num_windows = -(-Run.of(self.config).training.batch_size * num_own // num_shards)
         text = f"{mebibytes(peak)} and the activations of about {num_windows} windows"
         names = self.config.member_names
         rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]

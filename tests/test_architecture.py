@@ -16,7 +16,7 @@ FLOORS = [
     {"teachers", "evaluation", "labels", "training"},
     {"config"},
     {"runs", "packaged_configs"},
-    {"report", "recommend", "plan", "experiments"},
+    {"report", "recommend", "plan", "experiments", "init"},
     {"api", "bench"},
     {"cli"},
     {"__main__"},

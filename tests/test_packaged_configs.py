@@ -6,8 +6,9 @@ import pytest
 
 from csrec_dist.cli import main
 from csrec_dist.config import load_config
+from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.spec import load_study
-from csrec_dist.packaged_configs import KINDS, PackagedConfig, configs_folder, packaged_configs
+from csrec_dist.packaged_configs import KINDS, PackagedConfig, configs_folder, copy_config, packaged_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = list(packaged_configs())
@@ -70,15 +71,26 @@ def test_a_file_of_the_user_stays_as_it_is(empty: Path, capsys: pytest.CaptureFi
     assert main(["init", "demo"]) == 0  # the same once more
     Path("demo.yaml").write_text("name: mine\n")
     assert main(["init", "demo"]) == 2
-    assert "demo.yaml is already there, with other content; move it away, or name another" in capsys.readouterr().err
+    assert "demo.yaml is already there, with other content; move it away" in capsys.readouterr().err
     assert Path("demo.yaml").read_text() == "name: mine\n"
-    assert main(["init", "demo", "--folder", "other/deep"]) == 0
-    assert load_config("other/deep/demo.yaml").name == "demo"
 
 
-def test_an_unknown_name_is_met_with_the_nearest(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["init", "table3_lastfn"]) == 2
-    assert "No config named 'table3_lastfn' comes with csrec_dist (did you mean 'table3_lastfm'?)" in (
-        capsys.readouterr().err
-    )
+def test_an_unknown_name_is_met_with_the_nearest(empty: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"named 'table3_lastfn' comes with csrec_dist \(did you mean 'table3_lastfm'\?\)"
+    ):
+        copy_config("table3_lastfn", empty)
+    assert not list(empty.iterdir())
+
+
+def test_what_is_in_the_folder_goes_before_a_config_of_the_package(empty: Path, small_log: Path) -> None:
+    (empty / "demo").mkdir()
+    (empty / "demo/log.csv").write_bytes(small_log.read_bytes())
+    assert main(["init", "demo", "--yes"]) == 0
+    assert load_config("demo.yaml").dataset.source == "demo"
+
+
+def test_a_copy_takes_no_option_of_a_log(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "demo", "--set", "dataset.window=9"]) == 2
+    assert "demo is copied into this folder as it is; options are for logs" in capsys.readouterr().err
     assert not list(empty.iterdir())

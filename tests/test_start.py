@@ -35,6 +35,8 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("init demo", set()),
     ("simulate world --interactions 9", {"pyarrow", "pydantic"}),
     ("simulate world --interactions 500 --users 50 --items 60", {"pandas", "pyarrow", "pydantic"}),
+    ("init none.csv", FILES),
+    ("init LOG", FILES),
     ("run --config CONFIG --set training.betta=1", CONFIG),
     ("prepare --config CONFIG --set dataset.source=none.csv --set output=.", FILES),
     ("prepare --config CONFIG", FILES),
@@ -54,10 +56,10 @@ COMMANDS: list[tuple[str, set[str]]] = [
 
 @pytest.mark.parametrize(("command", "expected"), COMMANDS, ids=[command for command, _ in COMMANDS])
 def test_a_command_imports_what_its_work_needs(
-    command: str, expected: set[str], finished_run: tuple[Path, Path], tmp_path: Path
+    command: str, expected: set[str], finished_run: tuple[Path, Path], small_log: Path, tmp_path: Path
 ) -> None:
     config, run = finished_run
-    arguments = command.replace("CONFIG", str(config)).replace("RUN", str(run)).split()
+    arguments = command.replace("CONFIG", str(config)).replace("RUN", str(run)).replace("LOG", str(small_log)).split()
     assert imported(ENDED, arguments, tmp_path) == expected
 
 

@@ -17,7 +17,7 @@ from csrec_dist.bench.figures import stage_figures
 from csrec_dist.bench.flops import RunFlops, run_flops
 from csrec_dist.bench.machines import machines_of, versions
 from csrec_dist.bench.result import AllReduce, Limits, Log, Result, StageFigures
-from csrec_dist.bench.settings import Settings
+from csrec_dist.bench.settings import Settings, batch_size_of
 from csrec_dist.bench.steps import MeasuredRun
 from csrec_dist.bench.synthetic import write_log
 from csrec_dist.config import Config
@@ -101,12 +101,12 @@ class _Benchmark:
         """The dataset that is measured; a training without a step that counts is refused before hours of work."""
         config, settings = run.config, self.settings
         if settings.config is None:
-            num_users = (settings.warmup + settings.steps) * config.training.batch_size
+            num_users = (settings.warmup + settings.steps) * batch_size_of(config)
             self._write_log("log.parquet", num_users, settings.sizes.items, config.dataset.window)
         work_on(run, ["prepare"])
         members = () if config.teachers.pretrained else config.module.members
         samples = [RowSample(member.sample, member.seed) for member in members]
-        rows, batch_size = run.dataset.splits["train"].shard_rows, config.training.batch_size
+        rows, batch_size = run.dataset.splits["train"].shard_rows, run.training.batch_size
         num_steps = min(EpochOrder(rows, batch_size, 0, 0, sample).num_steps for sample in (None, *samples))
         if num_steps <= settings.warmup:
             raise SharedUserError(
@@ -118,7 +118,7 @@ class _Benchmark:
     def _warm_up(self, run: MeasuredRun) -> None:
         """Do all stages with the same models and batches on a small log, so that all that is done once is done."""
         config = self.settings.warming_up(run.config, self.runtime.world_size, self.folder)
-        num_users = max(self.settings.warmup * config.training.batch_size, config.dataset.num_shards)
+        num_users = max(self.settings.warmup * batch_size_of(config), config.dataset.num_shards)
         self._write_log("warmup.parquet", num_users, run.dataset.num_items, config.dataset.window)
         work_on(MeasuredRun(config, self.runtime), keep_threads=self.keep_threads)
 

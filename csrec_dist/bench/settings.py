@@ -46,6 +46,13 @@ def log_options(window: int, batch_size: int, num_ranks: int) -> dict[str, Any]:
     return {"window": window, "windows": "last", "min_interactions": 1, "num_shards": num_ranks * of_rank}
 
 
+def batch_size_of(config: Config) -> int:
+    """Windows in a batch of a run that is measured; UserError where sizes leave them to those of a log to come."""
+    if config.training.batch_size is None:
+        raise UserError("training.batch_size: null leaves it to the size of a log; give a number to a benchmark.")
+    return config.training.batch_size
+
+
 @dataclass(frozen=True)
 class Settings:
     """A benchmark: `steps` of each training that count after `warmup` that do not, of given sizes or of a config.
@@ -82,7 +89,7 @@ class Settings:
         """The config of the run before it: the same models and batches on a log of a few steps."""
         values = measured.dump()
         values["dataset"] = log_options(
-            measured.dataset.window, max(measured.training.batch_size // num_ranks, 1), num_ranks
+            measured.dataset.window, max(batch_size_of(measured) // num_ranks, 1), num_ranks
         )
         values["dataset"]["source"] = str(folder / "warmup.parquet")
         values["teachers"]["trust_item_order"] = bool(measured.teachers.pretrained)
@@ -92,7 +99,7 @@ class Settings:
         """The config of the run on one rank with its share of the batch, and of a synthetic log; whole item tables."""
         values = measured.dump()
         values["distributed"] |= {"engine": "ddp", "deepspeed": None, "catalog_parallel": 1}
-        values["training"]["batch_size"] = ceil(measured.training.batch_size / num_ranks)
+        values["training"]["batch_size"] = ceil(batch_size_of(measured) / num_ranks)
         if self.config is not None:
             values["dataset"] = {"path": measured.dataset.path or str(folder / "measured" / "dataset")}
             return self._bounded(values, folder, "one-rank", self.warmup + self.steps)

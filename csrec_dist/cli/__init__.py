@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from csrec_dist import __version__
-from csrec_dist.cli import bench, experiments, labels, results, running, starting
+from csrec_dist.cli import bench, experiments, init, labels, results, running
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.processes import end_with_parent
 
@@ -25,7 +25,8 @@ a run goes through these stages:
 
 examples:
   csrec-dist fetch ml-100k                                            download a public log
-  csrec-dist init demo                                                write demo.yaml, a config to start from
+  csrec-dist init clicks.csv                                          look at a log of yours; writes clicks.yaml
+  csrec-dist init demo                                                copy a config that comes with csrec_dist
   csrec-dist run --config demo.yaml                                   train and evaluate, on one process
   accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config demo.yaml
                                                                       the same on two processes, with or without GPUs
@@ -78,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     running.add_fetch(commands)
-    starting.add_init(commands)
+    init.add_init(commands)
     experiments.add_simulate(commands)
     running.add_stages(commands)
     results.add_recommend(commands)

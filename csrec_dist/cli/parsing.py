@@ -12,7 +12,7 @@ EXAMPLES = {
     "evaluate": "csrec-dist evaluate --config demo.yaml --set evaluation.top_n=[1,10,50]",
     "run": "csrec-dist run --config demo.yaml --set training.beta=0.75 --set name=demo_b75",
     "fetch": "csrec-dist fetch ml-100k",
-    "init": "csrec-dist init demo",
+    "init": "csrec-dist init clicks.csv",
     "simulate": "csrec-dist simulate worlds/small --interactions 100000 --users 2000 --items 1000 --noise-rate 0.2",
     "recommend": "csrec-dist recommend runs/demo -n 20 --exclude-seen --output lists.parquet",
     "report": "csrec-dist report runs/demo runs/demo_b75",

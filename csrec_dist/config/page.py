@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from csrec_dist.config.schema import Config
-from csrec_dist.models.options import CONFIGS
+from csrec_dist.models.options import CONFIGS, ModelConfig
 
 INTRODUCTION = """\
 # Configuration
@@ -56,6 +56,8 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if field.default is None:
         return "null"
+    if isinstance(field.default, ModelConfig):
+        return f"`{field.default.name}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

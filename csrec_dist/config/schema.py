@@ -10,7 +10,7 @@ from csrec_dist.distributed.options import DistributedOptions
 from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.files import fingerprint
 from csrec_dist.labels.options import LabelOptions, combining_problem
-from csrec_dist.models.options import ModelConfig
+from csrec_dist.models.options import ModelConfig, SASRecConfig
 from csrec_dist.options import MEMBERS, NOTHING, Options, decides
 from csrec_dist.teachers import METHODS, TeacherModule, TeacherOptions
 from csrec_dist.training.options import DISTILLATION, TrainingOptions
@@ -30,7 +30,7 @@ class Config(Options):
     output: Annotated[str, NOTHING] = Field("runs", description="Folder of all runs.")
     dataset: Annotated[DatasetOptions, decides("prepare")]
     model: Annotated[SerializeAsAny[ModelConfig], STUDENT, decides("teach", through=MEMBERS)] = Field(
-        description="Model of the student."
+        SASRecConfig(), description="Model of the student, with its options, or its name alone."
     )
     method: Annotated[str, DISTILLATION, decides("teach", through=MEMBERS)] = Field(
         "model_level", description="Method that makes the soft labels; base: no soft labels."

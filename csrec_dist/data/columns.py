@@ -42,6 +42,22 @@ ROLES = tuple(GUESSES)
 Column = str | int | None
 
 
+class UnclearColumnError(UserError):
+    """The names do not tell the column of `role`: `likely` are those that could be it, `names` all of the log."""
+
+    def __init__(self, message: str, role: str, names: Sequence[str], likely: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.role, self.names, self.likely = role, list(names), list(likely)
+
+
+class UnclearHeaderError(UserError):
+    """The first line, whose fields are `values`, may be an interaction, and the config does not say that it is none."""
+
+    def __init__(self, message: str, values: Sequence[str]) -> None:
+        super().__init__(message)
+        self.values = list(values)
+
+
 def named_twice(columns: Mapping[str, str | int]) -> str:
     """The problem if two roles have the same column; "" otherwise."""
     roles: dict[str | int, str] = {}
@@ -165,13 +181,17 @@ def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -
         left_out = getattr(columns, role) == NONE
         chosen[role] = None if left_out else given.get(role) or _guess(role, free, path)
         if chosen[role] is None and role in REQUIRED:
-            raise UserError(
+            raise UnclearColumnError(
                 f"{path} has no column that looks like the {role}; its columns are {listed(names)}: "
-                f"name one with dataset.columns.{role}{hint}."
+                f"name one with dataset.columns.{role}{hint}.",
+                role,
+                free,
             )
     if chosen["timestamp"] is None and columns.timestamp != NONE:
-        raise UserError(
-            f"{path} has no column that looks like the time; its columns are {listed(names)}: {ORDER_IS_MEANT}."
+        raise UnclearColumnError(
+            f"{path} has no column that looks like the time; its columns are {listed(names)}: {ORDER_IS_MEANT}.",
+            "timestamp",
+            [name for name in free if name not in chosen.values()],
         )
     return chosen
 
@@ -198,9 +218,12 @@ def _guess(role: str, names: Sequence[str], path: Path) -> str | None:
     if role == "user":
         users, sessions = ([name for name in likely if _is_one_of(name, kind)] for kind in (USERS, SESSIONS))
         if users and sessions:
-            raise UserError(
+            raise UnclearColumnError(
                 f"{path} has users ({quoted(users[0])}) and sessions ({quoted(sessions[0])}). Choose whose items make "
-                f"a sequence with dataset.columns.user: {users[0]} or dataset.columns.user: {sessions[0]}."
+                f"a sequence with dataset.columns.user: {users[0]} or dataset.columns.user: {sessions[0]}.",
+                "user",
+                names,
+                [users[0], sessions[0]],
             )
     return likely[0] if likely else None
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from csrec_dist.data.account import account_of_reading, left_out, say_duplicates, say_left_out, say_reading
-from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES
+from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES, Split
 from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
@@ -63,6 +63,18 @@ def prepare(
         write_json(new / "dataset.json", info | {"source": identity})
     say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_shards']} shards")
     return info
+
+
+def kept(log: Log, options: DatasetOptions, place: Path) -> Flat:
+    """The interactions that `prepare` keeps of a log, without preparing it; raises as it does."""
+    distinct, _ = _without_duplicates(log, options.duplicates, place)
+    return _keep(distinct, options, place)[0]
+
+
+def training_split(flat: Flat, times: Times, options: DatasetOptions, place: Path) -> Split:
+    """The size of the training split that `prepare` makes of kept interactions, as one shard; raises as it does."""
+    train = _cut(flat, times, options, place)[1]["train"]
+    return Split("train", (len(train),), (int((train.lengths - 1).sum()),))
 
 
 def require_same(folder: Path, options: DatasetOptions, table: Any = None) -> None:

@@ -96,7 +96,7 @@ def _training(run: Run) -> Iterator[tuple[str, str]]:
     if config.num_members:
         models = [model.name for model in config.teacher_models]
         yield "teachers", f"{', '.join(models)}; {config.labels.combine}, {config.labels.form} labels"
-    settings = config.training
+    settings = run.training
     yield "batches", f"{settings.batch_size} windows, learning rate {settings.learning_rate:g} ({settings.schedule})"
     if training.get("epochs"):
         yield "epochs", f"{len(training['epochs'])}, the best by validation NDCG@10 is {training['best_epoch'] + 1}"

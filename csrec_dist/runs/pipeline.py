@@ -110,6 +110,8 @@ def work_on(
     with _in_use(run):
         # Replacements that a killed process left half done come first: what a stage finds decides what is to do.
         processes.on_main(run.restarts.recover)
+        if restart != "prepare":  # which is to replace a dataset that may be damaged
+            run.resolve()
         decided = processes.on_main(lambda: ways(run, stages, chosen, restart))
         with run.log("run") as log, _settings(run, chosen, log.say, keep_threads):
             for stage in chosen:
@@ -118,6 +120,10 @@ def work_on(
                         stage_log.say("done already")
                 else:
                     _execute(run, stage, stages, decided[stage.name], restart)
+                    if stage is PREPARE and (chosen_by_size := run.resolve()):
+                        with run.log("prepare") as stage_log:
+                            values = ", ".join(f"{key} {value:g}" for key, value in chosen_by_size.items())
+                            stage_log.say(f"training, by the size of the log: {values}")
         processes.on_main(lambda: _write_config(run))
         processes.on_main(run.restarts.conclude)
 

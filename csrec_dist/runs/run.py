@@ -13,6 +13,8 @@ from csrec_dist.files import fingerprint, link, read_json, write_json
 from csrec_dist.labels.contents import info
 from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.teachers import METHODS
+from csrec_dist.training.defaults import resolve
+from csrec_dist.training.options import ResolvedTraining
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,6 +99,19 @@ class Run:
     def config(self) -> Config:
         """The run's config, as it stands in its folder."""
         return self.open(self.folder).config
+
+    @property
+    def resolved(self) -> Config:
+        """The config with what it leaves to the size of the log, once the dataset is there; before, as it is."""
+        if self.config.training.is_resolved or not (self.dataset_folder / "dataset.json").exists():
+            return self.config
+        train = Dataset(self.dataset_folder).splits["train"]
+        return self.config.model_copy(update={"training": resolve(self.config.training, train)})
+
+    @property
+    def training(self) -> ResolvedTraining:
+        """The section `training` of a run whose dataset is there."""
+        return ResolvedTraining.model_validate(self.resolved.training.model_dump())
 
     @property
     def dataset_folder(self) -> Path:

@@ -135,7 +135,7 @@ class _Start:
         if is_begun:
             return self._resumed(stage)
         for training in stage.trainings(self.run, self.inputs[stage.name], self.run.folder):
-            if not training.is_ended(self.run.config.training):
+            if not training.is_ended(self.run.training):
                 training.require_checkpoint()
         return "continue"
 
@@ -152,7 +152,7 @@ class _Start:
     def _is_ended(self, stage: Stage, root: Path) -> bool:
         """Whether all trainings under a root are; UserError where one does not fit the inputs or limits."""
         trainings = stage.trainings(self.run, self.inputs[stage.name], root)
-        ended = [training.is_ended(self.run.config.training) for training in trainings]
+        ended = [training.is_ended(self.run.training) for training in trainings]
         return all(ended)
 
     def check_replaced(self) -> None:

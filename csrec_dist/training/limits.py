@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.options import ResolvedTraining
 
 SELECTION_METRIC = "ndcg@10"
 
 
-def num_epochs(epochs: Sequence[Mapping[str, Any]], options: LoopOptions) -> int | None:
+def num_epochs(epochs: Sequence[Mapping[str, Any]], options: ResolvedTraining) -> int | None:
     """After how many of these epochs a training with these limits ends; None when it goes on after all of them."""
     best, best_epoch = -1.0, 0
     for number, epoch in enumerate(epochs, 1):
@@ -21,7 +21,7 @@ def num_epochs(epochs: Sequence[Mapping[str, Any]], options: LoopOptions) -> int
     return None
 
 
-def exceeded(epochs: Sequence[Mapping[str, Any]], is_within: bool, options: LoopOptions) -> str | None:
+def exceeded(epochs: Sequence[Mapping[str, Any]], is_within: bool, options: ResolvedTraining) -> str | None:
     """The limit, in a few words, that these epochs (and a part of one more, `is_within`) have gone beyond; or None."""
     ended = num_epochs(epochs, options)
     if ended is None or (ended == len(epochs) and not is_within):

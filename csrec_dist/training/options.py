@@ -35,25 +35,43 @@ DISTILLATION = decides("distill", when=lambda config: config.method != "base")
 
 
 class LoopOptions(Options):
-    """How long and how fast to train; shared by teachers and students."""
+    """How long and how fast to train; shared by teachers and students.
 
-    batch_size: Annotated[int, TRAINING] = Field(
-        256, ge=1, strict=True, description="Windows in a global batch, over all processes."
+    What is None follows from the size of the log: see `resolve` in training/defaults.py.
+    """
+
+    batch_size: Annotated[int | None, TRAINING] = Field(
+        None,
+        ge=1,
+        strict=True,
+        description="Windows in a global batch, over all processes; null: by the size of the log.",
     )
-    learning_rate: Annotated[float, TRAINING] = Field(1e-3, gt=0, le=10, description="Adam's peak learning rate.")
+    learning_rate: Annotated[float | None, TRAINING] = Field(
+        None, gt=0, le=10, description="Adam's peak learning rate; null: by the size of the log."
+    )
     schedule: Annotated[Literal["constant", "linear", "cosine"], TRAINING] = Field(
         "constant",
         description="Learning-rate schedule after warm-up; linear and cosine reach 0 at the last step of max_epochs "
         "(or max_steps).",
     )
-    warmup_steps: Annotated[int, TRAINING] = Field(
-        0, ge=0, strict=True, description="Steps over which the learning rate rises linearly to its peak."
+    warmup_steps: Annotated[int | None, TRAINING] = Field(
+        None,
+        ge=0,
+        strict=True,
+        description="Steps over which the learning rate rises linearly to its peak; null: by the size of the log.",
     )
-    max_epochs: Annotated[int, LIMIT, decides(*TRAININGS, when=_is_scheduled)] = Field(
-        100, ge=1, strict=True, description="Largest number of passes over the training rows."
+    max_epochs: Annotated[int | None, LIMIT, decides(*TRAININGS, when=_is_scheduled)] = Field(
+        None,
+        ge=1,
+        strict=True,
+        description="Largest number of passes over the training rows; null: by the size of the log.",
     )
-    patience: Annotated[int, LIMIT] = Field(
-        10, ge=1, strict=True, description="Epochs without a better validation NDCG@10 before training stops early."
+    patience: Annotated[int | None, LIMIT] = Field(
+        None,
+        ge=1,
+        strict=True,
+        description="Epochs without a better validation NDCG@10 before training stops early; null: by the size of the "
+        "log.",
     )
     max_steps: Annotated[int | None, TRAINING] = Field(
         None, ge=1, strict=True, description="Largest number of steps, for trials; null: no limit."
@@ -111,3 +129,18 @@ class TrainingOptions(CheckpointOptions, LoopOptions):
     kl: Annotated[Direction, DISTILLATION, decides("label", when=lambda config: config.labels.is_auto)] = Field(
         "reverse", description="Direction of the divergence of Eq. 20: KL(P_f ‖ r), or KL(r ‖ P_f)."
     )
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing is left to the size of the log."""
+        return None not in (self.batch_size, self.learning_rate, self.warmup_steps, self.max_epochs, self.patience)
+
+
+class ResolvedTraining(TrainingOptions):
+    """`training` when the dataset is known: nothing is left to its size."""
+
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    max_epochs: int
+    patience: int

@@ -21,7 +21,7 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
 from csrec_dist.training.limits import SELECTION_METRIC, num_epochs
 from csrec_dist.training.meter import LOSS_PARTS, Meter
-from csrec_dist.training.options import LoopOptions, TrainingOptions
+from csrec_dist.training.options import ResolvedTraining
 from csrec_dist.training.step import MicroBatch, TrainStep
 from csrec_dist.training.stepping import Stepper
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
@@ -35,7 +35,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 """Share of the learning rate by the share of the steps after warm-up that are done, 0 to 1."""
 
 
-def learning_rate(options: LoopOptions, step: int, num_steps: int) -> float:
+def learning_rate(options: ResolvedTraining, step: int, num_steps: int) -> float:
     """The learning rate of update `step` (0 … num_steps − 1) of a training of at most `num_steps`.
 
     It rises in equal parts over the first `warmup_steps` updates, then follows the shape of `schedule` towards 0,
@@ -54,7 +54,7 @@ class Trainer:
         self,
         engine: Engine,
         dataset: Dataset,
-        options: TrainingOptions,
+        options: ResolvedTraining,
         seed: int,
         evaluation: Callable[[SequentialModel], dict[str, float]],
         log: StageLog,

@@ -62,6 +62,8 @@ class Case:
             "training.max_epochs": 3,
             "training.max_steps": 20,
             "training.learning_rate": 0.01,
+            "training.warmup_steps": 0,
+            "training.patience": 10,
             "training.log_steps": 1,
             "distributed.reassign": False,
             "distributed.catalog_parallel": LAYOUTS[self.layout][1],

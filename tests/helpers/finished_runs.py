@@ -12,7 +12,7 @@ name: r
 output: {folder}/runs
 dataset: {{source: {log}, window: 8, min_interactions: 3, num_shards: 4}}
 model: {{name: gru4rec, width: 8, hidden: 8, dropout: 0}}
-training: {{max_epochs: 1, learning_rate: 0.01}}
+training: {{batch_size: 256, max_epochs: 1, learning_rate: 0.01, warmup_steps: 0}}
 """
 
 

@@ -6,12 +6,14 @@ import pytest
 
 from csrec_dist.cli import main
 from csrec_dist.config import load_config
+from csrec_dist.data.dataset import Split
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
+from csrec_dist.training.defaults import resolve
 from csrec_dist.training.limits import exceeded, num_epochs
-from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.options import ResolvedTraining, TrainingOptions
 from tests.helpers.finished_runs import content, refused
 from tests.helpers.ranks import run_ranks
 from tests.runs.test_restarts import KilledError, killed_after
@@ -142,8 +144,9 @@ def test_fewer_epochs_than_were_trained_are_refused(config: str, capsys: pytest.
     assert content(Path(config).parent) == before
 
 
-def options(**limits: int) -> LoopOptions:
-    return LoopOptions.model_validate({"max_epochs": 100, "patience": 2} | limits)
+def options(**limits: int) -> ResolvedTraining:
+    given = TrainingOptions.model_validate({"max_epochs": 100, "patience": 2} | limits)
+    return resolve(given, Split("train", (9,), (9,)))
 
 
 def epochs(*values: float) -> list[dict[str, object]]:

@@ -3,15 +3,18 @@
 import pytest
 import torch
 
+from csrec_dist.data.dataset import Split
 from csrec_dist.distributed import Group
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.distributed.layout import Layout
-from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.defaults import resolve
+from csrec_dist.training.options import LoopOptions, TrainingOptions
 from csrec_dist.training.trainer import SHAPES, learning_rate
 
 
 def rates(num_steps: int, **options: object) -> list[float]:
-    chosen = LoopOptions.model_validate({"learning_rate": 0.8, **options})
+    given = TrainingOptions.model_validate({"learning_rate": 0.8, "warmup_steps": 0, **options})
+    chosen = resolve(given, Split("train", (9,), (9,)))
     return [learning_rate(chosen, step, num_steps) for step in range(num_steps)]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.columns import Layout, Scan, guesses, pick
+from csrec_dist.data.columns import Layout, Scan, UnclearHeaderError, guesses, pick
 from csrec_dist.data.readers.peek import fields, first_line, in_utf8, is_date, is_number
-from csrec_dist.errors import UserError, listed, quoted
+from csrec_dist.errors import listed, quoted
 
 SEPARATORS = ("\t", ",", ";", "|")
 LONG_SEPARATOR = "::"
@@ -40,9 +40,10 @@ def scan(path: Path, layout: Layout) -> Scan:
         return pick(without_header(text, separator, len(names)), layout.columns, path)
     if layout.header is None and not _is_header(names):
         numbered = listed(f"{position}: {quoted(name)}" for position, name in enumerate(names, 1))
-        raise UserError(
+        raise UnclearHeaderError(
             f"{path}: its first line reads as data, not as the names of columns: {numbered}. If it is an "
-            f"interaction, {BY_POSITION}; if it is the header, set dataset.header: true."
+            f"interaction, {BY_POSITION}; if it is the header, set dataset.header: true.",
+            names,
         )
     log = _scan_long(text, names).slice(1) if separator == LONG_SEPARATOR else scan_text(text, separator)
     return pick(log, layout.columns, path, f"; or, if this line is no header, {BY_POSITION}")

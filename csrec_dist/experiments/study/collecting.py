@@ -50,7 +50,7 @@ def is_finished(config: Config) -> bool:
 def check_settings(entries: Sequence[Entry]) -> None:
     """UserError if a finished run has other settings than its study has now: it would count as the present run."""
     finished = [entry.run for entry in entries if is_finished(entry.config)]
-    others = [run for run in finished if settings_key(Run.open(run.folder).config) != settings_key(run.config)]
+    others = [run for run in finished if settings_key(Run.open(run.folder).config) != settings_key(run.resolved)]
     if others:
         raise UserError(
             f"{len(others)} finished runs in {others[0].folder.parent} have other settings than the study has now: "

@@ -15,19 +15,21 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
-from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.options import ResolvedTraining, TrainingOptions
 from csrec_dist.training.telemetry import StageLog
 
 
 class ActiveRun(Run):
     """A run and the processes that work on it.
 
-    `beside` names what the stage at work makes beside its old result, which it is to replace.
+    Its `config` is resolved as soon as the dataset is there. `beside` names what the stage at work makes beside its old
+    result, which it is to replace.
     """
 
     def __init__(self, config: Config, processes: distributed.Processes) -> None:
         super().__init__(Run.of(config).folder, config)
         self.processes = processes
+        self._given = config
         self.restarts = Restarts(self)
         self.beside: tuple[str, ...] = ()
 
@@ -36,6 +38,17 @@ class ActiveRun(Run):
         """The processes with their groups and device, as the stages that compute need them; naming it imports torch."""
         assert isinstance(self.processes, distributed.Runtime)
         return self.processes
+
+    def resolve(self) -> dict[str, Any]:
+        """Choose what the config leaves to the size of the log, if its dataset is there, and return it, by key.
+
+        Every rank calls this.
+        """
+        given = Run.of(self._given)
+        values = self.processes.on_main(lambda: given.resolved.training.model_dump(mode="json"))
+        self.config = self._given.model_copy(update={"training": TrainingOptions(**values)})
+        before = self._given.training.model_dump(mode="json")
+        return {key: value for key, value in values.items() if value != before[key]}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -77,7 +90,7 @@ Inputs = dict[str, Any]
 class TrainingFiles(Protocol):
     """A training as its files tell of it: see stages/fitting.py."""
 
-    def is_ended(self, options: LoopOptions) -> bool:
+    def is_ended(self, options: ResolvedTraining) -> bool:
         """Whether the model is trained to the end that these limits set."""
 
     def require_checkpoint(self) -> None:

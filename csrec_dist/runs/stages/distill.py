@@ -122,7 +122,7 @@ def train_student(
 ) -> dict[str, Any]:
     """Train the student on all ranks into the run's folder `name`."""
     training = Training(run.path(name), run.path(f"checkpoints/{stage}"), inputs)
-    if not run.runtime.on_main(lambda: training.is_ended(run.config.training)):
+    if not run.runtime.on_main(lambda: training.is_ended(run.training)):
         task = Fit(
             stage,
             run.config.model,

@@ -25,7 +25,7 @@ from csrec_dist.runs.stages.evaluate import evaluate_model
 from csrec_dist.training import LossFunction, StopSignals, Trainer, TrainStep
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, last_state
 from csrec_dist.training.limits import exceeded, num_epochs
-from csrec_dist.training.options import LoopOptions
+from csrec_dist.training.options import ResolvedTraining
 from csrec_dist.training.telemetry import StageLog
 
 REDO = "Re-run the stage with --restart, or give the run another name."
@@ -58,7 +58,7 @@ class Training:
     checkpoints: Path
     inputs: dict[str, Any]
 
-    def is_ended(self, options: LoopOptions) -> bool:
+    def is_ended(self, options: ResolvedTraining) -> bool:
         """Whether the model is trained to the end that these limits set; metrics.json is written last.
 
         Raises:
@@ -125,7 +125,7 @@ def fit(
     trainer = Trainer(
         engine,
         run.dataset,
-        run.config.training,
+        run.training,
         task.seed,
         lambda model: evaluate_model(run, model, "valid", layout),
         log,

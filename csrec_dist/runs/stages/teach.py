@@ -102,7 +102,7 @@ def is_taught(run: ActiveRun, member: Member, inputs: dict[str, Any]) -> bool:
     if member.regularised_by and training.is_of_others():
         remove(training.folder)
         remove(training.checkpoints)
-    return training.is_ended(run.config.training)
+    return training.is_ended(run.training)
 
 
 def regulariser_folder(run: ActiveRun, name: str) -> Path:
