@@ -14,7 +14,7 @@ from tests.helpers.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
-TUTORIALS = ROOT / "docs/tutorials"
+PAGES = (*ROOT.glob("docs/tutorials/*.md"), ROOT / "docs/gallery.md")
 SMALL = ("training.max_epochs=1", "dataset.window=8", "dataset.min_interactions=3", "dataset.num_shards=4")
 
 
@@ -34,9 +34,9 @@ def settings(*values: str) -> list[str]:
     return [part for value in (*SMALL, *values) for part in ("--set", value)]
 
 
-def test_every_script_stands_in_a_tutorial_as_it_is() -> None:
+def test_every_script_stands_on_a_page_as_it_is() -> None:
     """By the line that the site replaces by the file; the notebook is linked."""
-    texts = "\n".join(page.read_text(encoding="utf-8") for page in TUTORIALS.glob("*.md"))
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     for path in EXAMPLES.iterdir():
         wanted = f"](../../examples/{path.name})" if path.suffix == ".ipynb" else f'--8<-- "examples/{path.name}"'
         assert wanted in texts, path
