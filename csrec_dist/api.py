@@ -13,11 +13,14 @@ from csrec_dist import models, recommend
 from csrec_dist.config import Config, parse_config, parse_section, read_yaml, with_launchers_file
 from csrec_dist.data import dataset as prepared
 from csrec_dist.data.append import appended_options
+from csrec_dist.data.card import dataset_card
 from csrec_dist.data.columns import NONE, ROLES
+from csrec_dist.data.dataset import LOG
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare_once
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, quoted
+from csrec_dist.hub.repositories import upload_with_card
 from csrec_dist.runs.run import Run
 from csrec_dist.training.telemetry import StageLog
 
@@ -125,6 +128,20 @@ class Dataset(prepared.Dataset):
             settings, table = _settings(log, {}, keys, "append")
             ranks.on_main(lambda: _prepare_once(settings, Path(folder), table, self))
         return type(self)(folder)
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Put the dataset with a card into the repository `name` (OWNER/NAME) of the Hub; returns its address.
+
+        `datasets.load_dataset(name)` reads the splits there. The raw ids of users and all their items go with it. Under
+        a launcher the first rank pushes.
+
+        Raises:
+            UserError: the name is no name, the server cannot be reached, or it asks for another token.
+        """
+        names = [name for name in self.file_names if name != LOG]
+        files = [self.folder / "dataset.json", *map(self.file, names)]
+        with processes() as ranks:
+            return ranks.on_main(lambda: upload_with_card(files, dataset_card(self), name, private, token))
 
     def __repr__(self) -> str:
         return f"Dataset({self.folder}: {self.num_users:,} users, {self.num_items:,} items, windows of {self.window})"

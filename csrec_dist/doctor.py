@@ -14,6 +14,7 @@ import torch
 from csrec_dist.distributed.alone import check_launch
 from csrec_dist.distributed.selfcheck import backends, try_all_reduce
 from csrec_dist.errors import UserError
+from csrec_dist.threads import num_usable_cpus
 
 NEEDED = ("torch", "accelerate", "datasets", "safetensors", "polars")
 FOR_DEEPSPEED = ("deepspeed",)
@@ -60,7 +61,7 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> Check:
-    cores, usable = os.cpu_count(), len(os.sched_getaffinity(0))
+    cores, usable = os.cpu_count(), num_usable_cpus()
     memory = psutil.virtual_memory()
     text = f"{cores} cores, {usable} of them usable; memory {memory.total / GIB:.1f} GiB, "
     return Check("processor", True, f"{text}{memory.available / GIB:.1f} GiB of it free")

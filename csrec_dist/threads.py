@@ -71,6 +71,11 @@ def choose(environ: MutableMapping[str, str] = os.environ) -> bool:
     return is_free
 
 
+def num_usable_cpus() -> int:
+    """The logical CPUs that this process may use; all of them where the system does not limit a process to some."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def this_machine(environ: Mapping[str, str]) -> Machine:
     """What this process may compute on now. The load is not measured beside other ranks, which are starting, too."""
     cpus = os.sched_getaffinity(0)

@@ -10,6 +10,7 @@ from csrec_dist.cli import build_parser, main
 from csrec_dist.cli.parsing import EXAMPLES
 from csrec_dist.config import load_config
 from csrec_dist.errors import SharedUserError, UserError
+from csrec_dist.packaged_configs import find_config
 from tests.helpers.permissions import as_a_colleague
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +127,7 @@ def test_the_help_of_a_command_shows_an_example_that_it_accepts(
     assert program == "csrec-dist"
     assert callable(options.command)
     if getattr(options, "config", None):
-        load_config(ROOT / options.config, options.set)
+        load_config(find_config(Path(options.config).stem).path, options.set)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from csrec_dist.cli import main
+from csrec_dist.cli import build_parser, main
 from csrec_dist.experiments.tune.space import read_space
 from csrec_dist.files import read_json
 from tests.helpers.ranks import free_port
@@ -86,15 +86,48 @@ def test_the_examples_of_serving_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names["unseen"] == unseen
 
 
-def test_the_readme_does_the_same_run_in_python_and_on_the_command_line(sales: Path) -> None:
+def test_the_run_of_the_readme_is_that_of_the_config_of_python(sales: Path) -> None:
     readme = ROOT / "README.md"
     names = run_blocks(readme, blocks_of(readme))
     in_python = names["run"].metrics  # type: ignore[attr-defined]
-    (sales / "shop.yaml").write_text(blocks_of(readme, "yaml")[0])
+    (sales / "shop.yaml").write_text(blocks_of(PYTHON, "yaml")[0])
     (sales / "runs").rename(sales / "runs_in_python")
     assert main(["run", "--config", "shop.yaml"]) == 0
     assert read_json("runs/shop/metrics.json") == in_python
     assert main(["recommend", "runs/shop", "-n", "5", "--exclude-seen"]) == 0
+
+
+def lines_of_readme(section: str) -> list[list[str]]:
+    """The commands of a section, without comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("    ")]
+
+
+def test_the_three_commands_of_the_readme_go_from_a_csv_to_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {"customer": "user", "sku": "item", "event_time": "timestamp"}
+    shop_log(num_items=12).rename(columns=usual).to_csv(tmp_path / "clicks.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    commands = lines_of_readme("Your own log")
+    assert [command[:2] for command in commands] == [["csrec-dist", name] for name in ("init", "run", "recommend")]
+    for _, name, *arguments in commands:
+        short = ["--set", "training.max_epochs=1"] if name == "run" else []
+        assert main([name, *arguments, *short]) == 0, name
+    assert (tmp_path / "runs/clicks/report/report.html").exists()
+    assert (tmp_path / "runs/clicks/recommendations.parquet").exists()
+
+
+def test_the_commands_of_the_readmes_cluster_are_commands() -> None:
+    commands = lines_of_readme("A cluster")
+    assert len(commands) == 5
+    names = {"run", "bench"}
+    for command in commands:
+        assert (ROOT / command[0]).exists() or command[0] in {"accelerate", "sbatch"}
+        place = next(
+            number for number, word in enumerate(command) if word in names and command[number - 1] != "--config"
+        )
+        assert callable(build_parser().parse_args(command[place:]).command)
 
 
 def test_own_data_goes_from_a_csv_to_lists_and_init_says_what_the_page_shows(

@@ -12,8 +12,9 @@ from tests.helpers.shop import fit_shop
 
 WITHOUT = {
     "csrec_dist.api.CSRec.folder",
+    "csrec_dist.api.Dataset.push_to_hub",
     "csrec_dist.recommend.recommender.Recommender.of_run",
-    "csrec_dist.recommend.recommender.Recommender.push_to_hub",  # tests/recommend/test_hub.py has a server for it
+    "csrec_dist.recommend.recommender.Recommender.push_to_hub",  # tests/helpers/hub.py is a server for them
 }
 MODULES = (csrec_dist.api, csrec_dist.recommend.recommender)
 EXAMPLES = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]

@@ -31,6 +31,8 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("trian", set()),
     ("run --help", set()),
     ("fetch ml-100k --source none.zip", set()),
+    ("init --list", set()),
+    ("init demo", set()),
     ("simulate world --interactions 9", {"pyarrow", "pydantic"}),
     ("simulate world --interactions 500 --users 50 --items 60", {"pandas", "pyarrow", "pydantic"}),
     ("init none.csv", FILES),

@@ -7,6 +7,7 @@ import gc
 import os
 import secrets
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -98,7 +99,9 @@ def disk_seconds(runtime: Runtime, folder: Path, num_bytes: int) -> Disk:
 
 
 def forget(path: Path) -> None:
-    """Tell the system that a file will not be read soon, so that the next read comes from the disk."""
+    """Tell Linux that a file will not be read soon, so that the next read comes from the disk."""
+    if sys.platform != "linux":
+        return
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

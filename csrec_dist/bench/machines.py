@@ -1,6 +1,5 @@
 """What a benchmark ran on: machines and versions."""
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from csrec_dist.bench.result import Machine
 from csrec_dist.distributed import Runtime
 from csrec_dist.environment import commit, processor
+from csrec_dist.threads import num_usable_cpus
 
 PACKAGES = ("torch", "accelerate", "datasets", "safetensors", "triton", "deepspeed")
 
@@ -20,7 +20,7 @@ def machines_of(runtime: Runtime) -> list[Machine]:
     own: dict[str, Any] = {
         "name": platform.node(),
         "processor": processor(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": num_usable_cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
     nodes: dict[int, list[int]] = {}

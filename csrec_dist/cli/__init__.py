@@ -28,10 +28,11 @@ a run goes through these stages:
 examples:
   csrec-dist fetch ml-100k                                            download a public log
   csrec-dist init clicks.csv                                          look at a log of yours; writes clicks.yaml
-  csrec-dist run --config configs/experiments/demo.yaml               train and evaluate, on one process
-  accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config configs/experiments/demo.yaml
+  csrec-dist init demo                                                copy a config that comes with csrec_dist
+  csrec-dist run --config demo.yaml                                   train and evaluate, on one process
+  accelerate launch --multi_gpu --num_processes 2 -m csrec_dist run --config demo.yaml
                                                                       the same on two processes, with or without GPUs
-  csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.5 --set name=demo_b50
+  csrec-dist run --config demo.yaml --set training.beta=0.5 --set name=demo_b50
   csrec-dist report runs/demo runs/demo_b50                           compare the metrics of two runs
   csrec-dist recommend runs/demo -n 20                                write top-20 lists for all users
 

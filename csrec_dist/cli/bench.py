@@ -9,7 +9,7 @@ from csrec_dist.errors import shared_errors
 from csrec_dist.threads import choose as choose_threads
 
 MORE_EXAMPLES = """
-  accelerate launch --multi_gpu --num_processes 2 -m csrec_dist bench --config configs/experiments/demo.yaml
+  accelerate launch --multi_gpu --num_processes 2 -m csrec_dist bench --config demo.yaml
   csrec-dist bench --compare before.json after.json
 
 docs/benchmarks.md says how to read the table."""

@@ -57,9 +57,9 @@ def add_study(commands: Commands) -> None:
         commands,
         "study",
         _study,
-        "do a grid of runs (configs/studies) and draw its tables and figures; give the command again to resume",
+        "do a grid of runs and draw its tables and figures; give the command again to resume",
     )
-    parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or its name in configs/studies")
+    parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or a name of `csrec-dist init --list`")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="number of runs at a time, each on one thread (default 1)"
     )

@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Callable
 
 EXAMPLES = {
-    "prepare": "csrec-dist prepare --config configs/experiments/demo.yaml --set dataset.source=clicks.csv",
+    "prepare": "csrec-dist prepare --config demo.yaml --set dataset.source=clicks.csv",
     "reshard": "csrec-dist reshard runs/demo/dataset data/demo_256 --num-shards 256",
-    "teach": "csrec-dist teach --config configs/experiments/demo.yaml --set teachers.num=4 --set name=four_teachers",
-    "label": "csrec-dist label --config configs/experiments/demo.yaml",
-    "distill": "csrec-dist distill --config configs/experiments/demo.yaml --restart distill",
-    "baseline": "csrec-dist baseline --config configs/experiments/demo.yaml",
-    "evaluate": "csrec-dist evaluate --config configs/experiments/demo.yaml --set evaluation.top_n=[1,10,50]",
-    "run": "csrec-dist run --config configs/experiments/demo.yaml --set training.beta=0.5 --set name=demo_b50",
+    "teach": "csrec-dist teach --config demo.yaml --set teachers.num=4 --set name=four_teachers",
+    "label": "csrec-dist label --config demo.yaml",
+    "distill": "csrec-dist distill --config demo.yaml --restart distill",
+    "baseline": "csrec-dist baseline --config demo.yaml",
+    "evaluate": "csrec-dist evaluate --config demo.yaml --set evaluation.top_n=[1,10,50]",
+    "run": "csrec-dist run --config demo.yaml --set training.beta=0.5 --set name=demo_b50",
     "fetch": "csrec-dist fetch ml-100k",
     "init": "csrec-dist init clicks.csv",
     "simulate": "csrec-dist simulate worlds/small --interactions 100000 --users 2000 --items 1000 --noise-rate 0.2",
@@ -20,9 +20,9 @@ EXAMPLES = {
     "serve": "csrec-dist serve runs/demo --port 8000",
     "report": "csrec-dist report runs/demo runs/demo_b50",
     "compare": "csrec-dist compare runs/base_s0,runs/base_s1 runs/csrec_m_s0,runs/csrec_m_s1 -n 5 10",
-    "plan": "csrec-dist plan --config configs/experiments/demo.yaml --num-processes 8",
+    "plan": "csrec-dist plan --config demo.yaml --num-processes 8",
     "study": "csrec-dist study table3_lastfm --jobs 2 --only student=gru4rec --set dataset.source=PATH_OF_LOG",
-    "tune": "csrec-dist tune --config configs/experiments/demo.yaml --space configs/spaces/demo.yaml --trials 12",
+    "tune": "csrec-dist tune --config demo.yaml --space demo_space.yaml --trials 12",
     "doctor": "csrec-dist doctor",
     "bench": "csrec-dist bench --items 100000 --model gru4rec --output bench_100k.json",
     "info": "csrec-dist labels info runs/demo --items 1000000",
@@ -49,9 +49,7 @@ def add(commands: Commands, name: str, command: Callable, text: str) -> argparse
 
 def add_config(parser: argparse.ArgumentParser, restart: bool = True, required: bool = True) -> argparse.ArgumentParser:
     """Add the config of a run, its overrides, and unless it runs nothing the stage to restart."""
-    parser.add_argument(
-        "--config", required=required, metavar="FILE", help="the run's YAML file; see configs/experiments"
-    )
+    parser.add_argument("--config", required=required, metavar="FILE", help="the run's YAML file (see `init`)")
     parser.add_argument(
         "--set",
         action="append",

@@ -13,7 +13,7 @@ from csrec_dist.models.options import CONFIGS, ModelConfig
 INTRODUCTION = """\
 # Configuration
 
-One YAML file configures a run (examples: configs/experiments); `--set section.key=value` overrides a key and reads the
+One YAML file configures a run (`csrec-dist init` writes one); `--set section.key=value` overrides a key and reads the
 value as YAML. Unknown keys, wrong values and impossible combinations are all reported at once, before any work. `plan`
 estimates what a configuration needs. `python -m csrec_dist.config.page` generates this page from the schema.
 """

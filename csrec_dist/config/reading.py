@@ -112,7 +112,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except BadYAMLError as error:
         raise UserError(f"{path}: {error}.") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a mapping of sections; see configs/experiments for examples.")
+        raise UserError(f"{path} is not a mapping of sections; `csrec-dist init demo` writes an example.")
     return raw
 
 

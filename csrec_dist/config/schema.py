@@ -164,7 +164,7 @@ def impossible_engine(options: DistributedOptions) -> list[str]:
     engine, catalog_parallel = options.engine, int(options.catalog_parallel)
     if engine == "deepspeed" and options.deepspeed is None:
         problems.append(
-            "distributed.deepspeed: engine deepspeed needs a file, for example configs/deepspeed/zero2.json, or the "
+            "distributed.deepspeed: engine deepspeed needs a file, such as `csrec-dist init zero2` writes, or the "
             "launcher's --deepspeed_config_file."
         )
     if engine != "deepspeed" and options.deepspeed is not None:

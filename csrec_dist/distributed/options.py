@@ -16,7 +16,7 @@ class DistributedOptions(Options):
     )
     deepspeed: str | None = Field(
         None,
-        description="JSON file with the settings of engine deepspeed, such as the ZeRO stage; see configs/deepspeed; "
+        description="JSON file with the settings of engine deepspeed (`csrec-dist init zero2` writes one); "
         "null: the file of `accelerate launch --deepspeed_config_file`.",
     )
     catalog_parallel: int = Field(

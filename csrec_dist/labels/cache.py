@@ -13,9 +13,12 @@ from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
+from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError
+from csrec_dist.hub.repositories import upload_with_card
+from csrec_dist.labels.card import label_card
 from csrec_dist.labels.combine import Combination
-from csrec_dist.labels.format import ItemShard, LabelShard, read_index
+from csrec_dist.labels.format import INDEX_NAME, ItemShard, LabelShard, read_index
 from csrec_dist.losses.soft_labels import CPU, DenseLabels, LabelReader, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
 from csrec_dist.tensor_files import ARRAYS, as_tensor, map_tensor
@@ -78,6 +81,18 @@ class LabelCache:
     def num_examples(self) -> int:
         """Examples in the cache: ids are 0 … num_examples − 1."""
         return self.index.num_examples
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Put the cache with a card into the repository `name` (OWNER/NAME) of the Hub; returns its address.
+
+        It is a repository of a dataset. Under a launcher the first rank pushes.
+
+        Raises:
+            UserError: the name is no name, the server cannot be reached, or it asks for another token.
+        """
+        files = [self.folder / INDEX_NAME, *(self.folder / entry.file for entry in self.index.files)]
+        with processes() as ranks:
+            return ranks.on_main(lambda: upload_with_card(files, label_card(self.folder), name, private, token))
 
     def check_shards(self, shards: Iterable[int]) -> list[str]:
         """What is wrong, by their checksums, with the shards of `shards` and the item tables read; one sentence each.

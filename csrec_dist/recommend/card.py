@@ -6,33 +6,24 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from csrec_dist import __version__
+from csrec_dist.data.card import described
 from csrec_dist.evaluation.significance import METRICS, mean_interval
+from csrec_dist.hub.markdown import bullets, card, code, table
 from csrec_dist.runs.run import Evaluated, Run
 from csrec_dist.teachers import METHODS
 
-HEAD = """\
----
-library_name: csrec_dist
-tags:
-- sequential-recommendation
-- recommender
-- {model}
----
-"""
 CUT_OFF = 10
 USE = """\
-```python
 from csrec_dist import Recommender
 
 rec = Recommender.from_pretrained("FOLDER OR HUB NAME")
-rec.recommend(histories=[[{example}]], top_n=10, exclude_seen=True)
-```"""
+rec.recommend(histories=[[{example}]], top_n=10, exclude_seen=True)"""
 
 
 def model_card(run: Run) -> str:
     """The card as Markdown, opened by what the Hub reads; of a run that is not evaluated, without metrics."""
-    sections = [HEAD.format(model=run.config.model.name).rstrip(), *_sections(run)]
-    return "\n\n".join(sections) + "\n"
+    tags = ["sequential-recommendation", "recommender", run.config.model.name]
+    return card({"library_name": "csrec_dist", "tags": tags}, _sections(run))
 
 
 def _sections(run: Run) -> Iterator[str]:
@@ -43,16 +34,16 @@ def _sections(run: Run) -> Iterator[str]:
         f"A sequential recommender ({config.model.name}, width {config.model.width}) that gives the next items after a "
         f"history of up to {dataset.window - 1} of {dataset.num_items:,} items; {_method(run)}"
     )
-    yield USE.format(example=", ".join(repr(raw) for raw in items[:2].to_pylist()))
+    yield code(USE.format(example=", ".join(repr(raw) for raw in items[:2].to_pylist())))
     yield "## Data"
-    yield _table(["", "value"], _data(run))
+    yield table(["", "value"], described(run.dataset))
     yield "## Evaluation"
     yield _protocol(run)
     yield from _metrics(run)
     yield "## Training"
-    yield _table(["", "value"], _training(run))
+    yield table(["", "value"], _training(run))
     yield "## Limits"
-    yield "\n".join(f"- {limit}" for limit in _limits(run))
+    yield bullets(_limits(run))
 
 
 def _method(run: Run) -> str:
@@ -61,19 +52,6 @@ def _method(run: Run) -> str:
         return "trained on one-hot next items alone."
     learnt = f"trained by {METHODS[config.method].title} on one-hot next items mixed with soft labels"
     return f"{learnt} of {len(config.labelling_names)} teachers." if config.num_members else f"{learnt}."
-
-
-def _data(run: Run) -> Iterator[tuple[str, str]]:
-    info, statistics = run.dataset.info, run.dataset.statistics
-    source, reading, options = (info.get(name, {}) for name in ("source", "reading", "options"))
-    yield "log", f"{source.get('name')}, SHA-256 {source.get('sha256')}"
-    yield "kept", ", ".join(f"{statistics[name]:,} {name}" for name in ("interactions", "users", "items"))
-    if reading.get("first_time"):
-        yield "time", f"{reading['first_time']} to {reading['last_time']}"
-    keys = ("min_interactions", "k_core", "duplicates", "window", "windows", "split")
-    yield "prepared with", ", ".join(f"{key} {options.get(key)}" for key in keys)
-    if noise := options.get("noise"):
-        yield "noise", f"{noise['rate']:.0%} of the training interactions replaced ({noise['kind']})"
 
 
 def _protocol(run: Run) -> str:
@@ -97,7 +75,7 @@ def _metrics(run: Run) -> Iterator[str]:
         return
     titles = {result.name: result.title for result in run.results if result.test}
     rows = [[title, *_intervals(run, name)] for name, title in titles.items()]
-    yield _table(["model", *(f"{name.upper() if name != 'recall' else 'Recall'}@{CUT_OFF}" for name in METRICS)], rows)
+    yield table(["model", *(f"{name.upper() if name != 'recall' else 'Recall'}@{CUT_OFF}" for name in METRICS)], rows)
     yield "In brackets: 95 % percentile bootstrap over test targets, for this one training; other seeds vary besides."
 
 
@@ -145,16 +123,3 @@ def _limits(run: Run) -> Iterator[str]:
         error = test["calibration"]["ece"]
         yield f"Scores are logits; as probabilities they have an expected calibration error of {error:.3f}."
     yield "Offline metrics on logged clicks do not say what people would do with other recommendations."
-
-
-def _table(header: list[str], rows: Any) -> str:
-    lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text of a log or a config: no markup, one line."""
-    plain = " ".join(text.split()).replace("\\", "\\\\")
-    for sign in "`*_[]|<>":
-        plain = plain.replace(sign, f"\\{sign}")
-    return plain

@@ -23,17 +23,17 @@ from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
 from csrec_dist.export import export_model, histories_to_check
 from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
+from csrec_dist.hub.repositories import CARD_FILE, check_hub_name, download, is_hub_name, upload
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
 from csrec_dist.recommend.card import model_card
-from csrec_dist.recommend.hub import download, is_hub_name, upload
 from csrec_dist.recommend.ranked import BATCH_SIZE, History, KnownItems, Ranked, rank, states_of
 from csrec_dist.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ITEMS_FILE, CARD_FILE, METRICS_FILE = "items.parquet", "README.md", "metrics.json"
+ITEMS_FILE, METRICS_FILE = "items.parquet", "metrics.json"
 
 
 class Recommender:
@@ -268,8 +268,7 @@ class Recommender:
         Raises:
             UserError: the name is no name, the server cannot be reached, or it asks for another token.
         """
-        if not is_hub_name(name):
-            raise UserError(f"A repository of the Hub is named OWNER/NAME, not {quoted(name)}.")
+        check_hub_name(name)
 
         def push() -> str:
             with TemporaryDirectory() as folder:

@@ -260,7 +260,7 @@ def test_bf16_is_the_same_arithmetic_under_each_engine(engine: Any, alone: Path,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"engine": "deepspeed"}, "engine deepspeed needs a file, for example configs/deepspeed/zero2.json"),
+        ({"engine": "deepspeed"}, "engine deepspeed needs a file, such as `csrec-dist init zero2` writes"),
         ({"engine": "fsdp", "deepspeed": "x.json"}, "engine fsdp does not read it"),
         ({"engine": "fsdp", "catalog_parallel": 2}, "use engine ddp with 2, or catalog_parallel 1 with engine fsdp"),
         (

@@ -2,14 +2,19 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -30,7 +35,8 @@ class Hub(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             self.repositories.setdefault(name, {})
-            self._answer({"url": f"http://{self.headers['Host']}/{name}"})
+            kind = "datasets/" if asked.get("type") == "dataset" else ""
+            self._answer({"url": f"http://{self.headers['Host']}/{kind}{name}"})
         elif parts[4] == "preupload":
             files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
             self._answer({"files": [file | {"shouldIgnore": False} for file in files]})
@@ -41,8 +47,10 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = self._parts()
-        if parts[:2] == ["api", "models"]:
+        if parts[:2] in (["api", "models"], ["api", "datasets"]):
             self._describe("/".join(parts[2:4]), parts[4:])
+        elif parts[0] == "datasets":
+            self._file("/".join(parts[1:3]), "/".join(parts[5:]))
         else:
             self._file("/".join(parts[:2]), "/".join(parts[4:]))
 
@@ -111,3 +119,31 @@ def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+SAYING = """
+import sys
+from csrec_dist import Dataset, Recommender, load_labels
+from csrec_dist.errors import UserError
+for line in sys.stdin:
+    try:
+        print("result", eval(line))
+    except UserError as error:
+        print("error", error)
+"""
+
+
+def said(endpoint: str, folder: Path, *lines: str) -> list[str]:
+    """What a process says of these lines, whose Hub is at `endpoint`; the Hub's library reads that when imported."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environ |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "hf"),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    command = [sys.executable, "-c", SAYING]
+    text = "\n".join(lines)
+    done = subprocess.run(command, cwd=folder, env=environ, input=text, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith(("result ", "error "))]

@@ -1,8 +1,5 @@
 """A recommender on the Hub and back, against a server of this machine; and its model card."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +10,8 @@ import yaml
 from csrec_dist import CSRec, Recommender
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
-from tests.helpers.hub import local_hub
+from tests.helpers.hub import local_hub, said
 from tests.helpers.shop import MODEL, TRAINING, fit_shop
-
-ROOT = Path(__file__).resolve().parents[2]
-PUSH = """
-import sys
-from csrec_dist import Recommender
-from csrec_dist.errors import UserError
-for line in sys.stdin:
-    try:
-        print("result", eval(line))
-    except UserError as error:
-        print("error", error)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +19,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     fit_shop(folder, baseline=True)
     return folder / "runs/shop"
-
-
-def said(endpoint: str, folder: Path, *lines: str) -> list[str]:
-    """What a process says of these lines, whose Hub is at `endpoint`; the Hub's library reads that when imported."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environ |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "hf"),
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    command = [sys.executable, "-c", PUSH]
-    text = "\n".join(lines)
-    done = subprocess.run(command, cwd=folder, env=environ, input=text, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith(("result ", "error "))]
 
 
 def test_a_recommender_goes_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from csrec_dist.experiments.study.results import key_of, keys_of, read_elsewhere
 from csrec_dist.experiments.study.spec import Entry, Study, load_study
 from csrec_dist.files import write_text
 from csrec_dist.lock import FolderLock
+from csrec_dist.packaged_configs import packaged_configs
 from csrec_dist.processes import Children
 from csrec_dist.runs.pipeline import execute
 
@@ -97,9 +98,6 @@ def run_alone(task: Task, children: Children) -> None:
         raise UserError(f"The run {task.run.folder} failed; {task.run.folder / 'study.log'} says why.")
 
 
-STUDIES = Path("configs/studies")
-
-
 def study_command(
     name: str,
     *,
@@ -160,12 +158,13 @@ def _locked(folder: Path, runtime: Runtime) -> Iterator[None]:
 
 
 def find(name: str) -> Path:
-    """The file of a study, by its path or its name."""
-    for path in (Path(name), STUDIES / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
-    raise UserError(f"There is no study {name}{f'; {STUDIES} has {known}' if known else ''}.")
+    """The file of a study, by its path, or by its name if it comes with the package."""
+    if Path(name).is_file():
+        return Path(name)
+    studies = {config.name: config.path for config in packaged_configs() if config.kind == "studies"}
+    if name not in studies:
+        raise UserError(f"There is no study {name}: neither such a file, nor one of {', '.join(studies)}.")
+    return studies[name]
 
 
 def is_chosen(study: Study, entry: Entry, only: Sequence[str]) -> bool:

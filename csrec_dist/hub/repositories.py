@@ -1,0 +1,77 @@
+"""Folders on the Hugging Face Hub, or on a server that HF_ENDPOINT names, as repositories of models or datasets."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from csrec_dist.errors import UserError, quoted, shortened
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+LONGEST_REASON = 300
+CARD_FILE = "README.md"
+Kind = Literal["model", "dataset"]
+"""What the Hub takes a repository for; prepared datasets and soft labels are datasets."""
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a text may be the name of a repository, OWNER/NAME."""
+    return NAME.fullmatch(source) is not None
+
+
+def check_hub_name(name: str) -> None:
+    """UserError unless a text may be the name of a repository."""
+    if not is_hub_name(name):
+        raise UserError(f"A repository of the Hub is named OWNER/NAME, not {quoted(name)}.")
+
+
+def download(name: str) -> Path:
+    """The folder of a model's newest files, in the Hub's cache; UserError when it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    with _explained(f"{name} is neither a folder here nor could it be downloaded"):
+        return Path(snapshot_download(name))
+
+
+def upload(folder: Path, name: str, private: bool, token: str | None, kind: Kind = "model") -> str:
+    """Put a folder's files into a repository, made if need be; its address. UserError when that fails."""
+    from huggingface_hub import HfApi
+
+    with _explained(f"{name} could not be pushed"):
+        api = HfApi(token=token)
+        address = api.create_repo(name, private=private, exist_ok=True, repo_type=kind)
+        message = f"Upload a {kind} of csrec_dist"
+        api.upload_folder(repo_id=name, folder_path=folder, repo_type=kind, commit_message=message)
+        return str(address)
+
+
+def upload_with_card(files: Iterable[Path], card: str, name: str, private: bool, token: str | None) -> str:
+    """Put files of one folder and a card into a repository of a dataset, in one commit; its address.
+
+    Nothing else of their folder is sent. Raises UserError when the name is none, or the push fails.
+    """
+    check_hub_name(name)
+    with TemporaryDirectory() as folder:
+        for file in files:
+            (Path(folder) / file.name).symlink_to(file.resolve())
+        (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
+        return upload(Path(folder), name, private, token, "dataset")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """In the block what goes wrong on the way to the Hub is the user's to mend."""
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
+
+    try:
+        yield
+    except (httpx2.HTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError) as error:
+        reason = shortened(" ".join(str(error).split()), LONGEST_REASON).rstrip(".")
+        raise UserError(
+            f"{what} ({constants.ENDPOINT}): {reason or type(error).__name__}. Check the name and the network; where "
+            "the repository asks who you are, log in with `hf auth login` or give a token."
+        ) from None
