@@ -26,7 +26,8 @@ TAR_MAGIC_AT = 257
 
 def on_disk(path: Path) -> Path | None:
     """The file itself, or the archive that a path leads into; None if neither is there."""
-    return next((place for place in (path, *path.parents) if place.is_file()), None)
+    place = next((place for place in (path, *path.parents) if place.is_file()), None)
+    return place if place is None or place == path or is_archive(place) else None
 
 
 def is_archive(path: Path) -> bool:

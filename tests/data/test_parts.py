@@ -151,6 +151,11 @@ def test_an_archive_has_a_log_or_its_parts(tmp_path: Path) -> None:
         log_files(other / "ml" / "rating.csv")
 
 
+def test_only_an_archive_has_files_below_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        FileSource(DatasetOptions(source=str(write(tmp_path / "log.csv") / "log.csv")))
+
+
 def test_members_of_an_archive_are_different_logs(tmp_path: Path) -> None:
     path = archive(tmp_path / "two.zip", a_dot_csv=CSV, b_dot_txt=CSV)
     a, b = (FileSource(DatasetOptions(source=str(path / name))).identity for name in ("a.csv", "b.txt"))
