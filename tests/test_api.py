@@ -24,6 +24,7 @@ from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.losses import distillation
+from csrec_dist.runs.run import Run
 from tests.helpers.ranks import run_ranks
 from tests.helpers.shop import DATASET, MODEL, TRAINING, fit_shop, shop_log
 from tests.helpers.training_streams import at_each_batch
@@ -65,7 +66,8 @@ def test_a_run_in_python_is_the_run_of_the_command_line(finished_run: tuple[Path
         first, second = (read_json(each / f"{name}.done.json") for each in (folder, run.folder))
         assert first["fingerprint"] == second["fingerprint"]
     by_keys = CSRec(**(read_yaml(config) | {"output": str(tmp_path)}))
-    assert by_keys.config == run.config == CSRec.from_config(run.folder / "config.yaml").config
+    assert by_keys.config == run.config
+    assert CSRec.from_config(run.folder / "config.yaml").config.dump() == Run.of(run.config).resolved.dump()
 
 
 def test_a_run_on_a_table_is_the_run_on_its_file(finished_run: tuple[Path, Path], tmp_path: Path) -> None:

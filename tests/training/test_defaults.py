@@ -1,10 +1,12 @@
 """What a training takes from the size of its log: good steps for any size, and never in the place of what was given."""
 
+import doctest
 import itertools
 
 import pytest
 
 from csrec_dist.data.dataset import Split
+from csrec_dist.training import defaults
 from csrec_dist.training.defaults import resolve
 from csrec_dist.training.options import ResolvedTraining, TrainingOptions
 
@@ -41,6 +43,10 @@ def test_a_larger_log_has_no_smaller_batches_and_no_more_epochs(examples: int) -
         assert less.learning_rate <= more.learning_rate
         assert less.max_epochs >= more.max_epochs
         assert less.patience >= more.patience
+
+
+def test_the_example_of_the_docstring() -> None:
+    assert doctest.testmod(defaults) == (0, 3)
 
 
 def test_the_learning_rate_grows_with_the_root_of_a_given_batch() -> None:
