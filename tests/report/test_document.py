@@ -30,7 +30,7 @@ HOSTILE = [
     "</style><b>",
     "{{ 7 * 7 }}{% for %}",
     "a & b < c > d",
-    "$\\frac{",
+    "$\\frac{$",
     "[x](javascript:alert(1))",
     "' onmouseover='x",
     "]]>--><!--",
