@@ -28,7 +28,7 @@ def test_it_is_what_prepare_makes(small_log: Path, tmp_path: Path, options: dict
     prepared(small_log, tmp_path / "expected", **options | {"num_shards": 7})
     names = {path.name for path in (tmp_path / "expected").iterdir()}
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
-    assert len(names) == 3 * 7 + 4
+    assert len(names) == 3 * 7 + 5
     for name in names - {"dataset.json"}:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
     assert read_json(tmp_path / "new/dataset.json") == read_json(tmp_path / "expected/dataset.json")

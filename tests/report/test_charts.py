@@ -23,7 +23,7 @@ from csrec_dist.report.charts import (
 )
 from csrec_dist.report.figures import horizontal_bars
 
-NAMES = ["<script>alert(1)</script>", "_hidden", "$\\frac{", 'a" id="x', ": #1f2329", "url(#p) & more", "]]>-->"]
+NAMES = ["<script>alert(1)</script>", "_hidden", "$\\frac{$", 'a" id="x', ": #1f2329", "url(#p) & more", "]]>-->"]
 
 
 def draw(axes: Axes) -> Legend:

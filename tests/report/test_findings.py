@@ -16,7 +16,16 @@ from rich.console import Console
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.report import print_results, results_table, write_report
+from csrec_dist.report.document import Page, to_markdown
+from csrec_dist.report.findings import (
+    calibration_section,
+    diversity_section,
+    groups_section,
+    lists_section,
+    metrics_section,
+)
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.run import Run
 
 RUN = """
 name: small
@@ -53,7 +62,7 @@ def evaluated(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def tables(evaluated: Path) -> Tables:
     """The tables of its report."""
-    return tables_of(page_of(evaluated))
+    return tables_of(findings_of(evaluated))
 
 
 @pytest.fixture
@@ -72,6 +81,15 @@ def changed(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 def saved_metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
+
+
+def findings_of(run: Path) -> str:
+    """The evaluation's sections in Markdown, without charts, which take longest."""
+    opened = Run.open(run)
+    rows = opened.results
+    sections = [metrics_section(opened), groups_section(rows, {}), calibration_section(rows, {})]
+    sections += [lists_section(rows, {}), diversity_section(opened.metrics["diversity"])]
+    return to_markdown(Page.of("findings", {}, sections))
 
 
 def page_of(run: Path) -> str:
@@ -173,7 +191,7 @@ def test_an_empty_group_has_dashes_and_a_gap(run: Path) -> None:
             group = found["groups"]["popularity_decile"]["4"]
             group |= {name: 0 if name == "count" else None for name in group}
 
-    page = page_of(changed(run, empty))
+    page = findings_of(changed(run, empty))
     row = tables_of(page)["decile of the target's popularity"]["4"]
     assert list(row.values()) == ["0", *["–"] * len(TITLES)]
     assert not re.search(r"\b(None|nan)\b", page)
@@ -191,10 +209,10 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
     groups = saved_metrics(changed(run, repeat))["groups"]
     repeated, new = (groups["repeat"][name]["count"] for name in ("repeated", "new"))
     sentence = f"{repeated} of {repeated + new} test targets are in their own history"
-    assert sentence not in page_of(run)
+    assert sentence not in findings_of(run)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("exclude_seen: false", "exclude_seen: true"))
-    page = page_of(run)
+    page = findings_of(run)
     assert sentence in page
     assert tables_of(page)["whether the history contains the target"]["yes"]["rows"] == str(repeated)
     console = Console(file=io.StringIO(), width=120)
@@ -204,7 +222,7 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
 
 def test_ranks_by_less_exact_products_are_said(run: Path) -> None:
     sentence = "GPUs ranked the items by products in TF32 (evaluation.matmul_precision: high)"
-    assert sentence not in page_of(run)
+    assert sentence not in findings_of(run)
     config = run / "config.yaml"
     text = config.read_text()
     assert text.count("matmul_precision: highest") == 2
@@ -212,7 +230,7 @@ def test_ranks_by_less_exact_products_are_said(run: Path) -> None:
     config.write_text(
         f"{before}\nevaluation:{evaluation.replace('matmul_precision: highest', 'matmul_precision: high')}"
     )
-    assert sentence in page_of(run)
+    assert sentence in findings_of(run)
 
 
 def test_missing_parts_are_left_out(run: Path) -> None:

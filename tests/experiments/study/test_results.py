@@ -109,7 +109,7 @@ def test_the_answer_of_a_study_counts_rows_and_tests(study_file: Path) -> None:
 
 
 def test_names_of_a_study_are_text_in_its_charts(tmp_path: Path) -> None:
-    names = ["<img src=x onerror=alert(1)>", "_hidden", "$\\frac{", "a & b"]
+    names = ["<img src=x onerror=alert(1)>", "_hidden", "$\\frac{$", "a & b"]
     rows = [row(name, "1", seed, 0.1 + seed / 10) for name in names for seed in (0, 1)]
     options = FigureOptions(name="f", x="temperature", lines="method")
     picture = draw(options, AXES | {"method": names}, pl.DataFrame(rows), tmp_path)
