@@ -1,6 +1,6 @@
 """From a raw log to a prepared dataset folder, step by step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from csrec_dist.data.account import (
     say_trained_before,
 )
 from csrec_dist.data.append import LOG_FILE, AppendedSource, lineage, require_kept, trained_before, write_log
-from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES, Dataset
+from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES, Ancestor, Dataset
 from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
-from csrec_dist.data.shards import Flat, covered, write_sequences, write_split
+from csrec_dist.data.shards import Flat, SplitRows, automatic_shards, covered, write_sequences, write_split
 from csrec_dist.data.sources import FileSource, Source, source_of
-from csrec_dist.data.statistics import describe, training_counts
+from csrec_dist.data.statistics import describe, leaked_rows, target_counts, training_counts
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
@@ -43,7 +43,7 @@ def prepare(
     UserError if the folder already exists, if the log is missing, unreadable or empty, and if nothing
     is left to train on or to evaluate.
     """
-    _refuse_to_overwrite(folder)
+    refuse_to_overwrite(folder)
     return _prepare(source_of(options, table), options, folder, progress or (lambda line: None))
 
 
@@ -60,7 +60,7 @@ def append(
     few interactions then, follow; but for these numbers the result is that of preparing the whole log at once. What it
     extends is in dataset.json. Raises UserError as `prepare` does, and if an option would drop an old item or user.
     """
-    _refuse_to_overwrite(folder)
+    refuse_to_overwrite(folder)
     return _prepare(
         AppendedSource(dataset, options, table), options, folder, progress or (lambda line: None), extends=dataset
     )
@@ -114,18 +114,23 @@ def _prepare(
         flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
     with new_folder(folder) as new:
-        info = _write(new, flat, splits, options)
+        leaked = {name: leaked_rows(flat, splits["train"], splits[name], len(items)) for name in ("valid", "test")}
+        leaked["train"] = np.zeros(len(splits["train"]), bool)
+        info = _write(new, flat, splits, leaked, options)
         _write_ids(new, splits["train"], flat, users, items)
         write_sequences(new / SEQUENCES, flat)
         write_log(new / LOG_FILE, log)
-        statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
+        described = describe(flat, splits, windows, leaked["test"], len(items))
+        statistics = {**_describe_raw(log), **duplicates, **described, **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
-        identity = source.identity
-        info |= {"options": options.model_dump(mode="json"), "fingerprint": _fingerprint(options, identity, extends)}
-        info |= {"extends": [each.model_dump() for each in lineage(extends)]} if extends else {}
+        identity, ancestors = source.identity, lineage(extends) if extends else []
+        info |= {"options": options.model_dump(mode="json")}
+        info |= {"fingerprint": fingerprint_of(options, identity, ancestors)}
+        info |= {"extends": [each.model_dump() for each in ancestors]} if ancestors else {}
         write_json(new / "dataset.json", info | {"source": identity})
-    say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_shards']} shards")
+    num_examples, num_shards = info["splits"]["train"]["num_examples"], info["num_shards"]
+    say(f"wrote {folder}: {num_examples:,} training examples in {num_shards} shards, for at most so many ranks")
     return info
 
 
@@ -135,20 +140,21 @@ def require_same(folder: Path, options: DatasetOptions, table: Any = None, exten
     A table is read for that, files are only summed up. `extends` is the dataset that the log is appended to.
     """
     info, identity = read_json(folder / "dataset.json"), source_of(options, table).identity
-    if info["fingerprint"] == _fingerprint(options, identity, extends):
+    ancestors = lineage(extends) if extends else []
+    if info["fingerprint"] == fingerprint_of(options, identity, ancestors):
         return
-    extended = extends.fingerprint if extends else None
-    now = flatten(_deciding(options) | {"log": identity["sha256"], "extended dataset": extended})
+    now = flatten(_deciding(options) | {"log": identity["sha256"], "extends": extends.fingerprint if extends else None})
     parent = info["extends"][0]["fingerprint"] if "extends" in info else None
     before = _deciding(DatasetOptions.model_validate(info["options"]))
-    changes = differences(flatten(before | {"log": info["source"]["sha256"], "extended dataset": parent}), now)
+    changes = differences(flatten(before | {"log": info["source"]["sha256"], "extends": parent}), now)
     raise UserError(
         f"{folder} was prepared from another log, or with other options: {'; '.join(changes)}. Prepare into another "
         "folder, or remove this one first."
     )
 
 
-def _refuse_to_overwrite(folder: Path) -> None:
+def refuse_to_overwrite(folder: Path) -> None:
+    """UserError if there is a dataset, or anything else, where one is to be written."""
     if (folder / "dataset.json").exists():
         raise UserError(f"{folder} already contains a prepared dataset; remove it, or prepare into another folder.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -261,26 +267,35 @@ def _why_empty(periods: Periods, times: Times, cuts: tuple[float, float]) -> str
     return f"the cuts are at {times.shown(cuts[0])} and {times.shown(cuts[1])}; {', '.join(users)}"
 
 
-def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
-    num_shards = min(options.num_shards, len(splits["train"]))
+def _write(
+    folder: Path, flat: Flat, splits: dict[str, Spans], leaked: dict[str, np.ndarray], options: DatasetOptions
+) -> dict[str, Any]:
+    num_rows = len(splits["train"])
+    num_shards = min(automatic_shards(num_rows) if options.num_shards == "auto" else options.num_shards, num_rows)
     return {
         "format_version": FORMAT_VERSION,
         "window": options.window,
         "num_shards": num_shards,
         "splits": {
-            name: write_split(folder, name, spans, flat, num_shards, options.seed) for name, spans in splits.items()
+            name: write_split(folder, name, SplitRows.of(name, spans, flat, leaked[name]), num_shards, options.seed)
+            for name, spans in splits.items()
         },
     }
 
 
 def _write_ids(folder: Path, train: Spans, flat: Flat, users: pl.Series, items: pl.Series) -> None:
-    """items.parquet and users.parquet: number, raw id, and training interactions (each counted once)."""
+    """items.parquet and users.parquet: number, raw id, and training interactions (each counted once).
+
+    Items have the number of training examples that they are the target of, too.
+    """
     for name, raw, numbers in (("item", items, flat.training_items), ("user", users, flat.users)):
         columns = {
             name: pl.int_range(1, len(raw) + 1, dtype=pl.Int32, eager=True),
             "raw": raw,
             "count": training_counts(numbers, train, len(raw)),
         }
+        if name == "item":
+            columns["targets"] = target_counts(flat, train, len(raw))
         pl.DataFrame(columns).write_parquet(folder / f"{name}s.parquet")
 
 
@@ -301,7 +316,7 @@ def identify(options: DatasetOptions) -> dict[str, Any]:
         UserError: the log is missing.
     """
     identity = FileSource(options).identity
-    return {**identity, "fingerprint": _fingerprint(options, identity)}
+    return {**identity, "fingerprint": fingerprint_of(options, identity)}
 
 
 def _deciding(options: DatasetOptions) -> dict[str, Any]:
@@ -309,6 +324,7 @@ def _deciding(options: DatasetOptions) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude=undeciding(DatasetOptions) | {"format"})
 
 
-def _fingerprint(options: DatasetOptions, identity: dict[str, Any], extends: Dataset | None = None) -> str:
-    origin = [identity["format"], identity["sha256"], *([extends.fingerprint] if extends else [])]
+def fingerprint_of(options: DatasetOptions, identity: dict[str, Any], extends: Sequence[Ancestor] = ()) -> str:
+    """The fingerprint of the dataset that `prepare` makes of the log of this identity, appended to what it extends."""
+    origin = [identity["format"], identity["sha256"], *(each.fingerprint for each in extends[:1])]
     return fingerprint([FORMAT_VERSION, _deciding(options), *origin])
