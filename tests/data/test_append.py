@@ -15,6 +15,7 @@ from csrec_dist.data.append import LOG, appended_options, read_log
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import append, prepare
+from csrec_dist.data.reshard import reshard
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from tests.helpers.finished_runs import content
@@ -150,6 +151,16 @@ def test_the_fingerprint_names_the_old_dataset_and_the_new_log(tmp_path: Path) -
     assert appended(tmp_path / "again", news[0], olds[0]).fingerprint == of_each[0]
     alone = prepared(tmp_path / "alone", news[0])
     assert alone.fingerprint not in of_each
+
+
+def test_resharding_and_appending_may_be_swapped(tmp_path: Path) -> None:
+    first, new = prepared(tmp_path / "first", random_log(0, 90, 0)), random_log(1, 60, 50)
+    at_once = appended(tmp_path / "at_once", new, first, num_shards=2)
+    reshard(appended(tmp_path / "second", new, first), tmp_path / "resharded", 2)
+    resharded = Dataset(tmp_path / "resharded")
+    assert (resharded.fingerprint, resharded.extends) == (at_once.fingerprint, at_once.extends)
+    files = [{path.name: path.read_bytes() for path in each.folder.glob("*.parquet")} for each in (resharded, at_once)]
+    assert files[0] == files[1]
 
 
 def test_an_item_that_the_k_core_had_dropped_comes_back(tmp_path: Path) -> None:
