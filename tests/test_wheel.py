@@ -1,4 +1,4 @@
-"""The wheel, installed into a fresh environment: commands in an empty folder, typing, metadata."""
+"""The wheel, installed into a fresh environment: its content, and commands in an empty folder."""
 
 import shutil
 import site
@@ -116,10 +116,3 @@ def test_a_study_of_the_package_works_in_an_empty_folder(installed: Path, empty:
     only = [part for value in cell for part in ("--only", value)]
     said(empty, installed.with_name("csrec-dist"), "study", "table3_lastfm", *only, *settings)
     assert "1 of 160 runs are done" in (empty / "studies/table3_lastfm/results.md").read_text(encoding="utf-8")
-
-
-def test_a_type_checker_sees_the_types(installed: Path, empty: Path) -> None:
-    (empty / "use.py").write_text("from csrec_dist import Recommender\nreveal_type(Recommender.from_pretrained)\n")
-    options = ["--python-executable", installed, "--no-incremental", "--follow-imports=silent"]
-    text = said(empty, sys.executable, "-m", "mypy", *options, "use.py")
-    assert "-> csrec_dist.recommend.recommender.Recommender" in text

@@ -13,6 +13,7 @@ COLUMNS = {
     "example_offset": "id of the row's first example, by which soft labels are joined",
     "rating": "of the row's last item, null where the log has none",
 }
+TRUE_COLUMN = {"true_target": "the item that the user truly preferred as the row's last, 0 where it is unknown"}
 HEAD = {"library_name": "csrec_dist", "tags": ["sequential-recommendation", "recommender"]}
 USE = """\
 from datasets import load_dataset
@@ -60,7 +61,8 @@ def _sections(dataset: Dataset) -> Iterator[str]:
     rows = [(name, f"{split.num_rows:,}", f"{split.num_examples:,}") for name, split in dataset.splits.items()]
     yield table(["split", "rows", "examples"], rows)
     yield "## Columns"
-    yield table(["column", "content"], COLUMNS.items())
+    columns = COLUMNS | (TRUE_COLUMN if dataset.has_true_targets else {})
+    yield table(["column", "content"], columns.items())
     yield "## Limits"
     yield bullets(_limits(dataset))
 
