@@ -1,7 +1,6 @@
 """The report's sections on evaluation: each number of metrics.json in its cell, and nothing for what is not there."""
 
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
+from csrec_dist.files import read_json, write_record
 from csrec_dist.report import print_results, results_table, write_report
 from csrec_dist.runs.pipeline import execute
 
@@ -62,14 +62,14 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 
 def changed(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    saved = json.loads((run / "metrics.json").read_text())
+    saved = saved_metrics(run)
     change(saved)
-    (run / "metrics.json").write_text(json.dumps(saved))
+    write_record(run / "metrics.json", saved)
     return run
 
 
 def saved_metrics(run: Path) -> dict[str, Any]:
-    return json.loads((run / "metrics.json").read_text())
+    return read_json(run / "metrics.json")
 
 
 def page_of(run: Path) -> str:
