@@ -68,6 +68,11 @@ def changed(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return run
 
 
+def set_key(run: Path, override: str) -> None:
+    """Write the run's config as if it had been started with another value."""
+    (run / "config.yaml").write_text(load_config(run / "config.yaml", [override]).to_yaml())
+
+
 def saved_metrics(run: Path) -> dict[str, Any]:
     return read_json(run / "metrics.json")
 
@@ -181,8 +186,7 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
     repeated, new = (groups["repeat"][name]["count"] for name in ("repeated", "new"))
     sentence = f"{repeated} of {repeated + new} test targets are in their own history"
     assert sentence not in page_of(run)
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("exclude_seen: false", "exclude_seen: true"))
+    set_key(run, "evaluation.exclude_seen=true")
     page = page_of(run)
     assert sentence in page
     assert tables_of(page)["whether the history contains the target"]["yes"]["rows"] == str(repeated)
@@ -194,13 +198,7 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
 def test_ranks_by_less_exact_products_are_said(run: Path) -> None:
     sentence = "GPUs ranked the items by products in TF32 (evaluation.matmul_precision: high)"
     assert sentence not in page_of(run)
-    config = run / "config.yaml"
-    text = config.read_text()
-    assert text.count("matmul_precision: highest") == 2
-    before, _, evaluation = text.partition("\nevaluation:")
-    config.write_text(
-        f"{before}\nevaluation:{evaluation.replace('matmul_precision: highest', 'matmul_precision: high')}"
-    )
+    set_key(run, "evaluation.matmul_precision=high")
     assert sentence in page_of(run)
 
 
