@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.world import Chunk, SimulationOptions, World
-from csrec_dist.files import new_folder, read_json, remove_leftovers, write_record
+from csrec_dist.files import new_folder, read_json, remove_leftovers, write_json
 
 FORMAT_VERSION = 1
 PART_CHUNKS = 256
@@ -53,7 +53,7 @@ def simulate(options: SimulationOptions, folder: Path, progress: Say | None = No
         _write_catalog(world, new)
         truth = {"format_version": FORMAT_VERSION, "options": options.model_dump(mode="json")}
         truth |= _write_log(world, new / "log", progress or (lambda line: None))
-        write_record(new / "truth.json", truth)
+        write_json(new / "truth.json", truth)
     return truth
 
 

@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
+from csrec_dist.files import read_json, write_record
 from csrec_dist.report import print_results, results_table, write_report
 from csrec_dist.report.document import Page, to_markdown
 from csrec_dist.report.findings import (
@@ -73,14 +73,19 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 
 def changed(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    saved = json.loads((run / "metrics.json").read_text())
+    saved = saved_metrics(run)
     change(saved)
-    (run / "metrics.json").write_text(json.dumps(saved))
+    write_record(run / "metrics.json", saved)
     return run
 
 
+def set_key(run: Path, override: str) -> None:
+    """Write the run's config as if it had been started with another value."""
+    (run / "config.yaml").write_text(load_config(run / "config.yaml", [override]).to_yaml())
+
+
 def saved_metrics(run: Path) -> dict[str, Any]:
-    return json.loads((run / "metrics.json").read_text())
+    return read_json(run / "metrics.json")
 
 
 def findings_of(run: Path) -> str:
@@ -210,8 +215,7 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
     repeated, new = (groups["repeat"][name]["count"] for name in ("repeated", "new"))
     sentence = f"{repeated} of {repeated + new} test targets are in their own history"
     assert sentence not in findings_of(run)
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("exclude_seen: false", "exclude_seen: true"))
+    set_key(run, "evaluation.exclude_seen=true")
     page = findings_of(run)
     assert sentence in page
     assert tables_of(page)["whether the history contains the target"]["yes"]["rows"] == str(repeated)
@@ -223,13 +227,7 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
 def test_ranks_by_less_exact_products_are_said(run: Path) -> None:
     sentence = "GPUs ranked the items by products in TF32 (evaluation.matmul_precision: high)"
     assert sentence not in findings_of(run)
-    config = run / "config.yaml"
-    text = config.read_text()
-    assert text.count("matmul_precision: highest") == 2
-    before, _, evaluation = text.partition("\nevaluation:")
-    config.write_text(
-        f"{before}\nevaluation:{evaluation.replace('matmul_precision: highest', 'matmul_precision: high')}"
-    )
+    set_key(run, "evaluation.matmul_precision=high")
     assert sentence in findings_of(run)
 
 

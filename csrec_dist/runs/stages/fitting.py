@@ -148,9 +148,9 @@ def fit(
         state = trainer.run(checkpoints, noted, hands_over, run.after_epoch)
         if state is None:
             return False
-        save(run, task, trainer.best(), state, engine)
         if layout.group.is_leader:
-            checkpoints.conclude()
+            checkpoints.conclude()  # before the model says that it is trained: later, a kill would leave old ones for good
+        save(run, task, trainer.best(), state, engine)
     return True
 
 
