@@ -22,19 +22,14 @@ from pathlib import Path
 
 import polars as pl
 
-from csrec_dist.data.dataset import Dataset
-
 GROUPS = ("repeated", "leaked", "clean")
 
 
 def kinds(folder: Path) -> pl.DataFrame:
     """The group of each test row."""
-    leaks = pl.Series(Dataset(folder).leaked_rows)
     items = pl.col("items").list
-    test = pl.read_parquet(folder / "test-*.parquet", columns=["row", "items"])
-    test = test.with_columns(
-        repeated=items.head(items.len() - 1).list.contains(items.last()), leaked=leaks[test["row"]]
-    )
+    test = pl.read_parquet(folder / "test-*.parquet", columns=["row", "items", "leaked"])
+    test = test.with_columns(repeated=items.head(items.len() - 1).list.contains(items.last()))
     kind = pl.when("repeated").then(pl.lit("repeated")).when("leaked").then(pl.lit("leaked")).otherwise(pl.lit("clean"))
     return test.select("row", kind=kind)
 

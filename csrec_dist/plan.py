@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -114,7 +115,11 @@ class _Planner:
         shards = [len(owned_shards(dataset.num_shards, rank, self.world_size)) for rank in range(self.world_size)]
         fewest, most = min(shards), max(shards)
         of_rank = str(most) if fewest == most else f"{fewest} to {most}"
-        return [*rows, PlanRow("dataset", "shards per rank", f"{of_rank} of {dataset.num_shards}")]
+        return [
+            *rows,
+            PlanRow("dataset", "shards per rank", f"{of_rank} of {dataset.num_shards}"),
+            PlanRow("dataset", "most ranks", f"{dataset.num_shards}; `csrec-dist reshard` makes a dataset for more"),
+        ]
 
     def layout(self) -> list[PlanRow]:
         """Members on ranks: teaching by round, labelling by column."""
@@ -173,7 +178,7 @@ class _Planner:
         tables = sum(member.item_table for member in members) if has_tables else 0
         trained = [] if self.config.teachers.pretrained else members
         parts = self.config.distributed.catalog_parallel
-        of_rank = [model.parameters - model.item_table + model.item_table // parts for model in (student, *trained)]
+        of_rank = [model.of_rank(parts) for model in (student, *trained)]
         peak = max(MODEL_COPIES * of_rank[0] + tables // parts, *(MODEL_COPIES * size for size in of_rank))
         num_shards = self._dataset.num_shards
         num_own = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
@@ -205,20 +210,31 @@ class _Planner:
             PlanRow("bytes", "soft labels", f"in {dtype}; form and number type are chosen when the labels are written")
         ] * ("auto" in (options.form, options.dtype))
 
-    def _size(self, config: ModelConfig) -> "_ModelSize":
+    def _size(self, config: ModelConfig) -> "ModelSize":
         assert self._dataset is not None
-        with torch.device("meta"):
-            model = model_class(config.name)(config, self._dataset.num_items, self._dataset.window - 1)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        table = model.item_table.weight.numel()
-        return _ModelSize(parameters * BYTES_PER_NUMBER, table * BYTES_PER_NUMBER, model.item_table.bias is not None)
+        return ModelSize.of(config, self._dataset)
 
 
 @dataclass(frozen=True)
-class _ModelSize:
-    parameters: int  # bytes
-    item_table: int  # bytes
+class ModelSize:
+    """Bytes of a model's weights, and of the item table among them."""
+
+    parameters: int
+    item_table: int
     has_bias: bool
+
+    @classmethod
+    def of(cls, config: ModelConfig, dataset: Dataset) -> Self:
+        """Of a model of this dataset, which is not built."""
+        with torch.device("meta"):
+            model = model_class(config.name)(config, dataset.num_items, dataset.window - 1)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        table = model.item_table.weight.numel()
+        return cls(parameters * BYTES_PER_NUMBER, table * BYTES_PER_NUMBER, model.item_table.bias is not None)
+
+    def of_rank(self, catalog_parallel: int) -> int:
+        """Bytes of the weights of a rank that holds a slice of the item table, and everything else."""
+        return self.parameters - self.item_table + self.item_table // catalog_parallel
 
     @property
     def text(self) -> str:

@@ -92,8 +92,9 @@ def run_flops(run: ActiveRun) -> RunFlops:
     dataset = run.dataset
     train, valid = first_rows(dataset, "train"), first_rows(dataset, "valid")
     configs = {name: _config_of(run, name) for name in trained_models(run)}
-    kinds = {str(config): encoder_flops(config, train, valid, dataset.window) for config in configs.values()}
-    encoders = {name: kinds[str(config)] for name, config in configs.items()}
+    distinct = {str(config): config for config in configs.values()}
+    counted = {key: encoder_flops(config, train, valid, dataset.window) for key, config in distinct.items()}
+    encoders = {name: counted[str(config)] for name, config in configs.items()}
     widths = {name: config.width for name, config in configs.items()}
     ranking = {name: encoders[name].ranking + 2 * dataset.num_items * widths[name] for name in configs}
     return RunFlops(

@@ -111,7 +111,7 @@ def label_reads(run: ActiveRun, num_steps: int) -> tuple[int, float]:
     runtime, training = run.runtime, run.config.training
     gc.collect()  # what is still mapped is not forgotten
     runtime.world.barrier()
-    if runtime.is_main:
+    if runtime.rank == runtime.node:  # the first of this machine
         for path in (run.folder / "labels").glob("labels-*"):
             forget(path)
     labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)

@@ -31,6 +31,7 @@ def machines_of(runtime: Runtime) -> list[Machine]:
 
 
 def versions() -> dict[str, str]:
+    """Versions of what decides a benchmark's speed, by name: the commit, Python, the packages, CUDA."""
     found = {"csrec_dist": commit(), "python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -26,7 +26,7 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import flatten, make_folder, require_replaceable
 from csrec_dist.labels import read_index
-from csrec_dist.models.weight_files import weight_files
+from csrec_dist.plan import ModelSize
 from csrec_dist.runs.pipeline import work_on
 from csrec_dist.runs.run import stage_names
 
@@ -118,7 +118,7 @@ class _Benchmark:
     def _warm_up(self, run: MeasuredRun) -> None:
         """Do all stages with the same models and batches on a small log, so that all that is done once is done."""
         config = self.settings.warming_up(run.config, self.runtime.world_size, self.folder)
-        num_users = max(self.settings.warmup * batch_size_of(config), config.dataset.num_shards)
+        num_users = max(self.settings.warmup * batch_size_of(config), run.dataset.num_shards)
         self._write_log("warmup.parquet", num_users, run.dataset.num_items, config.dataset.window)
         work_on(MeasuredRun(config, self.runtime), keep_threads=self.keep_threads)
 
@@ -220,7 +220,6 @@ def _all_reduce(run: MeasuredRun) -> AllReduce | None:
     runtime = run.runtime
     if runtime.world_size == 1:
         return None
-    num_bytes = runtime.on_main(lambda: sum(path.stat().st_size for path in weight_files(run.folder / "student")))
-    num_bytes //= run.config.distributed.catalog_parallel
+    num_bytes = ModelSize.of(run.config.model, run.dataset).of_rank(run.config.distributed.catalog_parallel)
     seconds = runtime.gather(limits.all_reduce_seconds(runtime, num_bytes))
     return AllReduce(bytes=num_bytes, milliseconds=1e3 * max(seconds))

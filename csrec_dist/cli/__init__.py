@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     init.add_init(commands)
     experiments.add_simulate(commands)
     running.add_stages(commands)
+    running.add_reshard(commands)
     results.add_recommend(commands)
     results.add_report(commands)
     results.add_compare(commands)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 EXAMPLES = {
     "prepare": "csrec-dist prepare --config configs/experiments/demo.yaml --set dataset.source=clicks.csv",
+    "reshard": "csrec-dist reshard runs/demo/dataset data/demo_256 --num-shards 256",
     "teach": "csrec-dist teach --config configs/experiments/demo.yaml --set teachers.num=4 --set name=four_teachers",
     "label": "csrec-dist label --config configs/experiments/demo.yaml",
     "distill": "csrec-dist distill --config configs/experiments/demo.yaml --restart distill",

@@ -42,6 +42,28 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_reshard(commands: Commands) -> None:
+    """`reshard`."""
+    parser = add(
+        commands, "reshard", _reshard, "write a prepared dataset with another number of shards, for more ranks"
+    )
+    parser.description = (
+        "Write a prepared dataset with another number of shards: what `prepare` would make of the same log with that "
+        "dataset.num_shards. Runs name it with dataset.path; teachers can be kept, soft labels are made again."
+    )
+    parser.add_argument("dataset", type=Path, help="folder of the prepared dataset")
+    parser.add_argument("folder", type=Path, help="new folder for the other one")
+    parser.add_argument("--num-shards", type=int, required=True, metavar="N", help="shards of each split")
+
+
+def _reshard(options: argparse.Namespace) -> int:
+    from csrec_dist.data.dataset import Dataset
+    from csrec_dist.data.reshard import reshard
+
+    reshard(Dataset(options.dataset), options.folder, options.num_shards, print)
+    return 0
+
+
 def add_stages(commands: Commands) -> None:
     """`prepare`, `teach`, …, and `run`, which does them all."""
     for stage, text in HELP_OF_STAGES.items():

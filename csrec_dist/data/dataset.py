@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
-from csrec_dist.data.shards import KeptGroups, Shard, readable
+from csrec_dist.data.shards import KeptGroups, Shard, readable, shard_path
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEQUENCES = "sequences.parquet"
 KEPT_BYTES = 128 << 20
 """Of the rows of a split that epochs keep in memory: about 700,000 windows of 20."""
@@ -98,7 +98,7 @@ class Dataset:
 
     def shard_file(self, split: str, shard: int) -> Path:
         """The Parquet file of one shard."""
-        return self.folder / f"{split}-{shard:05d}-of-{self.num_shards:05d}.parquet"
+        return shard_path(self.folder, split, shard, self.num_shards)
 
     def open_shard(self, split: str, shard: int) -> Shard:
         """Open one shard for reading by row group. Raises UserError if its file is missing or damaged."""
@@ -183,28 +183,6 @@ class Dataset:
             values, bounds = items.values.to_numpy(), items.offsets.to_numpy()
             for row in rows.tolist():
                 yield numbers[row], values[bounds[row] : bounds[row + 1]]
-
-    @cached_property
-    def leaked_rows(self) -> np.ndarray:
-        """Whether each test row's target is also a training target of the same user, in any window: bool [test rows].
-
-        The mask is indexed by row number. The training split is streamed for it, unless `prepare` counted no leak.
-        """
-        leaked = np.zeros(self.splits["test"].num_rows, bool)
-        if self.statistics.get("leaked_test_targets") == 0:
-            return leaked
-        import polars as pl  # here, as training does without
-
-        items = pl.col("items").list
-        train, test = (
-            pl.scan_parquet([self.shard_file(split, shard) for shard in range(self.num_shards)])
-            for split in ("train", "test")
-        )
-        trained = train.select("user", target=items.slice(1)).explode("target")
-        test = test.select("row", "user", target=items.last())
-        matches = test.join(trained, on=["user", "target"], how="semi").collect(engine="streaming")
-        leaked[matches["row"].to_numpy()] = True
-        return leaked
 
     @cached_property
     def has_true_targets(self) -> bool:

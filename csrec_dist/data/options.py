@@ -89,11 +89,10 @@ class DatasetOptions(Options):
         default=(0.8, 0.1, 0.1),
         description="Shares of the interactions before, between and after the two cuts of the temporal split.",
     )
-    num_shards: int = Field(
-        default=64,
-        ge=1,
-        strict=True,
-        description="Number of shards (files) of each split, which is also the largest possible number of ranks.",
+    num_shards: Annotated[int, Field(ge=1, strict=True)] | Literal["auto"] = Field(
+        default="auto",
+        description="Number of shards (files) of each split, which is also the largest possible number of ranks; auto "
+        "is 64, doubled until a shard has at most 16,384 training rows. What an epoch is made of depends on it.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the assignment of rows to shards.")
     noise: NoiseOptions = Field(

@@ -104,13 +104,29 @@ class EpochOrder:
         factor, shift = random.choice(factors), random.integers(self.num_shards)
         return (factor * np.arange(self.num_shards) + shift) % self.num_shards
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a global batch: the shard of each, and its index in that shard's order."""
-        slots = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        shards = self.shard_sequence[slots % self.num_shards]
-        indices = slots // self.num_shards  # the number of the round
-        has_row = indices < np.asarray(self.shard_rows)[shards]
+    def slots(self, shards: Sequence[int]) -> np.ndarray:
+        """The slots of a round, ascending, that are these shards'."""
+        wanted = np.zeros(self.num_shards, bool)
+        wanted[list(shards)] = True
+        return np.flatnonzero(wanted[self.shard_sequence])
+
+    def batch(self, step: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that a global batch has in these slots of its rounds: the shard of each, its index in that shard.
+
+        The work grows with the number of these slots, not with the size of the batch.
+        """
+        first, stop = step * self.batch_size, (step + 1) * self.batch_size
+        rounds = np.arange(first // self.num_shards, -(-stop // self.num_shards))
+        places = (rounds[:, None] * self.num_shards + slots).ravel()
+        places = places[(places >= first) & (places < stop)]
+        indices, slots = np.divmod(places, self.num_shards)
+        shards = self.shard_sequence[slots]
+        has_row = indices < self._row_counts[shards]
         return shards[has_row], indices[has_row]
+
+    @cached_property
+    def _row_counts(self) -> np.ndarray:
+        return np.asarray(self.shard_rows)
 
     def shard_order(self, shard: int, group_rows: tuple[int, ...], start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the shard's row groups in this epoch's order, each with the order of its rows, from index `start` on.

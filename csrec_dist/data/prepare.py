@@ -13,9 +13,9 @@ from csrec_dist.data.dataset import FORMAT_VERSION, SEQUENCES, Split
 from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
-from csrec_dist.data.shards import Flat, covered, write_sequences, write_split
+from csrec_dist.data.shards import Flat, SplitRows, automatic_shards, covered, write_sequences, write_split
 from csrec_dist.data.sources import FileSource, source_of
-from csrec_dist.data.statistics import describe, training_counts
+from csrec_dist.data.statistics import describe, leaked_rows, target_counts, training_counts
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Periods, Spans, cut_windows, leave_one_out, temporal, temporal_cuts
 from csrec_dist.errors import UserError
@@ -36,7 +36,7 @@ def prepare(
     is left to train on or to evaluate.
     """
     say = progress or (lambda line: None)
-    _refuse_to_overwrite(folder)
+    refuse_to_overwrite(folder)
     remove_leftovers(folder)
     source = source_of(options, table)
     log = source.log
@@ -52,16 +52,20 @@ def prepare(
         flat = _with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
     with new_folder(folder) as new:
-        info = _write(new, flat, splits, options)
+        leaked = {name: leaked_rows(flat, splits["train"], splits[name], len(items)) for name in ("valid", "test")}
+        leaked["train"] = np.zeros(len(splits["train"]), bool)
+        info = _write(new, flat, splits, leaked, options)
         _write_ids(new, splits["train"], flat, users, items)
         write_sequences(new / SEQUENCES, flat)
-        statistics = {**_describe_raw(log), **duplicates, **describe(flat, splits, windows, len(items)), **counts}
+        described = describe(flat, splits, windows, leaked["test"], len(items))
+        statistics = {**_describe_raw(log), **duplicates, **described, **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
         identity = source.identity
-        info |= {"options": options.model_dump(mode="json"), "fingerprint": _fingerprint(options, identity)}
+        info |= {"options": options.model_dump(mode="json"), "fingerprint": fingerprint_of(options, identity)}
         write_json(new / "dataset.json", info | {"source": identity})
-    say(f"wrote {folder}: {info['splits']['train']['num_examples']:,} training examples in {info['num_shards']} shards")
+    num_examples, num_shards = info["splits"]["train"]["num_examples"], info["num_shards"]
+    say(f"wrote {folder}: {num_examples:,} training examples in {num_shards} shards, for at most so many ranks")
     return info
 
 
@@ -83,7 +87,7 @@ def require_same(folder: Path, options: DatasetOptions, table: Any = None) -> No
     A table is read for that, files are only summed up.
     """
     info, identity = read_json(folder / "dataset.json"), source_of(options, table).identity
-    if info["fingerprint"] == _fingerprint(options, identity):
+    if info["fingerprint"] == fingerprint_of(options, identity):
         return
     now = flatten(_deciding(options) | {"log": identity["sha256"]})
     before = DatasetOptions.model_validate(info["options"])
@@ -94,7 +98,8 @@ def require_same(folder: Path, options: DatasetOptions, table: Any = None) -> No
     )
 
 
-def _refuse_to_overwrite(folder: Path) -> None:
+def refuse_to_overwrite(folder: Path) -> None:
+    """UserError if there is a dataset, or anything else, where one is to be written."""
     if (folder / "dataset.json").exists():
         raise UserError(f"{folder} already contains a prepared dataset; remove it, or prepare into another folder.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -207,26 +212,35 @@ def _why_empty(periods: Periods, times: Times, cuts: tuple[float, float]) -> str
     return f"the cuts are at {times.shown(cuts[0])} and {times.shown(cuts[1])}; {', '.join(users)}"
 
 
-def _write(folder: Path, flat: Flat, splits: dict[str, Spans], options: DatasetOptions) -> dict[str, Any]:
-    num_shards = min(options.num_shards, len(splits["train"]))
+def _write(
+    folder: Path, flat: Flat, splits: dict[str, Spans], leaked: dict[str, np.ndarray], options: DatasetOptions
+) -> dict[str, Any]:
+    num_rows = len(splits["train"])
+    num_shards = min(automatic_shards(num_rows) if options.num_shards == "auto" else options.num_shards, num_rows)
     return {
         "format_version": FORMAT_VERSION,
         "window": options.window,
         "num_shards": num_shards,
         "splits": {
-            name: write_split(folder, name, spans, flat, num_shards, options.seed) for name, spans in splits.items()
+            name: write_split(folder, name, SplitRows.of(name, spans, flat, leaked[name]), num_shards, options.seed)
+            for name, spans in splits.items()
         },
     }
 
 
 def _write_ids(folder: Path, train: Spans, flat: Flat, users: pl.Series, items: pl.Series) -> None:
-    """items.parquet and users.parquet: number, raw id, and training interactions (each counted once)."""
+    """items.parquet and users.parquet: number, raw id, and training interactions (each counted once).
+
+    Items have the number of training examples that they are the target of, too.
+    """
     for name, raw, numbers in (("item", items, flat.training_items), ("user", users, flat.users)):
         columns = {
             name: pl.int_range(1, len(raw) + 1, dtype=pl.Int32, eager=True),
             "raw": raw,
             "count": training_counts(numbers, train, len(raw)),
         }
+        if name == "item":
+            columns["targets"] = target_counts(flat, train, len(raw))
         pl.DataFrame(columns).write_parquet(folder / f"{name}s.parquet")
 
 
@@ -247,7 +261,7 @@ def identify(options: DatasetOptions) -> dict[str, Any]:
         UserError: the log is missing.
     """
     identity = FileSource(options).identity
-    return {**identity, "fingerprint": _fingerprint(options, identity)}
+    return {**identity, "fingerprint": fingerprint_of(options, identity)}
 
 
 def _deciding(options: DatasetOptions) -> dict[str, Any]:
@@ -255,5 +269,6 @@ def _deciding(options: DatasetOptions) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude=undeciding(DatasetOptions) | {"format"})
 
 
-def _fingerprint(options: DatasetOptions, identity: dict[str, Any]) -> str:
+def fingerprint_of(options: DatasetOptions, identity: dict[str, Any]) -> str:
+    """Of the dataset that `prepare` makes of a log with this reader and checksum."""
     return fingerprint([FORMAT_VERSION, _deciding(options), identity["format"], identity["sha256"]])

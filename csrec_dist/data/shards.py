@@ -1,13 +1,15 @@
 """Shards: rows dealt out and written, one Parquet file each, and read by row group; examples run shard by shard."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from csrec_dist.data.windows import Spans
@@ -15,7 +17,9 @@ from csrec_dist.errors import UserError
 
 COLUMNS = ["row", "user", "items", "example_offset"]
 TRUE_TARGET = "true_target"
+LEAKED = "leaked"
 ROWS_A_GROUP = 64  # a reader holds one row group of each of its shards
+FEWEST_SHARDS, MOST_ROWS = 64, 2**14  # of a log whose number of shards is not given
 USERS_A_GROUP = 1024  # a reader of whole sequences holds one row group
 
 
@@ -32,6 +36,11 @@ class Flat:
     true_items: np.ndarray | None = None  # int32: what the user preferred before any noise, 0 for none of the items
 
 
+def shard_path(folder: Path, split: str, shard: int, num_shards: int) -> Path:
+    """The Parquet file of one shard."""
+    return folder / f"{split}-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
 def deal(num_rows: int, num_shards: int, seed: int) -> list[np.ndarray]:
     """The rows 0…num_rows − 1 of each shard: a seeded permutation, dealt out in turn.
 
@@ -41,27 +50,64 @@ def deal(num_rows: int, num_shards: int, seed: int) -> list[np.ndarray]:
     return [order[shard::num_shards] for shard in range(num_shards)]
 
 
-def write_split(folder: Path, split: str, spans: Spans, flat: Flat, num_shards: int, seed: int) -> dict[str, Any]:
+def automatic_shards(num_rows: int) -> int:
+    """Shards of so many training rows: 64, or as many times the double as leave at most `MOST_ROWS` to each."""
+    return FEWEST_SHARDS << max(0, math.ceil(math.log2(max(1, num_rows) / (FEWEST_SHARDS * MOST_ROWS))))
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows of a split that is to be written: their lengths [rows], and the files' columns of some of them.
+
+    Noise is in training rows only. A row's number is its place by user and time, whatever the shards. `rating`,
+    `leaked`, whether training has it as a target of the same user (false in train), and `true_target` where true items
+    are known, are those of the row's last item, in all splits, so that they have the same columns.
+    """
+
+    lengths: np.ndarray
+    columns: Callable[[np.ndarray], dict[str, pa.Array]]
+
+    @classmethod
+    def of(cls, split: str, spans: Spans, flat: Flat, leaked: np.ndarray) -> Self:
+        """Those of spans of the interactions; `leaked` bool [rows]."""
+        items = flat.training_items if split == "train" else flat.items
+
+        def columns(rows: np.ndarray) -> dict[str, pa.Array]:
+            return _columns(spans.where(rows), rows, items, flat) | {LEAKED: pa.array(leaked[rows])}
+
+        return cls(spans.lengths, columns)
+
+    @classmethod
+    def read(cls, files: Sequence[Path]) -> Self:
+        """Those of a split that was written, which are in memory then."""
+        with readable(files[0].parent):
+            table = pq.read_table(list(files)).drop_columns("example_offset").sort_by("row").combine_chunks()
+        lengths = pc.list_value_length(table["items"]).to_numpy().astype(np.int64)
+        return cls(lengths, lambda rows: dict(zip(table.column_names, table.take(rows).columns, strict=True)))
+
+
+def write_split(folder: Path, split: str, rows: SplitRows, num_shards: int, seed: int) -> dict[str, Any]:
     """Write one split's files and return its entry in dataset.json.
 
-    Noise is in training rows only. A row's number is its place by user and time, whatever the shards. In train a row
-    of n items holds n − 1 examples, in valid and test one. `rating`, and `true_target` where true items are known,
-    are those of the row's last item, in all splits, so that they have the same columns.
+    In train a row of n items holds n − 1 examples, in valid and test one.
     """
-    examples = spans.lengths - 1 if split == "train" else np.ones(len(spans), np.int64)
-    items = flat.training_items if split == "train" else flat.items
-    shards = deal(len(spans), num_shards, seed)
-    shard_examples = [int(examples[rows].sum()) for rows in shards]
+    examples = rows.lengths - 1 if split == "train" else np.ones(len(rows.lengths), np.int64)
+    shards = deal(len(examples), num_shards, seed)
+    shard_examples = [int(examples[dealt].sum()) for dealt in shards]
     firsts = np.cumsum([0, *shard_examples])
-    for shard, rows in enumerate(shards):
-        offsets = firsts[shard] + np.cumsum(examples[rows]) - examples[rows]
-        table = _table(spans.where(rows), rows, offsets, items, flat)
-        file = folder / f"{split}-{shard:05d}-of-{num_shards:05d}.parquet"
-        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd")
+    for shard, dealt in enumerate(shards):
+        offsets = firsts[shard] + np.cumsum(examples[dealt]) - examples[dealt]
+        columns = rows.columns(dealt) | {"example_offset": pa.array(offsets, pa.int64())}
+        file = shard_path(folder, split, shard, num_shards)
+        table = pa.table(
+            {name: columns[name] for name in [*COLUMNS, *(name for name in columns if name not in COLUMNS)]}
+        )
+        # Without Arrow's own schema, whose names of list elements depend on where the rows come from.
+        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd", store_schema=False)
     return {
-        "num_rows": len(spans),
+        "num_rows": len(examples),
         "num_examples": int(firsts[-1]),
-        "shard_rows": [len(rows) for rows in shards],
+        "shard_rows": [len(dealt) for dealt in shards],
         "shard_examples": shard_examples,
     }
 
@@ -95,19 +141,18 @@ def indices(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     return np.repeat(stops - ends, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def _table(spans: Spans, rows: np.ndarray, example_offsets: np.ndarray, items: np.ndarray, flat: Flat) -> pa.Table:
+def _columns(spans: Spans, rows: np.ndarray, items: np.ndarray, flat: Flat) -> dict[str, pa.Array]:
     list_offsets = np.concatenate([[0], np.cumsum(spans.lengths)]).astype(np.int32)
     lists = pa.ListArray.from_arrays(list_offsets, items[indices(spans.starts, spans.stops)])
     columns = {
         "row": pa.array(rows, pa.int64()),
         "user": pa.array(spans.users, pa.int32()),
         "items": lists,
-        "example_offset": pa.array(example_offsets, pa.int64()),
         "rating": flat.ratings.take(pa.array(spans.stops - 1)),
     }
     if flat.true_items is not None:
         columns[TRUE_TARGET] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
-    return pa.table(columns)
+    return columns
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from csrec_dist.data.shards import Flat, covered, indices
 from csrec_dist.data.windows import Spans
 
 
-def describe(flat: Flat, splits: dict[str, Spans], windows: Spans, num_items: int) -> dict[str, Any]:
-    """Statistics of the kept interactions, of the windows and of the splits."""
+def describe(
+    flat: Flat, splits: dict[str, Spans], windows: Spans, leaked: np.ndarray, num_items: int
+) -> dict[str, Any]:
+    """Statistics of the kept interactions, of the windows and of the splits; `leaked` says which test rows leak."""
     lengths = np.bincount(flat.users)[1:]
     num_users, num_interactions = len(lengths), len(flat.items)
     in_windows = covered(windows, num_interactions)
@@ -27,7 +29,7 @@ def describe(flat: Flat, splits: dict[str, Spans], windows: Spans, num_items: in
         "windows": len(windows),
         "interactions_in_windows": int(windows.lengths.sum()),
         "items_in_windows": int(np.count_nonzero(np.bincount(flat.items[in_windows]))),
-        **_evaluation(flat, splits, num_items),
+        **_evaluation(flat, splits, int(leaked.sum()), num_items),
         **_noise(flat, splits),
     }
 
@@ -37,18 +39,23 @@ def training_counts(numbers: np.ndarray, train: Spans, num: int) -> np.ndarray:
     return np.bincount(numbers[covered(train, len(numbers))], minlength=num + 1)[1:]
 
 
-def leaked_targets(flat: Flat, train: Spans, test: Spans, num_items: int) -> int:
-    """Number of test rows whose target is also a training target of the same user, in any window, noise included."""
+def target_counts(flat: Flat, train: Spans, num_items: int) -> np.ndarray:
+    """How many training examples have each item as their target [num_items]; the first item of a row has none."""
+    targets = indices(train.starts + 1, train.stops)
+    return np.bincount(flat.training_items[targets], minlength=num_items + 1)[1:]
+
+
+def leaked_rows(flat: Flat, train: Spans, rows: Spans, num_items: int) -> np.ndarray:
+    """Whether each row's last item is also a training target of the same user, in any window, noise included."""
     targets = indices(train.starts + 1, train.stops)
     trained = np.sort(_user_item_keys(flat.users[targets], flat.training_items[targets], num_items))
-    tested = _user_item_keys(flat.users[test.stops - 1], flat.items[test.stops - 1], num_items)
-    nearest = np.minimum(np.searchsorted(trained, tested), len(trained) - 1)
-    return int((trained[nearest] == tested).sum())
+    last = _user_item_keys(flat.users[rows.stops - 1], flat.items[rows.stops - 1], num_items)
+    nearest = np.minimum(np.searchsorted(trained, last), len(trained) - 1)
+    return trained[nearest] == last
 
 
-def _evaluation(flat: Flat, splits: dict[str, Spans], num_items: int) -> dict[str, Any]:
+def _evaluation(flat: Flat, splits: dict[str, Spans], leaked: int, num_items: int) -> dict[str, Any]:
     train, test = splits["train"], splits["test"]
-    leaked = leaked_targets(flat, train, test, num_items)
     trained = training_counts(flat.training_items, train, num_items)
     unseen = {
         f"{name}_targets_never_in_training": int((trained[flat.items[splits[name].stops - 1] - 1] == 0).sum())

@@ -125,9 +125,9 @@ class EpochBatches:
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of arrays, one for every step, whatever the shards."""
-        ahead = _RowsAhead(self, shards)
+        ahead, slots = _RowsAhead(self, shards), self.order.slots(shards)
         for step in range(start, self.order.num_steps):
-            columns = ahead.take(*self.order.batch(step))
+            columns = ahead.take(*self.order.batch(step, slots))
             longest = int(columns["lengths"].max(initial=2))
             columns["items"] = columns["items"][:, :longest]
             yield step + 1, batch_columns(columns)
@@ -142,7 +142,7 @@ class _RowsAhead:
 
     def __init__(self, batches: EpochBatches, shards: Sequence[int]) -> None:
         self._batches, self._shards = batches, shards
-        self._slots = np.full(batches.order.num_shards, -1)
+        self._slots = np.zeros(batches.order.num_shards, np.int64)
         self._slots[list(shards)] = np.arange(len(shards))
         self._first, self._stop = (np.zeros(len(shards), np.int64) for _ in range(2))
         self._blocks: dict[int, Iterator[dict[str, np.ndarray]]] = {}
@@ -150,9 +150,8 @@ class _RowsAhead:
         self._reserve(1)
 
     def take(self, shards: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The columns of the rows with these indices in their shards' order, where the shards are read here."""
+        """The columns of the rows with these indices in their shards' order."""
         slots = self._slots[shards]
-        slots, indices = slots[slots >= 0], indices[slots >= 0]
         taken = {name: np.zeros((len(slots), *c.shape[2:]), np.int64) for name, c in self._columns.items()}
         left = np.arange(len(slots))
         while len(left):

@@ -144,15 +144,18 @@ class Runtime:
 
         torch names such a group after its ranks and the number of groups that a rank knows. Members that know
         different numbers would wait for each other for ever, and a name used twice would find the first group's
-        addresses in the store. So the members agree on a number that is new to all of them; each reaches it with
-        groups of itself alone, which are destroyed at once.
+        addresses in the store. So the members agree on a number that is new to all of them, and each has torch count
+        up to it while the group is made.
         """
-        known = len(dist.distributed_c10d._world.pg_names)
-        number = self.watch.largest("the making of a team", ranks, max(known, self._last_team_name + 1))
-        fillers = [self._new_group((self.rank,), ranks, alone=True) for _ in range(number - known)]
-        team = self._new_group(ranks, ranks, alone=True)
-        for filler in fillers:
-            dist.destroy_process_group(filler)
+        names = dist.distributed_c10d._world.pg_names
+        number = self.watch.largest("the making of a team", ranks, max(len(names), self._last_team_name + 1))
+        placeholders = {object(): f"placeholder {k}" for k in range(number - len(names))}
+        names.update(placeholders)
+        try:
+            team = self._new_group(ranks, ranks, alone=True)
+        finally:
+            for key in placeholders:
+                del names[key]
         Runtime._last_team_name = number
         return team
 

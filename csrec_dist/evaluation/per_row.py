@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.shards import LEAKED
 from csrec_dist.files import atomic_path
 
 ROWS_AT_ONCE = 2**17
@@ -53,12 +54,12 @@ class TargetFacts:
     @classmethod
     def read(cls, dataset: Dataset, shard: int) -> Self:
         """Those of a shard of test."""
-        table = pq.read_table(dataset.shard_file("test", shard), columns=["row", "rating"])
+        table = pq.read_table(dataset.shard_file("test", shard), columns=["rating", LEAKED])
         ratings = table["rating"].to_numpy(zero_copy_only=False).astype(np.float32)
         true_targets = np.zeros(len(ratings), np.int32)
         if dataset.has_true_targets:
             true_targets = dataset.open_shard("test", shard).true_targets()[1]
-        return cls(ratings, true_targets, dataset.leaked_rows[table["row"].to_numpy()])
+        return cls(ratings, true_targets, table[LEAKED].to_numpy(zero_copy_only=False))
 
     @classmethod
     def none(cls) -> Self:

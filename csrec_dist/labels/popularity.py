@@ -1,31 +1,29 @@
 """SoftRec's labels (Cheng et al., 2021, the item-based kind): how often items are targets, the same for every example.
 
-They take the place of a soft-label cache: nothing is stored but V numbers, which every rank counts for itself.
+They take the place of a soft-label cache: nothing is stored but V numbers, which the dataset has.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.shards import readable
 from csrec_dist.losses.soft_labels import CPU, FactoredLabels, SoftLabels
 
 
 def target_counts(dataset: Dataset) -> np.ndarray:
-    """How many training examples have each item as their target, int64 [V], item i+1's at place i.
+    """How many training examples have each item as their target, int64 [V], item i+1's at place i; counted by prepare.
 
     Items of validation and test, and the first item of a row, which no example predicts, are not counted.
     """
-    counts = np.zeros(dataset.num_items + 1, np.int64)
-    for shard in range(dataset.num_shards):
-        for block in dataset.open_shard("train", shard).blocks():
-            is_target = np.zeros(len(block.values), bool)
-            is_target[block.starts[0] : block.starts[-1]] = True
-            is_target[block.starts[:-1][block.starts[:-1] < block.starts[1:]]] = False
-            counts += np.bincount(block.values[is_target], minlength=len(counts))
-    return counts[1:]
+    path = dataset.folder / "items.parquet"
+    with readable(path):
+        # A copy, since what Arrow gives cannot be written to, of which torch warns.
+        return pq.read_table(path, columns=["targets"])["targets"].to_numpy().copy()
 
 
 def popularity_labels(counts: np.ndarray | Tensor, num_examples: int, device: torch.device = CPU) -> FactoredLabels:
@@ -42,7 +40,7 @@ class PopularityLabels:
     """Read by example id as a soft-label cache is, for a training on SoftRec's labels."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Count the targets: a pass over the train split."""
+        """Read how often each item is a target."""
         self.counts = target_counts(dataset)
         self.num_examples = dataset.splits["train"].num_examples
         self._tables: dict[torch.device, Tensor] = {}

@@ -51,7 +51,7 @@ def test_figures_are_divided() -> None:
     text = text_of(comparison_table(made_up(), made_up(stages={"distill": faster, "evaluate": faster})))
     assert cells(text, "examples/s") == ["100", "250", "2.50"]
     assert cells(text, "times one rank") == ["1.25", "3.12", "2.50"]
-    assert cells(text, "peak memory") == ["200", "50.0" if "50.0" in text else "50", "0.250"]
+    assert cells(text, "peak memory") == ["200", "50", "0.250"]
     assert cells(text, "waited for ranks")[2] == "–", "nothing is divided by nothing"
     assert cells(text, "all-reduce, GB/s") == ["2.00", "2.00", "1.00"]
     assert "evaluate" not in text
@@ -62,7 +62,7 @@ def test_compare_prints_both_tables(tmp_path: Path, capsys: pytest.CaptureFixtur
     made_up(versions={"torch": "2.14.0"}).write(tmp_path / "b.json")
     assert main(["bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     said = capsys.readouterr().out
-    assert cells(f"│{said}", "version.torch")[:1]
+    assert "version.torch" in said
     assert "2.14.0" in said
     assert "examples/s" in said
     assert main(["bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0

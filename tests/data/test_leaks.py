@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
+from csrec_dist.evaluation.per_row import TargetFacts
 
 
 def rows(dataset: Dataset, split: str) -> dict[int, tuple[int, list[int]]]:
@@ -25,16 +27,12 @@ def test_a_target_leaks_if_its_user_was_trained_on_it(small_log: Path, tmp_path:
     prepare(DatasetOptions.model_validate(options), tmp_path / "dataset")
     dataset = Dataset(tmp_path / "dataset")
     trained = {(user, item) for user, items in rows(dataset, "train").values() for item in items[1:]}
-    expected = {row for row, (user, items) in rows(dataset, "test").items() if (user, items[-1]) in trained}
-    found = dataset.leaked_rows
-    assert set(found.nonzero()[0].tolist()) == expected
-    assert len(found) == dataset.splits["test"].num_rows
-    assert 0 < len(expected) < len(found)
-    assert dataset.statistics["leaked_test_targets"] == len(expected)
-
-
-def test_nothing_is_read_where_nothing_leaks(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = Dataset(small_dataset)
-    monkeypatch.setitem(dataset.statistics, "leaked_test_targets", 0)
-    monkeypatch.setattr(Dataset, "shard_file", None)
-    assert not dataset.leaked_rows.any()
+    for split in ("test", "valid"):
+        files = pl.read_parquet(tmp_path / "dataset" / f"{split}-*.parquet", columns=["row", "leaked"])
+        pairs = rows(dataset, split)
+        assert dict(files.rows()) == {row: (user, items[-1]) in trained for row, (user, items) in pairs.items()}
+        assert 0 < files["leaked"].sum() < len(files)
+        if split == "test":
+            assert dataset.statistics["leaked_test_targets"] == files["leaked"].sum()
+            facts = [TargetFacts.read(dataset, shard).leaked for shard in range(dataset.num_shards)]
+            assert sum(int(leaked.sum()) for leaked in facts) == files["leaked"].sum()

@@ -13,7 +13,7 @@ SHAPES = [((3, 3, 3, 2), 4), ((10,) * 64, 16), ((7, 7, 7, 7, 6, 6, 6), 5), ((1,)
 
 
 def places(order: EpochOrder, step: int) -> list[tuple[int, int]]:
-    shards, indices = order.batch(step)
+    shards, indices = order.batch(step, np.arange(order.num_shards))
     return list(zip(shards.tolist(), indices.tolist(), strict=True))
 
 
@@ -25,6 +25,19 @@ def test_an_epoch_holds_every_row_once(shard_rows: tuple[int, ...], batch_size: 
     assert set(seen) == expected
     assert set(seen.values()) == {1}
     assert max(len(places(order, step)) for step in range(order.num_steps)) <= batch_size
+
+
+@pytest.mark.parametrize(("shard_rows", "batch_size"), SHAPES)
+def test_the_ranks_rows_are_together_those_of_one_rank(shard_rows: tuple[int, ...], batch_size: int) -> None:
+    order = EpochOrder(shard_rows, batch_size, seed=4, epoch=2)
+    for world_size in range(1, len(shard_rows) + 1):
+        slots = [order.slots(owned_shards(len(shard_rows), rank, world_size)) for rank in range(world_size)]
+        for step in range(order.num_steps):
+            parts = [list(zip(*map(np.ndarray.tolist, order.batch(step, part)), strict=True)) for part in slots]
+            whole = places(order, step)
+            assert sorted(place for part in parts for place in part) == sorted(whole)
+            for rank, part in enumerate(parts):
+                assert part == [place for place in whole if place[0] % world_size == rank]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

@@ -360,7 +360,7 @@ def test_prepare_says_what_is_left_out_and_what_is_replaced(tmp_path):
     prepare(options, tmp_path / "out", said.append)
     assert "left out: 1 windows with fewer than 3 items are not evaluated" in said
     assert "replaced 20 training interactions by uniform noise" in said
-    assert said[-1] == f"wrote {tmp_path / 'out'}: 10 training examples in 10 shards"
+    assert said[-1] == f"wrote {tmp_path / 'out'}: 10 training examples in 10 shards, for at most so many ranks"
     said.clear()
     path.write_text(path.read_text() + "x,1,75\n")
     options = DatasetOptions(source=str(path), min_interactions=1, split="temporal", temporal_shares=(0.7, 0.15, 0.15))
@@ -372,7 +372,7 @@ def test_hugging_face_datasets_reads_the_files(tmp_path):
     prepare(DatasetOptions(source=str(small_log(tmp_path)), num_shards=3), tmp_path / "out")
     loaded = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 6, "validation": 6, "test": 6}
-    assert loaded["test"].column_names == ["row", "user", "items", "example_offset", "rating"]
+    assert loaded["test"].column_names == ["row", "user", "items", "example_offset", "rating", "leaked"]
 
 
 def test_shards_never_outnumber_rows_and_row_groups_are_small(tmp_path):

@@ -26,6 +26,8 @@ CPU = torch.device("cpu")
 ROWS = [[3, 4, 5], [1, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], [5, 5, 5, 6], [20, 23, 20], [7, 8, 9, 1, 2, 3, 11]]
 RATINGS = np.array([5, 4, 3.5, np.nan, 1, 4], np.float32)
 TRUE = np.array([5, 1, 0, 6, 22, 3], np.int32)
+SHARES = [0.6, 0.3, 0.1]
+"""Of the members whose weights were fitted."""
 POPULARITY = ItemPopularity(np.arange(NUM_ITEMS, 0, -1))
 
 
@@ -66,7 +68,8 @@ def examine(
     examination = Examination(question, 8, POPULARITY, CPU)
     rule = {}
     if combine is not None:
-        rule["ensemble"] = Ensemble(combine, [1 / len(models)] * len(models))
+        weights = SHARES[: len(models)] if combine == "weighted" else [1 / len(models)] * len(models)
+        rule["ensemble"] = Ensemble(combine, weights)
     blocks = list(examination.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], known, **rule))
     return examination.compute(identity), joined(blocks)
 
@@ -209,7 +212,8 @@ def test_members_rank_together_by_their_rule(rule: str) -> None:
     members = [model(1), model(2), model(3)]
     _, columns = examine(asked(), facts(), members, combine=rule)
     parts = torch.stack([torch.tensor(scores_by_hand(one)) for one in members])
-    together = parts.mean(0) if rule != "prob_mean" else parts.softmax(2).mean(0)
+    shares = torch.tensor(SHARES if rule == "weighted" else [1 / 3] * 3, dtype=parts.dtype)
+    together = torch.einsum("m,mnv->nv", shares, parts.softmax(2) if rule == "prob_mean" else parts)
     assert columns["rank"] == [rank_by_hand(row, items[-1]) for row, items in zip(together.tolist(), ROWS, strict=True)]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.dataset import FORMAT_VERSION, Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelRanks, label_columns
 from csrec_dist.labels import LabelIndex, LabelMember, Reading, write_labels
@@ -50,7 +50,9 @@ def write_dataset(folder: Path, shards: list[list[list[int]]], fingerprint: str 
         )
         pq.write_table(table, folder / f"train-{shard:05d}-of-{len(shards):05d}.parquet", row_group_size=4)
         row_id += len(rows)
-    pq.write_table(pa.table({"item": pa.array(range(1, NUM_ITEMS + 1), pa.int32())}), folder / "items.parquet")
+    targets = [sum(row[1:].count(item) for rows in shards for row in rows) for item in range(1, NUM_ITEMS + 1)]
+    items = {"item": pa.array(range(1, NUM_ITEMS + 1), pa.int32()), "targets": pa.array(targets, pa.int64())}
+    pq.write_table(pa.table(items), folder / "items.parquet")
     split = {
         "num_rows": row_id,
         "num_examples": sum(shard_examples),
@@ -58,7 +60,7 @@ def write_dataset(folder: Path, shards: list[list[list[int]]], fingerprint: str 
         "shard_examples": shard_examples,
     }
     info = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "num_items": NUM_ITEMS,
         "num_users": 1,
         "num_shards": len(shards),
