@@ -251,7 +251,7 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     from csrec_dist.labels import LabelCache
     from csrec_dist.training import StopSignals, Trainer, TrainStep
     from csrec_dist.training.checkpoints import Checkpoints
-    from csrec_dist.training.options import TrainingOptions
+    from csrec_dist.training.options import ResolvedTraining
     from csrec_dist.training.step import student_loss
     from csrec_dist.training.telemetry import StageLog
 
@@ -273,9 +273,9 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
                 super().step(learning_rate)
 
     dataset, layout = Dataset(folder / "dataset"), runtime.layout([runtime.world.ranks], 1)
-    options = TrainingOptions(
-        batch_size=task["batch"], max_epochs=task["epochs"], patience=task["epochs"], log_steps=task["steps"],
-        checkpoint_minutes=1e6,
+    options = ResolvedTraining(
+        batch_size=task["batch"], learning_rate=1e-3, warmup_steps=0, max_epochs=task["epochs"],
+        patience=task["epochs"], log_steps=task["steps"], checkpoint_minutes=1e6,
     )  # fmt: skip
     settings = {"name": task["model"], "width": task["width"], "dropout": 0}
     config = models.config_class(task["model"]).model_validate(settings)
