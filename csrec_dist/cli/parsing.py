@@ -14,7 +14,7 @@ EXAMPLES = {
     "fetch": "csrec-dist fetch ml-100k",
     "simulate": "csrec-dist simulate worlds/small --interactions 100000 --users 2000 --items 1000 --noise-rate 0.2",
     "recommend": "csrec-dist recommend runs/demo -n 20 --exclude-seen --output lists.parquet",
-    "report": "csrec-dist report runs/demo runs/demo_b75 --output both.html",
+    "report": "csrec-dist report runs/demo runs/demo_b75",
     "compare": "csrec-dist compare runs/base_s0,runs/base_s1 runs/csrec_m_s0,runs/csrec_m_s1 -n 5 10",
     "plan": "csrec-dist plan --config configs/experiments/demo.yaml --num-processes 8",
     "study": "csrec-dist study table3_lastfm --jobs 2 --only student=gru4rec --set dataset.source=PATH_OF_LOG",
