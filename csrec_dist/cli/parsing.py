@@ -18,7 +18,7 @@ EXAMPLES = {
     "recommend": "csrec-dist recommend runs/demo -n 20 --exclude-seen --output lists.parquet",
     "export": "csrec-dist export runs/demo --format onnx --output exports/demo",
     "serve": "csrec-dist serve runs/demo --port 8000",
-    "report": "csrec-dist report runs/demo runs/demo_b50 --output both.html",
+    "report": "csrec-dist report runs/demo runs/demo_b50",
     "compare": "csrec-dist compare runs/base_s0,runs/base_s1 runs/csrec_m_s0,runs/csrec_m_s1 -n 5 10",
     "plan": "csrec-dist plan --config demo.yaml --num-processes 8",
     "study": "csrec-dist study table3_lastfm --jobs 2 --only student=gru4rec --set dataset.source=PATH_OF_LOG",
