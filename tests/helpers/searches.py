@@ -10,12 +10,12 @@ CONFIG = """
 name: small
 dataset: {{source: {log}, window: 8, min_interactions: 3, num_shards: 4}}
 model: {{name: gru4rec, width: 8, hidden: 8, dropout: 0}}
-training: {{max_epochs: 3, batch_size: 16, learning_rate: 0.01}}
+training: {{max_epochs: 4, batch_size: 16, learning_rate: 0.01}}
 evaluation: {{top_n: [10], calibration: false, lists: false}}
 """
 SPACE = """
-training.temperature: {low: 1.0, high: 9.0}
-training.beta: [0.5, 0.75]
+training.temperature: {low: 1.0, high: 60.0}
+training.beta: [0.5, 1.0]
 training.kl: [reverse, forward]
 """
 

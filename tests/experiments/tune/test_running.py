@@ -63,7 +63,7 @@ def test_trials_are_runs_of_their_values_pruned_or_trained_to_their_end(whole: P
             "training.kl": training.kl,
         }
         is_complete = trial.state == "complete"
-        assert (run.record("distill") is not None) == is_complete == (trial.num_epochs == 3)
+        assert (run.record("distill") is not None) == is_complete == (trial.num_epochs == 4)
         assert (run.folder / "checkpoints/distill").exists() == is_complete
         if is_complete:
             epochs = run.trainings["student"]["epochs"]
@@ -107,9 +107,9 @@ def kill_at(rank: int, world_size: int, folder: str, log: str, num_batches: int)
 @pytest.mark.parametrize(
     ("num_batches", "begun"),
     [
-        pytest.param(20, "trial-000/teachers/teacher-0/metrics.json", marks=pytest.mark.long),
-        (34, "trial-000/checkpoints/distill/step-*"),
-        (46, "trial-001/checkpoints/distill/step-*"),
+        pytest.param(26, "trial-000/teachers/teacher-0/metrics.json", marks=pytest.mark.long),
+        (42, "trial-000/checkpoints/distill/step-*"),
+        (58, "trial-001/checkpoints/distill/step-*"),
     ],
 )
 def test_a_search_that_is_killed_goes_on_by_the_same_command(
