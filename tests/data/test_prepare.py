@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import identify, prepare
 from csrec_dist.errors import UserError
+from csrec_dist.files import writer_name
 
 IN_ORDER = {"timestamp": "none"}
 NAMES = {
@@ -424,7 +425,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     log = small_log(tmp_path)
-    monkeypatch.setattr("csrec_dist.data.prepare.write_json", full_disk)
+    monkeypatch.setattr("csrec_dist.data.prepare.write_record", full_disk)
     with pytest.raises(OSError, match="no space"):
         prepare(DatasetOptions(source=str(log)), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [log]
@@ -433,7 +434,8 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    leftovers = [tmp_path / f".{name}.{pid}.tmp" for name in ("out", "out2") for pid in (process.pid, os.getppid())]
+    host, pids = writer_name().rpartition("-")[0], (process.pid, os.getppid())
+    leftovers = [tmp_path / f".{name}.{host}-{pid}-{'0' * 16}.tmp" for name in ("out", "out2") for pid in pids]
     for folder in leftovers:
         folder.mkdir()
         (folder / "train.parquet").write_text("half")
