@@ -33,8 +33,8 @@ class TimedSha256:
 
     seconds, num_bytes, real = 0.0, 0, staticmethod(hashlib.sha256)
 
-    def __init__(self, data: Any = b"") -> None:
-        self._inner = self.real()
+    def __init__(self, data: Any = b"", **options: Any) -> None:
+        self._inner = self.real(**options)
         self.update(data)
 
     def update(self, data: Any) -> None:
@@ -43,8 +43,8 @@ class TimedSha256:
         TimedSha256.seconds += time.perf_counter() - begin
         TimedSha256.num_bytes += memoryview(data).nbytes
 
-    def hexdigest(self) -> str:
-        return self._inner.hexdigest()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def timed_file_digest(real: Callable[..., Any]) -> Callable[..., Any]:

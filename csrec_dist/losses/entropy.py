@@ -19,6 +19,8 @@ def label_entropy(labels: SoftLabels, temperature: float) -> Tensor:
     if isinstance(labels, TopKLabels):
         return _of_kept(labels)
     like = _like(labels)
+    if labels.num_examples == 0:
+        return like.new_zeros(0)
     tempered = labels.tempered(1 / temperature, like, CatalogSlice.whole(labels.num_items))
     sums = log_sums(tempered, labels.num_examples, labels.num_items, like)
     means = torch.zeros_like(sums)  # Σ q t, so that −Σ q ln q = logsumexp t − Σ q t

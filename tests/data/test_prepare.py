@@ -435,12 +435,8 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    host = writer_name().rpartition("-")[0]
-    leftovers = [
-        tmp_path / f".{name}.{host}-{number}-{'0' * 16}.tmp"
-        for name in ("out", "out2")
-        for number in (process.pid, os.getppid())
-    ]
+    host, pids = writer_name().rpartition("-")[0], (process.pid, os.getppid())
+    leftovers = [tmp_path / f".{name}.{host}-{pid}-{'0' * 16}.tmp" for name in ("out", "out2") for pid in pids]
     for folder in leftovers:
         folder.mkdir()
         (folder / "train.parquet").write_text("half")

@@ -149,7 +149,7 @@ def fit(
         if state is None:
             return False
         if layout.group.is_leader:
-            checkpoints.conclude()  # before the model says that it is trained: later, a kill would leave old ones
+            checkpoints.conclude()  # before the model says that it is trained: a kill after it would leave old ones
         save(run, task, trainer.best(), state, engine)
     return True
 
