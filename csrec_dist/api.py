@@ -3,6 +3,7 @@
 import html
 import re
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -367,7 +368,7 @@ class CSRec:
         """
         from csrec_dist.report import write_report
 
-        with processes() as ranks:
+        with warnings.catch_warnings(), processes() as ranks:  # scipy adds filters when it is imported
             return Path(ranks.on_main(lambda: str(write_report(self.folder))))
 
     @property

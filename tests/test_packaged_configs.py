@@ -40,7 +40,7 @@ def test_the_list_says_what_each_config_is_for(capsys: pytest.CaptureFixture[str
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [config.name for config in CONFIGS]
     assert [line.partition(":")[0] for line in lines if not line.startswith("  ")] == list(KINDS)
     [demo] = [line for line in lines if line.startswith("  demo ")]
-    assert demo.endswith("and its baseline, in two or three minutes on two CPU cores")
+    assert demo.endswith("and its baseline, in a few minutes on two CPU cores")
     assert all(len(line.split()) > 4 for line in lines if line.startswith("  ") and "zero" not in line)
 
 

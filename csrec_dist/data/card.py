@@ -12,6 +12,7 @@ COLUMNS = {
     "items": "numbers of the items, oldest first (items.parquet has the raw ids); in valid and test the target last",
     "example_offset": "id of the row's first example, by which soft labels are joined",
     "rating": "of the row's last item, null where the log has none",
+    "leaked": "whether training has the row's last item as a target of the same user; false in train",
 }
 TRUE_COLUMN = {"true_target": "the item that the user truly preferred as the row's last, 0 where it is unknown"}
 HEAD = {"library_name": "csrec_dist", "tags": ["sequential-recommendation", "recommender"]}

@@ -21,7 +21,6 @@ from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
-from csrec_dist.export import export_model, histories_to_check
 from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
 from csrec_dist.hub.repositories import CARD_FILE, check_hub_name, download, is_hub_name, upload
 from csrec_dist.models import SequentialModel
@@ -308,6 +307,8 @@ class Recommender:
         >>> rec.export("exports/shop", format="pt2", top_n=5)["check"]["lists"]
         40
         """
+        from csrec_dist.export import export_model  # which imports torch's tracers
+
         numbers = self._to_check(histories)
         with processes() as ranks:
             return ranks.on_main(
@@ -316,6 +317,8 @@ class Recommender:
 
     def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
         """Histories of item numbers that an export is checked with."""
+        from csrec_dist.export import histories_to_check
+
         if histories is not None:
             known = KnownItems(self.items, "the histories")
             if numbers := [items for _, items in _of_anybody(histories, known)]:

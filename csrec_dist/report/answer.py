@@ -15,6 +15,7 @@ SELECTED = 10
 """The cut-off that early stopping and the answer look at."""
 ANSWERED, ALSO = f"ndcg@{SELECTED}", f"recall@{SELECTED}"
 METRICS = (ANSWERED, ALSO)
+SEEDS = "train further seeds (--set seed=1 --set name=…_s1, …), Base too, and give all of them to csrec-dist compare"
 NBSP = "\u00a0"
 NORMAL_95 = 1.96
 MOST_DRAWS = 2**28
@@ -142,23 +143,23 @@ def _answer(rows: Mapping[str, ResultRow], ranked: Ranked) -> Answer:
             f"No gain over Base is shown: {change_text(test)} in {title} is within chance.",
             (
                 *figures,
-                "Next: train further seeds (seed: 1, 2, …) and compare all of them at once, or choose "
-                "training.temperature, training.beta and teachers.num on validation, as for Base.",
+                f"Next: {SEEDS}, or choose training.temperature, training.beta and teachers.num on validation with "
+                "csrec-dist tune, as for Base.",
             ),
         )
     if test.difference > 0:
         return Answer(
             "gain",
             f"Soft labels helped: {change_text(test)} in {title} over Base.",
-            (*figures, "Next: train further seeds (seed: 1, 2, …), Base too, and compare all of them at once."),
+            (*figures, f"Next: {SEEDS}."),
         )
     return Answer(
         "loss",
         f"Soft labels did not help: {change_text(test)} in {title} against Base.",
         (
             *figures,
-            "Next: choose training.temperature, training.beta and teachers.num on validation; where the teachers are "
-            "weaker than Base, train them longer first.",
+            "Next: choose training.temperature, training.beta and teachers.num on validation with csrec-dist tune; "
+            "where the teachers are weaker than Base, train them longer first.",
         ),
     )
 

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from csrec_dist.report.document import NONE
-from csrec_dist.report.verdict import verdict
 from csrec_dist.runs.run import ResultRow, Run
 
 TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
@@ -74,8 +73,11 @@ def print_results(folder: Path | str, console: Console) -> None:
     for name, path in (("run", run.folder), ("report", report)):
         if path.exists():
             console.print(f"{name:7}{path}", markup=False, highlight=False, soft_wrap=True)
-    if text := verdict(run):
-        console.print(f"\n{text}", markup=False, highlight=False)
+    if run.results:
+        from csrec_dist.report.answer import Ranked, run_answer  # which imports scipy
+
+        answer = run_answer(run, Ranked(run))
+        console.print(f"\n{' '.join((answer.headline, *answer.details))}", markup=False, highlight=False)
 
 
 def _models(run: Run) -> Table:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from csrec_dist import models
-from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.append import read_log
+from csrec_dist.data.dataset import LOG, Dataset
 from csrec_dist.data.ids import RawIds
 from csrec_dist.distributed import Group
 from csrec_dist.distributed.catalog import CatalogSlice
@@ -114,6 +115,9 @@ def of_dataset(folder: Path, name: str) -> str:
     if name in ("items.parquet", "users.parquet"):
         counts = ItemPopularity.read(dataset).counts if name == "items.parquet" else None
         return digest([RawIds(dataset.file(name)).values.to_pylist(), counts])
+    if name == LOG:
+        log = read_log(dataset)
+        return digest([log.users.to_list(), log.items.to_list(), *(column.to_list() for column in log.frame)])
     found: list[Any] = []
     for shard in range(dataset.num_shards):
         for block in dataset.open_shard(split, shard).blocks():

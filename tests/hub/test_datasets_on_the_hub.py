@@ -11,6 +11,7 @@ import yaml
 
 from csrec_dist import Dataset, load_labels
 from csrec_dist.data.card import dataset_card
+from csrec_dist.data.dataset import LOG
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.hub.markdown import plain, table
@@ -54,7 +55,7 @@ def test_a_dataset_goes_to_the_hub_and_back(shop: tuple[Dataset, Path], tmp_path
         )
         assert pushed == f"result {endpoint}/datasets/me/shop"
         files = repositories["me/shop"]
-    expected = {path.name for path in data.folder.iterdir()} - {"notes.txt"} | {"README.md"}
+    expected = {path.name for path in data.folder.iterdir()} - {"notes.txt", LOG} | {"README.md"}
     assert set(files) == expected
     again = Dataset(pulled.removeprefix("result "))
     assert again.info == data.info
@@ -71,7 +72,7 @@ def test_the_hub_and_datasets_read_the_splits_by_the_card(shop: tuple[Dataset, P
         name: split.num_rows for name, split in data.splits.items()
     }
     _, body = parts_of(dataset_card(data))
-    named = {line.split(" | ")[0].removeprefix("| ") for line in body[body.index("## Columns") :].splitlines()[4:9]}
+    named = {line.split(" | ")[0].removeprefix("| ") for line in body[body.index("## Columns") :].splitlines()[4:10]}
     assert {plain(column) for column in read["test"].column_names} == named
 
 

@@ -52,6 +52,7 @@ def test_its_ends_are_one_item_and_all_alike() -> None:
     one, alike = torch.full((1, V), -1e4), torch.zeros(1, V)
     one[0, 3] = 1e4
     assert label_entropy(DenseLabels(one), 1.0).item() == 0
+    assert label_entropy(DenseLabels(one[:0]), 1.0).shape == (0,)
     assert label_entropy(DenseLabels(alike), 1.0).item() == pytest.approx(math.log(V), rel=1e-6)
 
 

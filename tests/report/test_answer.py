@@ -1,6 +1,5 @@
 """What the report begins with: the right sign, the right figures, and no gain where none is shown."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 from scipy import stats
 
 from csrec_dist.evaluation.significance import mean_interval
+from csrec_dist.files import read_json, write_record
 from csrec_dist.report import write_report
 from csrec_dist.report.answer import ANSWERED, Ranked, num_resamples, run_answer
 from csrec_dist.report.document import Answer
@@ -137,9 +137,9 @@ def test_nothing_of_a_run_s_files_is_markup(run: Path) -> None:
         (run / "teachers/teacher-1/metrics.json", lambda saved: (saved.clear(), saved.update(taken_from=name))),
         (run / "student/metrics.json", lambda saved: saved.update(trained_by={"engine": name, "ranks": [0]})),
     ):
-        saved = json.loads(path.read_text())
+        saved = read_json(path)
         change(saved)
-        path.write_text(json.dumps(saved))
+        write_record(path, saved)
     page = write_report(run).read_text()
     assert "<img" not in page
     assert page.count("&lt;img src=x onerror=alert(1)&gt;.csv") >= 4, "source twice, taken from, trained by"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from csrec_dist.files import read_json, write_record
 from csrec_dist.report import write_report, write_runs_page
 from tests.helpers.ranked_runs import write_ranks
 from tests.helpers.run_folders import make_run
@@ -51,9 +52,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for run in runs:
         write_ranks(run, {"base": 0, "student": 3, "teacher-0": 1, "teacher-1": 1})
     description = runs[0] / "dataset/dataset.json"
-    saved = json.loads(description.read_text())
+    saved = read_json(description)
     saved["source"]["name"] = "<img src=x onerror=console.error(1)>"
-    description.write_text(json.dumps(saved))
+    write_record(description, saved)
     return runs
 
 

@@ -15,7 +15,7 @@ from csrec_dist.experiments.tune.search import Search
 from csrec_dist.experiments.tune.space import shown
 from csrec_dist.experiments.tune.trials import Proposal, State, Trials
 from csrec_dist.files import read_json
-from csrec_dist.runs.lock import RunLock
+from csrec_dist.lock import FolderLock
 from csrec_dist.runs.pipeline import work_on
 from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.run import stage_names
@@ -49,7 +49,7 @@ def do_trials(search: Search, runtime: Runtime, say: Say, keep_threads: bool = F
 @contextmanager
 def _opened(search: Search, runtime: Runtime) -> Iterator[list[Trials]]:
     """Within the block rank 0 has the search's folder and its trials, alone in a list; that of other ranks is empty."""
-    lock = RunLock(search.folder)
+    lock = FolderLock(search.folder, "The search's folder")
     trials: list[Trials] = []
 
     def take() -> None:

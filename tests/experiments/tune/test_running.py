@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from csrec_dist.runs.lock import RunLock
 
 from csrec_dist.cli import main
 from csrec_dist.config import load_config
@@ -20,7 +19,8 @@ from csrec_dist.experiments.tune import Tuning, tune
 from csrec_dist.experiments.tune import trials as trials_module
 from csrec_dist.experiments.tune.running import do_trials
 from csrec_dist.experiments.tune.trials import Trial
-from csrec_dist.files import read_json
+from csrec_dist.files import read_json, sha256_file, write_record
+from csrec_dist.lock import FolderLock
 from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.runs.run import Run
@@ -75,8 +75,12 @@ def test_no_test_row_is_read(whole: Path, small_log: Path, tmp_path: Path) -> No
     arguments = ["tune", *write_search(tmp_path, small_log)]
     assert main([*arguments, "--trials", "1"]) == 0
     runs = tmp_path / "small/runs"
-    for shard in (runs / "trial-000/dataset").glob("test-*.parquet"):
+    description = runs / "trial-000/dataset/dataset.json"
+    info = read_json(description)
+    for shard in description.parent.glob("test-*.parquet"):
         shard.write_bytes(b"no rows")
+        info["files"][shard.name] = sha256_file(shard)
+    write_record(description, info)
     assert main([*arguments, "--trials", "3"]) == 0
     assert timeless(Tuning(tmp_path / "small").trials) == timeless(Tuning(whole).trials[:3])
     assert not [*runs.glob("*/metrics.json"), *runs.glob("*/ranks"), *runs.glob("*/evaluate.done.json")]
@@ -213,7 +217,7 @@ def test_a_folder_of_other_things_is_left_alone(small_log: Path, tmp_path: Path)
 
 def test_two_processes_do_not_search_in_one_folder(small_log: Path, tmp_path: Path) -> None:
     search = small_search(tmp_path, small_log, 1)
-    other = RunLock(search.folder)
+    other = FolderLock(search.folder, "The search's folder")
     other.acquire()
     try:
         with pytest.raises(UserError, match=f"is in use by process {os.getpid()}"):
