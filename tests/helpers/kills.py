@@ -2,7 +2,6 @@
 
 import errno
 import io
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from csrec_dist.cli import main
 from csrec_dist.files import read_json
 from tests.helpers.disks import before_calls
+from tests.helpers.ranks import CONTEXT
 from tests.helpers.run_folders import write_log
 
 CONFIG = """
@@ -28,8 +28,6 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
 FURTHEST = 60
 """Calls of a start after which it is killed at the latest: a whole run makes some hundreds."""
 MOST_STARTS = 200
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "datasets", "accelerate", "csrec_dist.runs.pipeline", "tests.helpers.kills"])
 
 
 def start(config: str, folder: str, number: int, error: int | None) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context(
+    "forkserver"
+)  # one server a process; its imports are asked for once
+CONTEXT.set_forkserver_preload(
     ["torch", "torch.distributed", "torch._dynamo", "datasets", "accelerate", "csrec_dist.runs.pipeline"]
 )
 
@@ -74,8 +76,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     """
     port, ranks = free_port(), []
     for rank in range(world_size):
-        receiver, sender = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_rank_main, args=(function, rank, world_size, port, sender, args))
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_rank_main, args=(function, rank, world_size, port, sender, args))
         process.start()
         sender.close()
         ranks.append((process, receiver))
