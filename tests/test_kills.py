@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import kills
 
-NUM_RUNS = int(os.environ.get("CSREC_SOAK_RUNS", "3"))
+NUM_RUNS = int(os.environ.get("CSREC_SOAK_RUNS", "1"))
 
 
 @pytest.mark.long
