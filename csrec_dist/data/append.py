@@ -56,16 +56,7 @@ def read_log(dataset: Dataset) -> Log:
             f"{path} is missing: without the log that {dataset.folder} was made of, nothing can be appended to it. "
             "Prepare the whole log, old and new, as a new dataset."
         )
-    try:
-        frame = pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} cannot be read ({reason}); prepare the dataset again.") from None
-    if len(frame) != statistics["raw_interactions"]:
-        raise UserError(
-            f"{path} has {len(frame):,} interactions, but {dataset.folder} was made of "
-            f"{statistics['raw_interactions']:,}: it is not the log of this dataset. Prepare the dataset again."
-        )
+    frame = pl.read_parquet(dataset.file(LOG))
     missing = [pl.lit(None).alias(role) for role in ROLES if role not in (*frame.columns, "weight")]
     frame = frame.with_columns(missing)
     users, user_numbers = number(frame["user"], path, typed=True)
@@ -137,8 +128,8 @@ class AppendedSource:
 def joined(dataset: Dataset, old: Log, source: Source) -> Log:
     """Two logs as one; see `AppendedSource.log`. UserError if their times cannot be compared."""
     new = source.log
-    users, *users_of = _joined_ids(dataset.folder / "users.parquet", old.users, new.users)
-    items, *items_of = _joined_ids(dataset.folder / "items.parquet", old.items, new.items)
+    users, *users_of = _joined_ids(dataset.file("users.parquet"), old.users, new.users)
+    items, *items_of = _joined_ids(dataset.file("items.parquet"), old.items, new.items)
     times, frames = _joined_times(old.times, new.times, source.place, dataset), []
     has_true_items = old.has_true_items or new.has_true_items
     has_weights = any("weight" in log.frame.columns for log in (old, new))
@@ -212,7 +203,7 @@ def require_kept(dataset: Dataset, users: pl.Series, items: pl.Series, place: Pa
     With the options of the dataset none of them is lost: more interactions drop no user and no item.
     """
     for name, raw in (("user", users), ("item", items)):
-        old, now = pl.Series(RawIds(dataset.folder / f"{name}s.parquet").values).cast(pl.String), raw.cast(pl.String)
+        old, now = pl.Series(RawIds(dataset.file(f"{name}s.parquet")).values).cast(pl.String), raw.cast(pl.String)
         lost = old.filter(~old.is_in(now.implode()))
         if len(lost):
             raise UserError(
@@ -239,7 +230,7 @@ def trained_before(dataset: Dataset, flat: Flat, splits: dict[str, Spans]) -> di
 
     A model that was trained on the old dataset may know these.
     """
-    files = [dataset.shard_file("train", shard) for shard in range(dataset.num_shards)]
+    files = [dataset.file(dataset.shard_file("train", shard).name) for shard in range(dataset.num_shards)]
     trained = pl.scan_parquet(files).select("user", target=pl.col("items").list.slice(1)).explode("target")
     counts = {}
     for name in ("valid", "test"):
