@@ -56,7 +56,7 @@ def read_log(dataset: Dataset) -> Log:
             f"{path} is missing: without the log that {dataset.folder} was made of, nothing can be appended to it. "
             "Prepare the whole log, old and new, as a new dataset."
         )
-    frame = pl.read_parquet(dataset.file(LOG))
+    frame = pl.read_parquet(dataset.file(LOG), glob=False)
     missing = [pl.lit(None).alias(role) for role in ROLES if role not in (*frame.columns, "weight")]
     frame = frame.with_columns(missing)
     users, user_numbers = number(frame["user"], path, typed=True)
@@ -71,6 +71,7 @@ def read_log(dataset: Dataset) -> Log:
         taken=reading["columns"],
         passed_over=tuple(reading["columns_passed_over"]),
         times=Times(frame["timestamp"], reading["timestamps"], reading["times_per_second"]),
+        num_not_kept=statistics["rows_not_kept"],
     )
 
 
@@ -78,9 +79,14 @@ def appended_options(dataset: Dataset, given: Mapping[str, Any], is_table: bool)
     """The keys of `dataset` for a log that is appended: those of the old dataset, but for the `given` ones.
 
     The columns are the old log's, role by role, unless they are given. What describes text files is not taken over to
-    a table. Raises UserError if the old dataset has splits that were given.
+    a table. Raises UserError if the old dataset has splits that were given, or the new one should.
     """
     old = dataset.info["options"]
+    if given.get("split") == "given":
+        raise UserError(
+            f"dataset.split: given cannot be appended to {dataset.folder}, whose log has no files of validation and "
+            "test; prepare training, validation and test files of all interactions as a new dataset."
+        )
     if old.get("split") == "given":
         raise UserError(
             f"{dataset.folder} was made of given training, validation and test files, to which one log cannot be "
@@ -101,7 +107,7 @@ class AppendedSource:
 
     def __init__(self, dataset: Dataset, options: DatasetOptions, table: Any = None) -> None:
         """`options.source` names the new log, or it is a table. UserError if there is none."""
-        self._dataset, self._new = dataset, source_of(options, table)
+        self._dataset, self._new, self._is_weighted = dataset, source_of(options, table), bool(options.weights)
 
     def __str__(self) -> str:
         return f"{self._new}, appended to the log of {self._dataset.folder}"
@@ -122,22 +128,24 @@ class AppendedSource:
 
         Interactions of a user at the same time come in the order old, new.
         """
-        return joined(self._dataset, read_log(self._dataset), self._new)
+        return joined(self._dataset, read_log(self._dataset), self._new, self._is_weighted)
 
 
-def joined(dataset: Dataset, old: Log, source: Source) -> Log:
-    """Two logs as one; see `AppendedSource.log`. UserError if their times cannot be compared."""
+def joined(dataset: Dataset, old: Log, source: Source, is_weighted: bool) -> Log:
+    """Two logs as one; see `AppendedSource.log`. UserError if their times cannot be compared.
+
+    Where it `is_weighted`, interactions of an old log without weights weigh 1; otherwise none has a weight.
+    """
     new = source.log
     users, *users_of = _joined_ids(dataset.file("users.parquet"), old.users, new.users)
     items, *items_of = _joined_ids(dataset.file("items.parquet"), old.items, new.items)
     times, frames = _joined_times(old.times, new.times, source.place, dataset), []
     has_true_items = old.has_true_items or new.has_true_items
-    has_weights = any("weight" in log.frame.columns for log in (old, new))
     for log, user_numbers, item_numbers in zip((old, new), users_of, items_of, strict=True):
         frame = _renumbered(log.frame, user_numbers, item_numbers, has_true_items)
-        if has_weights:
-            weights = log.frame["weight"] if "weight" in log.frame.columns else pl.repeat(1.0, len(frame), eager=True)
-            frame = frame.with_columns(weight=weights.cast(pl.Float64))
+        if is_weighted:
+            weights = log.frame["weight"] if "weight" in log.frame.columns else pl.lit(1.0, pl.Float32)
+            frame = frame.with_columns(weight=weights)
         frames.append(frame.with_columns(timestamp=_in_unit(frame["timestamp"], log.times, times)))
     frame = pl.concat(frames, how="vertical_relaxed")
     keys = ["user"] if frame["timestamp"].dtype == pl.Null else ["user", "timestamp"]
@@ -150,6 +158,7 @@ def joined(dataset: Dataset, old: Log, source: Source) -> Log:
         taken=new.taken,
         passed_over=new.passed_over,
         times=times,
+        num_not_kept=old.num_not_kept + new.num_not_kept,
     )
 
 
@@ -231,7 +240,7 @@ def trained_before(dataset: Dataset, flat: Flat, splits: dict[str, Spans]) -> di
     A model that was trained on the old dataset may know these.
     """
     files = [dataset.file(dataset.shard_file("train", shard).name) for shard in range(dataset.num_shards)]
-    trained = pl.scan_parquet(files).select("user", target=pl.col("items").list.slice(1)).explode("target")
+    trained = pl.scan_parquet(files, glob=False).select("user", target=pl.col("items").list.slice(1)).explode("target")
     counts = {}
     for name in ("valid", "test"):
         last = splits[name].stops - 1

@@ -27,6 +27,7 @@ RULES: list[dict[str, Any]] = [
     {"duplicates": "first", "windows": "paper"},
     {"duplicates": "last", "windows": "last"},
     {"split": "temporal", "temporal_shares": [0.5, 0.25, 0.25]},
+    {"keep": {"user": "!= u1"}, "weights": {"rating": {"1": 0.25}}},
 ]
 BY_APPENDING = {"valid_targets_trained_before", "test_targets_trained_before"}
 
@@ -78,7 +79,11 @@ def rows(dataset: Dataset, split: str) -> list[tuple[Any, ...]]:
     users, items = raw(dataset, "user"), raw(dataset, "item")
     shards = [pq.read_table(dataset.shard_file(split, shard)).to_pylist() for shard in range(dataset.num_shards)]
     return sorted(
-        (users[row["user"] - 1], [items[item - 1] for item in row["items"]], str(row["rating"]))
+        (
+            users[row["user"] - 1],
+            [items[item - 1] for item in row["items"]],
+            str([row["rating"], row["leaked"], row.get("weights")]),
+        )
         for row in itertools.chain(*shards)
     )
 
@@ -124,6 +129,33 @@ def test_appending_twice_is_preparing_the_whole_log_but_for_the_numbers(
         assert raw(new, "user")[: old.num_users] == raw(old, "user")
     assert first.num_items < third.num_items  # so that something new was numbered
     assert first.num_users < third.num_users
+
+
+def test_the_new_options_say_whether_examples_have_weights(tmp_path: Path) -> None:
+    log, new, weights = random_log(0, 80, 0), random_log(1, 60, 50), {"rating": {"1": 0.25}}
+    weighted, alike = (
+        prepared(tmp_path / name, log, **keys) for name, keys in (("w", {"weights": weights}), ("a", {}))
+    )
+    without = appended(tmp_path / "without", new, weighted, weights={})
+    assert without.example_weights is None
+    assert rows(without, "train") == rows(appended(tmp_path / "alike", new, alike), "train")
+    late = appended(tmp_path / "late", new, alike, weights=weights)
+    of_log = pl.read_parquet(late.folder / LOG)["weight"]
+    assert late.example_weights is not None
+    assert (of_log == 0.25).sum() == (new["rating"] == 1).sum()
+    assert (of_log == 1).sum() == len(log) + (new["rating"] != 1).sum()
+
+
+def test_a_given_split_is_not_appended(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "first", random_log(0, 60, 0))
+    with pytest.raises(UserError, match=r"split: given cannot be appended to .*first"):
+        appended(tmp_path / "second", random_log(1, 40, 50), first, split="given")
+
+
+def test_names_of_folders_are_no_patterns(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "first[1]", random_log(0, 60, 0))
+    second = appended(tmp_path / "second[2]", random_log(1, 40, 50), first)
+    assert second.statistics["raw_interactions"] == 100
 
 
 def test_what_a_dataset_extends_is_written_down(tmp_path: Path) -> None:
