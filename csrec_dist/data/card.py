@@ -14,6 +14,9 @@ COLUMNS = {
     "rating": "of the row's last item, null where the log has none",
     "leaked": "whether training has the row's last item as a target of the same user; false in train",
 }
+WEIGHTS_COLUMN = {
+    "weights": "how much the examples of the row weigh in training: one for each item but the first, 1 in the mean"
+}
 TRUE_COLUMN = {"true_target": "the item that the user truly preferred as the row's last, 0 where it is unknown"}
 HEAD = {"library_name": "csrec_dist", "tags": ["sequential-recommendation", "recommender"]}
 USE = """\
@@ -45,6 +48,9 @@ def described(dataset: Dataset) -> Iterator[tuple[str, str]]:
         yield "time", f"{reading['first_time']} to {reading['last_time']}"
     keys = ("min_interactions", "k_core", "duplicates", "window", "windows", "split")
     yield "prepared with", ", ".join(f"{key} {options.get(key)}" for key in keys)
+    for name in ("keep", "weights"):
+        if rules := options.get(name):
+            yield name, "; ".join(f"{column}: {rule}" for column, rule in rules.items())
     if noise := options.get("noise"):
         yield "noise", f"{noise['rate']:.0%} of the training interactions replaced ({noise['kind']})"
 
@@ -62,7 +68,8 @@ def _sections(dataset: Dataset) -> Iterator[str]:
     rows = [(name, f"{split.num_rows:,}", f"{split.num_examples:,}") for name, split in dataset.splits.items()]
     yield table(["split", "rows", "examples"], rows)
     yield "## Columns"
-    columns = COLUMNS | (TRUE_COLUMN if dataset.has_true_targets else {})
+    columns = COLUMNS | (WEIGHTS_COLUMN if dataset.example_weights else {})
+    columns |= TRUE_COLUMN if dataset.has_true_targets else {}
     yield table(["column", "content"], columns.items())
     yield "## Limits"
     yield bullets(_limits(dataset))

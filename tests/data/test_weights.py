@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from csrec_dist.data.batches import Batch, to_batch
+from csrec_dist.data.card import dataset_card
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
@@ -111,6 +112,15 @@ def test_weights_are_said_as_they_are_given(tmp_path: Path) -> None:
     prepare(options, tmp_path / "dataset", said.append)
     num_views = pl.read_csv(tmp_path / "log.csv")["event"].value_counts().filter(event="view")["count"].item()
     assert f"weights of interactions: 1 ({108 - num_views} rows), 0.5 ({num_views} rows)" in said
+
+
+def test_the_card_names_the_columns_that_the_files_have(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    columns = dataset_card(data).partition("## Columns")[2].partition("##")[0]
+    named = {
+        line.split(" | ")[0].removeprefix("| ").replace("\\", "") for line in columns.splitlines() if " | " in line
+    }
+    assert named - {"column", "---"} == set(pl.read_parquet(data.shard_file("train", 0)).columns)
 
 
 def test_weights_decide_what_a_dataset_is(tmp_path: Path) -> None:
