@@ -50,7 +50,6 @@ from csrec_dist.lock import locked
 from csrec_dist.options import undeciding
 from csrec_dist.storage import require_room
 
-PERIODS = {"train": "before the first cut", "valid": "between the cuts", "test": "after the second"}
 NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
 
 

@@ -76,6 +76,16 @@ def test_every_row_of_the_files_is_a_target(tmp_path: Path, seed: int) -> None:
     assert info["statistics"]["interactions"] == sum(map(len, log.values()))
 
 
+def test_a_target_leaks_if_its_user_has_it_in_the_training_file(tmp_path: Path) -> None:
+    prepare(options(tmp_path, split_log(), window=100), tmp_path / "dataset")
+    dataset = Dataset(tmp_path / "dataset")
+    trained = {(user, item) for user, items in rows_of(dataset, "train") for item in items[1:]}
+    for split in ("valid", "test"):
+        expected_number = sum((user, items[-1]) in trained for user, items in rows_of(dataset, split))
+        leaked = pl.read_parquet(tmp_path / "dataset" / f"{split}-*.parquet")["leaked"]
+        assert int(leaked.sum()) == expected_number > 0
+
+
 def test_training_rows_are_cut_from_the_training_file_alone(tmp_path: Path) -> None:
     log = split_log()
     prepare(options(tmp_path, log, window=100), tmp_path / "dataset")
