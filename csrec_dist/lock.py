@@ -80,6 +80,7 @@ class FolderLock:
         self._made_folder = False
         self._has_locks = True
         self._released = threading.Event()
+        self._heart: threading.Thread | None = None
 
     def acquire(self) -> None:
         """Take the lock, making the folder if need be; nothing else is touched where that fails.
@@ -109,13 +110,16 @@ class FolderLock:
                 raise storage_error(error, self._folder) from None
             raise UserError(f"{self._what} {self._folder} is not writable: {error.strerror}.") from None
         self._released.clear()
-        threading.Thread(target=self._beat_until_released, name="lock", daemon=True).start()
+        self._heart = threading.Thread(target=self._beat_until_released, name="lock", daemon=True)
+        self._heart.start()
 
     def release(self) -> None:
         """Let go of the lock, if this process has it."""
         if self._file is None:
             return
         self._released.set()
+        if self._heart is not None:
+            self._heart.join()  # it touches the file, whose number may be another's once it is closed
         if self._holder() == Holder.this() and self._is_current():
             self._remove()
         self._close()

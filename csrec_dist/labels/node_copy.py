@@ -32,6 +32,7 @@ def copy_labels(folder: Path, copy: Path, shards: Iterable[int], tell: Callable[
     `folder`. One process of a node calls this.
 
     Raises:
+        StorageError: the disk is full after all, failing or read-only.
         UserError: the disk is too small, cannot be written to, or the user's folder there is somebody else's.
     """
     index = read_index(folder)
@@ -99,7 +100,7 @@ def _copy_all(
     for entry in entries:
         digest = hashlib.sha256()
         with (
-            atomic_path(copy / entry.file) as temporary,
+            atomic_path(copy / entry.file, entry.bytes) as temporary,
             open(folder / entry.file, "rb") as source,
             open(temporary, "wb") as target,
         ):

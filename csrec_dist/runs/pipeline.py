@@ -110,7 +110,8 @@ def work_on(
     with _in_use(run):
         # Replacements that a killed process left half done come first: what a stage finds decides what is to do.
         processes.on_main(run.restarts.recover)
-        if restart != "prepare":  # which is to replace a dataset that may be damaged
+        # A restart of prepare is to replace a dataset that may be damaged; one that was cut off later has a new one.
+        if restart != PREPARE.name or processes.on_main(lambda: run.restarts.is_replaced(PREPARE.name)):
             run.resolve()
         decided = processes.on_main(lambda: ways(run, stages, chosen, restart))
         with run.log("run") as log, _settings(run, chosen, log.say, keep_threads):

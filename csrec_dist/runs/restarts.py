@@ -79,6 +79,10 @@ class Restarts:
         """Note that `--restart` names this stage."""
         write_record(self.folder / "request.json", {"stage": stage})
 
+    def is_replaced(self, stage: str) -> bool:
+        """Whether a `--restart` of this stage, which did not come to its end, has done the stage itself."""
+        return self.request == stage and self.begun_with(stage) is None
+
     def conclude(self) -> None:
         """A command has come to its end: the request is met unless its stage is still begun. An empty folder goes."""
         if self.request and self.begun_with(self.request) is None:

@@ -278,9 +278,8 @@ class Checkpoints:
             # the ranks would enter the two in different orders.
             self._await(temporary, files)
         checksums = {name: stored_checksum(temporary / name) for name in files}
-        write_record(
-            temporary / "state.json", {**values, "files": checksums}
-        )  # the last file: it vouches for the others
+        # The last file: it vouches for the others.
+        write_record(temporary / "state.json", {**values, "files": checksums})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         # Only now, when the new one has its name: whenever the process is killed there is a whole checkpoint.

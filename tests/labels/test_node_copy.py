@@ -1,5 +1,6 @@
 """Labels on a node's own disk: the same labels, of which only what the node reads is copied, whole and checked."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,12 +12,13 @@ import torch
 
 from csrec_dist.config import load_config
 from csrec_dist.distributed import Runtime
-from csrec_dist.errors import UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
 from csrec_dist.labels.node_copy import copy_labels, node_folder, remove_empty
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages import distill
+from tests.helpers.disks import failing
 from tests.helpers.ranks import run_ranks
 from tests.helpers.run_folders import make_run
 
@@ -189,3 +191,11 @@ def test_each_node_copies_what_its_ranks_read_and_removes_it_at_the_end(small_da
     shutil.rmtree(tmp_path / "small/student")
     distilled(0, 1, str(tmp_path), str(small_dataset), [], True)
     assert curve(tmp_path) == pytest.approx(found, abs=1e-4)
+
+
+def test_a_disk_that_fails_while_labels_are_copied_is_told_to_all_ranks(small_dataset: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with failing("fsync", errno.ENOSPC, disk), pytest.raises(StorageError, match=r"No space.*node of rank 0") as met:
+        distilled(0, 1, str(tmp_path), str(small_dataset), [str(disk)], True)
+    assert met.value.is_shared
+    assert distilled(0, 1, str(tmp_path), str(small_dataset), [str(disk)], True)

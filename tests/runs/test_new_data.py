@@ -14,7 +14,7 @@ from csrec_dist import CSRec, Dataset, Recommender, load_labels, models, soft_la
 from csrec_dist.config import parse_config
 from csrec_dist.data.batches import to_batch
 from csrec_dist.distributed import Runtime
-from csrec_dist.errors import UserError
+from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.files import read_json
 from csrec_dist.runs.origin import Origin
 from csrec_dist.runs.pipeline import execute
@@ -213,6 +213,14 @@ def test_what_a_training_starts_from_is_named_in_several_ways(shop: Shop, form: 
     named, of_run = Origin.of(folder), Origin.of(shop.run.folder)
     assert named.id_map == of_run.id_map == shop.old.id_map_fingerprint
     assert named.rows_of(shop.new, 20).tolist() == of_run.rows_of(shop.new, 20).tolist() == [*range(20), *[-1] * 4]
+
+
+def test_damaged_weights_to_start_from_are_refused_on_all_ranks(shop: Shop, tmp_path: Path) -> None:
+    shop.run.recommender.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(SharedUserError, match=r"model\.safetensors is damaged: its bytes do not have the checksum"):
+        CSRec("r", **BASE, output=tmp_path).fit(shop.new, resume_from=tmp_path / "saved")
 
 
 def test_items_are_matched_by_their_raw_ids(shop: Shop, tmp_path: Path) -> None:

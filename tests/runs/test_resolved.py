@@ -18,6 +18,7 @@ from csrec_dist.runs.run import Run
 from csrec_dist.training.defaults import resolve
 from csrec_dist.training.options import TrainingOptions
 from tests.helpers.ranks import run_ranks
+from tests.helpers.training_streams import at_each_batch
 
 CONFIG = """
 name: open
@@ -119,3 +120,20 @@ def test_a_study_that_leaves_values_open_goes_on(config: Path, tmp_path: Path) -
     [entry] = load_study(tmp_path / "study.yaml").entries(tmp_path / "studies/study/runs", {})
     assert Run.open(entry.run.folder).training == entry.run.training
     assert not entry.config.training.is_resolved
+
+
+def test_a_restart_of_prepare_that_was_cut_off_later_goes_on(config: Path) -> None:
+    run = ["run", "--config", str(config)]
+    assert main(run) == 0
+
+    def cut_off() -> None:
+        raise KeyboardInterrupt
+
+    with at_each_batch(cut_off), pytest.raises(KeyboardInterrupt):
+        main([*run, "--restart", "prepare"])
+    dataset = config.parent / "open/dataset/dataset.json"
+    replaced = dataset.stat().st_mtime_ns
+    assert main([*run, "--restart", "prepare"]) == 0
+    assert dataset.stat().st_mtime_ns == replaced, "it is not prepared a third time"
+    assert written(config) == expected(config)
+    assert read_json(config.parent / "open/distill.done.json")["inputs"]["training.batch_size"] is not None

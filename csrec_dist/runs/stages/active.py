@@ -142,9 +142,17 @@ def check_dataset(run: ActiveRun) -> None:
     run.runtime.on_main(on_main)
     runtime, dataset = run.runtime, run.dataset
     mine = dataset.file_names[runtime.rank :: runtime.world_size]  # which rank reads which file differs with the stage
-    problems = [problem for name in mine if (problem := dataset.problem(name))]
+    problems = [problem for name in mine if (problem := _problem_of(dataset, name))]
     if damaged := [problem for part in runtime.world.gather_objects(problems) for problem in part]:
         raise SharedUserError(f"{' '.join(damaged[:MOST_PROBLEMS])} Prepare the dataset again.")
+
+
+def _problem_of(dataset: Dataset, name: str) -> str | None:
+    """What is wrong with a file; of one that cannot be read, too: the other ranks wait for the answer."""
+    try:
+        return dataset.problem(name)
+    except UserError as error:
+        return str(error)
 
 
 def check_weights_of(run: ActiveRun, models: Mapping[str, str]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from csrec_dist.data.order import owned_shards
-from csrec_dist.errors import SharedUserError, UserError, shared_errors
+from csrec_dist.errors import SharedUserError, StorageError, UserError, shared_errors
 from csrec_dist.files import remove_leftovers
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.node_copy import copy_labels, make_private, node_folder, remove_empty
 from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.lock import FolderLock
+from csrec_dist.models.weight_files import StoredWeights
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, origin_rows
@@ -39,7 +40,8 @@ def _check_origin(run: ActiveRun) -> None:
 
     def on_main() -> None:
         if run.config.training.init_from is not None:
-            origin_rows(run, run.config.model, run.config.training.init_from)
+            origin, _ = origin_rows(run, run.config.model, run.config.training.init_from)
+            StoredWeights(origin.folder)  # whole and sound
 
     run.runtime.on_main(on_main)
 
@@ -85,6 +87,8 @@ def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
         results = runtime.world.gather_objects(_copy_for(run, folder, copy, ranks, lock) if is_first else {})
         if errors := [result["error"] for result in results if "error" in result]:
             raise SharedUserError(errors[0])
+        if failures := [result["storage"] for result in results if "storage" in result]:
+            raise StorageError(failures[0], is_shared=True)
         refuse_damaged([result.get("problems", []) for result in results])
         yield LabelCache(copy, run.dataset, run.layout.catalog)
         if is_first:
@@ -96,9 +100,10 @@ def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
 
 
 def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int], lock: FolderLock) -> dict[str, Any]:
-    """Copy what these ranks of the node read: {"problems": of the labels}, or {"error": the user's mistake}.
+    """Copy what these ranks of the node read: {"problems": of the labels}.
 
-    The other ranks wait for the answer, so a mistake is returned; whoever has it raises it on all of them.
+    Or {"error": the user's mistake}, or {"storage": what a disk answered}.
+    The other ranks wait for the answer, so an error is returned; whoever has it raises it on all of them.
     """
     runtime, num_shards = run.runtime, run.dataset.num_shards
     shards = [shard for rank in ranks for shard in owned_shards(num_shards, rank, runtime.world_size)]
@@ -116,6 +121,8 @@ def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int], lock: 
                 return {"problems": copy_labels(folder, copy, shards, tell)}
         except UserError as error:
             return {"error": f"{error} (node of rank {runtime.rank})"}
+        except StorageError as error:
+            return {"storage": f"{error} (node of rank {runtime.rank})"}
 
 
 def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:

@@ -78,10 +78,12 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
         metrics = {**student, "models": results | ensemble_results(run)}
         if run.config.evaluation.diversity and len(run.config.member_names) > 1:
             metrics["diversity"] = diversity(run)
-    if run.runtime.is_main:
+
+    def on_main() -> dict[str, str]:
         write_record(run.path("metrics.json"), metrics)
-    files = run.runtime.on_main(lambda: {path.name: sha256_file(path) for path in sorted(run.path("ranks").iterdir())})
-    return {"test": student["test"], "ranks": files}
+        return {path.name: sha256_file(path) for path in sorted(run.path("ranks").iterdir())}
+
+    return {"test": student["test"], "ranks": run.runtime.on_main(on_main)}
 
 
 def load(run: ActiveRun, folder: Path) -> SequentialModel:

@@ -211,7 +211,7 @@ def origin_rows(run: ActiveRun, config: ModelConfig, init_from: str) -> tuple[Or
 def _say_start(run: ActiveRun, task: Fit, trainer: Trainer, checkpoints: Path, layout: Layout, log: StageLog) -> None:
     """Evaluate what a training starts from, unless it goes on from a checkpoint."""
     assert task.init_from is not None
-    if not layout.group.broadcast_object(last_state(checkpoints) is None):
+    if not run.runtime.on_main(lambda: last_state(checkpoints) is None):
         return
     _, rows = origin_rows(run, task.model, task.init_from)
     with layout.group.watch.doing("evaluating"):
