@@ -9,7 +9,7 @@ from csrec_dist import models
 from csrec_dist.cli import main
 from csrec_dist.data.download import fetch
 from csrec_dist.errors import UserError
-from csrec_dist.files import write_json
+from csrec_dist.files import write_json, writer_name
 from csrec_dist.models import config_class
 from tests.helpers.finished_runs import content, refused
 from tests.helpers.study_files import write_study
@@ -100,6 +100,16 @@ def test_a_log_is_not_fetched_over_one_of_the_same_name(tmp_path: Path) -> None:
     mine.unlink()
     for _ in range(2):
         assert fetch("ml-100k", tmp_path / "data", source=other).read_text() == other.read_text()
+
+
+def test_a_start_that_was_killed_at_its_first_file_is_no_obstacle(
+    finished_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "r").mkdir()
+    left = tmp_path / "r" / f".config.yaml.{writer_name().rpartition('-')[0]}-{2**22}-{'0' * 16}.tmp"
+    left.write_text("# hash: 01")
+    assert main(["prepare", "--config", str(finished_run[0]), "--set", f"output={tmp_path}"]) == 0
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("command", [["report"], ["recommend"]])

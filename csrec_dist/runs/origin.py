@@ -70,7 +70,7 @@ class Origin:
         """
         file = self.items_file
         if file is not None and file.exists() and sha256_file(file)[:16] == self.id_map:
-            rows = _by_raw_id(RawIds(file), RawIds(dataset.folder / ITEMS_FILE))
+            rows = _by_raw_id(RawIds(file), RawIds(dataset.file(ITEMS_FILE)))
             num_known = len(RawIds(file))
         else:
             known = dataset.num_known(self.id_map)

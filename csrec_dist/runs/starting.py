@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import StorageError, UserError
-from csrec_dist.files import changed_keys, flatten, write_text
+from csrec_dist.files import LEFTOVER, changed_keys, flatten, write_text
 from csrec_dist.lock import FILE as LOCK
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.run import Record, Run
@@ -28,7 +28,9 @@ def refuse_foreign(folder: Path) -> None:
     """UserError for a folder with something in it that is not a run: nothing is written among other people's files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"The run's folder {folder} is a file. Give the run another name.")
-    content = sorted(path.name for path in folder.iterdir() if path.name not in IGNORED) if folder.exists() else []
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    # A start that was killed as it wrote its first file has left that alone.
+    content = sorted(name for name in names if name not in IGNORED and not LEFTOVER.fullmatch(name))
     if content and not is_resolved(folder / "config.yaml"):
         shown = ", ".join(content[:5]) + (", …" if len(content) > 5 else "")
         raise UserError(

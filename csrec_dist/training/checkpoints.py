@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -207,8 +207,10 @@ class Checkpoints:
             folder = self.folder / chosen["name"]
             # All tensors once, a share of the files on each rank.
             mine = chosen["files"][self._group.rank :: self._group.size]
-            is_sound = all(is_whole_file(folder / name, sha256) for name, sha256 in mine)
-            if all(self._group.gather_objects(is_sound)):
+            found = self._group.gather_objects(_compare(folder, mine))
+            if unreadable := next((each["error"] for each in found if "error" in each), None):
+                raise SharedUserError(unreadable)
+            if all(each["is_sound"] for each in found):
                 break
             damaged.append(chosen["name"])
         self.set_aside = chosen["damaged"]
@@ -238,7 +240,7 @@ class Checkpoints:
             except UserError as error:
                 return {"error": str(error)}
             except OSError as error:  # not damage: it may be whole
-                return {"error": f"The checkpoint {error.filename} cannot be read: {error.strerror}."}
+                return {"error": _unreadable(error)}
             if saved is None:
                 damaged.append(folder.name)
                 continue
@@ -313,6 +315,18 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     except (ValueError, SafetensorError, FileNotFoundError):
         return None
     return saved
+
+
+def _compare(folder: Path, files: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Whether these files of a checkpoint are sound, or why one of them, which may be whole, cannot be read."""
+    try:
+        return {"is_sound": all(is_whole_file(folder / name, sha256) for name, sha256 in files)}
+    except OSError as error:
+        return {"error": _unreadable(error)}
+
+
+def _unreadable(error: OSError) -> str:
+    return f"The checkpoint {error.filename} cannot be read: {error.strerror}."
 
 
 def is_whole_file(path: Path, sha256: str) -> bool:

@@ -1,13 +1,14 @@
 """Checkpoints: copies written beside the training, the newest whole one found, failures said."""
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from csrec_dist.distributed import Group
+from csrec_dist.distributed import Group, Runtime
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.engines import DataParallel, Snapshot
 from csrec_dist.distributed.layout import Layout
@@ -15,6 +16,7 @@ from csrec_dist.errors import StorageError, UserError
 from csrec_dist.training import checkpoints as checkpoints_module
 from csrec_dist.training.checkpoints import Checkpoints, TrainState, checkpoint_folders, read_state
 from tests.helpers.permissions import as_a_colleague
+from tests.helpers.ranks import run_ranks
 
 INPUTS = {"seed": 0, "training": {"learning_rate": 0.1}}
 ALONE = Layout(*[Group((0,), 0)] * 3)
@@ -135,6 +137,25 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Pa
     ):
         Checkpoints(tmp_path, INPUTS, ALONE, WHOLE).restore()
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-000000001", "step-000000002"]
+
+
+def resume_on(rank: int, world_size: int, folder: str) -> str:
+    """What this rank says of the checkpoint, of which rank 1 may not read its share."""
+    layout = Runtime.start().layout([(0, 1)], 1)
+    model = Path(folder) / "step-000000001/model.safetensors"
+    with as_a_colleague(model) if rank == 1 else nullcontext(), pytest.raises(UserError) as refused:
+        Checkpoints(Path(folder), INPUTS, layout, WHOLE).restore()
+    return str(refused.value)
+
+
+def test_all_ranks_hear_what_one_may_not_read(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, WHOLE)
+    checkpoints.save(TrainState(total_steps=1), Model().parts())
+    checkpoints.wait()
+    first, second = run_ranks(resume_on, 2, str(tmp_path))
+    assert first == second
+    assert "model.safetensors cannot be read: Permission denied" in first
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-000000001"]
 
 
 def test_a_state_that_is_no_mapping_is_damaged(tmp_path: Path) -> None:
