@@ -18,6 +18,7 @@ teachers: {num: 1}
 training: {batch_size: 128, max_epochs: 1, max_steps: ${STEPS:-20}, patience: 1}
 evaluation: {top_n: [10]}
 TEXT
+"$python" -m csrec_dist prepare --config large.yaml
 "$python" -m csrec_dist plan --config large.yaml --num-processes 2
 for slices in 1 2; do
   "$python" -m accelerate.commands.launch --multi_gpu --num_processes 2 -m csrec_dist run --config large.yaml \

@@ -12,10 +12,10 @@ def add_labels(commands: Commands) -> None:
     """`labels info` and `labels verify`."""
     parser = commands.add_parser("labels", help="describe or verify a soft-label cache")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    info = add(actions, "info", _labels_info, "describe a cache: form, members, sizes, measured error")
+    info = add(actions, "info", _labels_info, "describe a cache: form, members, sizes, measured error", "labels")
     info.add_argument("folder", type=Path, help="folder of the cache, or of its run")
     info.add_argument("--items", type=int, metavar="V", help="compute the sizes for a catalog of V items instead")
-    verify = add(actions, "verify", _labels_verify, "verify every file of a cache against its index")
+    verify = add(actions, "verify", _labels_verify, "verify every file of a cache against its index", "labels")
     verify.add_argument("folder", type=Path, help="folder of the cache, or of its run")
     verify.add_argument("--quick", action="store_true", help="check sizes only, not checksums")
     verify.add_argument(

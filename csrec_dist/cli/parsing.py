@@ -25,8 +25,9 @@ EXAMPLES = {
     "tune": "csrec-dist tune --config demo.yaml --space demo_space.yaml --trials 12",
     "doctor": "csrec-dist doctor",
     "bench": "csrec-dist bench --items 100000 --model gru4rec --output bench_100k.json",
-    "info": "csrec-dist labels info runs/demo --items 1000000",
-    "verify": "csrec-dist labels verify runs/demo",
+    "verify": "csrec-dist verify runs/demo",
+    "labels info": "csrec-dist labels info runs/demo --items 1000000",
+    "labels verify": "csrec-dist labels verify runs/demo",
 }
 """One line to copy for the help of each command."""
 
@@ -34,13 +35,13 @@ Commands = argparse._SubParsersAction
 """What `add_subparsers` returns: the commands of a parser."""
 
 
-def add(commands: Commands, name: str, command: Callable, text: str) -> argparse.ArgumentParser:
-    """Add a command: its help, an example, and the function that does its work."""
+def add(commands: Commands, name: str, command: Callable, text: str, group: str = "") -> argparse.ArgumentParser:
+    """Add a command, perhaps of a group such as `labels`: its help, an example, and the function that does its work."""
     parser = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {EXAMPLES[name]}",
+        epilog=f"example:\n  {EXAMPLES[f'{group} {name}'.strip()]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=command)

@@ -19,6 +19,8 @@ HELP_OF_STAGES = {
     "baseline": "train the student on one-hot labels alone, for comparison",
     "evaluate": "rank the full catalog for every validation and test row, and write the metrics",
 }
+APPEND_EXAMPLE = """
+  csrec-dist prepare --append november.csv --dataset runs/demo/dataset --to data/demo_november"""
 
 
 def add_fetch(commands: Commands) -> None:
@@ -78,6 +80,7 @@ def add_stages(commands: Commands) -> None:
 
 def _add_append(parser: argparse.ArgumentParser) -> None:
     """What `prepare` takes instead of a config."""
+    parser.epilog = f"{parser.epilog}{APPEND_EXAMPLE}"
     appending = parser.add_argument_group("instead of --config: a new dataset of an old one and a new log")
     appending.add_argument("--append", metavar="LOG", help="file, folder or fetched name of the new interactions")
     appending.add_argument("--dataset", type=Path, metavar="DIR", help="the old dataset, such as runs/demo/dataset")
@@ -108,13 +111,14 @@ def _append(options: argparse.Namespace) -> int:
     from csrec_dist.training.telemetry import StageLog
 
     given: dict[str, Any] = {"dataset": {}}
-    for key, value in parse_overrides(options.set).items():
-        if not key.startswith("dataset."):
-            raise UserError(f"--set {key}: a dataset is made, so that only keys of dataset count; remove it.")
-        set_key(given, key, value)
-    old = Dataset(options.dataset)
-    keys = appended_options(old, given["dataset"], is_table=False) | {"source": options.append}
-    settings = parse_section(DatasetOptions, keys, "The dataset's options have")
+    with shared_errors():
+        for key, value in parse_overrides(options.set).items():
+            if not key.startswith("dataset."):
+                raise UserError(f"--set {key}: a dataset is made, so that only keys of dataset count; remove it.")
+            set_key(given, key, value)
+        old = Dataset(options.dataset)
+        keys = appended_options(old, given["dataset"], is_table=False) | {"source": options.append}
+        settings = parse_section(DatasetOptions, keys, "The dataset's options have")
     with processes() as ranks, StageLog("prepare", None, show=ranks.is_main) as log:
         ranks.on_main(lambda: prepare_once(settings, options.to, log.say, extends=old))
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from csrec_dist.config import parse_config, parse_overrides, set_key
 from csrec_dist.data.account import say_reading
+from csrec_dist.data.compressed import on_disk
 from csrec_dist.errors import UserError
 from csrec_dist.files import exists, write_text
 from csrec_dist.init.asking import Decisions
@@ -33,7 +34,7 @@ def init_from_log(
         overwrite: whether a file that is there is replaced.
 
     Raises:
-        UserError: the file is there, the log cannot be read, or a key is wrong.
+        UserError: the file is there, or is the log itself, the log cannot be read, or a key is wrong.
     """
     stem = re.split(r"[.*?\[]", Path(log).name, maxsplit=1)[0].rstrip("-_ ") or "log"
     path = output or Path(f"{stem}.yaml")
@@ -46,6 +47,8 @@ def init_from_log(
         set_key(raw, key, value)
     options = parse_config(raw).dataset
     look = look_at(options, raw["dataset"], decisions)
+    if exists(path) and any(path.samefile(on_disk(file) or file) for file in look.source.files):
+        raise UserError(f"{path} is the log itself; give --output for another file.")
     say_seen(look, say)
     text = config_text(look, raw, shlex.quote(str(path)))
     write_text(path, text)

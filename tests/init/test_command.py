@@ -127,6 +127,14 @@ def test_a_file_that_is_there_is_replaced_only_when_told(tmp_path: Path) -> None
     assert init(log, output, overwrite=True)[0]["source"] == str(log)
 
 
+def test_the_log_itself_is_never_replaced(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv", HEADER, rows())
+    before = log.read_bytes()
+    with pytest.raises(UserError, match="the log itself"):
+        init(log, log, overwrite=True)
+    assert log.read_bytes() == before
+
+
 def test_by_default_the_file_is_named_after_the_log_and_the_next_command_runs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
