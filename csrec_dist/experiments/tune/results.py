@@ -15,13 +15,13 @@ from csrec_dist.experiments.tune.search import Search, with_values
 from csrec_dist.experiments.tune.space import Raw, shown, text
 from csrec_dist.experiments.tune.trials import STATES, Trial, Trials
 from csrec_dist.files import read_json, write_json, write_text
+from csrec_dist.report.document import NONE
 from csrec_dist.training.limits import SELECTION_METRIC
 
 PAGE, BEST, TRIALS = "tuning.md", "best.yaml", "trials.json"
 TITLE = f"Validation {metric_title(SELECTION_METRIC)}"
 MOST_ROWS = 20
 """Trials that the terminal shows; the page has all."""
-NONE = "–"
 
 
 @dataclass(frozen=True)
