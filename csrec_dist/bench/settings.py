@@ -75,15 +75,18 @@ class Settings:
             )
 
     def measured(self, num_ranks: int, folder: Path) -> Config:
-        """The config of the run that is measured, in `folder`."""
+        """The config of the run that is measured, in `folder`; UserError where it names no batch size."""
         if self.config is not None:
             values = load_config(self.config, self.overrides).dump()
-            return self._bounded(values, folder, "measured", self.warmup + self.steps)
-        values = self.sizes.values(num_ranks)
-        values["dataset"]["source"] = str(folder / "log.parquet")
-        for key, value in parse_overrides(self.overrides).items():
-            set_key(values, key, value)
-        return self._bounded(values, folder, "measured")
+            config = self._bounded(values, folder, "measured", self.warmup + self.steps)
+        else:
+            values = self.sizes.values(num_ranks)
+            values["dataset"]["source"] = str(folder / "log.parquet")
+            for key, value in parse_overrides(self.overrides).items():
+                set_key(values, key, value)
+            config = self._bounded(values, folder, "measured")
+        batch_size_of(config)  # before any work
+        return config
 
     def warming_up(self, measured: Config, num_ranks: int, folder: Path) -> Config:
         """The config of the run before it: the same models and batches on a log of a few steps."""

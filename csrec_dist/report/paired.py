@@ -14,6 +14,7 @@ from csrec_dist.evaluation.options import metric_title
 from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.evaluation.significance import Line, compare_ranks
 from csrec_dist.files import changed_keys
+from csrec_dist.report.document import NONE
 from csrec_dist.runs.inputs import protocol
 from csrec_dist.runs.run import Evaluated, Run
 
@@ -141,7 +142,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def _cells(line: Line) -> list[str]:
     test = line.paired
-    change = f"{test.difference / test.first:+.1%}" if test.first else "–"
+    change = f"{test.difference / test.first:+.1%}" if test.first else NONE
     mark = "*" if test.is_significant else " "
     num_seeds = len(line.differences)
     better = [f"{sum(value > 0 for value in line.differences)} of {num_seeds}"] if num_seeds > 1 else []

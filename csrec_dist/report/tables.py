@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from csrec_dist.report.answer import Ranked, run_answer
 from csrec_dist.report.document import NONE
 from csrec_dist.runs.run import ResultRow, Run
 
@@ -57,7 +58,7 @@ def figure(metrics: Mapping[str, float | None], name: str) -> str:
 
 def print_results(folder: Path | str, console: Console) -> None:
     """Print the models' Recall@10 and NDCG@10 on test, the cost of each stage, the paths of run and report,
-    and what the run says about its method.
+    and whether soft labels helped, as the report says it.
 
     Raises:
         UserError: the folder is not the folder of a run.
@@ -74,10 +75,9 @@ def print_results(folder: Path | str, console: Console) -> None:
         if path.exists():
             console.print(f"{name:7}{path}", markup=False, highlight=False, soft_wrap=True)
     if run.results:
-        from csrec_dist.report.answer import Ranked, run_answer  # which imports scipy
-
         answer = run_answer(run, Ranked(run))
-        console.print(f"\n{' '.join((answer.headline, *answer.details))}", markup=False, highlight=False)
+        said = " ".join((answer.headline, *answer.details))
+        console.print(f"\n{said}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _models(run: Run) -> Table:

@@ -96,6 +96,7 @@ def test_members_that_were_trained_before_are_not_timed(tmp_path: Path, finished
         (["--items", "0"], "--items must be at least 1"),
         (["--model", "sasrek"], "did you mean sasrec"),
         (["--set", "training.betta=1"], "did you mean beta"),
+        (["--set", "training.batch_size=null"], "give a number to a benchmark"),
         (["--output", "."], "is a folder"),
     ],
 )
@@ -108,7 +109,9 @@ def test_mistakes_are_said_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *arguments]) == 2
-    assert words in capsys.readouterr().err
+    written = capsys.readouterr()
+    assert words in written.err
+    assert written.out == ""
     assert list(tmp_path.iterdir()) == []
 
 

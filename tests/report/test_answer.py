@@ -1,14 +1,18 @@
 """What the report begins with: the right sign, the right figures, and no gain where none is shown."""
 
+import html
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from csrec_dist.evaluation.significance import mean_interval
 from csrec_dist.files import read_json, write_record
-from csrec_dist.report import write_report
+from csrec_dist.report import print_results, write_report
 from csrec_dist.report.answer import ANSWERED, Ranked, num_resamples, run_answer
 from csrec_dist.report.document import Answer
 from csrec_dist.runs.run import Run
@@ -109,6 +113,27 @@ def test_the_page_begins_with_it_and_holds_every_comparison(run: Path) -> None:
         other, student = ndcg(ranks[name]).mean(), ndcg(ranks["student"]).mean()
         difference = f"{student - other:+.4f}"
         assert line[2:5] == [f"{other:.4f}", f"{student:.4f}", f"**{difference}**"]
+
+
+@pytest.mark.parametrize("shift", [3, -3, 0])
+def test_the_terminal_ends_with_the_answer_of_the_page(run: Path, shift: int) -> None:
+    write_ranks(run, EVEN | {"student": shift})
+    page = write_report(run).read_text()
+    said = [html.unescape(re.sub("<[^>]*>", "", each)) for each in re.findall(r"<p.*?</p>", answer_part(page))]
+    piped = Console(width=60, file=io.StringIO())
+    print_results(run, piped)
+    assert len(said) > 3
+    assert piped.file.getvalue().endswith(f"\n\n{' '.join(said)}\n"), "one line in a file or a pipe"
+    narrow = Console(width=60, file=io.StringIO(), force_terminal=True)
+    print_results(run, narrow)
+    last = narrow.file.getvalue().rpartition("\n\n")[2]
+    assert last.split() == " ".join(said).split(), "no word is broken"
+    assert max(map(len, last.splitlines())) <= 60
+
+
+def answer_part(page: str) -> str:
+    """What the page has in the frame of its answer."""
+    return page.partition('<div class="answer')[2].partition("</div>")[0]
 
 
 def test_intervals_of_bars_are_those_of_the_mean(run: Path) -> None:

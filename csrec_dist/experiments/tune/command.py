@@ -8,9 +8,7 @@ from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import shared_errors
 from csrec_dist.experiments.tune.results import PAGE, Tuning, results_table
 from csrec_dist.experiments.tune.search import Given, make_search
-
-UNBOUNDED = 10_000
-"""Columns of a console that breaks no line."""
+from csrec_dist.terminal import print_tables
 
 
 def tune(
@@ -83,11 +81,7 @@ def tune_command(
     try:
         do_trials(search, runtime, print, keep_threads)
         if runtime.is_main:
-            from rich.console import Console
-
-            table = results_table(search, Tuning(search.folder).trials)
-            needed = Console(width=UNBOUNDED).measure(table).maximum
-            Console(width=max(Console().width, needed)).print(table)  # broken lines rather than cut figures
+            print_tables(results_table(search, Tuning(search.folder).trials))
             print(f"results: {search.folder / PAGE}")
     finally:
         runtime.close()

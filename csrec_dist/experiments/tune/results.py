@@ -15,13 +15,14 @@ from csrec_dist.experiments.tune.search import Search, with_values
 from csrec_dist.experiments.tune.space import Raw, shown, text
 from csrec_dist.experiments.tune.trials import STATES, Trial, Trials
 from csrec_dist.files import read_json, write_json, write_text
+from csrec_dist.report import document
+from csrec_dist.report.document import NONE, block_markdown
 from csrec_dist.training.limits import SELECTION_METRIC
 
 PAGE, BEST, TRIALS = "tuning.md", "best.yaml", "trials.json"
 TITLE = f"Validation {metric_title(SELECTION_METRIC)}"
 MOST_ROWS = 20
 """Trials that the terminal shows; the page has all."""
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,7 @@ def _sections(search: Search, tuning: Tuning) -> Iterator[str]:
         "than the median of the others at the last of its epochs. No test row was read. The best of many values on the "
         "same rows flatters: compare methods that were searched alike, on test and with several seeds."
     )
-    header = _header(search)
-    yield "\n".join(_line(cells) for cells in (header, ["---"] * len(header), *_rows(search, tuning.trials)))
-
-
-def _line(cells: Sequence[str]) -> str:
-    """A row of a Markdown table; what is in a cell breaks out of none."""
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    yield from block_markdown(document.Table.of(_header(search), _rows(search, tuning.trials)))
 
 
 def _header(search: Search) -> list[str]:

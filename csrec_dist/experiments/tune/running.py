@@ -60,9 +60,12 @@ def _opened(search: Search, runtime: Runtime) -> Iterator[list[Trials]]:
         runtime.on_main(take)
         yield trials
     finally:
-        if trials:
-            write_results(search, trials[0])
-        lock.release()
+        try:
+            if trials:
+                write_results(search, trials[0])
+        finally:
+            lock.release()
+    runtime.world.barrier()  # no rank returns before the results are there to be read
 
 
 def _begin(search: Search, trials: Trials, say: Say) -> dict[str, Any] | None:

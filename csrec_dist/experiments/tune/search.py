@@ -12,6 +12,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.experiments.tune.space import Raw, Space, read_space
 from csrec_dist.experiments.tune.trials import FILE, Proposal, Trials, require_optuna
 from csrec_dist.files import flatten
+from csrec_dist.lock import FILE as LOCK
 from csrec_dist.runs.inputs import settings
 
 Given = Path | str | Mapping[str, Any]
@@ -41,7 +42,7 @@ class Search:
 
     def open_trials(self) -> Trials:
         """Its trials, for rank 0 alone; UserError where they are of another search, or the folder is no search's."""
-        content = sorted(path.name for path in self.folder.iterdir() if path.name != ".lock")
+        content = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK)
         if content and FILE not in content:
             raise UserError(
                 f"{self.folder} contains no search, but {', '.join(content[:5])}. Give another --output, or move these "

@@ -91,7 +91,8 @@ class Trials:
         queued = {trial.user_attrs.get(NAME) for trial in self._of(TrialState.WAITING)}
         for trial in self._of(TrialState.RUNNING):
             name = trial.user_attrs.get(NAME)
-            if name is not None and name not in queued:  # one without a name was not begun
+            has_failed = REASON in trial.user_attrs  # it had ended, but for its state
+            if name is not None and name not in queued and not has_failed:  # one without a name was not begun
                 self._study.enqueue_trial(trial.params, user_attrs={NAME: name})
             self._study.tell(trial.number, state=TrialState.FAIL)
 

@@ -178,3 +178,23 @@ def test_importances_are_not_made_up_from_few_trials(tmp_path: Path) -> None:
     assert trials.importances() == {}
     list(search(trials, 3))
     assert trials.importances() == {}
+
+
+def test_a_failed_trial_whose_end_was_half_noted_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = opened(tmp_path, FINITE)
+    trials.propose(9)
+
+    def killed(study: optuna.Study, *given: object, **more: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.Study, "tell", killed)
+        with pytest.raises(Killed):
+            trials.end("failed", reason="it diverged")
+    trials = opened(tmp_path, FINITE)
+    assert [(each.name, each.state, each.reason) for each in trials.ended] == [("trial-000", "failed", "it diverged")]
+    proposal = trials.propose(9)
+    assert proposal is not None
+    assert proposal.name == "trial-001"
