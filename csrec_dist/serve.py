@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from csrec_dist import __version__
@@ -92,8 +92,10 @@ def build_app(recommender: Recommender, limits: Limits | None = None) -> FastAPI
         histories: Annotated[list[list[RawId]], Field(max_length=limits.lists)] | None = Field(
             None, description="Items of each history, oldest first. Unknown ones are left out and counted."
         )
-        top_n: int = Field(min(10, most_items), ge=1, le=most_items, description="Items of each list.")
-        exclude_seen: bool = Field(False, description="Leave out the items of the history; lists may be shorter then.")
+        top_n: StrictInt = Field(min(10, most_items), ge=1, le=most_items, description="Items of each list.")
+        exclude_seen: StrictBool = Field(
+            False, description="Leave out the items of the history; lists may be shorter then."
+        )
         items: list[RawId] | None = Field(None, min_length=1, description="The items to choose from; null: all.")
 
         @model_validator(mode="after")
