@@ -295,7 +295,8 @@ class Recommender:
                 "faiss": the item vectors, or an index of them, beside an encoder as ONNX. Batch and length are free.
             top_n: items of the lists that onnx and pt2 give, and of those that are checked.
             index: faiss's factory string. Of others than "Flat", which is exact, the recall is measured.
-            histories: raw ids of items, oldest first, to check the files with; users of the dataset by default.
+            histories: raw ids of items, oldest first, to check the files with, unknown items left out; users of
+                the dataset by default.
 
         Returns:
             What export.json says beside the files: formats of inputs and outputs, the check, versions.
@@ -309,11 +310,12 @@ class Recommender:
         """
         from csrec_dist.export import export_model  # which imports torch's tracers
 
-        numbers = self._to_check(histories)
+        def write() -> dict[str, Any]:
+            numbers = self._to_check(histories)
+            return export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
+
         with processes() as ranks:
-            return ranks.on_main(
-                lambda: export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
-            )
+            return ranks.on_main(write)
 
     def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
         """Histories of item numbers that an export is checked with."""
