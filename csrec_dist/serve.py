@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from csrec_dist import __version__
 from csrec_dist.errors import UserError, shortened
 from csrec_dist.recommend import Recommender
-from csrec_dist.recommend.ranked import History, KnownItems, Ranked, rank
+from csrec_dist.recommend.ranked import Ranked, rank
+from csrec_dist.recommend.raw_histories import KnownItems, of_anybody
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_CONNECTIONS = 1000
@@ -149,7 +150,7 @@ def _answer(
 ) -> dict[str, Any]:
     """An `Answer`, as JSON has it."""
     known = KnownItems(recommender.items, "the request")
-    source = recommender.histories_of(users) if histories is None else _known(histories, known)
+    source = recommender.histories_of(users) if histories is None else of_anybody(histories, known)
     candidates = None if items is None else np.unique(known.of(items))
     if candidates is not None and not len(candidates):
         raise UserError("None of the items to choose from is in the dataset. Name them as the log does.")
@@ -159,13 +160,6 @@ def _answer(
         by_place = {each["user"]: each for each in lists}
         lists = [by_place.get(place, {"user": place, "items": [], "scores": []}) for place in range(len(histories))]
     return {"lists": lists, "unknown_items": known.num_unknown}
-
-
-def _known(histories: list[list[Any]], known: KnownItems) -> Iterator[History]:
-    """The histories that have known items, by their places."""
-    for place, items in enumerate(histories):
-        if numbers := known.of(items):
-            yield place, numbers
 
 
 def _lists(ranked: Ranked, recommender: Recommender) -> Iterator[dict[str, Any]]:
