@@ -23,6 +23,8 @@ from csrec_dist.recommend.raw_histories import KnownItems, of_anybody
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_CONNECTIONS = 1000
 """Beyond them uvicorn answers 503."""
+MOST_SECONDS_TO_STOP = 30
+"""A client that never sends the rest of its request would hold a stopped service for ever."""
 LONGEST_DETAIL = 500
 ABOUT = """\
 Top-n lists of a trained sequential recommender.
@@ -209,7 +211,11 @@ def serve(
     """
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(recommender, limits), log_level="warning", access_log=False, limit_concurrency=MOST_CONNECTIONS
+            build_app(recommender, limits),
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=MOST_SECONDS_TO_STOP,
         )
     )
     with _listening(host, port) as listener:
