@@ -133,16 +133,20 @@ class Dataset(prepared.Dataset):
     def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
         """Put the dataset with a card into the repository `name` (OWNER/NAME) of the Hub; returns its address.
 
-        `datasets.load_dataset(name)` reads the splits there. The raw ids of users and all their items go with it. Under
-        a launcher the first rank pushes.
+        `datasets.load_dataset(name)` reads the splits there. The raw ids of users and all their items go with it, the
+        log that it was made of does not. Under a launcher the first rank pushes.
 
         Raises:
             UserError: the name is no name, the server cannot be reached, or it asks for another token.
         """
-        names = [name for name in self.file_names if name != LOG]
-        files = [self.folder / "dataset.json", *map(self.file, names)]
+
+        def push() -> str:
+            names = [name for name in self.file_names if name != LOG]
+            files = [self.folder / "dataset.json", *map(self.file, names)]
+            return upload_with_card(files, dataset_card(self), name, private, token)
+
         with processes() as ranks:
-            return ranks.on_main(lambda: upload_with_card(files, dataset_card(self), name, private, token))
+            return ranks.on_main(push)
 
     def __repr__(self) -> str:
         return f"Dataset({self.folder}: {self.num_users:,} users, {self.num_items:,} items, windows of {self.window})"

@@ -11,17 +11,20 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from csrec_dist import __version__
 from csrec_dist.errors import UserError, shortened
 from csrec_dist.recommend import Recommender
-from csrec_dist.recommend.ranked import History, KnownItems, Ranked, rank
+from csrec_dist.recommend.ranked import Ranked, rank
+from csrec_dist.recommend.raw_histories import KnownItems, of_anybody
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_CONNECTIONS = 1000
 """Beyond them uvicorn answers 503."""
+MOST_SECONDS_TO_STOP = 30
+"""A client that never sends the rest of its request would hold a stopped service for ever."""
 LONGEST_DETAIL = 500
 ABOUT = """\
 Top-n lists of a trained sequential recommender.
@@ -92,8 +95,10 @@ def build_app(recommender: Recommender, limits: Limits | None = None) -> FastAPI
         histories: Annotated[list[list[RawId]], Field(max_length=limits.lists)] | None = Field(
             None, description="Items of each history, oldest first. Unknown ones are left out and counted."
         )
-        top_n: int = Field(min(10, most_items), ge=1, le=most_items, description="Items of each list.")
-        exclude_seen: bool = Field(False, description="Leave out the items of the history; lists may be shorter then.")
+        top_n: StrictInt = Field(min(10, most_items), ge=1, le=most_items, description="Items of each list.")
+        exclude_seen: StrictBool = Field(
+            False, description="Leave out the items of the history; lists may be shorter then."
+        )
         items: list[RawId] | None = Field(None, min_length=1, description="The items to choose from; null: all.")
 
         @model_validator(mode="after")
@@ -147,7 +152,7 @@ def _answer(
 ) -> dict[str, Any]:
     """An `Answer`, as JSON has it."""
     known = KnownItems(recommender.items, "the request")
-    source = recommender.histories_of(users) if histories is None else _known(histories, known)
+    source = recommender.histories_of(users) if histories is None else of_anybody(histories, known)
     candidates = None if items is None else np.unique(known.of(items))
     if candidates is not None and not len(candidates):
         raise UserError("None of the items to choose from is in the dataset. Name them as the log does.")
@@ -157,13 +162,6 @@ def _answer(
         by_place = {each["user"]: each for each in lists}
         lists = [by_place.get(place, {"user": place, "items": [], "scores": []}) for place in range(len(histories))]
     return {"lists": lists, "unknown_items": known.num_unknown}
-
-
-def _known(histories: list[list[Any]], known: KnownItems) -> Iterator[History]:
-    """The histories that have known items, by their places."""
-    for place, items in enumerate(histories):
-        if numbers := known.of(items):
-            yield place, numbers
 
 
 def _lists(ranked: Ranked, recommender: Recommender) -> Iterator[dict[str, Any]]:
@@ -213,7 +211,11 @@ def serve(
     """
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(recommender, limits), log_level="warning", access_log=False, limit_concurrency=MOST_CONNECTIONS
+            build_app(recommender, limits),
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=MOST_SECONDS_TO_STOP,
         )
     )
     with _listening(host, port) as listener:

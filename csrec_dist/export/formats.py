@@ -96,13 +96,13 @@ def write_faiss(model: SequentialModel, folder: Path, top_n: int, index: str) ->
     try:
         built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)
         built.train(vectors)
+        built.add(vectors)
     except RuntimeError as error:
         reason = str(error).strip().rpartition(": ")[2]
         raise UserError(
             f"faiss makes no index {quoted(index)} of {len(vectors):,} vectors of {vectors.shape[1]} numbers: "
             f"{reason}. Give one of its factory strings, such as {EXACT_INDEX} (exact) or HNSW32."
         ) from None
-    built.add(vectors)
     faiss.write_index(built, str(path))
     read, encode = faiss.read_index(str(path)), _encoder(model, folder)
 

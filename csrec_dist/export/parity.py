@@ -116,7 +116,7 @@ def compare(
             if exact:
                 differences.append(_difference(found, own, scores_of(found.items), seen))
     if exact:
-        check.largest_difference = max(differences)
+        check.largest_difference = float(np.max(differences))  # which, unlike max, keeps NaN
         if not check.largest_difference <= check.tolerance:
             raise UserError(
                 f"The exported files do not give the model's lists for {len(histories)} histories: scores or what they "

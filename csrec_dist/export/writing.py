@@ -91,3 +91,8 @@ def _require_own(folder: Path) -> None:
     described = read_json(path) if path.is_file() else None
     if not isinstance(described, dict) or not described.keys() >= {"format", "files", "check"}:
         raise UserError(f"{folder} exists and holds no export; give another folder, or move it away.")
+    own = (*described["files"], DESCRIPTION_FILE)  # ONNX has the tensors of a large model in NAME.data
+    if others := sorted(each.name for each in folder.iterdir() if not each.name.startswith(own)):
+        raise UserError(
+            f"{folder} holds an export, and {listed(others)} besides; move that away, or give another folder."
+        )

@@ -12,7 +12,8 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.ids import RawIds
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path, parse_json, require_replaceable
-from csrec_dist.recommend.ranked import BATCH_SIZE, History, KnownItems, Ranked, rank
+from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank
+from csrec_dist.recommend.raw_histories import KnownItems
 from csrec_dist.recommend.recommender import Recommender
 
 

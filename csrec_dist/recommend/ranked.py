@@ -1,4 +1,4 @@
-"""The best items of histories by a model, batch by batch, with item numbers; and how raw histories become numbers."""
+"""The best items of histories by a model, batch by batch, with item numbers."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from csrec_dist.data.ids import RawIds
 from csrec_dist.distributed.catalog import PlainTable, TableLike
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
@@ -29,32 +28,6 @@ class Ranked(NamedTuple):
     lengths: np.ndarray  # [B]
     items: np.ndarray  # int64 [sum of lengths], item numbers
     scores: np.ndarray  # float32 [sum of lengths]
-
-
-class KnownItems:
-    """Reads histories of raw ids, and counts the items that the model does not know."""
-
-    def __init__(self, items: RawIds, place: str) -> None:
-        """`place` is what a message calls the histories."""
-        self._items, self._place = items, place
-        self.num_unknown = self.num_skipped = 0
-
-    def of(self, history: Iterable[Any]) -> list[int]:
-        """The numbers of the known items, in their order; a history without any is counted as skipped."""
-        numbers = [self._items.number(raw) for raw in history]
-        known = [number for number in numbers if number is not None]
-        self.num_unknown += len(numbers) - len(known)
-        self.num_skipped += not known
-        return known
-
-    def __str__(self) -> str:
-        """How many items are unknown, and how many histories have no known item; empty where there are none."""
-        if not self.num_unknown and not self.num_skipped:
-            return ""
-        return (
-            f"{self.num_unknown:,} items of {self._place} are not in the dataset, and {self.num_skipped:,} histories "
-            "without a known item were skipped"
-        )
 
 
 def rank(

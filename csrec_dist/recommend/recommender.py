@@ -26,7 +26,8 @@ from csrec_dist.hub.repositories import CARD_FILE, check_hub_name, download, is_
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
 from csrec_dist.recommend.card import model_card
-from csrec_dist.recommend.ranked import BATCH_SIZE, History, KnownItems, Ranked, rank, states_of
+from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank, states_of
+from csrec_dist.recommend.raw_histories import KnownItems, checked, numbers_of_users, of_anybody
 from csrec_dist.runs.run import Run
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Recommender:
         if users is not None and histories is not None:
             raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
         known = KnownItems(self.items, "the histories")
-        source = self.histories_of(users) if histories is None else _of_anybody(histories, known)
+        source = self.histories_of(users) if histories is None else of_anybody(histories, known)
         candidates = None if items is None else self._numbers(items, "the items that may be recommended")
         ranked = rank(
             self.model, source, top_n, exclude_seen=exclude_seen, candidates=candidates, batch_size=batch_size
@@ -199,7 +200,7 @@ class Recommender:
         (2, 8)
         """
         known = KnownItems(self.items, "the histories")
-        numbers = [items for _, items in _of_anybody(histories, known, skipping=False)]
+        numbers = [items for _, items in of_anybody(histories, known, skipping=False)]
         if known.num_skipped:
             raise UserError(
                 f"History {numbers.index([])} has no item that the model knows, so it has no state. Leave it out, or "
@@ -231,7 +232,7 @@ class Recommender:
         ids = self._users
         if users is None:
             return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
-        numbers = _numbers_of_users(users, ids)
+        numbers = numbers_of_users(users, ids)
         sequences = dict(self.dataset.sequences(numbers))
         return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
 
@@ -295,7 +296,8 @@ class Recommender:
                 "faiss": the item vectors, or an index of them, beside an encoder as ONNX. Batch and length are free.
             top_n: items of the lists that onnx and pt2 give, and of those that are checked.
             index: faiss's factory string. Of others than "Flat", which is exact, the recall is measured.
-            histories: raw ids of items, oldest first, to check the files with; users of the dataset by default.
+            histories: raw ids of items, oldest first, to check the files with, unknown items left out; users of
+                the dataset by default.
 
         Returns:
             What export.json says beside the files: formats of inputs and outputs, the check, versions.
@@ -309,11 +311,12 @@ class Recommender:
         """
         from csrec_dist.export import export_model  # which imports torch's tracers
 
-        numbers = self._to_check(histories)
+        def write() -> dict[str, Any]:
+            numbers = self._to_check(histories)
+            return export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
+
         with processes() as ranks:
-            return ranks.on_main(
-                lambda: export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
-            )
+            return ranks.on_main(write)
 
     def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
         """Histories of item numbers that an export is checked with."""
@@ -321,7 +324,7 @@ class Recommender:
 
         if histories is not None:
             known = KnownItems(self.items, "the histories")
-            if numbers := [items for _, items in _of_anybody(histories, known)]:
+            if numbers := [items for _, items in of_anybody(histories, known)]:
                 return numbers
             raise UserError(f"There is nothing to check the export with: {known or 'no history was given'}.")
         if self.dataset is None:
@@ -352,7 +355,7 @@ class Recommender:
 
     def _numbers(self, raw_items: Iterable[Any], what: str, in_order: bool = False) -> np.ndarray:
         """Numbers of raw items, ascending unless `in_order`; unknown ones are left out with a warning."""
-        raw = list(_checked(raw_items, what))
+        raw = list(checked(raw_items, what))
         known = [number for each in raw if (number := self.items.number(each)) is not None]
         if not known:
             raise UserError(f"None of {what} is in the dataset: {listed(map(quoted, raw))}. Name them as the log does.")
@@ -376,34 +379,3 @@ class Recommender:
 def _whole(queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Ranked:
     """Lists [B, n] of which nothing is left out."""
     return Ranked(tuple(queries.tolist()), np.full(len(queries), items.shape[1]), items.ravel(), scores.ravel())
-
-
-def _numbers_of_users(users: Iterable[Any], ids: RawIds) -> list[int]:
-    """The users' numbers; UserError that names those who are unknown."""
-    raw = list(_checked(users, "users"))
-    numbers = [ids.number(user) for user in raw]
-    unknown = [user for user, number in zip(raw, numbers, strict=True) if number is None]
-    if unknown:
-        raise UserError(
-            f"The dataset has no user {listed(map(quoted, unknown))}; it has {len(ids):,} users, such as "
-            f"{quoted(ids.values[0].as_py())}. Give new users by their histories."
-        )
-    return [number for number in numbers if number is not None]
-
-
-def _of_anybody(
-    histories: Iterable[Iterable[Any]] | Mapping[Any, Iterable[Any]], known: KnownItems, skipping: bool = True
-) -> Iterator[History]:
-    """Histories by user, or by their places; without those that have no known item, if `skipping`."""
-    named = histories.items() if isinstance(histories, Mapping) else enumerate(_checked(histories, "histories"))
-    for user, items in named:
-        numbers = known.of(_checked(items, f"histories, at {quoted(user)},"))
-        if numbers or not skipping:
-            yield user, numbers
-
-
-def _checked(values: Any, what: str) -> Iterable[Any]:
-    """The values; UserError for a single id, which would be read letter by letter."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise UserError(f"{what[0].upper() + what[1:]} must be a list of ids, not {quoted(values)}.")
-    return values

@@ -79,7 +79,13 @@ def shortened(items: np.ndarray, scores: np.ndarray) -> None:
     items[:, -1], scores[:, -1] = 0, -np.inf
 
 
-@pytest.mark.parametrize("change", [swapped, shifted, shortened])
+def lost(items: np.ndarray, scores: np.ndarray) -> None:
+    """The scores of batches with more than one history are no numbers."""
+    if len(scores) > 1:
+        scores[:] = np.nan
+
+
+@pytest.mark.parametrize("change", [swapped, shifted, shortened, lost])
 def test_other_lists_do_not(model: SequentialModel, change: Change) -> None:
     with pytest.raises(UserError, match="do not give the model's lists for 4 histories"):
         compare(model, scored(model, change), HISTORIES, TOP_N)

@@ -43,6 +43,10 @@ def test_an_export_replaces_an_export_and_nothing_else(recommender: Recommender,
     assert read_json(tmp_path / "out/export.json")["top_n"] == recommender.model.num_items
     recommender.export(tmp_path / "out", "pt2", top_n=2)
     assert read_json(tmp_path / "out/export.json")["top_n"] == 2
+    (tmp_path / "out/notes.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds an export, and notes\.txt besides"):
+        recommender.export(tmp_path / "out", "pt2")
+    assert (tmp_path / "out/notes.txt").read_text() == "years of work"
     for name, text in (("notes.txt", "years of work"), ("export.json", '{"format": 7}'), ("export.json", "7")):
         other = tmp_path / "other"
         other.mkdir(exist_ok=True)
@@ -78,6 +82,7 @@ def test_mistakes_are_named_before_anything_is_written(
         ({"format": "onnx", "index": "HNSW32"}, "Only the format faiss has an index"),
         ({"format": "pt2", "top_n": 0}, "at least 1 item, not 0"),
         ({"format": "faiss", "index": "tree"}, "faiss makes no index 'tree' of 12 vectors of 8 numbers"),
+        ({"format": "faiss", "index": "IDMap,Flat"}, "faiss makes no index 'IDMap,Flat'"),
         ({"format": "pt2", "histories": [["?"]]}, "nothing to check the export with: 1 items of the histories"),
     ):
         with pytest.raises(UserError, match=message):
