@@ -1,8 +1,10 @@
 """The commands that take a trained model elsewhere: export it to files of other programs, serve it over HTTP."""
 
 import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from csrec_dist.cli.parsing import Commands, add
 from csrec_dist.errors import UserError
@@ -41,23 +43,29 @@ def add_export(commands: Commands) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     choose_threads()
+    from csrec_dist.distributed.joining import processes
     from csrec_dist.recommend import Recommender
 
     folder = options.output or options.run / "export" / options.format
     recommender = Recommender.of_run(options.run)
     check = recommender.export(folder, options.format, top_n=options.top_n, index=options.index)["check"]
-    print(f"wrote {folder}")
-    about = f"{check['lists']:,} lists after {check['histories']:,} histories"
-    if "largest_difference" in check:
-        print(
-            f"checked {about}: equal to the model's, {check['ties_in_other_order']:,} of {check['items']:,} items in "
-            f"another order among ties; scores differ by at most {check['largest_difference']:.1e} of "
-            f"{check['largest_score']:.3g}"
-        )
-    else:
-        recall = ", ".join(f"{name} {value:.4f}" for name, value in check.items() if name.startswith("recall"))
-        print(f"measured {about}: {recall} against the model's exact lists")
+    with processes() as ranks:
+        if ranks.is_main:
+            print(f"wrote {folder}\n{_checked(check)}")
     return 0
+
+
+def _checked(check: Mapping[str, Any]) -> str:
+    """What the check of an export has found, in a line."""
+    about = f"{check['lists']:,} lists after {check['histories']:,} histories"
+    if "largest_difference" not in check:
+        recall = ", ".join(f"{name} {value:.4f}" for name, value in check.items() if name.startswith("recall"))
+        return f"measured {about}: {recall} against the model's exact lists"
+    return (
+        f"checked {about}: equal to the model's, {check['ties_in_other_order']:,} of {check['items']:,} items in "
+        f"another order among ties; scores differ by at most {check['largest_difference']:.1e} of "
+        f"{check['largest_score']:.3g}"
+    )
 
 
 def add_serve(commands: Commands) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 
 LEVEL = 0.05
 NUMBERS_AT_ONCE = 2**23
+MOST_DRAWS = 2**28
+MOST_RESAMPLES, FEWEST_RESAMPLES = 2000, 200
 METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "recall": np.ones_like,
     "ndcg": lambda ranks: 1 / np.log2(ranks + 1),
@@ -40,10 +42,11 @@ class Paired:
         return self.p_value < LEVEL
 
 
-def paired(first: np.ndarray, second: np.ndarray, *, num_resamples: int = 2000, seed: int = 0) -> Paired:
+def paired(first: np.ndarray, second: np.ndarray, *, num_resamples: int | None = None, seed: int = 0) -> Paired:
     """Compare two models' values [N] on the same N ≥ 2 examples.
 
-    The interval is the percentile bootstrap of the mean difference: examples are drawn in pairs, from `seed`.
+    The interval is the percentile bootstrap of the mean difference: examples are drawn in pairs, from `seed`, as many
+    times as `resamples_of` their number by default.
 
     Raises:
         ValueError: fewer than two examples, or unequal numbers of them.
@@ -62,15 +65,21 @@ def paired(first: np.ndarray, second: np.ndarray, *, num_resamples: int = 2000, 
     )
 
 
-def mean_interval(values: np.ndarray, *, num_resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+def resamples_of(num_rows: int) -> int:
+    """Resamples of a bootstrap over this many rows: fewer where there are many, which need fewer."""
+    return max(FEWEST_RESAMPLES, min(MOST_RESAMPLES, MOST_DRAWS // max(num_rows, 1)))
+
+
+def mean_interval(values: np.ndarray, *, num_resamples: int | None = None, seed: int = 0) -> tuple[float, float, float]:
     """The mean of values [N], and the ends of its 95 % percentile bootstrap interval."""
     low, high = np.quantile(_resampled_means(values.astype(np.float64), num_resamples, seed), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
-def _resampled_means(differences: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+def _resampled_means(differences: np.ndarray, num_resamples: int | None, seed: int) -> np.ndarray:
     """Means [resamples] of examples drawn with replacement: scipy.stats.bootstrap's, which takes a second to import."""
     random, num = np.random.default_rng(seed), len(differences)
+    num_resamples = num_resamples or resamples_of(num)
     size = max(1, NUMBERS_AT_ONCE // num)
     sizes = [min(size, num_resamples - start) for start in range(0, num_resamples, size)]
     return np.concatenate([differences[random.integers(num, size=(each, num))].mean(1) for each in sizes])
@@ -102,7 +111,7 @@ def compare_ranks(
     groups: np.ndarray,
     *,
     top_n: Sequence[int],
-    num_resamples: int = 2000,
+    num_resamples: int | None = None,
     seed: int = 0,
 ) -> list[Line]:
     """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.

@@ -18,20 +18,12 @@ METRICS = (ANSWERED, ALSO)
 SEEDS = "train further seeds (--set seed=1 --set name=…_s1, …), Base too, and give all of them to csrec-dist compare"
 NBSP = "\u00a0"
 NORMAL_95 = 1.96
-MOST_DRAWS = 2**28
-MOST_RESAMPLES, FEWEST_RESAMPLES = 2000, 200
-"""Resamples of a bootstrap interval: fewer of them where there are many rows, which need fewer."""
 
 ROWS_NOTE = (
     "Rows are the sample: the interval (percentile bootstrap) and p (two-sided paired t-test, not corrected for the "
     "number of comparisons) say how sure the difference is for this pair of trained models. Another seed trains other "
     "models, and moves both."
 )
-
-
-def num_resamples(num_rows: int) -> int:
-    """Resamples of a bootstrap over this many rows."""
-    return max(FEWEST_RESAMPLES, min(MOST_RESAMPLES, MOST_DRAWS // max(num_rows, 1)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Ranked:
         first, second = (self.values(each, metric) for each in (name, "student"))
         if first is None or second is None or len(first) != len(second) or len(first) < 2:
             return None
-        return paired(first, second, num_resamples=num_resamples(len(first)))
+        return paired(first, second)
 
 
 def p_text(p_value: float) -> str:

@@ -57,7 +57,7 @@ def parse_side(text: str) -> list[Evaluated]:
 
 
 def compare_models(
-    first: str, second: str, *, top_n: Sequence[int] = (10,), num_resamples: int = 2000, seed: int = 0
+    first: str, second: str, *, top_n: Sequence[int] = (10,), num_resamples: int | None = None, seed: int = 0
 ) -> Comparison:
     """Recall, NDCG and MRR at each n of two models, paired by row; with ratings also the filtered and adverse ones.
 
@@ -78,7 +78,7 @@ def compare_evaluated(
     second: list[Evaluated],
     *,
     top_n: Sequence[int] = (10,),
-    num_resamples: int = 2000,
+    num_resamples: int | None = None,
     seed: int = 0,
 ) -> Comparison:
     """The same of models at hand."""

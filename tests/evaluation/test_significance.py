@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from csrec_dist.evaluation.significance import paired
+from csrec_dist.evaluation.significance import paired, resamples_of
 
 
 def test_the_p_value_is_that_of_students_formula() -> None:
@@ -69,3 +69,9 @@ def test_equal_differences_are_no_division_by_zero(shift: float, p_value: float)
 def test_what_cannot_be_paired_is_refused(first: list[float], second: list[float]) -> None:
     with pytest.raises(ValueError, match="pairs of at least two"):
         paired(np.array(first), np.array(second))
+
+
+def test_many_rows_have_fewer_resamples() -> None:
+    assert resamples_of(1000) == 2000
+    assert resamples_of(2**20) == 256
+    assert resamples_of(10**9) == 200

@@ -13,7 +13,7 @@ from scipy import stats
 from csrec_dist.evaluation.significance import mean_interval
 from csrec_dist.files import read_json, write_record
 from csrec_dist.report import print_results, write_report
-from csrec_dist.report.answer import ANSWERED, Ranked, num_resamples, run_answer
+from csrec_dist.report.answer import ANSWERED, Ranked, run_answer
 from csrec_dist.report.document import Answer
 from csrec_dist.runs.run import Run
 from tests.helpers.ranked_runs import ndcg, write_ranks
@@ -146,12 +146,6 @@ def test_ranks_of_other_rows_are_not_compared(run: Path) -> None:
     write_ranks(run, EVEN)
     write_ranks(run, {"base": 0}, num_rows=300)
     assert Ranked(Run.open(run)).against("base", ANSWERED) is None
-
-
-def test_many_rows_have_fewer_resamples() -> None:
-    assert num_resamples(1000) == 2000
-    assert num_resamples(2**20) == 256
-    assert num_resamples(10**9) == 200
 
 
 def test_nothing_of_a_run_s_files_is_markup(run: Path) -> None:

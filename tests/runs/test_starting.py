@@ -239,3 +239,21 @@ def test_a_folder_is_known_by_how_its_config_begins(
     options, folder = run_copy
     (folder / "config.yaml").write_text("\n".join([*lines, "seed: 0\n"]))
     assert "not the folder of a run" in refused(capsys, "run", *options)
+
+
+def test_a_given_split_whose_file_is_not_there_is_not_taken_for_unchanged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{user},{(user + step) % 7},{step}" for user in range(12) for step in range(8)]
+    parts = {"train": lines, "valid": lines[::8], "test": lines[1::8]}
+    for name, part in parts.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["user,item,timestamp", *part]))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"name: r\noutput: {tmp_path}\nmodel: gru4rec\ndataset: {{source: {tmp_path}/train.csv, split: given, "
+        f"valid_source: {tmp_path}/valid.csv, test_source: {tmp_path}/test.csv, min_interactions: 1}}\n"
+    )
+    assert main(["prepare", "--config", str(config)]) == 0
+    assert main(["prepare", "--config", str(config)]) == 0
+    gone = f"dataset.test_source={tmp_path}/other.csv"
+    assert "other.csv' does not exist" in refused(capsys, "prepare", "--config", str(config), "--set", gone)

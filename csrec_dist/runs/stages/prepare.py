@@ -29,12 +29,17 @@ def inputs(run: ActiveRun) -> dict[str, Any]:
 
 def is_unchanged(options: DatasetOptions, log: dict[str, Any]) -> bool:
     """Whether the log that was prepared is named again, and its files are as they were or gone since."""
-    if log.get("source") != options.source:
+    if log.get("sources") != sources_of(options):
         return False
     try:
         return stat_of(options) == log["files"]
     except UserError:
         return True
+
+
+def sources_of(options: DatasetOptions) -> list[str | None]:
+    """The names of the log, and of the files of a split that is given."""
+    return [options.source, options.valid_source, options.test_source]
 
 
 def stat_of(options: DatasetOptions) -> list[list[Any]]:
@@ -62,7 +67,7 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
             with run.log("prepare") as log:
                 prepare(options, folder, log.say)
         require_same(folder, inputs)
-        log_files = {"source": options.source, "files": stat_of(options)}
+        log_files = {"sources": sources_of(options), "files": stat_of(options)}
         return {"fingerprint": inputs["source"]["fingerprint"], "log": log_files}
 
     return run.processes.on_main(on_main)
