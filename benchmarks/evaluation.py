@@ -4,6 +4,7 @@ For each size of the catalog: target ranks, top-20 lists and the log-sum-exp of 
 
 - `products`: the matrix products alone, in the same tiles; the physical limit of what has to make every logit,
 - `sweep`: one pass over tiles, as evaluation does it (csrec_dist/evaluation/sweep.py),
+- `kernel`, on a GPU: the same, each tile visited by one Triton kernel (csrec_dist/evaluation/kernels.py),
 - `plain`: blocks of whole rows of 8 MiB (128 MiB on a GPU), ranks, lists and log-sum-exp one after the other.
 
 They take turns; times are medians. The results of `sweep` and `plain` are compared: ranks may differ where logits
@@ -25,7 +26,9 @@ from torch import Tensor
 
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.sweep import LANES, Asked, Found, sweep
+from csrec_dist.evaluation import visit
+from csrec_dist.evaluation.sweep import Asked, Found, sweep
+from csrec_dist.evaluation.visit import LANES
 
 TOP_N = 20
 NEAR = 1e-5
@@ -60,6 +63,15 @@ def plain(states: Tensor, table: PlainTable, targets: Tensor, seen: Tensor | Non
         scores, columns = logits.topk(TOP_N, dim=1)
         found.append((ranks, columns + 1, scores, sums))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def sweep_by_kernel(states: Tensor, table: PlainTable, asked: Asked) -> Found:
+    """The sweep with the kernel, whether it is in use or not."""
+    before, visit.KERNELS_ARE_ON = visit.KERNELS_ARE_ON, True
+    try:
+        return sweep(Logits([states], [table]), asked)
+    finally:
+        visit.KERNELS_ARE_ON = before
 
 
 def differing(
@@ -106,12 +118,16 @@ def measure(
     }
     memory = {}
     if device.type == "cuda":
+        calls["kernel"] = lambda: sweep_by_kernel(states, table, asked)
         for name, call in calls.items():
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             call()
             memory[name] = round((torch.cuda.max_memory_allocated() - before) / 2**20)
-    off = differing(calls["sweep"](), calls["plain"](), states, table, targets)
+    whole = calls["plain"]()
+    off = {
+        name: differing(calls[name](), whole, states, table, targets) for name in calls if name in ("sweep", "kernel")
+    }
     times = [{name: timed(call, device) for name, call in calls.items()} for _ in range(repeats)]
     seconds = {name: median(each[name] for each in times) for name in calls}
     found = {
@@ -120,7 +136,7 @@ def measure(
         "width": width,
         "hide": hide,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "sweep/products": round(median(each["sweep"] / each["products"] for each in times), 2),
+        **{f"{name}/products": round(median(each[name] / each["products"] for each in times), 2) for name in off},
         "plain/products": round(median(each["plain"] / each["products"] for each in times), 2),
         "plain/sweep": round(median(each["plain"] / each["sweep"] for each in times), 2),
         "differing": off,

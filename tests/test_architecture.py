@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
     {"errors", "threads", "processes", "options", "lazy", "environment", "terminal"},
     {"storage"},
-    {"files", "memory", "process_state", "hub"},
+    {"files", "memory", "process_state", "hub", "kernels"},
     {"lock"},
     {"tensor_files", "data", "distributed"},
     {"models", "losses", "doctor"},

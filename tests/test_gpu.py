@@ -22,6 +22,7 @@ from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, embedding
 from csrec_dist.distributed.engines import DataParallel, Engine, FullyShard, ZeRO
 from csrec_dist.distributed.groups import ALONE
 from csrec_dist.distributed.layout import Layout
+from csrec_dist.evaluation import visit
 from csrec_dist.evaluation.ranking import target_ranks, top_items
 from csrec_dist.labels.cache import DeviceLabels, on_device
 from csrec_dist.labels.format import TensorSpec
@@ -190,9 +191,11 @@ def test_contrastive_loss() -> None:
     assert_near(*found)
 
 
+@pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_ranks_and_lists(exclude_seen: bool) -> None:
+def test_ranks_and_lists(exclude_seen: bool, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores are whole numbers, so ties are the same on both devices."""
+    monkeypatch.setattr(visit, "KERNELS_ARE_ON", kernel)
     found = []
     for device in (CPU, GPU):
         problem = Problem(device)

@@ -17,9 +17,8 @@ from torch import Tensor
 from csrec_dist.distributed.best_items import merged
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation.logits import Logits
+from csrec_dist.evaluation.visit import LANES, visit
 
-LANES = 16
-"""Columns of a chunk: a search for the best items looks at the largest of each chunk first."""
 FEWEST_CHUNKS = 4
 """Chunks for each best item, from which their maxima say well enough where the best items begin."""
 
@@ -73,7 +72,7 @@ def _sweep_block(logits: Logits, rows: slice, asked: Asked) -> Found:
     of_targets = _target_logits(logits, rows, targets)
     limits = of_targets.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
     tiles = logits.tile_items(num_rows, asked.top_n, LANES) if num_rows else []
-    put_targets, hide = (_Marks(catalog, tiles, *marks) for marks in ((targets, of_targets), (seen, -math.inf)))
+    put_targets, hide = (_Marks(catalog, tiles, items) for items in (targets, seen))
     below = torch.zeros_like(targets)
     log_sums = of_targets.new_full((num_rows,), -math.inf)
     best = _Best(logits, num_rows, asked.top_n)
@@ -82,18 +81,18 @@ def _sweep_block(logits: Logits, rows: slice, asked: Asked) -> Found:
     for number, (items, tile, scratch) in enumerate(_buffers(tiles, num_rows, of_targets)):
         width = items.stop - items.start
         logits.write(rows, items, tile[:, :width])
-        put_targets.write(number, tile)
-        chunks = _chunk_maxima(tile)
-        if asked.log_sums:
-            log_sums = torch.logaddexp(log_sums, _log_sum(tile, chunks.amax(1), scratch))
+        some, columns = put_targets.of(number)
+        tile[some, columns] = put_targets.values(of_targets, number)
+        visited = visit(tile, width, limits, scratch, log_sums=asked.log_sums)
+        log_sums = torch.logaddexp(log_sums, visited.log_sums)
         if is_top_apart:
-            top.add(tile, chunks, items)
-        if hide.write(number, tile):
-            chunks = _chunk_maxima(tile)
-        for column in range(targets.shape[1]):
-            below[:, column] += _num_below(tile[:, :width], limits[:, column], scratch[:, :width])
+            top.add(tile, visited.chunks, items)
+        some, columns = hide.of(number)
+        if len(some):
+            visited.hide(tile, some, columns, limits)
+        below += visited.below
         if asked.top_n:
-            best.add(tile, chunks, items)
+            best.add(tile, visited.chunks, items)
     lists = best.lists()
     tops = top.lists() if is_top_apart else lists
     return Found(
@@ -123,50 +122,34 @@ def _buffers(tiles: list[slice], num_rows: int, like: Tensor) -> Iterator[tuple[
         yield items, tile, scratch
 
 
-def _chunk_maxima(tile: Tensor) -> Tensor:
-    """The largest number of each chunk: [R, C / LANES]. Chunk k has the columns k, k + C / LANES, k + 2 C / LANES, …,
-    so that whole runs of columns are compared with each other.
-    """
-    return tile.view(len(tile), LANES, -1).amax(1)
-
-
-def _log_sum(tile: Tensor, largest: Tensor, scratch: Tensor) -> Tensor:
-    """Log-sum-exp [R] of a tile whose largest numbers are known; log-softmax takes it in one visit."""
-    torch.log_softmax(tile, 1, out=scratch)
-    return torch.where(largest == -math.inf, largest, largest - scratch.amax(1))
-
-
-def _num_below(tile: Tensor, limits: Tensor, scratch: Tensor) -> Tensor:
-    """How many numbers of each row are below its limit [R]."""
-    if tile.is_cuda:
-        return (tile < limits.unsqueeze(1)).sum(1)
-    # On a CPU sums of floats are several times as fast as sums of truth values, and just as exact below 2²⁴.
-    torch.lt(tile, limits.unsqueeze(1), out=scratch)
-    return scratch.sum(1).long()
-
-
 class _Marks:
-    """Numbers to write at some items of each row, in the order of the items, so that each tile knows its own."""
+    """Some items of each row in the order of the items, each once, so that every tile knows its own."""
 
-    def __init__(self, catalog: CatalogSlice, tiles: list[slice], items: Tensor, values: Tensor | float) -> None:
-        """`items` [R, K] in 1…V, 0 for none, and values [R, K] or one for all."""
-        places, here = catalog.places(items)
-        self._rows, column = here.nonzero(as_tuple=True)
-        self._places, order = places[self._rows, column].sort()
-        self._rows = self._rows[order]
-        self._values = values[here][order] if isinstance(values, Tensor) else values
+    def __init__(self, catalog: CatalogSlice, tiles: list[slice], items: Tensor) -> None:
+        """`items` [R, K] in 1…V, 0 for none."""
+        index, here = catalog.places(items)
+        keys = index * len(items) + torch.arange(len(items), device=items.device).unsqueeze(1)
+        keys, order = keys[here].sort()
+        is_first = keys.diff(prepend=keys.new_tensor([-1])) > 0
+        keys, order = keys[is_first], order[is_first]
+        self._here, self._order = here, order
+        self._index = keys.div(len(items), rounding_mode="floor") if len(items) else keys
+        self._rows = keys - self._index * len(items)
         starts = torch.tensor([tile.start for tile in tiles], device=items.device)
-        self._bounds = [*torch.searchsorted(self._places, starts).tolist(), len(order)]
+        self._bounds = [*torch.searchsorted(self._index, starts).tolist(), len(order)]
         self._tiles = tiles
 
-    def write(self, number: int, tile: Tensor) -> bool:
-        """Write those of a tile into it; whether there are any."""
-        some = slice(self._bounds[number], self._bounds[number + 1])
-        if some.start == some.stop:
-            return False
-        places = self._places[some] - self._tiles[number].start
-        tile[self._rows[some], places] = self._values[some] if isinstance(self._values, Tensor) else self._values
-        return True
+    def of(self, number: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns of a tile that are marked."""
+        some = self._some(number)
+        return self._rows[some], self._index[some] - self._tiles[number].start
+
+    def values(self, values: Tensor, number: int) -> Tensor:
+        """What `values` [R, K], one for each of the items, has for those of a tile."""
+        return values[self._here][self._order[self._some(number)]]
+
+    def _some(self, number: int) -> slice:
+        return slice(self._bounds[number], self._bounds[number + 1])
 
 
 def _ordered(logits: Tensor) -> Tensor:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from csrec_dist.options import MatmulPrecision
 
-ARCHITECTURES = {(9, 0)}
-"""Compute capabilities that the tiles were chosen on."""
-
 
 @dataclass(frozen=True)
 class Blocks:

@@ -4,16 +4,15 @@ Shapes: N examples, V item rows of this rank's slice, d and K widths of student 
 loop. The sums of the splits are added in their order, then over the ranks that share the catalog, as tiles are.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from csrec_dist import kernels
 from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.losses.configurations import ARCHITECTURES, Configuration, chunk, configuration
+from csrec_dist.losses.configurations import Configuration, chunk, configuration
 from csrec_dist.losses.divergences import Forward, OneHot, Reverse, Statistics, Terms
 from csrec_dist.losses.problem import Gradients, Problem
 from csrec_dist.losses.soft_labels import FactoredLabels, Tempered
@@ -32,6 +31,7 @@ PROGRAMS = 528
 """Four on each multiprocessor of an H100."""
 NO_LOGIT = -1e30
 """The largest logit where there is none: finite, as in the kernels."""
+KERNELS = "csrec_dist.losses.kernels"
 LOSSES = {OneHot: 0, Reverse: 1, Forward: 2}
 
 
@@ -43,8 +43,7 @@ def takes(problem: Problem) -> bool:
     factored = labels is None or (isinstance(labels, Tempered) and isinstance(labels.labels, FactoredLabels))
     if not factored or type(problem.divergence) not in LOSSES or _configuration(problem) is None:
         return False
-    has_kernels = _has_triton() and torch.cuda.get_device_capability(device) in ARCHITECTURES
-    return on_all_ranks(problem.catalog, has_kernels, device)
+    return on_all_ranks(problem.catalog, kernels.run_on(device), device)
 
 
 def on_all_ranks(catalog: CatalogSlice, has_kernels: bool, device: torch.device) -> bool:
@@ -64,18 +63,12 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
         return problem.weights.new_zeros(3), gradients.all
     blocks = _configuration(problem)
     assert blocks is not None, "there are no kernels for these widths"
-    kernels = Kernels(problem, blocks)
-    shifts, statistics = kernels.statistics()
+    launches = Kernels(problem, blocks)
+    shifts, statistics = launches.statistics()
     terms = problem.divergence.combine(statistics.over(problem.catalog))
     if any(gradient is not None for gradient in gradients.all):
-        kernels.add_gradients(shifts, terms, gradients)
+        launches.add_gradients(shifts, terms, gradients)
     return problem.sums(terms, slice(0, student.num_examples)), gradients.all
-
-
-@cache
-def _has_triton() -> bool:
-    """torch brings Triton along where it is built for GPUs."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def _configuration(problem: Problem) -> Configuration | None:
@@ -203,35 +196,12 @@ class Kernels:
         }
         factors = (states if factor is None else factor for factor in (*self._student, *self._labels))
         grid = -(-num_examples // blocks.examples), number, 1
-        launch(f"{name}_kernel", grid, [*factors, *arguments], constants, blocks.warps, blocks.stages)
+        arguments = [*factors, *arguments]
+        kernels.launch(KERNELS, f"{name}_kernel", grid, arguments, constants, blocks.warps, blocks.stages)
 
     @property
     def _all(self) -> slice:
         return slice(0, self._num_examples)
-
-
-_COMPILED: dict[tuple[Any, ...], Any] = {}
-
-
-def launch(
-    name: str, grid: tuple[int, int, int], arguments: list[Any], constants: dict[str, Any], warps: int, stages: int
-) -> None:
-    """Launch a kernel, compiled or loaded at its first call for these types and constants.
-
-    Later calls go to the compiled kernel: Triton's own way there takes the host about as long as eight operations of
-    torch, longer than a GPU takes for a piece.
-    """
-    from csrec_dist.losses import kernels  # Triton is loaded where there is something to compute
-
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    # Triton compiles for types, and for whether an address is a multiple of 16.
-    kinds = ((tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in tensors)
-    key = (name, *constants.values(), warps, stages, *kinds, tensors[0].device)
-    if compiled := _COMPILED.get(key):
-        compiled[grid](*arguments, *constants.values())
-    else:
-        kernel = getattr(kernels, name)
-        _COMPILED[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
 
 
 def _add_products(

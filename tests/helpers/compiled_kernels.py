@@ -1,7 +1,7 @@
-"""Compiles the kernels of the losses for a GPU that is not there, and says what they take of it.
+"""Compiles the Triton kernels for a GPU that is not there, and says what they take of it.
 
-Run as a script, it prints one JSON object for each kernel, precision, loss and pair of widths of the table of
-configurations; with `--check` it fails where one takes too much. Triton must not be interpreted in the process.
+Run as a script, it prints one JSON object for each kernel of the losses, precision, loss and pair of widths of the
+table of configurations, and for the kernel of evaluation; with `--check` it fails where one takes too much. Triton must not be interpreted in the process.
 """
 
 import json
@@ -17,6 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from csrec_dist.evaluation.kernels import visit_kernel
+from csrec_dist.evaluation.visit import CHUNKS_OF_PART, LANES
 from csrec_dist.losses import kernels
 from csrec_dist.losses.configurations import Blocks, chunk, configuration
 
@@ -46,9 +48,24 @@ def resources(name: str, blocks: Blocks, width: int, label_width: int, loss: int
             bf16 = argument == "coefficients" and blocks.mode == "bf16"
             signature[argument] = "*i64" if argument == "targets" else "*bf16" if bf16 else "*fp32"
             attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constexprs, attributes)
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return _compiled(ASTSource(function, signature, constexprs, attributes), blocks.warps, blocks.stages)
+
+
+def visit_resources(num_targets: int, log_sums: bool) -> dict[str, Any]:
+    """The same of the kernel that visits a tile of logits in evaluation."""
+    function: Any = visit_kernel
+    constants = {"LANES": LANES, "NUM_TARGETS": num_targets, "LOG_SUMS": log_sums, "CHUNKS": CHUNKS_OF_PART}
+    kinds = {"counts": "*i32", "num_rows": "i32", "num_chunks": "i32", "num_items": "i32"}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in function.arg_names}
+    constexprs = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    attributes = {(place,): [["tt.divisibility", 16]] for place in range(5)}
+    return _compiled(ASTSource(function, signature, constexprs, attributes), 4, 1)
+
+
+def _compiled(source: ASTSource, warps: int, stages: int) -> dict[str, Any]:
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages}
+    )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -66,7 +83,8 @@ def _tool(name: str, *arguments: str) -> str:
 
 def fits(about: dict[str, Any]) -> bool:
     """Whether a kernel has room on the chip, few spilled registers, and products on the tensor cores."""
-    return about["shared"] <= MOST_SHARED and about["STL"] <= MOST_SPILLS and about["HGMMA"] > 0
+    has_room = about["shared"] <= MOST_SHARED and about["STL"] <= MOST_SPILLS
+    return has_room and (about["HGMMA"] > 0 or about["kernel"] == "visit")
 
 
 def main() -> None:
@@ -78,10 +96,16 @@ def main() -> None:
         for name in KERNELS:
             about: dict[str, Any] = {"kernel": name, "precision": precision, "loss": loss}
             about |= {"width": width, "label_width": label_width}
-            about |= resources(name, getattr(chosen, name), width, max(label_width, 1), loss)
-            print(json.dumps(about), flush=True)
-            if "--check" in sys.argv and not fits(about):
-                raise SystemExit(f"under Triton {triton.__version__} this kernel takes too much")
+            show(about | resources(name, getattr(chosen, name), width, max(label_width, 1), loss))
+    for num_targets, log_sums in ((1, False), (2, True)):
+        show({"kernel": "visit", "targets": num_targets, **visit_resources(num_targets, log_sums)})
+
+
+def show(about: dict[str, Any]) -> None:
+    """Print what a kernel takes; SystemExit where that is to be checked, and too much."""
+    print(json.dumps(about), flush=True)
+    if "--check" in sys.argv and not fits(about):
+        raise SystemExit(f"under Triton {triton.__version__} this kernel takes too much")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""One visit to a tile of logits while it is in the cache: the largest of each chunk, log-sum-exp, ranks.
+
+Shapes: R rows, C columns of the tile, which are LANES × K chunks, T targets of a row, P parts of a row.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csrec_dist import kernels
+
+LANES = 16
+"""Columns of a chunk: a search for the best items looks at the largest of each chunk first."""
+CHUNKS_OF_PART = 256
+"""Chunks that a program of the kernel reads: 4,096 numbers, 32 for each of its threads."""
+KERNELS_ARE_ON = False
+"""The kernel has been compiled for GPUs and interpreted on a CPU, but no result file shows it on a GPU yet."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Of a tile: the largest logit of each chunk [R, K], log Σ exp [R] (−inf where it was not asked), and how many
+    items are below each limit [R, T].
+
+    Chunk k has the columns k, k + K, k + 2 K, …, so that whole runs of columns are compared with each other. NaN may
+    stand as +inf among the largest.
+    """
+
+    chunks: Tensor
+    log_sums: Tensor
+    below: Tensor
+
+    def hide(self, tile: Tensor, rows: Tensor, columns: Tensor, limits: Tensor) -> None:
+        """Write −inf at some places of the tile, each named once, and let this visit know of it, but its log-sum-exp.
+
+        `limits` [R, T] are those of the visit.
+        """
+        hidden = tile[rows, columns]
+        tile[rows, columns] = -math.inf
+        added = (limits[rows] > -math.inf) & ~(hidden.unsqueeze(1) < limits[rows])
+        self.below.index_add_(0, rows, added.long())
+        by_lane = tile.view(len(tile), LANES, -1)
+        # Scattered reads cost several times those in a row: of many chunks the whole tile is read again.
+        if 8 * LANES * len(rows) > tile.numel():
+            torch.amax(by_lane, 1, out=self.chunks)
+        else:
+            chunk = columns % self.chunks.shape[1]
+            self.chunks[rows, chunk] = by_lane[rows, :, chunk].amax(1)
+
+
+def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor, *, log_sums: bool) -> Visit:
+    """Visit a tile [R, C] whose first `num_items` columns are items; the others are −inf.
+
+    Args:
+        limits: [R, T], the logits of which the number of smaller ones is asked.
+        scratch: as large as the tile; it may be written over.
+    """
+    if KERNELS_ARE_ON and tile.dtype == torch.float32 and len(tile) and kernels.run_on(tile.device):
+        return _by_kernel(tile, num_items, limits, log_sums)
+    chunks = tile.view(len(tile), LANES, -1).amax(1)
+    sums = tile.new_full((len(tile),), -math.inf)
+    if log_sums:
+        largest = chunks.amax(1)
+        torch.log_softmax(tile, 1, out=scratch)  # the one way to a log-sum-exp in a single visit
+        sums = torch.where(largest == -math.inf, largest, largest - scratch.amax(1))
+    below = torch.empty_like(limits, dtype=torch.int64)
+    for column, limit in enumerate(limits.T.unsqueeze(2)):
+        if tile.is_cuda:
+            below[:, column] = (tile[:, :num_items] < limit).sum(1)
+        else:
+            # On a CPU sums of floats are several times as fast as sums of truth values, and just as exact below 2²⁴.
+            is_below = torch.lt(tile[:, :num_items], limit, out=scratch[:, :num_items])
+            below[:, column] = is_below.sum(1)
+    return Visit(chunks, sums, below)
+
+
+def _by_kernel(tile: Tensor, num_items: int, limits: Tensor, log_sums: bool) -> Visit:
+    """The same by one reading of the tile."""
+    num_rows, num_chunks, num_targets = len(tile), tile.shape[1] // LANES, limits.shape[1]
+    num_parts = -(-num_chunks // CHUNKS_OF_PART)
+    chunks = tile.new_empty(num_rows, num_chunks)
+    partials = tile.new_empty(num_parts, 2, num_rows)
+    counts = torch.zeros(num_parts, num_targets, num_rows, dtype=torch.int32, device=tile.device)
+    constants = {"LANES": LANES, "NUM_TARGETS": num_targets, "LOG_SUMS": log_sums, "CHUNKS": CHUNKS_OF_PART}
+    arguments = [tile, limits.contiguous(), chunks, partials, counts, num_rows, num_chunks, num_items]
+    grid = num_rows, num_parts, 1
+    kernels.launch("csrec_dist.evaluation.kernels", "visit_kernel", grid, arguments, constants, 4, 1)
+    sums = tile.new_full((num_rows,), -math.inf)
+    if log_sums:
+        # A row without a finite logit has −inf here, and one with NaN has NaN.
+        largest = partials[:, 0].amax(0)
+        rise = (partials[:, 0] - largest).masked_fill(partials[:, 0] == -math.inf, -math.inf)
+        sums = largest + (partials[:, 1] * rise.exp()).sum(0).log()
+    return Visit(chunks, sums, counts.sum(0).T)
