@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import PlainTable
-from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation import visit
+from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.sweep import Asked, Found, sweep
 from csrec_dist.evaluation.visit import LANES
 

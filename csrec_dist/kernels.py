@@ -1,4 +1,4 @@
-"""Which GPUs the project's Triton kernels are for, and how they are launched. Triton is imported at the first launch."""
+"""Which GPUs the Triton kernels are for, and how they are launched. Triton is imported at the first launch."""
 
 import importlib
 import importlib.util

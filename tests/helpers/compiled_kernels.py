@@ -1,7 +1,8 @@
 """Compiles the Triton kernels for a GPU that is not there, and says what they take of it.
 
 Run as a script, it prints one JSON object for each kernel of the losses, precision, loss and pair of widths of the
-table of configurations, and for the kernel of evaluation; with `--check` it fails where one takes too much. Triton must not be interpreted in the process.
+table of configurations, and for the kernel of evaluation; with `--check` it fails where one takes too much. Triton must
+not be interpreted in the process.
 """
 
 import json
