@@ -66,6 +66,7 @@ def state() -> dict[str, Any]:
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         "matrix products": (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32),
+        "matrix products on the CPU": backends.mkldnn.matmul.fp32_precision,
         "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
         "mkldnn": backends.mkldnn.enabled,
     }
@@ -187,3 +188,31 @@ def test_products_on_a_gpu_have_their_precision_within_the_block(precision: Any,
         assert backend.fp32_precision == "tf32"
     finally:
         backend.fp32_precision = before
+
+
+@pytest.mark.parametrize("as_exact", [False, True])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_on_a_cpu_go_to_onednn_where_they_may(
+    precision: Any, as_exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csrec_dist.process_state.onednn_is_as_exact", lambda: as_exact)
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    with matmul_precision(precision):
+        assert backend.fp32_precision == ("bf16" if as_exact or precision == "medium" else "ieee")
+    assert backend.fp32_precision == before
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(243, 3646, 64), (7, 33, 5), (300, 128, 256), (64, 4096, 130)])
+def test_products_on_a_cpu_are_as_exact_as_fp32(precision: Any, rows: int, columns: int, inner: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, inner, generator=draws) for size in (rows, columns))
+    longer = torch.randn(rows, columns, generator=draws)
+    with matmul_precision(precision):
+        pairs = [(left @ right.T, left, right.T), (longer @ right, longer, right), (longer.T @ left, longer.T, left)]
+    for product, first, second in pairs:
+        exact = first.double() @ second.double()
+        bound = first.double().abs() @ second.double().abs()
+        # Rounding the factors to bf16 leaves an error of about 2⁻⁹ of the bound over √K.
+        assert ((product - exact).abs() / bound).max() < 2**-20

@@ -90,8 +90,8 @@ class LoopOptions(Options):
     )
     matmul_precision: Annotated[MatmulPrecision, TRAINING] = Field(
         "highest",
-        description="Of the loss's products with the item tables on a GPU: as exact as fp32, TF32 (high), or bf16 with "
-        "fp32 sums (medium); a CPU always computes in fp32.",
+        description="Of the loss's products with the item tables: as exact as fp32, TF32 (high), or bf16 with fp32 "
+        "sums (medium); a CPU computes in fp32, but for medium where it has AMX.",
     )
     cuda_graph: Annotated[CudaGraph, NOTHING] = Field(
         "auto",
