@@ -1,0 +1,60 @@
+"""csrec_dist: one-hot training of a model, or teachers, labels and a student; a batch is windows."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from driver import Measured, start
+
+from csrec_dist import CSRec, Dataset, __version__, models
+from csrec_dist.data.batches import to_batch
+from csrec_dist.evaluation import evaluate
+from csrec_dist.files import read_json
+
+settings = start()
+measured = Measured(settings)
+
+shutil.rmtree("data", ignore_errors=True)
+shutil.rmtree("run", ignore_errors=True)
+with measured.timed("preparing"):
+    columns = {"user": "user", "item": "item", "timestamp": "time"}
+    sizes = {"window": settings["window"], "min_interactions": 1, "num_shards": 1}
+    data = Dataset.prepare("windows.csv", "data", **columns, **sizes)
+training = {
+    "batch_size": settings["batch_windows"],
+    "learning_rate": settings["learning_rate"],
+    "warmup_steps": 0,
+    "max_epochs": settings["epochs"],
+    "patience": settings["epochs"],
+}
+method, teachers = "base", None
+if settings.get("teachers"):
+    method, teachers = "model_level", {"num": settings["teachers"]}
+    training |= {"temperature": settings["temperature"], "beta": settings["beta"]}
+training |= settings.get("training", {})
+run = CSRec("run", settings["model"], method, output=".", training=training, teachers=teachers, seed=settings["seed"])
+run.fit(data)
+
+
+def epochs_of(folder: Path) -> list[dict]:
+    """What a training notes of its epochs."""
+    return read_json(folder / "metrics.json")["epochs"]
+
+
+epochs = epochs_of(run.folder / "student")
+measured.seconds["epoch"] = [epoch["num_examples"] / epoch["examples_per_second"] for epoch in epochs]
+measured.ndcg = [epoch["valid"]["ndcg@10"] for epoch in epochs]
+for folder in sorted(run.folder.glob("teachers/*")):
+    seconds = [epoch["num_examples"] / epoch["examples_per_second"] for epoch in epochs_of(folder)]
+    measured.seconds.setdefault("teacher_epoch", []).extend(seconds)
+if teachers:
+    usage = read_json(run.folder / "label.done.json")["usage"]
+    measured.seconds["labelling"] = [max(each["seconds"] for each in usage)]
+device = torch.device(settings["device"])
+model = models.load(run.folder / "student").to(device)
+for _ in range(settings["epochs"]):
+    with measured.timed("evaluation"):
+        batches = (to_batch(row).to(device) for row in data.stream("valid", batch_size=256))
+        evaluate(model, batches, top_n=[5, 10, 20], exclude_seen=False, reduce=lambda sums: sums)
+versions = {"csrec_dist": __version__, "torch": torch.__version__}
+measured.report(data.splits["train"].num_examples, versions)
