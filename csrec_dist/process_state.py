@@ -82,7 +82,7 @@ def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     On a GPU "high" and "medium" are TF32: torch has no bf16 products of fp32 matrices there. On a CPU "medium" rounds
     factors to bf16 if the processor has AMX; else, and for all others, products are as exact as fp32.
     """
-    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = gpu.fp32_precision, cpu.fp32_precision
     gpu.fp32_precision = "ieee" if precision == "highest" else "tf32"
     cpu.fp32_precision = "bf16" if precision == "medium" or onednn_is_as_exact() else "ieee"
