@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from csrec_dist import labels as soft_labels
@@ -14,13 +15,15 @@ from csrec_dist import models, recommend
 from csrec_dist.config import Config, parse_config, parse_section, read_yaml, with_launchers_file
 from csrec_dist.data import dataset as prepared
 from csrec_dist.data.append import appended_options
+from csrec_dist.data.bad_rows import FILE as BAD_ROWS
 from csrec_dist.data.card import dataset_card
 from csrec_dist.data.columns import NONE, ROLES
-from csrec_dist.data.dataset import LOG
+from csrec_dist.data.dataset import LOG, without_places
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare_once
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, quoted
+from csrec_dist.files import write_record
 from csrec_dist.hub.repositories import upload_with_card
 from csrec_dist.runs.run import Run
 from csrec_dist.training.telemetry import StageLog
@@ -133,17 +136,19 @@ class Dataset(prepared.Dataset):
     def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
         """Put the dataset with a card into the repository `name` (OWNER/NAME) of the Hub; returns its address.
 
-        `datasets.load_dataset(name)` reads the splits there. The raw ids of users and all their items go with it, the
-        log that it was made of does not. Under a launcher the first rank pushes.
+        `datasets.load_dataset(name)` reads the splits there. The raw ids of users and all their items go with it; the
+        log that it was made of, rows that were left out of it, and places on this machine do not. Under a launcher the
+        first rank pushes.
 
         Raises:
             UserError: the name is no name, the server cannot be reached, or it asks for another token.
         """
 
         def push() -> str:
-            names = [name for name in self.file_names if name != LOG]
-            files = [self.folder / "dataset.json", *map(self.file, names)]
-            return upload_with_card(files, dataset_card(self), name, private, token)
+            files = [self.file(name) for name in self.file_names if name not in (LOG, BAD_ROWS)]
+            with TemporaryDirectory() as folder:
+                write_record(info := Path(folder) / "dataset.json", without_places(self.info))
+                return upload_with_card([info, *files], dataset_card(self), name, private, token)
 
         with processes() as ranks:
             return ranks.on_main(push)

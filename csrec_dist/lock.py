@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -69,7 +69,7 @@ class FolderLock:
     The kernel's lock (flock) ends with its process, however that ends. Where the file system has none, or none that
     reaches other machines, the name in the file is a lease: its holder touches the file every `HEARTBEAT_SECONDS`, and
     a process of another machine takes it over after `LEASE_SECONDS` without that. The file goes when it is released,
-    and so does a folder that was made for it and has nothing else in it.
+    and so do folders that were made for it and have nothing else in them.
     """
 
     def __init__(self, folder: Path, what: str, *, beside: bool = False) -> None:
@@ -77,7 +77,7 @@ class FolderLock:
         self._folder, self._what = folder, what
         self._path = folder.parent / f".{folder.name}{FILE}" if beside else folder / FILE
         self._file: int | None = None
-        self._made_folder = False
+        self._made: list[Path] = []  # the folders that were made for the file, the innermost first
         self._has_locks = True
         self._released = threading.Event()
         self._heart: threading.Thread | None = None
@@ -94,7 +94,7 @@ class FolderLock:
             # a lock on a file that is no longer there protects nothing, so it is taken again.
             while not self._is_current():
                 self._close()
-                self._made_folder = not self._path.parent.exists()
+                self._made = [folder for folder in self._path.parents if not folder.exists()]
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
                 self._flock()
@@ -177,8 +177,9 @@ class FolderLock:
         if self._file is not None and self._holder() in (None, Holder.this()):
             self._path.unlink(missing_ok=True)
         self._close()
-        if self._made_folder and self._path.parent.is_dir() and not os.listdir(self._path.parent):
-            self._path.parent.rmdir()
+        with suppress(OSError):  # what has something in it stays, and so do the folders around it
+            for folder in self._made:
+                folder.rmdir()
 
     def _close(self) -> None:
         if self._file is not None:

@@ -26,6 +26,7 @@ MOST_CONNECTIONS = 1000
 MOST_SECONDS_TO_STOP = 30
 """A client that never sends the rest of its request would hold a stopped service for ever."""
 LONGEST_DETAIL = 500
+LONGEST_HOST = 60
 ABOUT = """\
 Top-n lists of a trained sequential recommender.
 
@@ -234,8 +235,9 @@ def _listening(host: str, port: int) -> socket.socket:
     """
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError, TypeError) as error:  # the last two: a name that no host can have
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{host}:{port} cannot be served: {reason}. Give another --host or --port.") from None
+        address = f"{shortened(host, LONGEST_HOST)}:{port}"
+        raise UserError(f"{address} cannot be served: {reason}. Give another --host or --port.") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

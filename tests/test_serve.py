@@ -202,6 +202,6 @@ def test_the_command_serves_this_machine_alone_until_it_is_stopped(
 def test_mistakes_of_the_command(run: Path, recommender: Recommender, capsys: pytest.CaptureFixture[str]) -> None:
     assert "neither the folder of a run" in refused(capsys, "serve", str(run / "dataset"))
     assert "must be at least 1, not 1048576, 0, 256" in refused(capsys, "serve", str(run), "--max-top-n", "0")
-    for host, port in (("127.0.0.1", 70000), ("no.such.host.invalid", 0)):
-        with pytest.raises(UserError, match=rf"{host}:{port} cannot be served"):
+    for host, port in (("127.0.0.1", 70000), ("no.such.host.invalid", 0), ("ä..b", 0), ("a\0b", 0), ("a" * 300, 0)):
+        with pytest.raises(UserError, match=rf"{host[:50]}.*:{port} cannot be served"):
             serve(recommender, host, port)

@@ -4,7 +4,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from csrec_dist.cli.parsing import Commands, add
+from csrec_dist.cli.parsing import Commands, add, add_bad_rows
 from csrec_dist.errors import UserError
 
 MORE_EXAMPLES = """
@@ -31,6 +31,7 @@ def add_init(commands: Commands) -> None:
         metavar="KEY=VALUE",
         help="a key of dataset that is known, e.g. dataset.columns.user=customer; repeatable",
     )
+    add_bad_rows(parser)
     parser.add_argument("--yes", action="store_true", help="ask nothing: decide what is uncertain, and say so")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
 

@@ -48,6 +48,19 @@ def add(commands: Commands, name: str, command: Callable, text: str, group: str 
     return parser
 
 
+def add_bad_rows(parser: argparse.ArgumentParser) -> None:
+    """Add what is done with rows of a log that cannot be read: an override like any other."""
+    parser.add_argument(
+        "--on-bad-rows",
+        dest="set",
+        action="append",
+        metavar="error|skip",
+        type="dataset.on_bad_rows={}".format,
+        help="rows of the log that cannot be read are an error (default), or left out and counted; as "
+        "--set dataset.on_bad_rows=...",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser, restart: bool = True, required: bool = True) -> argparse.ArgumentParser:
     """Add the config of a run, its overrides, and unless it runs nothing the stage to restart."""
     parser.add_argument("--config", required=required, metavar="FILE", help="the run's YAML file (see `init`)")
@@ -59,5 +72,6 @@ def add_config(parser: argparse.ArgumentParser, restart: bool = True, required: 
         help="override a key, e.g. training.beta=0.75; repeatable",
     )
     if restart:
+        add_bad_rows(parser)
         parser.add_argument("--restart", metavar="STAGE", help="do this stage and all that depend on it again")
     return parser

@@ -14,11 +14,12 @@ Say = Callable[[str], None]
 
 
 def account_of_reading(log: Log) -> dict[str, Any]:
-    """For dataset.json: the column of each role, how timestamps were read and counted, and their first and last."""
+    """For dataset.json: the column of each role, how timestamps were read, bad rows."""
     first, last = _time_span(log) or (None, None)
     columns = {"columns": log.taken, "columns_passed_over": list(log.passed_over)}
     times = {"timestamps": log.times.how, "times_per_second": log.times.unit}
-    return {**columns, **times, "first_time": first, "last_time": last}
+    bad_rows = {"bad_rows": dict(log.bad_rows.counts)} if log.bad_rows else {}
+    return {**columns, **times, "first_time": first, "last_time": last, **bad_rows}
 
 
 def say_reading(log: Log, source: object, say: Say) -> None:
@@ -37,6 +38,9 @@ def say_reading(log: Log, source: object, say: Say) -> None:
     if "weight" in log.frame.columns:
         weights = log.frame["weight"].value_counts(sort=True).rows()
         say("weights of interactions: " + listed(f"{weight:g} ({num:,} rows)" for weight, num in weights))
+    if log.bad_rows:
+        num = len(log.bad_rows)
+        say(f"skipped {num:,} row{'s' * (num > 1)} that cannot be read (on_bad_rows: skip): {log.bad_rows}")
     for num, lacking in ((log.num_without_id, "a user or an item"), (log.num_without_time, "a timestamp")):
         if num:
             say(f"dropped {num:,} row{'s' * (num > 1)} without {lacking}")

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from csrec_dist.data.bad_rows import BadRows
 from csrec_dist.data.columns import Columns
 from csrec_dist.data.dataset import LOG, Ancestor, Dataset
 from csrec_dist.data.ids import RawIds
@@ -34,8 +35,8 @@ def write_log(path: Path, log: Log) -> None:
     """
     writer = None
     roles = [role for role in ROLES if role in log.frame.columns and log.frame[role].dtype != pl.Null]
+    ids = {"user": log.users, "item": log.items, "true_item": pl.concat([log.items, log.other_items])}
     for part in log.frame.select(roles).iter_slices(ROWS_A_GROUP):
-        ids = {"user": log.users, "item": log.items, "true_item": log.items}
         raw = part.with_columns(ids[role].gather(part[role]).alias(role) for role in roles if role in ids)
         table = raw.to_arrow(compat_level=pl.CompatLevel.oldest())
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
@@ -61,17 +62,19 @@ def read_log(dataset: Dataset) -> Log:
     frame = frame.with_columns(missing)
     users, user_numbers = number(frame["user"], path, typed=True)
     items, item_numbers = number(frame["item"], path, typed=True)
-    frame = with_true_items(frame, item_numbers).with_columns(user=user_numbers, item=item_numbers)
+    frame, other_items = with_true_items(frame, item_numbers, items)
     return Log(
-        frame,
+        frame.with_columns(user=user_numbers, item=item_numbers),
         users,
         items,
+        other_items,
         num_without_id=statistics["rows_without_id"],
         num_without_time=statistics["rows_without_time"],
         taken=reading["columns"],
         passed_over=tuple(reading["columns_passed_over"]),
         times=Times(frame["timestamp"], reading["timestamps"], reading["times_per_second"]),
         num_not_kept=statistics["rows_not_kept"],
+        bad_rows=BadRows(reading.get("bad_rows", {})),
     )
 
 
@@ -137,8 +140,9 @@ def joined(dataset: Dataset, old: Log, source: Source, is_weighted: bool) -> Log
     Where it `is_weighted`, interactions of an old log without weights weigh 1; otherwise none has a weight.
     """
     new = source.log
-    users, *users_of = _joined_ids(dataset.file("users.parquet"), old.users, new.users)
-    items, *items_of = _joined_ids(dataset.file("items.parquet"), old.items, new.items)
+    users, _, *users_of = _joined_ids(dataset.file("users.parquet"), old.users, new.users)
+    others = old.other_items, new.other_items
+    items, other_items, *items_of = _joined_ids(dataset.file("items.parquet"), old.items, new.items, others)
     times, frames = _joined_times(old.times, new.times, source.place, dataset), []
     has_true_items = old.has_true_items or new.has_true_items
     for log, user_numbers, item_numbers in zip((old, new), users_of, items_of, strict=True):
@@ -153,28 +157,36 @@ def joined(dataset: Dataset, old: Log, source: Source, is_weighted: bool) -> Log
         frame.sort(keys, maintain_order=True),
         users,
         items,
+        other_items,
         num_without_id=old.num_without_id + new.num_without_id,
         num_without_time=old.num_without_time + new.num_without_time,
         taken=new.taken,
         passed_over=new.passed_over,
         times=times,
         num_not_kept=old.num_not_kept + new.num_not_kept,
+        bad_rows=BadRows.joined([old.bad_rows, new.bad_rows]),
     )
 
 
-def _joined_ids(known: Path, old: pl.Series, new: pl.Series) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-    """Distinct raw ids, those of the file `known` first, and the numbers (from 0) of those of `old` and of `new`.
+def _joined_ids(
+    known: Path, old: pl.Series, new: pl.Series, others: tuple[pl.Series, ...] = ()
+) -> tuple[pl.Series, pl.Series, np.ndarray, np.ndarray]:
+    """Distinct raw ids, those of the file `known` first, and distinct ones that are only among the `others` of both.
 
-    They stay integers where all are integers, and become text where some are.
+    Then the numbers (from 0, those of the second series after the first) of the ids of `old` followed by its others,
+    and of `new` followed by its own. Ids stay integers where all are integers, and become text where some are.
     """
     first = pl.Series("raw", RawIds(known).values)
-    parts, are_integers = [first, old, new], old.dtype.is_integer() and new.dtype.is_integer()
+    parts, are_integers = [first, old, new, *others], old.dtype.is_integer() and new.dtype.is_integer()
     if old.dtype != new.dtype:
         parts = [part.cast(pl.String) for part in parts]
-    ids = pl.concat([part.alias("raw") for part in parts])
-    raw, numbers = number(ids, known, typed=not are_integers)
-    of_old, of_new = np.split(numbers.to_numpy()[len(first) :], [len(old)])
-    return raw, of_old, of_new
+    raw, numbers = number(pl.concat([part.alias("raw") for part in parts]), known, typed=not are_integers)
+    all_numbers = numbers.to_numpy()
+    _, of_old, of_new, *of_others = np.split(all_numbers, np.cumsum([len(part) for part in parts])[:-1])
+    num_ids = int(all_numbers[: len(first) + len(old) + len(new)].max()) + 1
+    if others:
+        of_old, of_new = (np.concatenate(both) for both in zip((of_old, of_new), of_others, strict=True))
+    return raw[:num_ids], raw[num_ids:], of_old, of_new
 
 
 def _renumbered(frame: pl.DataFrame, users: np.ndarray, items: np.ndarray, has_true_items: bool) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from csrec_dist import __version__
-from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.dataset import Dataset, without_places
 from csrec_dist.hub.markdown import bullets, card, code, table
 
 COLUMNS = {
@@ -40,7 +40,7 @@ def dataset_card(dataset: Dataset) -> str:
 
 def described(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Rows that say what a dataset was made of and how."""
-    info, statistics = dataset.info, dataset.statistics
+    info, statistics = without_places(dataset.info), dataset.statistics
     source, reading, options = (info.get(name, {}) for name in ("source", "reading", "options"))
     yield "log", f"{source.get('name')}, SHA-256 {source.get('sha256')}"
     yield "kept", ", ".join(f"{statistics[name]:,} {name}" for name in ("interactions", "users", "items"))

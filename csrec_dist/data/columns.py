@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -52,6 +52,14 @@ class ColumnError(UserError):
     def __init__(self, path: Path, what: str, role: str, value: object) -> None:
         super().__init__(f"{path}: {what}")
         self.what, self.role, self.value = what, role, str(value)
+
+
+class BadLineError(UserError):
+    """A line of a log that its reader cannot take; `field` is the one to blame, where it is not the line as a whole."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class UnclearColumnError(UserError):
@@ -148,6 +156,7 @@ class Layout:
     separator: str | None = None  # None: detected from the first line
     keep: Keep = field(default_factory=dict)  # columns, and what rows need in them
     weights: Weights = field(default_factory=dict)  # columns, and how much rows with a value in them weigh
+    skips_bad_rows: bool = False  # whether rows that cannot be read are left out, and counted
 
     def columns_used(self, names: Sequence[str], taken: Mapping[str, str | None], path: Path) -> set[str]:
         """The columns of a file that its rows are read from, or chosen and weighed by."""
@@ -165,8 +174,8 @@ class Layout:
         return replace(self, columns=self.columns.filled(usual))
 
 
-FindLine = Callable[[str, str], int | None]
-"""The line of a file, from 1, in which a column has a value; None where it is not found."""
+FindLines = Callable[[str, str], Iterator[int]]
+"""The lines of a file, from 1, in which a column has a value."""
 
 
 @dataclass(frozen=True)
@@ -175,16 +184,23 @@ class Scan:
 
     `taken` has the file's column of each role, or None. `passed_over` are other columns whose names match a role.
     `typed`: the log gives its values types, so that an id that is text stays text, even if it looks like a number.
-    `every_row` has the rows that `dataset.keep` leaves out too, with the columns of the file. `line_of` finds a value
-    in the file, for messages.
+    `every_row` has the rows that `dataset.keep` leaves out too, with the columns of the file; `is_kept` says which it
+    keeps. `lines_of` finds a value in the file, for messages.
     """
 
     frame: pl.LazyFrame
     taken: dict[str, str | None]
     every_row: pl.LazyFrame
+    is_kept: pl.Expr | None = None
     passed_over: tuple[str, ...] = ()
     typed: bool = False
-    line_of: FindLine | None = None
+    lines_of: FindLines | None = None
+
+    def num_not_kept(self) -> int:
+        """How many rows `dataset.keep` leaves out: a pass over the file."""
+        if self.is_kept is None:
+            return 0
+        return int(self.every_row.select((~self.is_kept).sum()).collect(engine="streaming").item())
 
 
 def pick(
@@ -194,7 +210,7 @@ def pick(
     *,
     hint: str = "",
     typed: bool = False,
-    line_of: FindLine | None = None,
+    lines_of: FindLines | None = None,
 ) -> Scan:
     """The log's columns named after their roles: user, item, rating, timestamp and true_item (null where absent).
 
@@ -204,7 +220,7 @@ def pick(
     log = log.with_columns(pl.lit(value).alias(name) for name, value in part.partition.items() if name not in names)
     names = log.collect_schema().names()
     taken = choose(names, layout.columns, part.path, hint)
-    return scan_of(log, taken, names, layout, part.path, typed=typed, line_of=line_of)
+    return scan_of(log, taken, names, layout, part.path, typed=typed, lines_of=lines_of)
 
 
 def scan_of(
@@ -215,13 +231,13 @@ def scan_of(
     path: Path,
     *,
     typed: bool = False,
-    line_of: FindLine | None = None,
+    lines_of: FindLines | None = None,
 ) -> Scan:
     """The chosen columns of the rows that are kept, named after their roles, and their `weight` where it is given."""
-    conditions = [
-        condition.holds(pl.col(name)) for name, condition in conditions_on(layout.keep, names, taken, path).items()
-    ]
-    kept = log.filter(*conditions) if conditions else log
+    conditions = conditions_on(layout.keep, names, taken, path)
+    holding = [each.holds(pl.col(name), not layout.skips_bad_rows) for name, each in conditions.items()]
+    is_kept = pl.all_horizontal(holding) if holding else None
+    kept = log if is_kept is None else log.filter(is_kept)
     columns = [pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()]
     if layout.weights:
         factors = weights_by(layout.weights, names, taken, path).values()
@@ -229,7 +245,7 @@ def scan_of(
     frame = kept.select(columns)
     usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
     passed_over = tuple(name for name in names if name in usual)
-    return Scan(frame, taken, log, passed_over, typed, line_of)
+    return Scan(frame, taken, log, is_kept, passed_over, typed, lines_of)
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:
@@ -258,7 +274,18 @@ def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -
             "timestamp",
             [name for name in free if name not in chosen.values()],
         )
+    refuse_twice(names, chosen, path)
     return chosen
+
+
+def refuse_twice(names: Sequence[str], taken: Mapping[str, str | None], path: Path) -> None:
+    """UserError if the column of a role shares its name with another one: which of them is meant, nobody can tell."""
+    for role, name in taken.items():
+        if name is not None and names.count(name) > 1:
+            raise UserError(
+                f"{path} has {names.count(name)} columns {quoted(name)}, which could each be the {role}; give them "
+                "different names, or name another column in dataset.columns."
+            )
 
 
 def guesses(role: str, names: Sequence[str]) -> list[str]:

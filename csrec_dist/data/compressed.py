@@ -17,7 +17,7 @@ from typing import IO, Any
 from csrec_dist.errors import UserError, listed
 
 MAGIC = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
-ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # of an archive with files, and of an empty one
 BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # after the level of compression: of a first block, or of an empty file
 PARSED_AS_THEY_ARE = (None, "gzip", "zstd")  # polars decompresses these itself, piece by piece
 NUM_PEEKED = 16
@@ -33,7 +33,7 @@ def on_disk(path: Path) -> Path | None:
 def is_archive(path: Path) -> bool:
     """Whether the file is a zip archive."""
     with open(path, "rb") as file:
-        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        return file.read(len(ZIP_MAGIC[0])) in ZIP_MAGIC
 
 
 def members(archive: Path) -> list[Path]:
@@ -50,11 +50,15 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     with ExitStack() as stack:
         raw = _raw(path, stack)
-        kind = _kind(raw.peek(NUM_PEEKED)[:NUM_PEEKED])
+        with _undamaged(path, "zip"):  # reading ahead checks a small member as a whole
+            kind = _kind(raw.peek(NUM_PEEKED)[:NUM_PEEKED])
         stack.enter_context(_undamaged(path, kind or "zip"))
         file = raw if kind is None else stack.enter_context(io.BufferedReader(OPENERS[kind](raw)))
-        if file.peek(512)[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar":
+        beginning = file.peek(512)
+        if beginning[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar":
             raise UserError(f"{path} is a tar archive: unpack it, and give one of its files.")
+        if beginning.startswith(ZIP_MAGIC):
+            raise UserError(f"{path} is a zip archive within another file: unpack it, and give one of its files.")
         yield file
 
 

@@ -1,6 +1,6 @@
 """A prepared dataset on disk, opened for reading: its sizes and statistics, its rows as streams, its shards."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
+from csrec_dist.data.bad_rows import FILE as BAD_ROWS
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable, shard_path
 from csrec_dist.data.weights import ExampleWeights
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 ITEMS, USERS, SEQUENCES, LOG = "items.parquet", "users.parquet", "sequences.parquet", "log.parquet"
+PLACES = ("source", "valid_source", "test_source", "path")
+"""The options that name files of this machine."""
 KEPT_BYTES = 128 << 20
 """Of the rows of a split that epochs keep in memory: about 700,000 windows of 20."""
 
@@ -146,8 +149,8 @@ class Dataset:
 
     @property
     def file_names(self) -> list[str]:
-        """The names of all files but dataset.json; the log may have been removed."""
-        log = [LOG] if (self.folder / LOG).exists() else []
+        """The names of all files but dataset.json; the log may have been removed, and bad rows are rare."""
+        log = [name for name in (LOG, BAD_ROWS) if (self.folder / name).exists()]
         shards = [self.shard_file(split, shard).name for split in self.splits for shard in range(self.num_shards)]
         return [*shards, ITEMS, USERS, SEQUENCES, *log]
 
@@ -288,3 +291,12 @@ def _check(info: Any, folder: Path) -> _StoredInfo:
         raise UserError(
             f"{folder / 'dataset.json'} is damaged: {place}: {first['msg']}. Prepare the dataset again."
         ) from None
+
+
+def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a dataset.json for others to read: of the log's files the names alone, not where they lay."""
+    names = {key: Path(info["options"][key]).name for key in PLACES if info.get("options", {}).get(key)}
+    told = {**info, "options": {**info.get("options", {}), **names}}
+    if "name" in info.get("source", {}):
+        told["source"] = {**info["source"], "name": Path(info["source"]["name"]).name}
+    return told

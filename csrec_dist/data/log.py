@@ -1,13 +1,14 @@
 """A raw log as interactions with numbers for users and items; its duplicates, and the k-core of users and items."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from csrec_dist.data.bad_rows import BadRows, Find
 from csrec_dist.data.columns import ORDER_IS_MEANT, ColumnError, Scan
-from csrec_dist.data.times import Times, as_text, settle_times
+from csrec_dist.data.times import Times, as_text, settle_times, unreadable_times
 from csrec_dist.errors import UserError, quoted
 
 
@@ -59,22 +60,26 @@ class Log:
 
     `frame` has user and item (int32, numbers from 0 in order of first appearance in the file), rating
     (float32 or null) and timestamp (int64, float64, or of type Null if the log has none). If the log names the items
-    that users preferred before any noise, it also has true_item: the number (int32), null if it is not in `items`. If
-    its split is given, it has period (int8: 0 training, 1 validation, 2 test), by which it is sorted before the time.
-    `users` and `items` are the raw ids by number: int64, uint64 or text. `taken` has the file's column of each role,
-    `passed_over` other columns whose names match a role, `times` how the timestamps were read, `num_not_kept` the rows
-    that `dataset.keep` left out.
+    that users preferred before any noise, it also has true_item: the number (int32), null if it is missing. If its
+    split is given, it has period (int8: 0 training, 1 validation, 2 test), by which it is sorted before the time.
+    `users` and `items` are the raw ids by number: int64, uint64 or text. `other_items` are the raw ids of true items
+    that nobody interacted with, whose numbers follow those of `items`: they may be items of a log that is appended.
+    `taken` has the file's column of each role, `passed_over` other columns whose names match a role, `times` how the
+    timestamps were read, `num_not_kept` the rows that `dataset.keep` left out, `bad_rows` those that
+    `dataset.on_bad_rows: skip` did.
     """
 
     frame: pl.DataFrame
     users: pl.Series
     items: pl.Series
+    other_items: pl.Series
     num_without_id: int
     num_without_time: int
     taken: dict[str, str | None]
     passed_over: tuple[str, ...]
     times: Times
     num_not_kept: int = 0
+    bad_rows: BadRows = field(default_factory=BadRows)
 
     @property
     def has_times(self) -> bool:
@@ -87,14 +92,20 @@ class Log:
         return "true_item" in self.frame.columns
 
 
-def log_of(frame: pl.DataFrame, scan: Scan, path: Path) -> Log:
+def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None) -> Log:
     """The log of all rows of a scan; `path` is what messages call it.
 
-    Rows without a user or item, and rows without a time in a log that has times, are dropped and counted. Raises
-    UserError if nothing is left, values cannot be read, or there are no times and the config does not say so.
+    Rows without a user or item, and rows without a time in a log that has times, are dropped and counted. So are rows
+    whose time or rating cannot be read if `find` is given, which says where values are. Raises UserError if nothing is
+    left, values cannot be read, or there are no times and the config does not say so.
     """
     if frame.is_empty():
         raise UserError(f"{path} has no interactions; a log needs at least one.")
+    bad_rows = BadRows()
+    if find is not None:
+        frame = _without_unreadable(frame, bad_rows, path, find)
+        if frame.is_empty():
+            raise UserError(f"{path}: dataset.on_bad_rows: skip leaves nothing: no row can be read ({bad_rows}).")
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
     frame = frame.with_columns(pl.col(nans).fill_nan(None))
     times = settle_times(frame["timestamp"], path)
@@ -107,10 +118,38 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path) -> Log:
         raise UserError(f"{path}: none of its {len(frame)} rows has {what}.")
     users, user_numbers = number(rows["user"], path, scan.typed)
     items, item_numbers = number(rows["item"], path, scan.typed)
-    rows = with_true_items(rows, item_numbers)
+    rows, other_items = with_true_items(rows, item_numbers, items)
     numbered = rows.with_columns(user=user_numbers, item=item_numbers, rating=settle_ratings(rows["rating"], path))
-    dropped = {"num_without_id": len(frame) - len(named), "num_without_time": len(named) - len(rows)}
-    return Log(_sorted(numbered), users, items, **dropped, taken=scan.taken, passed_over=scan.passed_over, times=times)
+    return Log(
+        _sorted(numbered),
+        users,
+        items,
+        other_items,
+        num_without_id=len(frame) - len(named),
+        num_without_time=len(named) - len(rows),
+        taken=scan.taken,
+        passed_over=scan.passed_over,
+        times=times,
+        bad_rows=bad_rows,
+    )
+
+
+def _without_unreadable(frame: pl.DataFrame, bad_rows: BadRows, path: Path, find: Find) -> pl.DataFrame:
+    """The rows whose time and rating can be read; the others are counted."""
+    # As rows go, another unit may become the usual one.
+    while (mask := unreadable_times(frame["timestamp"])).any():
+        what = "the time is none, or of another form or unit than most of the log's"
+        bad_rows.add_values("timestamp", frame["timestamp"].filter(mask), what, path, find)
+        frame = frame.filter(~mask)
+    if frame["rating"].dtype == pl.String and (mask := _is_no_number(frame["rating"])).any():
+        bad_rows.add_values("rating", frame["rating"].filter(mask), "the rating is no number", path, find)
+        frame = frame.filter(~mask)
+    return frame
+
+
+def _is_no_number(texts: pl.Series) -> pl.Series:
+    """Where [n] a text is not a number; missing ones are not."""
+    return texts.cast(pl.Float32, strict=False).is_null() & texts.is_not_null()
 
 
 def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
@@ -118,12 +157,11 @@ def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
     if ratings.dtype.is_numeric() or ratings.dtype in (pl.Boolean, pl.Null):
         return ratings.cast(pl.Float32).fill_nan(None)
     texts = as_text(ratings, path)
-    numbers = texts.cast(pl.Float32, strict=False)
-    wrong = texts.filter(numbers.is_null() & texts.is_not_null())
+    wrong = texts.filter(_is_no_number(texts))
     if len(wrong):
         what = f"the rating {quoted(wrong[0])} is not a number; set dataset.columns.rating to another column, or to"
         raise ColumnError(path, f"{what} none.", "rating", wrong[0])
-    return numbers
+    return texts.cast(pl.Float32)
 
 
 def number(ids: pl.Series, path: Path, typed: bool = False) -> tuple[pl.Series, pl.Series]:
@@ -143,13 +181,22 @@ def number(ids: pl.Series, path: Path, typed: bool = False) -> tuple[pl.Series, 
     return _settle_ids(raw, typed), joined["number"]
 
 
-def with_true_items(frame: pl.DataFrame, item_numbers: pl.Series) -> pl.DataFrame:
-    """The true items by the items' numbers; no such column if the log names none."""
+def with_true_items(frame: pl.DataFrame, item_numbers: pl.Series, items: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """The rows with true items by their numbers, and the raw ids of those that are no items of the rows.
+
+    The column goes if the log names no true item. One that is no id of the items' type stays unknown: null.
+    """
     if frame["true_item"].null_count() == len(frame):
-        return frame.drop("true_item")
+        return frame.drop("true_item"), items.clear()
     table = pl.DataFrame({"raw": frame["item"], "number": item_numbers}).unique("raw")
     raw = frame["true_item"].cast(frame["item"].dtype, strict=False).to_frame("raw")
-    return frame.with_columns(true_item=raw.join(table, on="raw", how="left", maintain_order="left")["number"])
+    others = raw.drop_nulls().unique(maintain_order=True).join(table, on="raw", how="anti", maintain_order="left")
+    others = others.with_columns(id=pl.col("raw").cast(items.dtype, strict=False))
+    others = others.filter(pl.col("id").cast(pl.String) == pl.col("raw").cast(pl.String))
+    numbers = pl.int_range(len(items), len(items) + len(others), dtype=pl.Int32, eager=True)
+    table = pl.concat([table, others.select("raw", number=numbers)])
+    true_items = raw.join(table, on="raw", how="left", maintain_order="left")["number"]
+    return frame.with_columns(true_item=true_items), others["id"]
 
 
 def _sorted(frame: pl.DataFrame) -> pl.DataFrame:

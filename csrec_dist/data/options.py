@@ -1,5 +1,6 @@
 """The `dataset` section of the config: the raw log, and how it becomes windows and splits."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -91,6 +92,12 @@ class DatasetOptions(Options):
         description="How much training on an interaction weighs, by the values of columns (named as in `keep`), such "
         "as {event: {view: 0.1, transaction: 1}}; other values weigh 1, and 0 leaves the interaction to histories.",
     )
+    on_bad_rows: Literal["error", "skip"] = Field(
+        default="error",
+        exclude_if=lambda rule: rule == "error",
+        description="What cannot be read (a line of another form, a time or rating that is none): an error that names "
+        "the first; or left out, with counts in dataset.json and the first ten in bad_rows.jsonl.",
+    )
     columns: Columns = Field(
         default=Columns(), description="Columns of the log; default: guessed from the usual names."
     )
@@ -138,6 +145,21 @@ class DatasetOptions(Options):
     @classmethod
     def _null_is_nothing(cls, section: Any) -> Any:
         return {} if section is None else section
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _values_are_text(cls, weights: Any) -> Any:
+        """YAML reads `true`, `5` and `0.5` as what they are; in a file they are text."""
+        if not isinstance(weights, Mapping):
+            return weights
+        return {
+            column: {
+                str(value).lower() if isinstance(value, bool) else str(value): weight for value, weight in by.items()
+            }
+            if isinstance(by, Mapping)
+            else by
+            for column, by in weights.items()
+        }
 
     @field_validator("format")
     @classmethod
@@ -191,7 +213,8 @@ class DatasetOptions(Options):
     @property
     def layout(self) -> Layout:
         """What the config says about the form of the log."""
-        return Layout(self.columns, self.header, self.encoding, self.separator, self.keep, self.weights)
+        skips = self.on_bad_rows == "skip"
+        return Layout(self.columns, self.header, self.encoding, self.separator, self.keep, self.weights, skips)
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:

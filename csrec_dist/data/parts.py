@@ -30,12 +30,22 @@ CHUNK = 1 << 20
 class Part:
     """A file of a log: its path, which messages name, and what Polars can parse, UTF-8 or Parquet, plain, gz or zst.
 
-    `partition` has the columns that its folders give all of its rows.
+    `partition` has the columns that its folders give all of its rows. `left_out` are the lines of `path`, ascending,
+    that `text` does not have.
     """
 
     path: Path
     text: Path
     partition: dict[str, str | None] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
+
+    def line_of_path(self, line: int) -> int:
+        """The line of `path` that is this line of `text`, both from 1."""
+        for left_out in self.left_out:
+            if left_out > line:
+                break
+            line += 1
+        return line
 
 
 def is_pattern(source: str) -> bool:
@@ -111,7 +121,7 @@ def _matches(pattern: Path) -> list[Path]:
     places = Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
     matches = [place for place in places if place.is_file() or "=" in place.name]
     if not matches:
-        raise UserError(f"No file matches dataset.source {pattern}.")
+        raise UserError(f"No file matches the pattern {pattern}; name files that are there, such as logs/*.csv.")
     return matches
 
 

@@ -146,6 +146,7 @@ def _prepare(
         _write_ids(new, splits["train"], flat, users, items)
         write_sequences(new / SEQUENCES, flat)
         write_log(new / LOG, log)
+        log.bad_rows.write(new)
         described = describe(flat, splits, windows, leaked["test"], len(items))
         statistics = {**_describe_raw(log), **duplicates, **described, **counts}
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
@@ -228,7 +229,8 @@ def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Serie
     items, old_items = renumber(items[indices])
     ratings = frame["rating"].to_arrow().cast("float32")
     times = frame["timestamp"].to_numpy() if log.has_times else None
-    true_items = _renumbered(frame["true_item"], old_items, len(log.items)) if log.has_true_items else None
+    num_named = len(log.items) + len(log.other_items)
+    true_items = _renumbered(frame["true_item"], old_items, num_named) if log.has_true_items else None
     periods = frame["period"].to_numpy() if "period" in frame.columns else None
     weights = frame["weight"].to_numpy() if "weight" in frame.columns else None
     flat = Flat(
@@ -364,6 +366,7 @@ def _describe_raw(log: Log) -> dict[str, Any]:
         "rows_without_id": log.num_without_id,
         "rows_without_time": log.num_without_time,
         "rows_not_kept": log.num_not_kept,
+        "rows_unreadable": len(log.bad_rows),
     }
 
 

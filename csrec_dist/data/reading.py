@@ -1,7 +1,8 @@
 """Reading the files of a raw log, in parts and splits; messages name the file, the line and what was expected."""
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import NamedTuple
 
 import polars as pl
 
-from csrec_dist.data.columns import ColumnError, Layout, Scan
+from csrec_dist.data.bad_rows import BadRows
+from csrec_dist.data.columns import BadLineError, ColumnError, Layout, Scan
 from csrec_dist.data.keep import conditions_on
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.data.parts import Part, parts_of
-from csrec_dist.data.readers import READERS, wrong_line
+from csrec_dist.data.readers import READERS, numbered_lines
 from csrec_dist.data.readers.peek import undecodable_line
 from csrec_dist.errors import UserError, listed, quoted, shortened
 
@@ -32,7 +34,8 @@ def read_log(files: Sequence[Path], format: str, layout: Layout) -> Log:
     """Read the files with the named reader, one after the other.
 
     Drops rows as `log_of` does. Raises UserError, which names file and line, if the files cannot be read this way, are
-    empty, lack a named column, or have no times while the config does not say that rows are in order.
+    empty, lack a named column, or have no times while the config does not say that rows are in order. Where the layout
+    skips bad rows, lines and values that cannot be read are left out and counted instead.
     """
     return read_splits([Files(tuple(files), format)], layout)
 
@@ -44,16 +47,29 @@ def read_splits(splits: Sequence[Files], layout: Layout) -> Log:
     """
     with ExitStack() as stack:
         reads = [_read(files, layout, stack) for files in splits]
-        _refuse_unlike([scanned for read in reads for scanned in read.scans])
+        scans = [scanned for read in reads for scanned in read.scans]
+        _refuse_unlike(scans)
         try:
             frames = [read.frame for read in reads]
             if len(reads) > 1:
                 frames = [frame.with_columns(period=pl.lit(k, pl.Int8)) for k, frame in enumerate(frames)]
             first = reads[0].scans[0]
-            log = log_of(pl.concat(frames, how="vertical_relaxed"), first.scan, first.part.path)
+
+            def find(role: str, value: str) -> Iterator[tuple[Path, int]]:
+                return _places(scans, role, value)
+
+            rows = pl.concat(frames, how="vertical_relaxed")
+            log = log_of(rows, first.scan, first.part.path, find if layout.skips_bad_rows else None)
         except ColumnError as error:
-            raise _with_line(error, [scanned for read in reads for scanned in read.scans]) from None
-        return replace(log, num_not_kept=sum(read.num_rows - len(read.frame) for read in reads))
+            place = next(_places(scans, error.role, error.value), None)
+            if place is None:
+                raise
+            raise UserError(
+                f"{place[0]}, {_unit(first.scan)} {place[1]:,}: {error.what} Rows that cannot be read are left out, "
+                "and counted, with dataset.on_bad_rows: skip."
+            ) from None
+        bad_rows = BadRows.joined([*(read.bad_rows for read in reads), log.bad_rows])
+        return replace(log, num_not_kept=sum(read.num_not_kept for read in reads), bad_rows=bad_rows)
 
 
 class _Scanned(NamedTuple):
@@ -64,35 +80,61 @@ class _Scanned(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """The rows of some files that are kept, how many there were, and the files' scans."""
+    """The rows of some files that are kept, how many are not, those that cannot be read, and the files' scans."""
 
     frame: pl.DataFrame
-    num_rows: int
+    num_not_kept: int
+    bad_rows: BadRows
     scans: list[_Scanned]
 
 
 def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
     """All rows of the files that are kept; the parts can be read again until the stack is closed."""
-    parts = stack.enter_context(parts_of(files.paths, layout.encoding))
-    scans: list[_Scanned] = []
-    try:
-        scans += (_Scanned(part, READERS[files.format].scan(part, layout)) for part in parts)
-        _refuse_unlike(scans)
-        rows = [scan.frame for _, scan in scans]
-        frame = pl.concat(rows, how="vertical_relaxed").collect(engine="streaming")
-        num_rows = sum(_num_rows(scan) for _, scan in scans) if layout.keep else len(frame)
-    except (pl.exceptions.PolarsError, OSError) as error:  # OSError: of a damaged gzip file
-        with suppress(pl.exceptions.PolarsError, OSError):  # they cannot be read again either
-            _refuse_what_is_no_number(scans, layout)
-        raise UserError(_why_unreadable(error, parts, files.format, layout)) from None
-    if num_rows and frame.is_empty():
-        raise UserError(f"{files.paths[0]}: {_why_none_is_kept(num_rows, scans[0], layout)}")
-    return _Read(frame, num_rows, scans)
+    whole = parts = stack.enter_context(parts_of(files.paths, layout.encoding))
+    bad_rows, nested = BadRows(), set[str]()
+    while True:
+        scans: list[_Scanned] = []
+        try:
+            scans += (_Scanned(part, READERS[files.format].scan(part, layout)) for part in parts)
+            _refuse_unlike(scans)
+            frame = pl.concat([scan.frame for _, scan in scans], how="vertical_relaxed").collect(engine="streaming")
+            num_not_kept = sum(scan.num_not_kept() for _, scan in scans)
+            break
+        except (pl.exceptions.PolarsError, BadLineError, OSError) as error:  # OSError: of a damaged gzip file
+            unreadable = UserError(_why_unreadable(error, parts, files.format, layout, nested))
+            if not layout.skips_bad_rows:
+                with suppress(pl.exceptions.PolarsError, OSError):  # they cannot be read again either
+                    _refuse_what_is_no_number(scans, layout)
+                raise unreadable from None
+            nested |= {error.field} if isinstance(error, BadLineError) and error.field else set()
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="csrec-log-")))
+            parts, without = _without_bad_lines(whole, files.format, layout, nested, folder)
+            if len(without) == len(bad_rows):  # no line is to blame
+                raise unreadable from None
+            bad_rows = without
+    if layout.skips_bad_rows:
+        num_not_kept -= _skip_what_is_no_number(scans, layout, bad_rows)
+    if num_not_kept and frame.is_empty():
+        raise UserError(f"{files.paths[0]}: {_why_none_is_kept(num_not_kept, scans[0], layout)}")
+    return _Read(frame, num_not_kept, bad_rows, scans)
 
 
-def _num_rows(scan: Scan) -> int:
-    """The rows, with those that `dataset.keep` leaves out."""
-    return int(scan.every_row.select(pl.len()).collect(engine="streaming").item())
+def _without_bad_lines(
+    parts: Sequence[Part], format: str, layout: Layout, nested: Collection[str], folder: Path
+) -> tuple[list[Part], BadRows]:
+    """Copies of the parts in a folder without the lines that the reader cannot take, and these lines."""
+    bad_rows, copies = BadRows(), []
+    for number, part in enumerate(parts):
+        left_out: list[int] = []
+        with open(folder / str(number), "wb") as file:
+            for line, raw, problem in numbered_lines(part, format, layout, nested):
+                if problem:
+                    bad_rows.add_line(part.path, line, problem, raw.decode(errors="replace").rstrip("\r\n"))
+                    left_out += range(line, line + max(raw.count(b"\n"), 1))
+                else:
+                    file.write(raw)
+        copies.append(replace(part, text=folder / str(number), left_out=tuple(left_out)))
+    return copies, bad_rows
 
 
 def _why_none_is_kept(num_rows: int, scanned: _Scanned, layout: Layout) -> str:
@@ -103,21 +145,41 @@ def _why_none_is_kept(num_rows: int, scanned: _Scanned, layout: Layout) -> str:
     return f"dataset.keep keeps none of its {num_rows:,} rows ({values}); change it."
 
 
-def _refuse_what_is_no_number(scans: list[_Scanned], layout: Layout) -> None:
-    """UserError for the first value that dataset.keep compares with a number and that is none."""
+def _no_numbers(scans: list[_Scanned], layout: Layout) -> Iterator[tuple[_Scanned, str, pl.Series]]:
+    """The columns that dataset.keep compares with a number, each with its values that are none, as text."""
     for scanned in scans:
         part, scan = scanned
         names = scan.every_row.collect_schema().names()
         for name, condition in conditions_on(layout.keep, names, scan.taken, part.path).items():
             if condition.is_numeric:
                 column = pl.col(name).cast(pl.String)
-                wrong = scan.every_row.filter(condition.no_number(column)).select(column).head(1)
-                for value in wrong.collect(engine="streaming")[name]:
-                    line = _line(scanned, name, value)
-                    raise UserError(
-                        f"{part.path}{line}: {quoted(value)} in the column {name} is not a number, with which "
-                        "dataset.keep compares it; mend the log, or keep rows by another condition."
-                    )
+                wrong = scan.every_row.filter(condition.no_number(column)).select(column)
+                yield scanned, name, wrong.collect(engine="streaming")[name]
+
+
+def _refuse_what_is_no_number(scans: list[_Scanned], layout: Layout) -> None:
+    """UserError for the first value that dataset.keep compares with a number and that is none."""
+    for scanned, name, values in _no_numbers(scans, layout):
+        for value in values.head(1):
+            line = next(_lines(scanned, name, value), None)
+            place = "" if line is None else f", {_unit(scanned.scan)} {line:,}"
+            raise UserError(
+                f"{scanned.part.path}{place}: {quoted(value)} in the column {name} is not a number, with which "
+                "dataset.keep compares it; mend the log, or keep rows by another condition."
+            )
+
+
+def _skip_what_is_no_number(scans: list[_Scanned], layout: Layout, bad_rows: BadRows) -> int:
+    """Count the rows with a value that dataset.keep compares with a number and that is none; how many they are."""
+    before = len(bad_rows)
+    for scanned, name, values in _no_numbers(scans, layout):
+
+        def find(column: str, value: str, scanned: _Scanned = scanned) -> Iterator[tuple[Path, int]]:
+            return ((scanned.part.path, line) for line in _lines(scanned, column, value))
+
+        what = "it is no number, with which dataset.keep compares it"
+        bad_rows.add_values(name, values, what, scanned.part.path, find)
+    return len(bad_rows) - before
 
 
 def _refuse_unlike(scans: list[_Scanned]) -> None:
@@ -132,29 +194,46 @@ def _refuse_unlike(scans: list[_Scanned]) -> None:
                 )
 
 
-def _with_line(error: ColumnError, scans: list[_Scanned]) -> UserError:
-    """The error with the first file and line that have its value."""
+def _places(scans: list[_Scanned], role: str, value: str) -> Iterator[tuple[Path, int]]:
+    """The files and lines that have a value in the column of a role."""
     for scanned in scans:
-        name = scanned.scan.taken[error.role]
-        if name is not None and (line := _line(scanned, name, error.value)):
-            return UserError(f"{scanned.part.path}{line}: {error.what}")
-    return error
+        name = scanned.scan.taken[role]
+        if name is not None:
+            yield from ((scanned.part.path, line) for line in _lines(scanned, name, value))
 
 
-def _line(scanned: _Scanned, name: str, value: str) -> str:
-    """Where a part has a value, for a message: ", line 3"; "" where that is not known."""
-    line_of = scanned.scan.line_of
-    line = None if line_of is None else line_of(name, value)
-    return "" if line is None else f", {'row' if scanned.scan.typed else 'line'} {line:,}"
+def _lines(scanned: _Scanned, name: str, value: str) -> Iterator[int]:
+    """The lines of a part with a value in a column, as far as they are known."""
+    lines_of = scanned.scan.lines_of
+    return iter(()) if lines_of is None else map(scanned.part.line_of_path, lines_of(name, value))
 
 
-def _why_unreadable(error: Exception, parts: Sequence[Part], format: str, layout: Layout) -> str:
+def _unit(scan: Scan) -> str:
+    return "row" if scan.typed else "line"
+
+
+def _why_unreadable(
+    error: Exception, parts: Sequence[Part], format: str, layout: Layout, nested: Collection[str]
+) -> str:
     """File, line and reason, and what to do."""
+    if isinstance(error, BadLineError) and error.field:
+        return str(error)
     reason = shortened(str(error).strip().partition("\n")[0], LONGEST_REASON)
     if re.search("utf-?8", reason, re.IGNORECASE):
         lines = [f"line {line} of {part.path.name}" for part in parts if (line := undecodable_line(part.text))]
         todo = "name the encoding with dataset.encoding, such as latin-1 or cp1252"
         reason = f"{listed(lines)} is not UTF-8; {todo if format == 'delimited' else 'convert the log to UTF-8'}"
-    elif wrong := next(filter(None, (wrong_line(part, format, layout) for part in parts)), ""):
-        return f"The reader '{format}' could not read {wrong}"
-    return f"The reader '{format}' could not read {parts[0].path}: {reason}"
+        return f"The reader '{format}' could not read {parts[0].path}: {reason}."
+    for part in parts:
+        with suppress(OSError):
+            for line, raw, problem in numbered_lines(part, format, layout, nested):
+                if problem:
+                    text = quoted(raw.decode(errors="replace").strip())
+                    return (
+                        f"The reader '{format}' could not read {part.path}, line {line:,}: {problem}: {text}; mend or "
+                        "remove the line, or leave such lines out with dataset.on_bad_rows: skip."
+                    )
+    return (
+        f"The reader '{format}' could not read {parts[0].path}: {reason}. Get the file again, or name another reader "
+        "with dataset.format."
+    )

@@ -36,19 +36,20 @@ def read_table(table: Any, layout: Layout, place: Path) -> Log:
         picked = kind.columns(table, sorted(names.index(name) for name in used))
         scan = scan_of(picked, taken, names, layout, place, typed=True)
         frame = scan.frame.collect()
-        num_rows = int(picked.select(pl.len()).collect().item())
+        num_not_kept = scan.num_not_kept()
     except (pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{place}: a column has values of several types, or of a type that is neither a number, a text nor a time "
             f"({shortened(str(error), LONGEST_REASON)}); convert it first, such as ids with astype(str)."
         ) from None
-    return replace(log_of(frame, scan, place), num_not_kept=num_rows - len(frame))
+    find = (lambda role, value: iter(())) if layout.skips_bad_rows else None
+    return replace(log_of(frame, scan, place, find), num_not_kept=num_not_kept)
 
 
 def digest(log: Log) -> str:
     """The SHA-256 of a log's interactions and raw ids, whatever held them."""
     sha = hashlib.sha256()
-    for ids in (log.users, log.items):
+    for ids in (log.users, log.items, *([log.other_items] if len(log.other_items) else [])):
         sha.update(f"{ids.dtype} {json.dumps(ids.cast(pl.String).to_list())}".encode())
     for name in sorted(log.frame.columns):
         column = log.frame[name]

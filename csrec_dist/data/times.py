@@ -66,19 +66,44 @@ def settle_times(times: pl.Series, path: Path) -> Times:
     NaN and empty text are missing times. Raises UserError, with an example, for text that is neither a number nor a
     date of a known format, for mixed formats or units, and for numbers that cannot be times.
     """
-    if times.dtype.is_float():
-        times = times.fill_nan(None)
-    elif times.dtype == pl.String:
-        times = times.set(times.str.strip_chars() == "", None)
+    times = _present(times)
     if times.null_count() == len(times):
         return Times(pl.Series(times.name, [None] * len(times), dtype=pl.Null), "none")
     if times.dtype.is_temporal():
         return _of_temporal_type(times, path)
     if times.dtype.is_integer():
-        return _of_numbers(_whole_times(times, path), path)
+        return _of_numbers(_whole_times(times, path), times, path)
     if times.dtype.is_float() or times.dtype.is_decimal():
-        return _of_numbers(times.cast(pl.Float64), path)
+        return _of_numbers(times.cast(pl.Float64), times, path)
     return _of_text(as_text(times, path), path)
+
+
+def unreadable_times(times: pl.Series) -> pl.Series:
+    """Where [n] a time has another form or unit than most of the log's times, or is none at all; missing ones are not.
+
+    Without these rows `settle_times` reads the others, unless what is usual changes as they go: then ask again.
+    """
+    times = _present(times)
+    unit: float | None = None
+    if times.dtype == pl.String:
+        numbers, unit = _as_most_are(times)
+    elif times.dtype.is_numeric():
+        numbers = times.cast(pl.Int64 if times.dtype.is_integer() else pl.Float64, strict=False)
+    elif times.dtype.is_temporal() and (unit := _unit_of_type(times)):
+        numbers = times.to_physical().cast(pl.Int64)
+    else:
+        return pl.repeat(False, len(times), eager=True)
+    wrong = numbers.is_null()
+    if unit is None:
+        in_range = _in_ranges(numbers)
+        usual = max(in_range, key=lambda name: in_range[name].sum() or 0)
+        for name, mask in in_range.items():
+            wrong |= mask.fill_null(False) & (name != usual)
+        unit = _known_unit(usual, in_range[usual].filter(~wrong))
+        wrong |= _beyond(numbers, OLDEST * (unit or 1), LAST * (unit or UNITS["nanoseconds"]))
+    else:
+        wrong |= _beyond(numbers, OLDEST * unit, LAST * unit)
+    return wrong & times.is_not_null()
 
 
 def as_text(values: pl.Series, path: Path) -> pl.Series:
@@ -92,38 +117,84 @@ def as_text(values: pl.Series, path: Path) -> pl.Series:
         ) from None
 
 
+def _present(times: pl.Series) -> pl.Series:
+    """The times, null where a number is NaN or a text is blank."""
+    if times.dtype.is_float():
+        return times.fill_nan(None)
+    return times.set(times.str.strip_chars() == "", None) if times.dtype == pl.String else times
+
+
+def _as_most_are(texts: pl.Series) -> tuple[pl.Series, float | None]:
+    """The numbers that the parser reads which reads most of the texts, null elsewhere; their unit if it is known."""
+    shapes = texts.drop_nulls().str.replace_all(r"\d", "0")
+    if shapes.is_empty():
+        return texts.cast(pl.Int64), None
+    # Polars infers the form of ISO dates from the first one, so that a usual one is put before the others.
+    usual = texts.drop_nulls().filter(shapes == shapes.mode().sort()[0])[:1]
+    first_and_all, best = pl.concat([usual, texts]), None
+    for name, parse in _parsers():
+        numbers = parse(first_and_all)[1:]
+        if best is None or numbers.count() > best[0].count():
+            best = numbers, None if name == "number" else UNITS["microseconds"]
+        if best[0].null_count() == texts.null_count():
+            break
+    assert best is not None
+    return best
+
+
+def _unit_of_type(times: pl.Series) -> float | None:
+    """Times per second of a temporal type; None for durations and times of the day."""
+    if isinstance(times.dtype, pl.Duration | pl.Time):
+        return None
+    if times.dtype == pl.Date:
+        return 1 / SECONDS_OF_A_DAY
+    return {"ms": 1e3, "us": 1e6, "ns": 1e9}.get(getattr(times.dtype, "time_unit", ""))
+
+
 def _of_temporal_type(times: pl.Series, path: Path) -> Times:
     zone = getattr(times.dtype, "time_zone", None)
-    values = times.to_physical().cast(pl.Int64)
-    unit: float | None = {"ms": 1e3, "us": 1e6, "ns": 1e9}.get(getattr(times.dtype, "time_unit", ""))
-    if times.dtype == pl.Date:
-        unit = 1 / SECONDS_OF_A_DAY
-    if isinstance(times.dtype, pl.Duration | pl.Time) or unit is None:
+    values, unit = times.to_physical().cast(pl.Int64), _unit_of_type(times)
+    if unit is None:
         return Times(values, f"{times.dtype} of the file, used for its order")
     _refuse_beyond(values, OLDEST * unit, LAST * unit, times, path)
     return Times(values, f"{times.dtype} of the file, {f'zone {zone}' if zone else 'no zone, read as UTC'}", unit)
 
 
-def _of_numbers(times: pl.Series, path: Path) -> Times:
-    """Keep numbers as they are; their unit is that in whose range most of them are."""
-    sizes = times.cast(pl.Float64).abs()
-    in_range = {name: (sizes >= FIRST * unit) & (sizes < LAST * unit) for name, unit in UNITS.items()}
-    examples = {name: times.filter(mask)[0] for name, mask in in_range.items() if mask.any()}
+def _of_numbers(times: pl.Series, written: pl.Series, path: Path) -> Times:
+    """Keep numbers as they are; their unit is that in whose range most of them are. `written` is what the log has."""
+    in_range = _in_ranges(times)
+    examples = {name: written.filter(mask)[0] for name, mask in in_range.items() if mask.any()}
     if len(examples) > 1:
         (one, first), (other, second), *_ = examples.items()
         what = f"the timestamps mix {one} and {other}, such as {first} and {second}; make them one or the other."
         raise ColumnError(path, what, "timestamp", second)
-    unit = next((UNITS[name] for name in examples if in_range[name].mean() > 0.5), None)  # type: ignore[operator]
-    _refuse_beyond(times, OLDEST * (unit or 1), LAST * (unit or UNITS["nanoseconds"]), times, path)
+    unit = next((unit for name in examples if (unit := _known_unit(name, in_range[name]))), None)
+    _refuse_beyond(times, OLDEST * (unit or 1), LAST * (unit or UNITS["nanoseconds"]), written, path)
     if unit is None:
         return Times(times, "numbers of no known unit, used for their order")
     return Times(times, f"numbers, {next(iter(examples))} since 1970 in UTC", unit)
 
 
+def _in_ranges(numbers: pl.Series) -> dict[str, pl.Series]:
+    """Where [n] numbers are in the range of each unit."""
+    sizes = numbers.cast(pl.Float64).abs()
+    return {name: (sizes >= FIRST * unit) & (sizes < LAST * unit) for name, unit in UNITS.items()}
+
+
+def _known_unit(name: str, mask: pl.Series) -> float | None:
+    """The unit, if more than half of the numbers are in its range."""
+    return UNITS[name] if (mask.mean() or 0) > 0.5 else None  # type: ignore[operator]
+
+
+def _beyond(numbers: pl.Series, first: float, last: float) -> pl.Series:
+    """Where [n] numbers are before the first or not before the last."""
+    sizes = numbers.cast(pl.Float64)
+    return ((sizes < first) | (sizes >= last)).fill_null(False)
+
+
 def _refuse_beyond(times: pl.Series, first: float, last: float, written: pl.Series, path: Path) -> None:
     """Raise UserError, with the time as the log has it, if a time is before the first or not before the last."""
-    numbers = times.cast(pl.Float64)
-    beyond = (numbers < first) | (numbers >= last)
+    beyond = _beyond(times, first, last)
     if beyond.any():
         value = written.filter(beyond)[0]
         what = (
@@ -141,7 +212,7 @@ def _of_text(texts: pl.Series, path: Path) -> Times:
             continue
         parsed = parse(texts)
         if parsed.null_count() == texts.null_count():
-            return _of_numbers(parsed, path) if name == "number" else _of_dates(parsed, name, texts, path)
+            return _of_numbers(parsed, texts, path) if name == "number" else _of_dates(parsed, name, texts, path)
     what, value = _why_none_fits(texts)
     raise ColumnError(path, what, "timestamp", value)
 

@@ -1,5 +1,6 @@
 """The way from a raw log to a distilled student: stages in their order, each done once."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from csrec_dist.environment import commit, environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, remove_leftovers, write_text
 from csrec_dist.lazy import function
+from csrec_dist.lock import FILE as LOCK
 from csrec_dist.lock import FolderLock
 from csrec_dist.memory import explained
 from csrec_dist.runs import inputs
@@ -149,7 +151,8 @@ def _settings(run: ActiveRun, chosen: list[Stage], say: Callable[[str], None], k
 @contextmanager
 def _in_use(run: ActiveRun) -> Iterator[None]:
     """Within the block rank 0 has the lock of the run's folder."""
-    lock = FolderLock(run.folder, "The run's folder")
+    lock, config = FolderLock(run.folder, "The run's folder"), run.folder / "config.yaml"
+    was_begun = config.exists()
 
     def take() -> None:
         refuse_foreign(run.folder)
@@ -159,6 +162,11 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
     run.processes.on_main(take)
     try:
         yield
+    except UserError:
+        # Refused at its first stage, such as for its log: the folder is as it was, and may become another run's.
+        if run.processes.is_main and not was_begun and set(os.listdir(run.folder)) == {config.name, LOCK}:
+            config.unlink()
+        raise
     finally:
         lock.release()
 

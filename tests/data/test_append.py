@@ -320,6 +320,22 @@ def test_true_items_go_on(tmp_path: Path) -> None:
     assert sorted(map(str, named[0])) == sorted(map(str, named[1]))
 
 
+@pytest.mark.parametrize("late", ["old", "new"])
+def test_a_true_item_that_only_the_other_log_has_is_known(tmp_path: Path, late: str) -> None:
+    """Preferred by somebody of one log, and first (or only) taken by somebody of the other."""
+    parts = [random_log(seed, 60, 40 * seed).with_columns(true_item=pl.lit("?")) for seed in range(2)]
+    holder, namer = (0, 1) if late == "old" else (1, 0)
+    here = [set(part["item"].to_list()) for part in parts]
+    renamed = sorted(here[holder])[0]
+    parts[holder] = parts[holder].with_columns(item=pl.col("item").cast(pl.String).replace(str(renamed), "rare"))
+    parts[namer] = parts[namer].with_columns(item=pl.col("item").cast(pl.String), true_item=pl.lit("rare"))
+    second = appended(tmp_path / "second", parts[1], prepared(tmp_path / "first", parts[0]))
+    whole = prepared(tmp_path / "whole", pl.concat(parts))
+    named = [[([None, *raw(data, "item")])[true] for true in data.true_targets("test")] for data in (second, whole)]
+    assert sorted(map(str, named[0])) == sorted(map(str, named[1]))
+    assert "rare" in named[0]
+
+
 def test_targets_that_the_old_dataset_trained_on_are_counted(tmp_path: Path) -> None:
     first = prepared(tmp_path / "first", random_log(0, 90, 0))
     second = appended(tmp_path / "second", random_log(1, 60, 20), first)

@@ -93,7 +93,7 @@ def test_fields_whose_types_nothing_unites_do_not_hide_the_others(tmp_path):
 
 def test_a_line_that_is_no_object_is_named(tmp_path):
     text = '{"user": 1, "item": 2, "x": 3}\n{"user": 1, "x": [5]}\n[6]\n'
-    with pytest.raises(UserError, match=r"line 3 is no JSON object: '\[6\]"):
+    with pytest.raises(UserError, match=r", line 3: it is no JSON object: '\[6\]"):
         read(write(tmp_path, text))
 
 

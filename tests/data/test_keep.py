@@ -153,3 +153,12 @@ def test_moments_of_parquet_are_compared_as_iso_dates(tmp_path: Path) -> None:
     times = [datetime(2019, 10, 1, hour) for hour in (1, 12, 23)]
     pl.DataFrame({"user": ["a"] * 3, "item": ["i0", "i1", "i2"], "time": times}).write_parquet(path)
     assert kept(read(path, {"time": ">= 2019-10-01 12:00:00"})) == [1, 2]
+
+
+def test_what_a_reader_merges_is_not_left_out_by_a_condition(tmp_path: Path) -> None:
+    """A tag that is kept and an earlier one for the same artist are one interaction."""
+    lines = ["userID\tartistID\ttagID\ttimestamp", "1\t2\t7\t1500000000000", "1\t2\t8\t1500000001000"]
+    path = tmp_path / "user_taggedartists-timestamps.dat"
+    path.write_text("\n".join([*lines, "1\t3\t9\t1500000002000"]) + "\n")
+    log = read(path, {"tagID": [7, 8]})
+    assert (len(log.frame), log.num_not_kept) == (1, 1)

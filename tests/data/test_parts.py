@@ -94,7 +94,7 @@ def test_a_pattern_names_the_parts(tmp_path: Path) -> None:
     assert names(tmp_path / "2019-*.csv") == ["2019-Nov.csv", "2019-Oct.csv"]
     assert names(tmp_path / "**" / "*-Dec.csv") == ["2019-Dec.csv"]
     assert names(tmp_path / "20[12]0-*") == ["2020-Jan.csv"]
-    with pytest.raises(UserError, match=r"No file matches dataset\.source .*2018"):
+    with pytest.raises(UserError, match=r"No file matches the pattern .*2018"):
         log_files(tmp_path / "2018-*.csv")
 
 

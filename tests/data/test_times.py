@@ -80,7 +80,7 @@ def test_units_are_never_mixed(seconds, factor, as_text):
     ("values", "message"),
     [
         ([1e9, 1e300], "timestamp 1e\\+300 is no time"),
-        (["5", "1e300"], "timestamp 1e\\+300 is no time"),
+        (["5", "1e300"], "timestamp '1e300' is no time"),
         ([1.5, float("inf")], "timestamp inf is no time"),
         ([1.5, float("-inf")], "timestamp -inf is no time"),
         (["5", "inf"], "timestamp 'inf' is neither a number nor a date"),

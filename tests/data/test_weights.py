@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 from csrec_dist.data.batches import Batch, to_batch
@@ -15,6 +16,7 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.data.reshard import reshard
+from csrec_dist.data.tables import read_table
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.distributed.groups import ALONE
 from csrec_dist.distributed.layout import Layout
@@ -167,3 +169,16 @@ def test_a_step_multiplies_each_examples_loss_by_its_weight(tmp_path: Path) -> N
     loss = stepper.train(stepper.prepare(batch, 0, 9), 0, 1e-2, Requests(ALONE, StopSignals(), 10, device))
     torch.testing.assert_close(loss.sum.double(), expected.detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(loss.count.item(), float(weights.of(batch.example_ids.numpy()).sum()), rtol=1e-5, atol=0)
+
+
+def test_values_may_be_written_as_yaml_reads_them(tmp_path: Path) -> None:
+    values = yaml.safe_load("{active: {true: 2, false: 0.5}, stars: {5: 3, 1.5: 0.1}, date: {2020-01-01: 7}}")
+    options = DatasetOptions(source="log.csv", weights=values)
+    assert options.weights == {
+        "active": {"true": 2, "false": 0.5}, "stars": {"5": 3, "1.5": 0.1}, "date": {"2020-01-01": 7}
+    }  # fmt: skip
+    frame = pl.DataFrame({"user": ["a"] * 4, "item": ["b", "c", "d", "e"], "active": ["True", "false", "1", ""]})
+    for log in (frame, frame.with_columns(active=pl.Series([True, False, True, None]))):
+        columns = {"timestamp": "none"}
+        table = DatasetOptions(source="x", columns=columns, weights={"active": {True: 2, False: 0.5}})
+        assert read_table(log, table.layout, Path("x")).frame["weight"].to_list() == [2, 0.5, 2, 1]

@@ -76,8 +76,17 @@ def test_the_part_with_the_value_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.csv.xz"])
 def test_a_line_with_too_many_fields_is_named(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, 'user,item,time\n1,"a,b",3\n1,2,3,4\n')
-    message = rf"{name}, line 3: it has 4 fields \('1', '2', '3', '4'\), where line 1 has 3; mend it, or"
+    message = rf"{name}, line 3: it has 4 fields \('1', '2', '3', '4'\), where the first row has 3: '1,2,3,4'; mend or"
     with pytest.raises(UserError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", "::"])
+def test_a_separator_within_a_field_that_is_not_used_moves_no_other_field(tmp_path: Path, separator: str) -> None:
+    """Without a look at all fields the item would be silently another one."""
+    rows = [("user", "title", "item", "time"), ("1", "Hello", "2", "3"), ("1", f"Good{separator}bye", "4", "5")]
+    path = write(tmp_path / "log.txt", "".join(separator.join(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"log\.txt, line 3: it has 5 fields"):
         read(path)
 
 
@@ -91,7 +100,7 @@ def test_a_separator_that_is_said_cuts_the_fields_of_messages_too(tmp_path: Path
 def test_a_broken_object_is_named_with_its_line(tmp_path: Path, reader: str) -> None:
     names = {"user_id": 1, "parent_asin": 2, "business_id": 3, "stars": 4, "date": "2019-10-01", "timestamp": 5}
     path = write(tmp_path / "log.jsonl", json.dumps(names) + "\n\n" + '{"user_id": 1, "it\n')
-    message = r"log\.jsonl: line 3 is no JSON object: '\{\"user_id\": 1, \"it'; mend or remove it"
+    message = r"log\.jsonl, line 3: it is no JSON object: '\{\"user_id\": 1, \"it'; mend or remove the line"
     with pytest.raises(UserError, match=message):
         read(path, format=reader, columns=Columns(user="user_id", item="business_id", timestamp="timestamp"))
 

@@ -1,5 +1,6 @@
 """Prepared datasets and soft labels on the Hub and back, against a server of this machine, with their cards."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import yaml
 from csrec_dist import Dataset, load_labels
 from csrec_dist.data.card import dataset_card
 from csrec_dist.data.dataset import LOG
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.hub.markdown import plain, table
@@ -46,13 +49,24 @@ def cells(body: str, first: str) -> list[str]:
 def test_a_dataset_goes_to_the_hub_and_back(shop: tuple[Dataset, Path], tmp_path: Path) -> None:
     data, _ = shop
     (data.folder / "notes.txt").write_text("not of the dataset\n")
+    (tmp_path / "secret.place").mkdir()
+    log = tmp_path / "secret.place/log.csv"
+    log.write_text("user,item,time\na,b,soon\n" + "".join(f"u{n % 3},i{n % 7},{n}\n" for n in range(40)))
+    options = DatasetOptions(source=str(log), min_interactions=1, on_bad_rows="skip")
+    prepare(options, tmp_path / "of_file")
     with local_hub() as (endpoint, repositories):
         pushed, pulled = said(
             endpoint,
             tmp_path,
             f"Dataset({str(data.folder)!r}).push_to_hub('me/shop', token='hf_right')",
             PULL.format(name="me/shop"),
-        )
+            f"Dataset({str(tmp_path / 'of_file')!r}).push_to_hub('me/of_file', token='hf_right')",
+        )[:2]
+        for name, content in repositories["me/of_file"].items():
+            assert b"secret.place" not in content, f"{name} says where the log lay"
+        assert {LOG, "bad_rows.jsonl"}.isdisjoint(repositories["me/of_file"])
+        pushed_info = json.loads(repositories["me/of_file"]["dataset.json"])
+        assert pushed_info["options"]["source"] == pushed_info["source"]["name"] == "log.csv"
         assert pushed == f"result {endpoint}/datasets/me/shop"
         files = repositories["me/shop"]
     expected = {path.name for path in data.folder.iterdir()} - {"notes.txt", LOG} | {"README.md"}

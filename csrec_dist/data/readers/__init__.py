@@ -5,6 +5,7 @@ rating, timestamp and true_item (null if the log has none), one row per interact
 column of the file each of them is. Types may be raw (text files give text); `csrec_dist.data.log` converts them.
 """
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -63,10 +64,12 @@ NOT_DELIMITED = ("parquet", "yelp", "amazon_reviews", "json_lines")
 def detect(path: Path, layout: Layout) -> str:
     """The name of the reader for a file. Raises UserError if no reader matches."""
     if layout.is_of_delimited_text:
-        return _as_delimited(path)
+        return _as_delimited(path, layout.encoding)
+    if not first_line(path):
+        raise UserError(f"{path} has only blank lines; a log needs at least one interaction.")
     name = next((name for name, reader in READERS.items() if reader.matches(path)), None)
     if name is None or name == "delimited":
-        refuse_known_forms(path)
+        refuse_known_forms(path, None)
     if name is None:
         raise UserError(
             f"{path}: no reader knows this file by its first line, {quoted(first_line(path))}; set dataset.format to "
@@ -76,7 +79,7 @@ def detect(path: Path, layout: Layout) -> str:
     return name
 
 
-def _as_delimited(path: Path) -> str:
+def _as_delimited(path: Path, encoding: str | None) -> str:
     """The reader of delimited text: the only one for which a config gives a header, an encoding or a separator."""
     name = next((name for name in NOT_DELIMITED if READERS[name].matches(path)), None)
     if name is not None:
@@ -84,19 +87,23 @@ def _as_delimited(path: Path) -> str:
             f"{path} is of the form '{name}', and dataset.header, dataset.encoding and dataset.separator are for "
             "delimited text: leave them out."
         )
-    refuse_known_forms(path)
+    refuse_known_forms(path, encoding)
     return "delimited"
 
 
-def wrong_line(part: Part, format: str, layout: Layout) -> str:
-    """The file and its first line that the reader cannot read, and why; "" if no line is to blame."""
-    if format == "parquet":
-        return ""
+def numbered_lines(
+    part: Part, format: str, layout: Layout, nested: Collection[str] = ()
+) -> Iterator[tuple[int, bytes, str]]:
+    """The rows of a file of text as they stand in it, with the number of their first line and what is wrong with them.
+
+    In `nested` fields of JSON objects, lists and objects are wrong. Of Parquet there are none.
+    """
     if format not in NOT_DELIMITED:
-        return delimited.wrong_line(part, layout)
-    try:
-        for _ in json_lines.records(part):
-            pass
-    except UserError as error:
-        return str(error)
-    return ""
+        for row in delimited.rows_of(part, delimited.separator_used(part, layout)):
+            yield row.line, row.raw, row.problem
+    elif format != "parquet":
+        for number, line, record in json_lines.lines(part):
+            values = {name: record.get(name) for name in nested} if record else {}
+            wrong = next((name for name, value in values.items() if isinstance(value, list | dict)), None)
+            problem = "it is no JSON object" if record is None else f"its {quoted(wrong)} is nested" if wrong else ""
+            yield number, line, problem

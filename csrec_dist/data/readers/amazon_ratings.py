@@ -34,7 +34,7 @@ def scan(part: Part, layout: Layout) -> Scan:
     """
     known = {**_ids_by_position(part), "rating": 3, "timestamp": 4}
     log = without_header(part, ",", NUM_FIELDS)
-    return pick(log, layout.filled(known), part, line_of=field_lines(part, ","))
+    return pick(log, layout.filled(known), part, lines_of=field_lines(part, ","))
 
 
 def _ids_by_position(part: Part) -> dict[str, int]:

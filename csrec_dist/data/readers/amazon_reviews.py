@@ -17,10 +17,10 @@ NEW = {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp"
 
 def matches(path: Path) -> bool:
     """Whether the first object has the reviewer and the product under one of the two sets of names."""
-    record = first_record(path)
+    record = first_record(path) or {}
     return any({names["user"], names["item"]} <= record.keys() for names in (OLD, NEW))
 
 
 def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order."""
-    return json_lines.scan(part, layout, OLD if "reviewerID" in first_record(part.text) else NEW)
+    return json_lines.scan(part, layout, OLD if "reviewerID" in (first_record(part.text) or {}) else NEW)

@@ -5,17 +5,27 @@ as data is never taken as a header, because it would be lost.
 """
 
 import csv
-import io
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
-from csrec_dist.data.columns import FindLine, Layout, Scan, UnclearHeaderError, guesses, pick
+from csrec_dist.data.columns import (
+    BadLineError,
+    FindLines,
+    Layout,
+    Scan,
+    UnclearHeaderError,
+    guesses,
+    pick,
+    refuse_twice,
+)
 from csrec_dist.data.compressed import opened
 from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.peek import fields, first_line, is_date, is_number
-from csrec_dist.errors import listed, quoted
+from csrec_dist.errors import UserError, listed, quoted
 
 SEPARATORS = ("\t", ",", ";", "|")
 RARE_SEPARATORS = ("#", " ")  # text has them too, so that they count where none of the others occurs
@@ -42,9 +52,9 @@ def scan(part: Part, layout: Layout) -> Scan:
     line = first_line(part.text)
     separator = layout.separator or separator_of(line, part.path)
     names = fields(line, separator, part.path)
-    line_of = field_lines(part, separator)
+    lines_of = field_lines(part, separator)
     if layout.header is False:
-        return pick(without_header(part, separator, len(names)), layout, part, line_of=line_of)
+        return pick(without_header(part, separator, len(names)), layout, part, lines_of=lines_of)
     if layout.header is None and not _is_header(names):
         numbered = listed(f"{position}: {quoted(name)}" for position, name in enumerate(names, 1))
         raise UnclearHeaderError(
@@ -53,7 +63,9 @@ def scan(part: Part, layout: Layout) -> Scan:
             names,
         )
     log = _scan_long(part, separator, names).slice(1) if len(separator) > 1 else scan_text(part, separator)
-    return pick(log, layout, part, hint=f"; or, if this line is no header, {BY_POSITION}", line_of=line_of)
+    picked = pick(log, layout, part, hint=f"; or, if this line is no header, {BY_POSITION}", lines_of=lines_of)
+    refuse_twice(names, picked.taken, part.path)  # Polars has renamed the second
+    return picked
 
 
 def separator_of(line: str, path: Path) -> str:
@@ -67,8 +79,17 @@ def separator_of(line: str, path: Path) -> str:
 
 
 def scan_text(part: Part, separator: str, names: list[str] | None = None) -> pl.LazyFrame:
-    """All columns as text, named by the header, or by `names` if there is no header."""
-    return pl.scan_csv(
+    """All columns as text, named by the header, or by `names` if there is no header.
+
+    Raises UserError if the first line has another number of fields than there are names.
+    """
+    if names is not None and len(first := fields(first_line(part.text), separator, part.path)) != len(names):
+        raise UserError(
+            f"{part.path}: its first line has {len(first)} fields ({listed(map(quoted, first))}) between "
+            f"{quoted(separator)}, where this reader needs {len(names)} ({listed(names)}); leave dataset.format "
+            "out, or name another reader."
+        )
+    log = pl.scan_csv(
         part.text,
         separator=separator,
         has_header=names is None,
@@ -76,6 +97,9 @@ def scan_text(part: Part, separator: str, names: list[str] | None = None) -> pl.
         quote_char='"' if separator in ",;" else None,
         infer_schema=False,
     )
+    # Polars notices a row with too many fields only where it reads all columns: in a narrower one the fields after a
+    # separator that was not quoted would be taken for those of other columns.
+    return log.map_batches(lambda rows: rows, projection_pushdown=False, streamable=True, validate_output_schema=False)
 
 
 def without_header(part: Part, separator: str, num_columns: int) -> pl.LazyFrame:
@@ -84,43 +108,83 @@ def without_header(part: Part, separator: str, num_columns: int) -> pl.LazyFrame
     return _scan_long(part, separator, names) if len(separator) > 1 else scan_text(part, separator, names)
 
 
-def rows_of(part: Part, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each row (the header among them), with the number of its last line, from 1."""
-    with opened(part.text) as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="") as text:
+class Row(NamedTuple):
+    """A row of a file: the number of its first line, from 1; its bytes, its fields, and what is wrong with them."""
+
+    line: int
+    raw: bytes
+    fields: list[str]
+    problem: str = ""
+
+
+def rows_of(part: Part, separator: str) -> Iterator[Row]:
+    """Yield each row that is not blank, the header among them; one with a problem has no fields, or those it has.
+
+    A quote that is opened and never closed takes all that follows into its field: such a line counts as one wrong row,
+    and the next line as the beginning of another row.
+    """
+    with opened(part.text) as file:
+        lines: Iterator[tuple[int, bytes]] = enumerate(file, 1)
+        num_fields = 0
+        while True:
+            taken: list[tuple[int, bytes]] = []
+            row = _next_row(lines, taken, separator)
+            if row is None:
+                return
+            if row.problem:
+                lines = chain(taken[1:], lines)
+            elif num_fields and len(row.fields) > num_fields:
+                has = f"it has {len(row.fields)} fields ({listed(map(quoted, row.fields))})"
+                row = row._replace(problem=f"{has}, where the first row has {num_fields}")
+            num_fields = num_fields or len(row.fields)
+            if row.raw.strip():
+                yield row
+
+
+def _next_row(lines: Iterator[tuple[int, bytes]], taken: list[tuple[int, bytes]], separator: str) -> Row | None:
+    """The next row, None after the last; the numbered lines that were read for it are added to `taken`."""
+
+    def texts() -> Iterator[str]:
+        for number, line in lines:
+            taken.append((number, line))
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace")
+
+    problem, row = "", []
+    try:
         if separator in ",;":
-            reader = csv.reader(text, delimiter=separator)
-            yield from ((reader.line_num, row) for row in reader if row)
+            row = next(csv.reader(texts(), delimiter=separator, strict=True), [])
         else:
-            lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(text, 1))
-            yield from ((number, line.split(separator)) for number, line in lines if line.strip())
+            row = next(texts(), "").rstrip("\r\n").split(separator)
+    except csv.Error as error:
+        problem = f"it cannot be cut into fields ({error})"
+    if not taken:
+        return None
+    number = taken[0][0]
+    raw = taken[0][1] if problem else b"".join(line for _, line in taken)
+    if not problem:
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError:
+            problem = "it is not UTF-8"
+    return Row(number, raw, row, problem)
 
 
-def field_lines(part: Part, separator: str) -> FindLine:
-    """A function that finds the line in which a column has a value."""
+def field_lines(part: Part, separator: str) -> FindLines:
+    """A function that finds the lines in which a column has a value."""
 
-    def line_of(name: str, value: str) -> int | None:
+    def lines_of(name: str, value: str) -> Iterator[int]:
         rows = rows_of(part, separator)
         by_position = name.startswith("column ") and name.removeprefix("column ").isdecimal()
-        _, names = (0, []) if by_position else next(rows)
+        names = [] if by_position else next(rows).fields
         place = int(name.removeprefix("column ")) - 1 if by_position else _place(name, names)
-        return next((number for number, row in rows if row[place : place + 1] == [value]), None)
+        return (row.line for row in rows if row.fields[place : place + 1] == [value])
 
-    return line_of
+    return lines_of
 
 
-def wrong_line(part: Part, layout: Layout) -> str:
-    """The file and its first row with more fields than the first row has; "" if there is none."""
-    separator = layout.separator or separator_of(first_line(part.text), part.path)
-    rows = rows_of(part, separator)
-    first_number, first = next(rows, (0, []))
-    longer = next(((number, row) for number, row in rows if len(row) > len(first)), None)
-    if longer is None:
-        return ""
-    number, row = longer
-    return (
-        f"{part.path}, line {number:,}: it has {len(row)} fields ({listed(map(quoted, row))}), where line "
-        f"{first_number} has {len(first)}; mend it, or name another separator with dataset.separator."
-    )
+def separator_used(part: Part, layout: Layout) -> str:
+    """The separator that the config gives, or that the first line has."""
+    return layout.separator or separator_of(first_line(part.text), part.path)
 
 
 def _place(name: str, names: list[str]) -> int:
@@ -142,8 +206,12 @@ def _has_usual_names(names: list[str]) -> bool:
 def _scan_long(part: Part, separator: str, names: list[str]) -> pl.LazyFrame:
     """The same as `scan_text` for a separator of several characters, of which Polars' parser is not capable.
 
-    Skips blank lines.
+    Skips blank lines. Raises BadLineError for one with more fields than names, which would be cut without a word.
     """
     line = pl.col("line").str.strip_chars_end("\r")
+    lines = pl.scan_lines(part.text)
+    has_more = line.str.count_matches(separator, literal=True) >= len(names)
+    for text in lines.filter(has_more).head(1).collect(engine="streaming")["line"]:
+        raise BadLineError(f"{part.path}: {quoted(text)} has more than {len(names)} fields")
     columns = line.str.split_exact(separator, len(names) - 1).struct.rename_fields(names)
-    return pl.scan_lines(part.text).filter(line != "").select(columns).unnest("line")
+    return lines.filter(line != "").select(columns).unnest("line")

@@ -13,6 +13,7 @@ from csrec_dist.data.columns import Layout, Scan, pick
 from csrec_dist.data.parts import Part
 from csrec_dist.data.readers.delimited import scan_text
 from csrec_dist.data.readers.peek import first_line
+from csrec_dist.errors import UserError, listed, quoted
 
 IDS = ["userID", "artistID", "tagID"]
 NAMES = {"user": "userID", "item": "artistID"}
@@ -28,14 +29,21 @@ def scan(part: Part, layout: Layout) -> Scan:
 
     Raises UserError if the config names a column that the file does not have.
     """
+    if not matches(part.text):
+        raise UserError(
+            f"{part.path}: its first line, {quoted(first_line(part.text))}, does not begin with {listed(IDS)} between "
+            "tabs, which this reader needs; leave dataset.format out, or name another reader."
+        )
     log = scan_text(part, "\t")
-    name = "timestamp"
+    # What is no time becomes a missing one, which is counted, where rows may be skipped.
+    name, strict = "timestamp", not layout.skips_bad_rows
     if "year" in log.collect_schema():
-        day = pl.date(*(pl.col(part).cast(pl.Int32) for part in ("year", "month", "day")))
+        parts = (pl.col(part).cast(pl.Int32, strict=strict) for part in ("year", "month", "day"))
+        day = pl.date(*parts)
         name = "year, month, day"
         log = log.with_columns(day.cast(pl.Datetime("ms")).dt.epoch("s").alias(name))
     else:
-        log = log.with_columns(pl.col(name).cast(pl.Int64))
+        log = log.with_columns(pl.col(name).cast(pl.Int64, strict=strict))
     scanned = pick(log, layout.filled({**NAMES, "timestamp": name}), part)
     return replace(scanned, frame=_first_of_each(scanned.frame))
 

@@ -21,7 +21,7 @@ def scan(part: Part, layout: Layout) -> Scan:
     """Columns user, item, rating and timestamp as text, in file order."""
     layout = layout.filled({"user": 1, "item": 2, "rating": 3, "timestamp": 4})
     separator = _separator(first_lines(part.text)[0])
-    return pick(without_header(part, separator, 4), layout, part, line_of=field_lines(part, separator))
+    return pick(without_header(part, separator, 4), layout, part, lines_of=field_lines(part, separator))
 
 
 def _separator(line: str) -> str:

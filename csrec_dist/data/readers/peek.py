@@ -41,15 +41,15 @@ def undecodable_line(path: Path) -> int | None:
     return None
 
 
-def first_record(path: Path) -> dict[str, Any]:
-    """The first line as a JSON object, or {} if it is not one."""
+def first_record(path: Path) -> dict[str, Any] | None:
+    """The first line as a JSON object; None if it is not one."""
     line = first_line(path)
     if not line.lstrip().startswith("{"):
-        return {}
+        return None
     try:
         return parse_json(line)
     except ValueError:
-        return {}
+        return None
 
 
 def fields(line: str, separator: str, path: Path) -> list[str]:

@@ -10,9 +10,14 @@ from csrec_dist.errors import UserError, quoted
 NEWS = re.compile(r"N\d+( N\d+)*")
 
 
-def refuse_known_forms(path: Path) -> None:
-    """Raise UserError if the file has a format that must be converted first."""
+def refuse_known_forms(path: Path, encoding: str | None) -> None:
+    """Raise UserError if the file has a format that must be converted first, or an encoding that must be named."""
     line = first_line(path)
+    if encoding is None and re.search(r"\w\0\w\0", line):
+        raise UserError(
+            f"{path} has a zero byte beside each character, as UTF-16 does; name it with dataset.encoding: utf-16, or "
+            f"utf-16-le where the file has no mark at its beginning (it begins with {quoted(line)})."
+        )
     reason = next((reason for is_refused, reason in FORMS if is_refused(line)), None)
     if reason is not None:
         raise UserError(f"{path} {reason} (it begins with {quoted(line)}).")

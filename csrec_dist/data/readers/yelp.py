@@ -12,7 +12,7 @@ NAMES = {"user": "user_id", "item": "business_id", "rating": "stars", "timestamp
 
 def matches(path: Path) -> bool:
     """Whether the first object has the four fields of a review."""
-    return set(NAMES.values()) <= first_record(path).keys()
+    return set(NAMES.values()) <= (first_record(path) or {}).keys()
 
 
 def scan(part: Part, layout: Layout) -> Scan:
