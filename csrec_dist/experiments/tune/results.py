@@ -16,10 +16,11 @@ from csrec_dist.experiments.tune.space import Raw, shown, text
 from csrec_dist.experiments.tune.trials import STATES, Trial, Trials
 from csrec_dist.files import read_json, write_json, write_text
 from csrec_dist.report import document
-from csrec_dist.report.document import NONE, block_markdown
+from csrec_dist.report.document import NONE, Answer, Block, Page, Section, Text
+from csrec_dist.report.page import write_pages
 from csrec_dist.training.limits import SELECTION_METRIC
 
-PAGE, BEST, TRIALS = "tuning.md", "best.yaml", "trials.json"
+PAGE, BEST, TRIALS = "tuning.html", "best.yaml", "trials.json"
 TITLE = f"Validation {metric_title(SELECTION_METRIC)}"
 MOST_ROWS = 20
 """Trials that the terminal shows; the page has all."""
@@ -27,14 +28,15 @@ MOST_ROWS = 20
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search as its folder tells of it: best.yaml, tuning.md and the figures, and the trials' runs in runs/."""
+    """A search as its folder tells of it: best.yaml, tuning.html and the figures, and the trials' runs in runs/."""
 
     folder: Path
 
     @cached_property
     def trials(self) -> list[Trial]:
-        """The trials that have ended, in their order."""
-        return [Trial(**each) for each in read_json(self.folder / TRIALS)]
+        """The trials that have ended, in their order; none before the first has."""
+        path = self.folder / TRIALS
+        return [Trial(**each) for each in read_json(path)] if path.exists() else []
 
     @property
     def best(self) -> Trial | None:
@@ -60,16 +62,17 @@ def _value(trial: Trial) -> float:
 
 
 def write_results(search: Search, trials: Trials) -> None:
-    """Write trials.json, best.yaml, tuning.md and the figures of the trials that have ended so far."""
+    """Write trials.json, best.yaml, tuning.html and .md, and the figures of the trials that have ended so far."""
     from csrec_dist.experiments.tune.figures import draw_figures  # here, as importing matplotlib takes a while
 
     write_json(search.folder / TRIALS, [asdict(trial) for trial in trials.ended])
-    tuning = Tuning(search.folder)
-    drawn = draw_figures(tuning.trials, search.space, trials.importances(), search.folder)
+    tuning, base = Tuning(search.folder), search.base
     if tuning.best:
         write_text(search.folder / BEST, _best_config(search, tuning, tuning.best))
-    pictures = [f"![{title}]({path.name})" for title, path in drawn.items()]
-    write_text(search.folder / PAGE, "\n\n".join([*_sections(search, tuning), *pictures]) + "\n")
+    pictures = draw_figures(tuning.trials, search.space, trials.importances(), search.folder)
+    facts = {"student": base.model.name, "method": base.method, "seed": str(base.seed)}
+    sections = [Section.of("Answer", _answer(search, tuning)), Section.of("Figures", pictures)]
+    write_pages(Page.of(f"Tuning of {base.name}", facts, sections), search.folder / Path(PAGE).stem)
 
 
 def _best_config(search: Search, tuning: Tuning, best: Trial) -> str:
@@ -82,24 +85,23 @@ def _best_config(search: Search, tuning: Tuning, best: Trial) -> str:
     return "\n".join(head) + "\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _sections(search: Search, tuning: Tuning) -> Iterator[str]:
-    base, best = search.base, tuning.best
-    yield f"# Tuning of {base.name}"
-    if best is None:
-        yield "No trial is complete yet."
-    else:
-        yield (
-            f"Best: {best.name}, {TITLE} {best.value:.4f}, with {shown(best.values)}. Its config is {BEST}: "
-            f"`csrec-dist run --config {search.folder / BEST}` trains it and evaluates it on test."
+def _answer(search: Search, tuning: Tuning) -> Iterator[Block]:
+    if best := tuning.best:
+        yield Answer(
+            "open",
+            f"Best: {best.name}, {TITLE} {best.value:.4f}, with {shown(best.values)}.",
+            (f"csrec-dist run --config {search.folder / BEST} trains it and evaluates it on test.",),
         )
+    else:
+        yield Answer("open", "No trial is complete yet.")
     counts = [f"{sum(trial.state == state for trial in tuning.trials)} {state}" for state in STATES.values()]
-    yield (
-        f"{len(tuning.trials)} trials: {', '.join(counts)}. Student: {base.model.name}, method {base.method}, seed "
-        f"{base.seed}. A trial's value is the NDCG@10 of its best epoch on the validation rows; a pruned one was worse "
-        "than the median of the others at the last of its epochs. No test row was read. The best of many values on the "
-        "same rows flatters: compare methods that were searched alike, on test and with several seeds."
+    yield Text(
+        f"{len(tuning.trials)} trials: {', '.join(counts)}. A trial's value is the NDCG@10 of its best epoch on the "
+        "validation rows; a pruned one was worse than the median of the others at the last of its epochs. No test row "
+        "was read. The best of many values on the same rows flatters: compare methods that were searched alike, on "
+        "test and with several seeds."
     )
-    yield from block_markdown(document.Table.of(_header(search), _rows(search, tuning.trials)))
+    yield document.Table.of(_header(search), _rows(search, tuning.trials))
 
 
 def _header(search: Search) -> list[str]:

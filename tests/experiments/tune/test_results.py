@@ -78,17 +78,25 @@ def test_the_page_has_complete_trials_first_and_says_why_others_failed(search: S
     assert cells(page)[0] == ["trial-003", "0.003086", "forward", "11", "0.2000", "7", "1,234", "complete"]
     assert cells(page)[3][4:] == ["–", "7", "1,234", "failed: a \\| b"]
     assert "4 trials: 2 complete, 1 pruned, 1 failed." in page
-    assert f"`csrec-dist run --config {search.folder / 'best.yaml'}`" in page
+    assert f"csrec-dist run --config {search.folder / 'best.yaml'} trains it" in page
     pictures = [line.rpartition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert pictures == ["history.png", "importance.png", "slices.png"]
+    assert pictures == ["history.png", "importance.png", *(f"{key}.png" for key in SPACE)]
     assert all(imread(search.folder / name).std() > 0 for name in pictures)
+    html = (search.folder / "tuning.html").read_text()
+    assert html.count("<svg") == len(pictures)
+    assert html.index("Best: trial-003") < html.index("failed: a | b")
+
+
+def test_a_search_without_results_has_no_trials(tmp_path: Path) -> None:
+    assert Tuning(tmp_path).trials == []
+    assert Tuning(tmp_path).best is None
 
 
 def test_figures_are_drawn_as_far_as_there_is_something_to_draw(search: Search, tmp_path: Path) -> None:
-    assert draw_figures([], search.space, {}, tmp_path) == {}
-    assert draw_figures([trial(0, None, "failed", "it diverged")], search.space, {}, tmp_path) == {}
+    nothing = [], [trial(0, None, "failed", "it diverged")]
+    assert [list(draw_figures(trials, search.space, {}, tmp_path)) for trials in nothing] == [[], []]
     drawn = draw_figures([trial(0, 0.1, "pruned")], search.space, {}, tmp_path)
-    assert [path.name for path in drawn.values()] == ["history.png", "slices.png"]
+    assert [picture.file for picture in drawn] == ["history.png", *(f"{key}.png" for key in SPACE)]
 
 
 def test_the_terminal_shows_the_best_twenty_with_short_names(search: Search) -> None:
