@@ -67,7 +67,7 @@ def _draw_by_key(key: str, dimension: list[Any] | Range, trials: Measured, axes:
         some = [(number, trial) for number, trial in trials if (trial.state == "complete") == is_complete]
         axes.scatter(
             [texts.index(text(trial.values[key])) if texts else trial.values[key] for _, trial in some],
-            [trial.value for _, trial in some],
+            [trial.value or 0.0 for _, trial in some],
             c=[number for number, _ in some],
             marker=marker,
             cmap="Blues",
