@@ -82,7 +82,7 @@ def appended_options(dataset: Dataset, given: Mapping[str, Any], is_table: bool)
     """The keys of `dataset` for a log that is appended: those of the old dataset, but for the `given` ones.
 
     The columns are the old log's, role by role, unless they are given. What describes text files is not taken over to
-    a table. Raises UserError if the old dataset has splits that were given, or the new one should.
+    a table. Raises UserError if one of the two has splits that are given, or keeps a share of the interactions.
     """
     old = dataset.info["options"]
     if given.get("split") == "given":
@@ -94,6 +94,11 @@ def appended_options(dataset: Dataset, given: Mapping[str, Any], is_table: bool)
         raise UserError(
             f"{dataset.folder} was made of given training, validation and test files, to which one log cannot be "
             "appended; prepare the three files with the new interactions as a new dataset."
+        )
+    if old.get("keep_share", 1) != 1 or given.get("keep_share", 1) != 1:
+        raise UserError(
+            f"dataset.keep_share cannot be appended to {dataset.folder}: which interactions are kept depends on how "
+            "many there are; prepare the whole log, old and new, as a new dataset."
         )
     columns = Columns(**old["columns"])
     roles = columns.given.keys() - (columns.positions.keys() if is_table else ())

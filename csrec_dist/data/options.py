@@ -101,6 +101,14 @@ class DatasetOptions(Options):
     columns: Columns = Field(
         default=Columns(), description="Columns of the log; default: guessed from the usual names."
     )
+    keep_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        exclude_if=lambda share: share == 1,
+        description="Share of the interactions that is kept, drawn at random from `seed` before min_interactions is "
+        "applied, to measure what a sparser log costs; smaller shares are parts of larger ones.",
+    )
     min_interactions: int = Field(
         default=5, ge=1, strict=True, description="Drop users and items with fewer interactions (k-core)."
     )
@@ -134,7 +142,13 @@ class DatasetOptions(Options):
         description="Number of shards (files) of each split, which is also the largest possible number of ranks; auto "
         "is 64, doubled until a shard has at most 16,384 training rows. What an epoch is made of depends on it.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, strict=True, description="Seed of the assignment of rows to shards.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        strict=True,
+        description="Seed of the assignment of rows to shards, and of keep_share.",
+    )
     noise: NoiseOptions = Field(
         default=NoiseOptions(),
         exclude_if=lambda noise: noise.is_none,  # so that a dataset without noise keeps its fingerprint
@@ -253,9 +267,10 @@ class DatasetOptions(Options):
                 "split: given takes training interactions from source, and needs both valid_source and test_source, "
                 "which nothing else reads"
             )
-        if self.split == "given" and (self.min_interactions > 1 or self.duplicates != "keep"):
+        chooses = self.min_interactions > 1 or self.duplicates != "keep" or self.keep_share < 1
+        if self.split == "given" and chooses:
             raise ValueError(
-                "split: given takes the rows of its files as they are; set min_interactions: 1 and duplicates: keep "
-                "(dataset.keep chooses among rows)"
+                "split: given takes the rows of its files as they are; set min_interactions: 1, duplicates: keep and "
+                "keep_share: 1 (dataset.keep chooses among rows)"
             )
         return self

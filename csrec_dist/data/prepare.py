@@ -51,6 +51,7 @@ from csrec_dist.options import undeciding
 from csrec_dist.storage import require_room
 
 NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
+SHARE_STREAM = 0x73686172  # and this, the choice of the interactions that are kept
 
 
 def prepare(
@@ -120,7 +121,10 @@ def _prepare(
     say_reading(log, source, say)
     distinct, duplicates = _without_duplicates(log, options.duplicates, source.place)
     say_duplicates(duplicates, options.duplicates, say)
-    flat, users, items = _keep(distinct, options, source.place)
+    thinned = _thinned(distinct, options)
+    if options.keep_share < 1:
+        say(f"left out {len(distinct.frame) - len(thinned.frame):,} interactions by dataset.keep_share")
+    flat, users, items = _keep(thinned, options, source.place)
     say(f"kept {len(flat.items):,} interactions of {len(users):,} users and {len(items):,} items")
     if extends:
         require_kept(extends, users, items, source.place)
@@ -165,7 +169,7 @@ def _prepare(
 def kept(log: Log, options: DatasetOptions, place: Path) -> Flat:
     """The interactions that `prepare` keeps of a log, without preparing it; raises as it does."""
     distinct, _ = _without_duplicates(log, options.duplicates, place)
-    return _keep(distinct, options, place)[0]
+    return _keep(_thinned(distinct, options), options, place)[0]
 
 
 def training_split(flat: Flat, times: Times, options: DatasetOptions, place: Path) -> Split:
@@ -212,6 +216,15 @@ def _without_duplicates(log: Log, rule: str, path: Path) -> tuple[Log, dict[str,
     distinct = log.frame.select("user", "item", "timestamp", "rating").n_unique() if log.has_times else len(log.frame)
     counts = {"exact_duplicates": len(log.frame) - distinct, "dropped_as_duplicates": len(log.frame) - len(frame)}
     return replace(log, frame=frame), counts
+
+
+def _thinned(log: Log, options: DatasetOptions) -> Log:
+    """The share of the interactions that the options keep, in their order; with one seed, shares are nested."""
+    if options.keep_share == 1:
+        return log
+    num = len(log.frame)
+    order = np.random.RandomState([SHARE_STREAM, options.seed]).permutation(num)
+    return replace(log, frame=log.frame[np.sort(order[: max(1, round(options.keep_share * num))])])
 
 
 def _keep(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, pl.Series, pl.Series]:

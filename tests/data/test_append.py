@@ -152,6 +152,13 @@ def test_a_given_split_is_not_appended(tmp_path: Path) -> None:
         appended(tmp_path / "second", random_log(1, 40, 50), first, split="given")
 
 
+def test_a_share_is_not_appended(tmp_path: Path) -> None:
+    whole, share = (prepared(tmp_path / str(s), random_log(0, 60, 0), keep_share=s) for s in (1, 0.9))
+    for first, options in ((share, {}), (whole, {"keep_share": 0.9})):
+        with pytest.raises(UserError, match="keep_share cannot be appended to"):
+            appended(tmp_path / "second", random_log(1, 40, 50), first, **options)
+
+
 def test_names_of_folders_are_no_patterns(tmp_path: Path) -> None:
     first = prepared(tmp_path / "first[1]", random_log(0, 60, 0))
     second = appended(tmp_path / "second[2]", random_log(1, 40, 50), first)

@@ -6,11 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
 
 from csrec_dist.data.columns import Columns, Layout
+from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.log import Log
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
@@ -162,3 +164,57 @@ def test_what_a_reader_merges_is_not_left_out_by_a_condition(tmp_path: Path) -> 
     path.write_text("\n".join([*lines, "1\t3\t9\t1500000002000"]) + "\n")
     log = read(path, {"tagID": [7, 8]})
     assert (len(log.frame), log.num_not_kept) == (1, 1)
+
+
+@pytest.fixture
+def sequences(tmp_path: Path) -> Path:
+    """30 users with 20 items each, each interaction at a time of its own."""
+    rows = [{"user": u, "item": (u + 3 * k) % 40, "timestamp": 100 * u + k} for u in range(30) for k in range(20)]
+    pl.DataFrame(rows).sample(fraction=1, shuffle=True, seed=1).write_csv(tmp_path / "sequences.csv")
+    return tmp_path / "sequences.csv"
+
+
+def sequences_of(log: Path, folder: Path, **options: Any) -> dict[int, list[int]]:
+    """The items of each user that `prepare` keeps, in order, by raw ids."""
+    prepare(DatasetOptions(source=str(log), **{"min_interactions": 1, **options}), folder)
+    raw = {name: pl.read_parquet(folder / f"{name}s.parquet")["raw"].to_list() for name in ("user", "item")}
+    sequences = Dataset(folder).sequences()
+    return {raw["user"][user - 1]: [raw["item"][item - 1] for item in items] for user, items in sequences}
+
+
+def test_a_share_is_drawn_at_random_and_keeps_the_order(tmp_path: Path, sequences: Path) -> None:
+    whole = sequences_of(sequences, tmp_path / "whole")
+    half = sequences_of(sequences, tmp_path / "half", keep_share=0.5)
+    assert sum(map(len, half.values())) == 300
+    for user, items in half.items():
+        assert items == [item for item in whole[user] if item in items]
+    lengths = [len(half.get(user, [])) for user in whole]
+    assert 1.3 < np.std(lengths) < 3.3, "whole users were kept, or as many of each; binomial is 2.2"
+    places = [whole[user].index(item) for user, items in half.items() for item in items]
+    assert abs(np.mean(places) - 9.5) < 4 * 5.8 / 300**0.5, "the share prefers early or late interactions"
+
+
+def test_shares_of_one_seed_are_nested_and_seeds_differ(tmp_path: Path, sequences: Path) -> None:
+    fifth, half = (
+        {(u, i) for u, items in sequences_of(sequences, tmp_path / str(share), keep_share=share).items() for i in items}
+        for share in (0.2, 0.5)
+    )
+    assert len(fifth) == 120
+    assert fifth < half
+    other = sequences_of(sequences, tmp_path / "other", keep_share=0.2, seed=1)
+    assert fifth != {(user, item) for user, items in other.items() for item in items}
+
+
+def test_min_interactions_counts_what_the_share_left(tmp_path: Path, sequences: Path) -> None:
+    left = sequences_of(sequences, tmp_path / "left", keep_share=0.4, min_interactions=5)
+    assert 0 < len(left) < 30
+    assert min(map(len, left.values())) >= 5
+
+
+def test_a_whole_share_is_no_option() -> None:
+    """A dataset without it keeps its fingerprint."""
+    plain, whole = DatasetOptions(source="log.csv"), DatasetOptions(source="log.csv", keep_share=1)
+    assert plain.model_dump() == whole.model_dump()
+    for share in (0, -0.1, 1.1):
+        with pytest.raises(ValidationError, match="keep_share"):
+            DatasetOptions(source="log.csv", keep_share=share)
