@@ -62,8 +62,8 @@ def test_a_study_is_copied_with_all_that_it_reads(study: PackagedConfig, empty: 
 
 
 def test_a_study_takes_the_runs_of_another_with_it(empty: Path) -> None:
-    files = ["base/lastfm.yaml", "figure5_length.yaml", "table3_lastfm.yaml"]
-    assert copied("figure5_length") == [Path(name) for name in files]
+    files = ["base/lastfm.yaml", "history_length.yaml", "table3_lastfm.yaml"]
+    assert copied("history_length") == [Path(name) for name in files]
 
 
 def test_a_file_of_the_user_stays_as_it_is(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,9 @@
-"""Whether two models differ: a paired t-test and a bootstrap interval over the same examples, by metric."""
+"""Whether two models differ: a paired t-test and a bootstrap interval over the users of the same examples, by metric.
+
+Several windows of one user are no independent examples, so users are the sample: the bootstrap draws users, each with
+all its examples, and the t-test's variance is that of the users' sums (Liang and Zeger, 1986). Where each user has one
+example, both are the usual ones.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +26,11 @@ SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their numbe
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same examples; `difference` is the second's mean minus the first's, `low` and `high` its
-    95 % bootstrap interval, and `p_value` that of the two-sided paired t-test."""
+    """Two models on the same examples of `num_users` users; `difference` is the second's mean minus the first's, `low`
+    and `high` its 95 % bootstrap interval, and `p_value` that of the two-sided paired t-test."""
 
     count: int
+    num_users: int
     first: float
     second: float
     low: float
@@ -42,27 +48,48 @@ class Paired:
         return self.p_value < LEVEL
 
 
-def paired(first: np.ndarray, second: np.ndarray, *, num_resamples: int | None = None, seed: int = 0) -> Paired:
-    """Compare two models' values [N] on the same N ≥ 2 examples.
+def paired(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    users: np.ndarray | None = None,
+    num_resamples: int | None = None,
+    seed: int = 0,
+) -> Paired:
+    """Compare two models' values [N] on the same N examples, of at least two users.
 
-    The interval is the percentile bootstrap of the mean difference: examples are drawn in pairs, from `seed`, as many
-    times as `resamples_of` their number by default.
+    `users` [N] numbers the user of each example; None: each has its own. The interval is the percentile bootstrap of
+    the mean difference: users are drawn, from `seed`, as many times as `resamples_of` their number by default.
 
     Raises:
-        ValueError: fewer than two examples, or unequal numbers of them.
+        ValueError: fewer than two users, or unequal numbers of examples.
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"pairs of at least two examples are needed, got {len(first)} and {len(second)}")
     differences = second.astype(np.float64) - first
-    low, high = np.quantile(_resampled_means(differences, num_resamples, seed), [0.025, 0.975])
+    sums, sizes = _by_user(differences, users)
+    if len(sums) < 2:
+        raise ValueError(f"examples of at least two users are needed, got {len(first)} examples of one user")
+    low, high = np.quantile(_resampled_means(sums, sizes, num_resamples, seed), [0.025, 0.975])
     return Paired(
         count=len(first),
+        num_users=len(sums),
         first=float(first.mean()),
         second=float(second.mean()),
         low=float(low),
         high=float(high),
-        p_value=_p_value(differences),
+        p_value=_p_value(sums, sizes),
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, adjusted (Holm, 1979): with those below 0.05, the probability that any of the true
+    null hypotheses is rejected is at most 0.05, whatever the tests have in common."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(order) - np.arange(len(order))
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * np.asarray(p_values, np.float64)[order]), 1)
+    return adjusted.tolist()
 
 
 def resamples_of(num_rows: int) -> int:
@@ -70,30 +97,58 @@ def resamples_of(num_rows: int) -> int:
     return max(FEWEST_RESAMPLES, min(MOST_RESAMPLES, MOST_DRAWS // max(num_rows, 1)))
 
 
-def mean_interval(values: np.ndarray, *, num_resamples: int | None = None, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of values [N], and the ends of its 95 % percentile bootstrap interval."""
-    low, high = np.quantile(_resampled_means(values.astype(np.float64), num_resamples, seed), [0.025, 0.975])
+def mean_interval(
+    values: np.ndarray, *, users: np.ndarray | None = None, num_resamples: int | None = None, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean of values [N], and the ends of its 95 % percentile bootstrap interval over `users` (as in `paired`)."""
+    sums, sizes = _by_user(values.astype(np.float64), users)
+    low, high = np.quantile(_resampled_means(sums, sizes, num_resamples, seed), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
-def _resampled_means(differences: np.ndarray, num_resamples: int | None, seed: int) -> np.ndarray:
-    """Means [resamples] of examples drawn with replacement: scipy.stats.bootstrap's, which takes a second to import."""
-    random, num = np.random.default_rng(seed), len(differences)
+def standard_error(values: np.ndarray, users: np.ndarray | None = None) -> float:
+    """That of the mean of values [N], with users [N] as the sample; at least two of them."""
+    sums, sizes = _by_user(values.astype(np.float64), users)
+    return _standard_error(sums, sizes)
+
+
+def _by_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of each user's values, and their number: [U] each."""
+    if users is None:
+        return values, np.ones(len(values))
+    _, numbers = np.unique(users, return_inverse=True)
+    return np.bincount(numbers, values), np.bincount(numbers).astype(np.float64)
+
+
+def _resampled_means(sums: np.ndarray, sizes: np.ndarray, num_resamples: int | None, seed: int) -> np.ndarray:
+    """Means [resamples] over the examples of users drawn with replacement: where each has one example, those of
+    scipy.stats.bootstrap, which takes a second to import."""
+    random, num = np.random.default_rng(seed), len(sums)
     num_resamples = num_resamples or resamples_of(num)
-    size = max(1, NUMBERS_AT_ONCE // num)
-    sizes = [min(size, num_resamples - start) for start in range(0, num_resamples, size)]
-    return np.concatenate([differences[random.integers(num, size=(each, num))].mean(1) for each in sizes])
+    at_once = max(1, NUMBERS_AT_ONCE // num)
+    means = []
+    for start in range(0, num_resamples, at_once):
+        drawn = random.integers(num, size=(min(at_once, num_resamples - start), num))
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    return np.concatenate(means)
 
 
-def _p_value(differences: np.ndarray) -> float:
-    """The t-test's; where all differences are one number, which it cannot divide by: 1 if that is 0, else 0."""
-    if np.ptp(differences) == 0:
-        return float(differences[0] == 0)
+def _p_value(sums: np.ndarray, sizes: np.ndarray) -> float:
+    """The t-test's; where all users differ by one number, whose variance is 0: 1 if that is 0, else 0."""
+    means = sums / sizes
+    if np.ptp(means) == 0:
+        return float(means[0] == 0)
     from scipy.special import stdtr
 
-    num = len(differences)
-    statistic = differences.mean() / (differences.std(ddof=1) / num**0.5)
-    return float(2 * stdtr(num - 1, -abs(statistic)))
+    statistic = sums.sum() / sizes.sum() / _standard_error(sums, sizes)
+    return float(2 * stdtr(len(sums) - 1, -abs(statistic)))
+
+
+def _standard_error(sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Of Σ sums / Σ sizes as a ratio of users' totals: its residuals are what a user's sum has above the mean."""
+    num, total = len(sums), sizes.sum()
+    residuals = sums - sizes * (sums.sum() / total)
+    return float((num / (num - 1) * (residuals**2).sum()) ** 0.5 / total)
 
 
 @dataclass(frozen=True)
@@ -110,21 +165,24 @@ def compare_ranks(
     second: np.ndarray,
     groups: np.ndarray,
     *,
+    users: np.ndarray | None = None,
     top_n: Sequence[int],
     num_resamples: int | None = None,
     seed: int = 0,
 ) -> list[Line]:
     """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.
 
-    `groups` [N] are those that `rating_group` numbers, for the filtered and the adverse metrics. Metrics of fewer than
-    two rows are left out.
+    `groups` [N] are those that `rating_group` numbers, for the filtered and the adverse metrics; `users` [N] as in
+    `paired`. Metrics of the rows of fewer than two users are left out.
     """
+    users = np.arange(len(groups)) if users is None else users
     lines = []
     for sign, metric, n in product(["", *SIGNS], METRICS, top_n):
         rows = groups == SIGNS[sign] if sign else np.ones(len(groups), bool)
-        if rows.sum() > 1 and not (sign and metric == "mrr"):
+        if len(np.unique(users[rows])) > 1 and not (sign and metric == "mrr"):
             values = [metric_values(metric, side[:, rows], n) for side in (first, second)]
-            test = paired(values[0].mean(0), values[1].mean(0), num_resamples=num_resamples, seed=seed)
+            means = [each.mean(0) for each in values]
+            test = paired(*means, users=users[rows], num_resamples=num_resamples, seed=seed)
             lines.append(Line(f"{metric}{sign}@{n}", test, tuple((values[1] - values[0]).mean(1).tolist())))
     return lines
 

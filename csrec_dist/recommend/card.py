@@ -76,14 +76,14 @@ def _metrics(run: Run) -> Iterator[str]:
     titles = {result.name: result.title for result in run.results if result.test}
     rows = [[title, *_intervals(run, name)] for name, title in titles.items()]
     yield table(["model", *(f"{name.upper() if name != 'recall' else 'Recall'}@{CUT_OFF}" for name in METRICS)], rows)
-    yield "In brackets: 95 % percentile bootstrap over test targets, for this one training; other seeds vary besides."
+    yield "In brackets: 95 % percentile bootstrap over users, for this one training; other seeds vary besides."
 
 
 def _intervals(run: Run, model: str) -> Iterator[str]:
     """Each metric of a model and its interval."""
-    ranks = Evaluated(run, model).ranks["rank"].to_numpy()
+    ranks, users = (Evaluated(run, model).ranks[name].to_numpy() for name in ("rank", "user"))
     for worth in METRICS.values():
-        mean, low, high = mean_interval(worth(ranks) * (ranks <= CUT_OFF))
+        mean, low, high = mean_interval(worth(ranks) * (ranks <= CUT_OFF), users=users)
         yield f"{mean:.4f} ({low:.4f} to {high:.4f})"
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import polars as pl
 
 from csrec_dist.evaluation.options import metric_title
-from csrec_dist.evaluation.significance import Paired, metric_values, paired
+from csrec_dist.evaluation.significance import Paired, metric_values, paired, standard_error
 from csrec_dist.report.document import NONE, Answer, Cell, Table, Text
 from csrec_dist.runs.run import Evaluated, ResultRow, Run
 
@@ -20,9 +21,9 @@ NBSP = "\u00a0"
 NORMAL_95 = 1.96
 
 ROWS_NOTE = (
-    "Rows are the sample: the interval (percentile bootstrap) and p (two-sided paired t-test, not corrected for the "
-    "number of comparisons) say how sure the difference is for this pair of trained models. Another seed trains other "
-    "models, and moves both."
+    "Users are the sample, each with all its test rows: the interval (percentile bootstrap) and p (two-sided paired "
+    "t-test, not corrected for the number of comparisons) say how sure the difference is for this pair of trained "
+    "models. Another seed trains other models, and moves both."
 )
 
 
@@ -34,21 +35,25 @@ class Ranked:
     _tests: dict[tuple[str, str], Paired | None] = field(default_factory=dict)
 
     @cached_property
-    def _ranks(self) -> dict[str, np.ndarray]:
+    def _ranks(self) -> dict[str, pl.DataFrame]:
         evaluated = {row.name: Evaluated(self.run, row.name) for row in self.run.results if row.test}
-        return {name: each.ranks["rank"].to_numpy() for name, each in evaluated.items() if each.path.exists()}
+        return {name: each.ranks.select("rank", "user") for name, each in evaluated.items() if each.path.exists()}
 
     def values(self, name: str, metric: str) -> np.ndarray | None:
         """A model's metric of each test row [N], if its ranks are there."""
         kind, _, n = metric.partition("@")
-        return metric_values(kind, self._ranks[name], int(n)) if name in self._ranks else None
+        return metric_values(kind, self._ranks[name]["rank"].to_numpy(), int(n)) if name in self._ranks else None
+
+    def _users(self, name: str) -> np.ndarray:
+        """The user of each test row [N] of a model whose ranks are there."""
+        return self._ranks[name]["user"].to_numpy()
 
     def interval(self, name: str, metric: str) -> tuple[float, float] | None:
         """The 95 % interval of a model's metric, mean ± 1.96 standard errors, if its ranks are there."""
         values = self.values(name, metric)
-        if values is None or len(values) < 2:
+        if values is None or len(np.unique(self._users(name))) < 2:
             return None
-        half = NORMAL_95 * float(values.std(ddof=1)) / len(values) ** 0.5
+        half = NORMAL_95 * standard_error(values, self._users(name))
         return float(values.mean()) - half, float(values.mean()) + half
 
     def against(self, name: str, metric: str) -> Paired | None:
@@ -59,9 +64,10 @@ class Ranked:
 
     def _tested(self, name: str, metric: str) -> Paired | None:
         first, second = (self.values(each, metric) for each in (name, "student"))
-        if first is None or second is None or len(first) != len(second) or len(first) < 2:
+        if first is None or second is None or len(first) != len(second):
             return None
-        return paired(first, second)
+        users = self._users("student")
+        return paired(first, second, users=users) if len(np.unique(users)) > 1 else None
 
 
 def p_text(p_value: float) -> str:

@@ -62,7 +62,7 @@ def compare_models(
     """Recall, NDCG and MRR at each n of two models, paired by row; with ratings also the filtered and adverse ones.
 
     Each side is RUN[:MODEL], or several of these separated by commas: the same model trained with several seeds.
-    Seeds are paired; a row's value is its mean over the seeds, so rows, not seeds, are the sample.
+    Seeds are paired; a row's value is its mean over the seeds, so users with their rows, not seeds, are the sample.
 
     Raises:
         UserError: a side is not a run or not evaluated, the sides have different seeds, they were evaluated on
@@ -89,7 +89,8 @@ def compare_evaluated(
     ranks = [np.stack([table["rank"].to_numpy() for table in side]) for side in tables]
     ratings = tables[0][0]["rating"].fill_null(math.nan).to_numpy()
     groups = rating_group(ratings, sides[0][0].run.config.evaluation.min_rating)
-    lines = compare_ranks(ranks[0], ranks[1], groups, top_n=top_n, num_resamples=num_resamples, seed=seed)
+    users = tables[0][0]["user"].to_numpy()
+    lines = compare_ranks(*ranks, groups, users=users, top_n=top_n, num_resamples=num_resamples, seed=seed)
     return Comparison((tuple(sides[0]), tuple(sides[1])), tuple(lines))
 
 
@@ -120,8 +121,10 @@ def _check_protocol(models: list[Evaluated]) -> None:
 def _check_rows(sides: Sequence[list[Evaluated]], tables: list[list[pl.DataFrame]]) -> None:
     columns = ["row", "user", "target"]
     one, name = tables[0][0].select(columns), sides[0][0].name
-    if len(one) < 2:
-        raise UserError(f"{name} has {len(one)} test rows; a comparison needs at least two.")
+    if one["user"].n_unique() < 2:
+        raise UserError(
+            f"{name} has {len(one)} test rows of {one['user'].n_unique()} users; a comparison needs two users at least."
+        )
     for side, models in zip(tables, sides, strict=True):
         for table, model in zip(side, models, strict=True):
             if not table.select(columns).equals(one):
@@ -131,7 +134,9 @@ def _check_rows(sides: Sequence[list[Evaluated]], tables: list[list[pl.DataFrame
 def comparison_table(comparison: Comparison) -> Table:
     """The comparison for the terminal; * marks p < 0.05."""
     first, second = (", ".join(names) for names in (comparison.first, comparison.second))
-    table = Table(title=f"A  {first}\nB  {second}", title_justify="left", caption="* p < 0.05, paired t-test")
+    table = Table(
+        title=f"A  {first}\nB  {second}", title_justify="left", caption="* p < 0.05, paired t-test over users"
+    )
     table.add_column("metric", no_wrap=True)
     for name in ("rows", "A", "B", "B − A", "%", "95 % interval", "p", *["seeds B > A"] * (len(comparison.first) > 1)):
         table.add_column(name, justify="right", no_wrap=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from csrec_dist.evaluation.significance import paired, resamples_of
+from csrec_dist.evaluation.significance import holm, mean_interval, paired, resamples_of, standard_error
 
 
 def test_the_p_value_is_that_of_students_formula() -> None:
@@ -40,6 +40,47 @@ def test_the_interval_and_the_p_value_are_those_of_scipy() -> None:
     assert found.p_value == pytest.approx(stats.ttest_rel(second, first).pvalue, rel=1e-9)
 
 
+def test_one_example_a_user_is_the_usual_test() -> None:
+    random = np.random.default_rng(6)
+    first, second = random.normal(size=(2, 90))
+    assert paired(first, second, users=random.permutation(90) + 7).p_value == pytest.approx(
+        stats.ttest_rel(second, first).pvalue, rel=1e-9
+    )
+    assert standard_error(first) == pytest.approx(stats.sem(first), rel=1e-12)
+
+
+def test_users_are_the_sample() -> None:
+    """Ten copies of each user's example say as much as one: a test over rows would be ten times as sure."""
+    random = np.random.default_rng(7)
+    first, second = random.normal(size=(2, 50))
+    users = np.tile(np.arange(50), 10)
+    one, copied = paired(first, second), paired(np.tile(first, 10), np.tile(second, 10), users=users)
+    assert (copied.count, copied.num_users) == (500, 50)
+    assert (copied.p_value, copied.low, copied.high) == pytest.approx((one.p_value, one.low, one.high), rel=1e-9)
+    assert paired(np.tile(first, 10), np.tile(second, 10)).p_value < one.p_value / 2
+    assert mean_interval(np.tile(first, 10), users=users) == pytest.approx(mean_interval(first))
+
+
+def test_users_with_a_common_effect_are_marked_once_in_twenty_times() -> None:
+    random = np.random.default_rng(8)
+    marked = {"users": 0, "rows": 0}
+    for _ in range(300):
+        users = np.repeat(np.arange(60), random.integers(1, 9, 60))
+        differences = random.normal(size=60)[users] + 0.3 * random.normal(size=len(users))
+        zeros = np.zeros(len(users))
+        found = paired(zeros, differences, users=users, num_resamples=200)
+        marked["users"] += found.is_significant
+        marked["rows"] += paired(zeros, differences, num_resamples=2).is_significant
+    assert 5 <= marked["users"] <= 32
+    assert marked["rows"] > 60
+
+
+def test_holms_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
 def test_the_seed_decides_the_interval() -> None:
     random = np.random.default_rng(2)
     first, second = random.normal(size=50), random.normal(size=50)
@@ -69,6 +110,11 @@ def test_equal_differences_are_no_division_by_zero(shift: float, p_value: float)
 def test_what_cannot_be_paired_is_refused(first: list[float], second: list[float]) -> None:
     with pytest.raises(ValueError, match="pairs of at least two"):
         paired(np.array(first), np.array(second))
+
+
+def test_one_user_cannot_be_tested() -> None:
+    with pytest.raises(ValueError, match="two users"):
+        paired(np.zeros(3), np.ones(3), users=np.ones(3))
 
 
 def test_many_rows_have_fewer_resamples() -> None:

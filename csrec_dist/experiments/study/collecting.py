@@ -26,6 +26,7 @@ PROTOCOL = "protocol"
 RANKS = "ranks"
 ENVIRONMENT = "environment/"
 RATING_GROUPS = "rating_groups"
+USERS = "users"
 
 
 def collect(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -33,10 +34,10 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
 
     The student's test metrics have their own names, others a path: `valid/ndcg@10`, `popularity/rest_80%/ndcg@10`,
     `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; `teacher/` has the same for the teacher ensemble,
-    the model `teacher_model` of the run. Paired tests need `ranks`, of the targets in the order of the test
-    rows, and `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol` is a fingerprint of
-    what was evaluated and how, `settings` of everything that decides the run except where its data are, and
-    `environment/…` is what the bits of its student depend on otherwise.
+    the model `teacher_model` of the run. Paired tests need `ranks`, of the targets in the order of the test rows,
+    `users`, whose the rows are, and `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol`
+    is a fingerprint of what was evaluated and how, `settings` of everything that decides the run except where its data
+    are, and `environment/…` is what the bits of its student depend on otherwise.
     """
     rows = [_row(entry) for entry in entries if is_finished(entry.config)]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
@@ -94,6 +95,7 @@ def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
         ratings = ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy()
         groups = rating_group(ratings, run.config.evaluation.min_rating)
         columns[RATING_GROUPS] = [None if np.isnan(ratings).all() else pl.Series(groups).cast(pl.Int8)]
+        columns[USERS] = [ranks["user"]]
         columns[PROTOCOL] = [fingerprint(protocol(evaluated.run))]
     return columns
 

@@ -1,83 +1,19 @@
 """Tables of a study, with marks of significance."""
 
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from statistics import mean, stdev
 
-import numpy as np
 import polars as pl
 
-from csrec_dist.errors import UserError
 from csrec_dist.evaluation.options import metric_title
-from csrec_dist.evaluation.significance import compare_ranks
-from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER
+from csrec_dist.experiments.study.marks import TESTED, TableTests, compare_columns
 from csrec_dist.experiments.study.spec import Cell, Published, Study, matches
 from csrec_dist.experiments.study.views import TableOptions, When
 from csrec_dist.report.document import NONE, Answer, Block, Table, Text, best_of
 from csrec_dist.report.document import Cell as TableCell
-
-LETTERS = "ᵃᵇᶜᵈᵉ"
-TESTED = re.compile(r"(?:recall|ndcg|mrr)[+-]?@(\d+)")
-FEWEST_RESAMPLES = 2
-"""The bootstrap interval is not shown."""
-
-Marks = dict[tuple[str, str], str]
-
-
-def find_marks(options: TableOptions, columns: list[str], group: pl.DataFrame) -> tuple[Marks, str]:
-    """Superscripts by (column, metric) of one row of a table, and the reason if a pair of columns could not be tested.
-
-    Two columns are compared over the seeds that both have. The columns of `better_than` are each tested against the
-    ones before.
-    """
-    marks: defaultdict[tuple[str, str], str] = defaultdict(str)
-    problem = ""
-    for (letter, other), column in product(zip(LETTERS, options.better_than, strict=False), columns):
-        if column in options.better_than[: options.better_than.index(other) + 1]:
-            continue
-        pair = [group.filter(pl.col(options.columns) == name) for name in (other, column)]
-        try:
-            for metric in _differing(pair, options.metrics):
-                marks[column, metric] += letter
-        except UserError as error:
-            problem = problem or str(error)
-    return dict(marks), problem
-
-
-def _differing(pair: list[pl.DataFrame], metrics: Iterable[str]) -> list[str]:
-    """The metrics, of students and teachers, in which two columns differ."""
-    return [
-        f"{prefix}{name}"
-        for prefix in ("", TEACHER)
-        for name in _test(
-            pair, [metric.removeprefix(prefix) for metric in metrics if metric.startswith(prefix)], prefix
-        )
-    ]
-
-
-def _test(pair: list[pl.DataFrame], metrics: list[str], prefix: str) -> set[str]:
-    """The metrics in which the students (or, with the prefix, their teachers) differ, p < 0.05.
-
-    Seeds without ranks on both sides are left out.
-    """
-    top_n = sorted({int(match[1]) for metric in metrics if (match := TESTED.fullmatch(metric))})
-    name = f"{prefix}{RANKS}"
-    sides = [{row["seed"]: row for row in side.to_dicts() if row.get(name) is not None} for side in pair]
-    seeds = sorted(sides[0].keys() & sides[1].keys())
-    if not top_n or not seeds:
-        return set()
-    rows = [[side[seed] for seed in seeds] for side in sides]
-    if len({row[PROTOCOL] for side in rows for row in side}) > 1:
-        raise UserError("runs of one row were evaluated on different data or with different options.")
-    first, second = (np.array([row[name] for row in side]) for side in rows)
-    groups = rows[0][0].get(RATING_GROUPS)
-    groups = np.full(first.shape[1], -1) if groups is None else np.array(groups)
-    lines = compare_ranks(first, second, groups, top_n=top_n, num_resamples=FEWEST_RESAMPLES)
-    return {line.metric for line in lines if line.paired.is_significant} & set(metrics)
-
 
 PERCENTAGES = ("recall", "ndcg", "mrr")
 Group = tuple[Cell, pl.DataFrame]
@@ -101,15 +37,14 @@ def table(study: Study, options: TableOptions, results: pl.DataFrame) -> list[Bl
     columns = values[options.columns]
     groups = _groups(options, values, select(results, options.where))
     head = [*options.rows, *(f"{column} {metric}" for column in columns for metric in options.metrics)]
-    tests = [find_marks(options, columns, group) for _, group in groups]
+    tests = compare_columns(options, columns, [group for _, group in groups])
     rows: list[list[str | TableCell]] = [
-        [*fixed.values(), *_cells(study, options, fixed, columns, group, marks)]
-        for (fixed, group), (marks, _) in zip(groups, tests, strict=True)
+        [*fixed.values(), *_cells(study, options, fixed, columns, group, partial(tests.marks, line))]
+        for line, (fixed, group) in enumerate(groups)
     ]
     blocks: list[Block] = [Table.of(head, rows, num_names=len(options.rows))]
     if options.better_than:
-        problems = [problem for _, problem in tests]
-        blocks += [Text(_legend(options, problems)), *map(Text, _wins(options, columns, groups))]
+        blocks += [Text(tests.legend(options)), *map(Text, _wins(options, columns, groups))]
     if options.costs:
         blocks += _costs(options, columns, groups)
     return blocks
@@ -120,7 +55,7 @@ class Against:
     """A column against another over the rows of a table that have both, by one metric.
 
     `change` is the mean over the rows of how much its mean is higher, as a share; in `num_better` and `num_worse` rows
-    the two differ, p < 0.05.
+    the two differ, p < 0.05 by Holm's correction over the table's tests.
     """
 
     column: str
@@ -136,20 +71,23 @@ def against(study: Study, options: TableOptions, results: pl.DataFrame) -> tuple
     metric = next((name for name in reversed(options.metrics) if TESTED.fullmatch(name)), "")
     values = study.values(options.where)
     groups = _groups(options, values, select(results, options.where))
+    if not metric or not options.better_than:
+        return metric, []
+    tests = compare_columns(options, values[options.columns], [group for _, group in groups])
     others = [column for column in values[options.columns] if column not in options.better_than]
-    found = [_against(options, column, groups, metric) for column in others if metric and options.better_than]
+    found = [_against(options, column, groups, metric, tests) for column in others]
     return metric, sorted((each for each in found if each.num_rows), key=lambda each: -each.change)
 
 
-def _against(options: TableOptions, column: str, groups: list[Group], metric: str) -> Against:
+def _against(options: TableOptions, column: str, groups: list[Group], metric: str, tests: TableTests) -> Against:
     changes, differs = [], []
-    for _, group in groups:
+    for line, (_, group) in enumerate(groups):
         pair = (column, options.better_than[0])
         ours, theirs = (_values(group, {options.columns: each}, metric) for each in pair)
         if ours and theirs and mean(theirs):
-            marks, _ = find_marks(options, [column], group)
+            test = tests.tests.get((line, column, metric, 0))
             changes.append(mean(ours) / mean(theirs) - 1)
-            differs.append(LETTERS[0] in marks.get((column, metric), ""))
+            differs.append(test is not None and test.is_significant)
     sure = [change for change, is_different in zip(changes, differs, strict=True) if is_different]
     counts = (sum(change > 0 for change in each) for each in (changes, sure))
     num_higher, num_better = counts
@@ -163,7 +101,7 @@ def answer(lines: Sequence[Against], other: str, metric: str) -> Answer:
     text = f"{best.column} is above {other} in {best.num_higher} of {best.num_rows} rows, {_percent(best)} in {title}."
     details = [
         f"{each.column} against {other}: higher in {each.num_higher} of {each.num_rows} rows, {_percent(each)} in the "
-        f"mean over them; p < 0.05 in {each.num_better} rows for it and in {each.num_worse} against it."
+        f"mean over them; p < 0.05 (corrected) in {each.num_better} rows for it and in {each.num_worse} against it."
         for each in lines
     ]
     if best.change > 0 and best.num_better > best.num_worse:
@@ -183,16 +121,22 @@ def _groups(options: TableOptions, values: dict[str, list[str]], results: pl.Dat
 
 
 def _cells(
-    study: Study, options: TableOptions, fixed: Cell, columns: list[str], group: pl.DataFrame, marks: Marks
+    study: Study,
+    options: TableOptions,
+    fixed: Cell,
+    columns: list[str],
+    group: pl.DataFrame,
+    marks: Callable[[str, str], str],
 ) -> list[TableCell]:
     """The cells of one row; of each metric the best column is marked."""
     fixed = study.constants(options.where) | fixed
     cells = []
     for column, metric in product(columns, options.metrics):
         means = [mean(each) if (each := _values(group, {options.columns: c}, metric)) else None for c in columns]
-        is_best = in_percent(metric) and best_of(means)[columns.index(column)]
+        best = best_of(means, lowest="-@" in metric)  # the adverse metrics are of targets rated low
+        is_best = in_percent(metric) and best[columns.index(column)]
         cell = fixed | {options.columns: column}
-        cells.append(_figure(study, cell, group, metric, marks.get((column, metric), ""), is_best))
+        cells.append(_figure(study, cell, group, metric, marks(column, metric), is_best))
     return cells
 
 
@@ -215,14 +159,6 @@ def published(figures: Sequence[Published], cell: Cell, metric: str) -> float | 
         if metric in each.values and matches(each.when, cell):
             return each.values[metric]
     return None
-
-
-def _legend(options: TableOptions, problems: list[str]) -> str:
-    pairs = zip(LETTERS, options.better_than, strict=False)
-    marks = "; ".join(f"{letter} differs from {other}" for letter, other in pairs)
-    text = f"{marks}: p < 0.05, paired t-test over test rows; a test row's value is its mean over the seeds."
-    problem = next(filter(None, problems), None)
-    return f"{text} Not every row could be tested: {problem}" if problem else text
 
 
 def _wins(options: TableOptions, columns: list[str], groups: list[Group]) -> list[str]:

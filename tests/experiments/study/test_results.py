@@ -2,8 +2,10 @@
 
 import html
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from csrec_dist.cli import main
 from csrec_dist.config import parse_config
 from csrec_dist.experiments.study.collecting import collect, teacher_model, training_cost
 from csrec_dist.experiments.study.figures import draw, draw_curve, ticks_of
-from csrec_dist.experiments.study.tables import against, answer, find_marks, in_percent, published, table
+from csrec_dist.experiments.study.marks import compare_columns
+from csrec_dist.experiments.study.tables import against, answer, in_percent, published, table
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
 from csrec_dist.report.document import Block, block_markdown
@@ -70,7 +73,8 @@ def test_tables_say_means_spreads_wins_and_costs(study_file: Path) -> None:
     assert "10.00 (1)" in text
     assert "CSRec-M is higher than Base: ndcg@10 1 of 2" in text
     assert "| mean over the rows | 1.0 (2) | 4.0 (2) |" in text
-    assert "ᵃ differs from Base" in text
+    assert "↑ higher, ↓ lower than ᵃ Base: " in text
+    assert "over the 0 tests of this table" in text
     assert "Not every row could be tested" not in text
 
 
@@ -86,12 +90,20 @@ def test_a_table_shows_what_it_is_asked_for(study_file: Path) -> None:
     assert not in_percent("lists/gini@10")
 
 
+def test_of_an_adverse_metric_the_lowest_is_best(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    options = TableOptions(rows=["temperature"], columns="method", metrics=["ndcg-@10"], where={"temperature": "3"})
+    rows = [{"method": m, "temperature": "3", "seed": 0, "ndcg-@10": v} for m, v in (("Base", 0.3), ("CSRec-M", 0.1))]
+    assert "| 3 | 30.00 (1) | **10.00 (1)** |" in markdown_of(table(study, options, pl.DataFrame(rows)))
+
+
 def test_the_answer_of_a_study_counts_rows_and_tests(study_file: Path) -> None:
     study, _ = entries_of(study_file)
     random = np.random.default_rng(1)
     base = random.integers(1, 30, NUM_ROWS)
     rows = [
         {"method": method, "temperature": temperature, "seed": 0, "protocol": "one", "ranks": ranks.tolist()}
+        | {"users": list(range(NUM_ROWS))}
         | {"ndcg@10": float(ndcg(ranks).mean())}
         for temperature, better in (("1", np.maximum(base - 3, 1)), ("3", np.where(np.arange(NUM_ROWS) == 0, 1, base)))
         for method, ranks in (("Base", base), ("CSRec-M", better))
@@ -130,21 +142,43 @@ def ndcg(ranks: np.ndarray) -> np.ndarray:
     return (ranks <= 10) / np.log2(ranks + 1.0)
 
 
-def test_marks_are_those_of_the_paired_test_over_the_seeds_that_both_have() -> None:
-    random = np.random.default_rng(3)
+def clustered_p(differences: np.ndarray, users: np.ndarray) -> float:
+    """Of the t-test whose variance is that of the users' totals, in the words of the formula."""
+    mean = differences.mean()
+    totals = [sum(value - mean for value in differences[users == user]) for user in set(users.tolist())]
+    num = len(totals)
+    error = math.sqrt(num / (num - 1) * math.fsum(total**2 for total in totals)) / len(differences)
+    return float(2 * stats.t.sf(abs(mean / error), num - 1))
+
+
+def adjusted_by_holm(p_values: dict) -> dict:
+    """Step down: the smallest p times the number of tests, the next times one fewer, and never below the one before."""
+    found, largest = {}, 0.0
+    for place, (key, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_value))
+        found[key] = largest
+    return found
+
+
+def test_marks_are_those_of_the_tests_over_users_corrected_for_their_number() -> None:
+    random = np.random.default_rng(13)
     base = random.integers(1, 30, NUM_ROWS)
+    users = np.sort(random.integers(0, 80, NUM_ROWS))
     ranks = {
         "Base": [base, np.maximum(base + random.integers(-3, 4, NUM_ROWS), 1)],
         "SoftRec": [np.maximum(base + random.integers(-3, 4, NUM_ROWS), 1), base],
         "CSRec-M": [np.maximum(base - 2, 1), np.maximum(base - 1, 1), base + 50],
+        "CSRec-D": [base + 2, base + 1],
     }
+    bad = np.arange(NUM_ROWS) % 5 + 1 < 4
     rows = [
         {
             "method": method,
             "seed": seed,
             "protocol": "one",
             "ranks": found.tolist(),
-            "rating_groups": (np.arange(NUM_ROWS) % 5 + 1 < 4).astype(int).tolist(),
+            "users": users.tolist(),
+            "rating_groups": bad.astype(int).tolist(),
             "teacher/ranks": np.maximum(found // 2, 1).tolist() if method != "SoftRec" else None,
         }
         for method, runs in ranks.items()
@@ -152,24 +186,46 @@ def test_marks_are_those_of_the_paired_test_over_the_seeds_that_both_have() -> N
     ]
     metrics = ["ndcg@10", "ndcg-@10", "teacher/ndcg@10", "lists/gini@10"]
     options = TableOptions(rows=["x"], columns="method", metrics=metrics, better_than=["Base", "SoftRec"])
-    marks, problem = find_marks(options, list(ranks), pl.DataFrame(rows))
-    assert not problem
-    expected: dict[tuple[str, str], str] = {}
-    bad = np.arange(NUM_ROWS) % 5 + 1 < 4
-    for letter, other, column in [("ᵃ", "Base", "SoftRec"), ("ᵃ", "Base", "CSRec-M"), ("ᵇ", "SoftRec", "CSRec-M")]:
+    tests = compare_columns(options, list(ranks), [pl.DataFrame(rows)])
+    assert not tests.problem
+    p_values, differences = {}, {}
+    pairs = [("ᵃ", "Base", name) for name in ("SoftRec", "CSRec-M", "CSRec-D")]
+    for letter, other, column in [*pairs, ("ᵇ", "SoftRec", "CSRec-M"), ("ᵇ", "SoftRec", "CSRec-D")]:
         first, second = (np.mean([ndcg(found) for found in ranks[name][:2]], axis=0) for name in (other, column))
         halved = [np.mean([ndcg(np.maximum(r // 2, 1)) for r in ranks[n][:2]], axis=0) for n in (other, column)]
-        tests = {"ndcg@10": (first, second), "ndcg-@10": (first[bad], second[bad])}
+        sides = {"ndcg@10": (second - first, users), "ndcg-@10": ((second - first)[bad], users[bad])}
         if "SoftRec" not in (other, column):
-            tests["teacher/ndcg@10"] = (halved[0], halved[1])
-        for metric, pair in tests.items():
-            if stats.ttest_rel(*pair).pvalue < 0.05:
-                expected[column, metric] = expected.get((column, metric), "") + letter
-    assert marks == expected
-    assert marks["CSRec-M", "ndcg@10"] == "ᵃᵇ"
-    rows[-1]["protocol"] = rows[0]["protocol"] = "another"
-    assert "different data" in find_marks(options, list(ranks), pl.DataFrame(rows))[1]
-    assert ("SoftRec", "ndcg@10") not in marks
+            sides["teacher/ndcg@10"] = (halved[1] - halved[0], users)
+        for metric, side in sides.items():
+            p_values[column, metric, letter] = clustered_p(*side)
+            differences[column, metric, letter] = side[0].mean()
+    assert len(tests.tests) == len(p_values) == 12
+    adjusted = adjusted_by_holm(p_values)
+    assert sorted(test.p_value for test in tests.tests.values()) == pytest.approx(sorted(adjusted.values()))
+    for column, metric in product(ranks, metrics):
+        sure = [key for key in sorted(adjusted) if key[:2] == (column, metric) and adjusted[key] < 0.05]
+        signs = {True: "".join(key[2] for key in sure if differences[key] > 0)}
+        signs[False] = "".join(key[2] for key in sure if differences[key] < 0)
+        expected = f"↑{signs[True]}" * bool(signs[True]) + f"↓{signs[False]}" * bool(signs[False])
+        assert tests.marks(0, column, metric) == expected, (column, metric)
+    assert tests.marks(0, "CSRec-M", "ndcg@10") == "↑ᵃᵇ"
+    assert tests.marks(0, "CSRec-D", "ndcg@10") == "↓ᵃᵇ"
+    assert any(adjusted[key] > 0.05 > p_values[key] for key in adjusted), "the correction shows in nothing"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"), [("protocol", "another", "different data"), ("users", None, "which users")]
+)
+def test_what_cannot_be_tested_is_said_below_the_table(column: str, value: str | None, problem: str) -> None:
+    rows = [
+        {"method": method, "seed": 0, "protocol": "one", "ranks": [1, rank, 3], "users": [0, 0, 1]}
+        for method, rank in (("Base", 12), ("CSRec-M", 2))
+    ]
+    rows[-1][column] = value
+    options = TableOptions(rows=["x"], columns="method", metrics=["ndcg@10"], better_than=["Base"])
+    tests = compare_columns(options, ["Base", "CSRec-M"], [pl.DataFrame(rows)])
+    assert not tests.tests
+    assert problem in tests.legend(options)
 
 
 def test_a_row_holds_groups_lists_diversity_and_the_teacher_module(study_file: Path) -> None:
