@@ -90,7 +90,7 @@ def compare_evaluated(
     ratings = tables[0][0]["rating"].fill_null(math.nan).to_numpy()
     groups = rating_group(ratings, sides[0][0].run.config.evaluation.min_rating)
     users = tables[0][0]["user"].to_numpy()
-    lines = compare_ranks(*ranks, groups, users=users, top_n=top_n, num_resamples=num_resamples, seed=seed)
+    lines = compare_ranks(ranks[0], ranks[1], groups, users=users, top_n=top_n, num_resamples=num_resamples, seed=seed)
     return Comparison((tuple(sides[0]), tuple(sides[1])), tuple(lines))
 
 
