@@ -13,7 +13,8 @@ as many prefixes, and ranks the whole catalog for the validation rows after each
 
 Each library lives in an environment of its own under `benchmarks/.peers`, which is made at the first use, with the same
 torch. The systems take turns, `--rounds` times, each time in a new process; ratios are of one round. An epoch is what a
-library's own loop takes for it without validation, its first epoch included in none of the medians if there are more.
+library's own loop takes for it without validation; the first is left out where there are more. `_cpu_s` are seconds on
+the processor, of all threads: on a busy machine they tell more than those of the clock.
 Every measurement is a JSON line, appended to `--output`; what could not be installed or run is one with its message.
 
 Run on an idle machine: python benchmarks/peers.py --source LOG [--models sasrec …] [--device cuda] [--output FILE]
@@ -112,11 +113,10 @@ def figures(found: dict[str, Any], num_rows: int) -> dict[str, Any]:
     """The figures of one process; of several epochs the median, without the first, which warms up."""
     if "failed" in found:
         return found
-    seconds = found.pop("seconds")
-    of_epoch = {name: median(values[1:] or values) for name, values in seconds.items()}
-    rate = found["examples"] / of_epoch["epoch"]
-    named = {f"{name}_s": round(value, 3) for name, value in of_epoch.items()}
-    return named | {"prefixes_per_second": round(rate), "evaluated_rows": num_rows, **found}
+    seconds = {name: values[1:] or values for name, values in found.pop("seconds").items()}
+    named = {f"{name}_s": round(median(wall for wall, _ in values), 3) for name, values in seconds.items()}
+    named |= {f"{name}_cpu_s": round(median(cpu for _, cpu in values), 3) for name, values in seconds.items()}
+    return named | {"prefixes_per_second": round(found["examples"] / named["epoch_s"]), "rows": num_rows, **found}
 
 
 def systems_for(model: str, wanted: list[str]) -> list[str]:
@@ -193,8 +193,8 @@ def ratios(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         if peer in (here, *BASES) or not pairs:
             continue
         found[peer] = {
-            name: round(median(theirs[f"{name}_s"] / ours[f"{name}_s"] for ours, theirs in pairs), 2)
-            for name in ("epoch", "evaluation", "preparing")
+            name: round(median(theirs[name] / ours[name] for ours, theirs in pairs), 2)
+            for name in ("epoch_s", "epoch_cpu_s", "evaluation_s", "evaluation_cpu_s", "preparing_s")
         }
         found[peer]["ndcg"] = round(median(ours["ndcg@10"][-1] / theirs["ndcg@10"][-1] for ours, theirs in pairs), 3)
     return found

@@ -60,32 +60,40 @@ def restored(device: torch.device) -> Iterator[None]:
 
 
 @cache
+def _described_processor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+@cache
 def onednn_is_as_exact() -> bool:
     """Whether oneDNN multiplies fp32 matrices as exactly as MKL, and about twice as fast: on AMD's with AVX-512.
 
     MKL takes no more than AVX2 there. torch leaves fp32 products to oneDNN only where it may round factors to bf16,
     which oneDNN does with AMX alone.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    try:
-        described = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "AuthenticAMD" in described and "amx_" not in described
+    has_instructions = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_instructions and "AuthenticAMD" in _described_processor() and "amx_" not in _described_processor()
+
+
+@cache
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has products of bf16 numbers that are summed in fp32."""
+    return "avx512_bf16" in _described_processor()
 
 
 @contextmanager
 def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     """Within the block torch multiplies fp32 matrices in fp32 ("highest"), or less exactly where that is faster.
 
-    On a GPU "high" and "medium" are TF32: torch has no bf16 products of fp32 matrices there. On a CPU "medium" rounds
-    factors to bf16 if the processor has AMX; else, and for all others, products are as exact as fp32.
+    On a GPU "high" and "medium" are TF32: torch has no bf16 products of fp32 matrices there. On a CPU all are fp32.
     """
     gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = gpu.fp32_precision, cpu.fp32_precision
     gpu.fp32_precision = "ieee" if precision == "highest" else "tf32"
-    cpu.fp32_precision = "bf16" if precision == "medium" or onednn_is_as_exact() else "ieee"
+    cpu.fp32_precision = "bf16" if onednn_is_as_exact() else "ieee"
     try:
         yield
     finally:

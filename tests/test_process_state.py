@@ -199,11 +199,11 @@ def test_products_on_a_cpu_go_to_onednn_where_they_may(
     backend = torch.backends.mkldnn.matmul
     before = backend.fp32_precision
     with matmul_precision(precision):
-        assert backend.fp32_precision == ("bf16" if as_exact or precision == "medium" else "ieee")
+        assert backend.fp32_precision == ("bf16" if as_exact else "ieee")
     assert backend.fp32_precision == before
 
 
-@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize(("rows", "columns", "inner"), [(243, 3646, 64), (7, 33, 5), (300, 128, 256), (64, 4096, 130)])
 def test_products_on_a_cpu_are_as_exact_as_fp32(precision: Any, rows: int, columns: int, inner: int) -> None:
     draws = torch.Generator().manual_seed(0)

@@ -1,7 +1,6 @@
 """csrec_dist: one-hot training of a model, or teachers, labels and a student; a batch is windows."""
 
 import shutil
-from pathlib import Path
 
 import torch
 from driver import Measured, start
@@ -10,6 +9,8 @@ from csrec_dist import CSRec, Dataset, __version__, models
 from csrec_dist.data.batches import to_batch
 from csrec_dist.evaluation import evaluate
 from csrec_dist.files import read_json
+from csrec_dist.training.meter import Meter
+from csrec_dist.training.trainer import Trainer
 
 settings = start()
 measured = Measured(settings)
@@ -33,23 +34,21 @@ if settings.get("teachers"):
     training |= {"temperature": settings["temperature"], "beta": settings["beta"]}
 training |= settings.get("training", {})
 run = CSRec("run", settings["model"], method, output=".", training=training, teachers=teachers, seed=settings["seed"])
+train_epoch = Trainer.train_epoch
+
+
+def timed_epoch(trainer: Trainer) -> Meter:
+    """An epoch's steps, timed."""
+    with measured.timed("epoch" if trainer.stage == "distill" else "teacher_epoch"):
+        return train_epoch(trainer)
+
+
+Trainer.train_epoch = timed_epoch  # type: ignore[method-assign]
 run.fit(data)
-
-
-def epochs_of(folder: Path) -> list[dict]:
-    """What a training notes of its epochs."""
-    return read_json(folder / "metrics.json")["epochs"]
-
-
-epochs = epochs_of(run.folder / "student")
-measured.seconds["epoch"] = [epoch["num_examples"] / epoch["examples_per_second"] for epoch in epochs]
-measured.ndcg = [epoch["valid"]["ndcg@10"] for epoch in epochs]
-for folder in sorted(run.folder.glob("teachers/*")):
-    seconds = [epoch["num_examples"] / epoch["examples_per_second"] for epoch in epochs_of(folder)]
-    measured.seconds.setdefault("teacher_epoch", []).extend(seconds)
+measured.ndcg = [epoch["valid"]["ndcg@10"] for epoch in read_json(run.folder / "student/metrics.json")["epochs"]]
 if teachers:
     usage = read_json(run.folder / "label.done.json")["usage"]
-    measured.seconds["labelling"] = [max(each["seconds"] for each in usage)]
+    measured.seconds["labelling"] = [(each["seconds"], each["seconds"]) for each in usage]
 device = torch.device(settings["device"])
 model = models.load(run.folder / "student").to(device)
 for _ in range(settings["epochs"]):

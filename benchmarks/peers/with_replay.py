@@ -101,7 +101,7 @@ trainer = lightning.Trainer(
 optimizer = OptimizerFactory(learning_rate=settings["learning_rate"], betas=(0.9, 0.999))
 trainer.fit(LightningModule(model, optimizer), data)
 pairs = zip(measured.seconds["epoch"], measured.seconds["evaluation"], strict=True)
-measured.seconds["epoch"] = [whole - evaluation for whole, evaluation in pairs]
+measured.seconds["epoch"] = [(a - c, b - d) for (a, b), (c, d) in pairs]
 measured.ndcg = [values["ndcg@10"] for _, values in sorted(metrics.get_metrics().items())]
 examples = int((windows["item_id"].str.len() - 3).sum())
 measured.report(examples, {"replay-rec": version("replay-rec"), "torch": torch.__version__})

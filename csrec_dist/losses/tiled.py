@@ -1,34 +1,73 @@
 """A loss and its gradients tile by tile: of each block of examples the statistics, the losses and the gradients."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from csrec_dist.losses.divergences import Statistics, Terms, exp_floored_
 from csrec_dist.losses.problem import Gradients, Problem
+from csrec_dist.losses.soft_labels import FactoredLabels, Tempered, TemperedLabels
 from csrec_dist.losses.tiles import Plan, Tile, Workspace, plan
+from csrec_dist.process_state import cpu_multiplies_bf16
 
 SAFE_LOGIT = 40.0
 """Logits within ±40 are exponentiated as they are: sums of e^±40 and their ratios are normal fp32 numbers."""
 
 
+class RoundedFactors:
+    """Factors of logits in bf16, for a CPU that multiplies it: sums are fp32, and what comes of them is bf16 again."""
+
+    def __init__(self, factors: FactoredLabels, scale: float = 1.0) -> None:
+        self._states, self.item_weight = (factors.states * scale).bfloat16(), factors.item_weight.bfloat16()
+        self._item_bias = None if factors.item_bias is None else factors.item_bias * scale
+
+    def tile(self, rows: slice, items: slice, *, out: Tensor) -> Tensor:
+        """Write scale · logits of examples `rows` and item rows `items` into `out` [R, C] and return it."""
+        out.copy_(self._states[rows] @ self.item_weight[items].T)
+        return out if self._item_bias is None else out.add_(self._item_bias[items])
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """What the tiles of a problem are multiplied from: its factors as they are, or rounded."""
+
+    student: FactoredLabels | RoundedFactors
+    labels: TemperedLabels | RoundedFactors | None
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Multiplied":
+        """Rounded if the problem asks for it and the processor gains by it; labels of other forms are as they are."""
+        weights, labels = problem.weights, problem.labels
+        is_rounded = problem.precision == "medium" and weights.device.type == "cpu" and weights.dtype == torch.float32
+        if not is_rounded or not cpu_multiplies_bf16():
+            return cls(problem.student, labels)
+        if isinstance(labels, Tempered) and isinstance(labels.labels, FactoredLabels):
+            return cls(RoundedFactors(problem.student), RoundedFactors(labels.labels, labels.scale))
+        return cls(RoundedFactors(problem.student), labels)
+
+
 class BlockGradients:
-    """A row block's share of a product's gradients, added up tile by tile: scale [R] · coefficients [R, C]."""
+    """A row block's share of a product's gradients, added up tile by tile: scale [R] · coefficients [R, C].
+
+    `item_weight` has the type in which gradients are multiplied; they are summed over the tiles in that of `states`.
+    """
 
     def __init__(self, states: Tensor, item_weight: Tensor, gradients: Gradients, rows: slice, scale: Tensor) -> None:
         self._item_weight, self._gradients, self._rows = item_weight, gradients, rows
         self._scale = scale.unsqueeze(1)
-        self._scaled_states = states[rows] * self._scale
-        self._of_states = torch.zeros_like(self._scaled_states)
+        scaled_states = states[rows] * self._scale
+        self._of_states = torch.zeros_like(scaled_states)
+        self._scaled_states = scaled_states.to(item_weight.dtype)
 
     def add(self, items: slice, coefficients: Tensor) -> None:
         """Add a tile to the gradients of states and item weight."""
+        coefficients = coefficients.to(self._item_weight.dtype)
         if self._gradients.states is not None:
-            self._of_states.addmm_(coefficients, self._item_weight[items])
+            _add_product(self._of_states, coefficients, self._item_weight[items])
         if self._gradients.item_weight is not None:
-            self._gradients.item_weight[items].addmm_(coefficients.T, self._scaled_states)
+            _add_product(self._gradients.item_weight[items], coefficients.T, self._scaled_states)
 
     def add_bias(self, items: slice, coefficients: Tensor) -> None:
         """Add a tile to the gradient of the bias."""
@@ -41,11 +80,18 @@ class BlockGradients:
             torch.mul(self._of_states, self._scale, out=self._gradients.states[self._rows])
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
 class RowBlock:
     """The examples `rows` of a problem, their tiles in the buffers of a workspace."""
 
-    def __init__(self, problem: Problem, plan: Plan, space: Workspace, rows: slice) -> None:
-        self.problem, self.plan, self.space, self.rows = problem, plan, space, rows
+    def __init__(self, problem: Problem, multiplied: Multiplied, plan: Plan, space: Workspace, rows: slice) -> None:
+        self.problem, self.multiplied, self.plan, self.space, self.rows = problem, multiplied, plan, space, rows
         self.num_rows = rows.stop - rows.start
         self.shifts: Tensor | None = None
         self._filled = False
@@ -57,9 +103,9 @@ class RowBlock:
     def filled_tile(self, index: int, items: slice) -> Tile:
         """The same, with the student's logits z in the first and the labels' t in the second."""
         tile = self.tile(index, items)
-        self.problem.student.tile(self.rows, items, out=tile[0])
-        if self.problem.labels is not None:
-            self.problem.labels.tile(self.rows, items, out=tile[1])
+        self.multiplied.student.tile(self.rows, items, out=tile[0])
+        if self.multiplied.labels is not None:
+            self.multiplied.labels.tile(self.rows, items, out=tile[1])
         return tile
 
     def find_shifts(self) -> None:
@@ -101,7 +147,7 @@ class RowBlock:
         """Pass 2: add this block's share to the gradients, from kept tiles or from tiles made again."""
         student, costs, weights = self.problem.student, self.problem.costs, self.problem.weights[self.rows]
         scale = terms.scale * weights
-        block = BlockGradients(student.states, student.item_weight, of_student, self.rows, scale)
+        block = BlockGradients(student.states, self.multiplied.student.item_weight, of_student, self.rows, scale)
         unused = weights.new_zeros(self.problem.divergence.num_sums, self.num_rows)
         cost_block = None
         if costs is not None and of_costs is not None:
@@ -162,8 +208,9 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
     space = Workspace(cut, num_kept, weights)
     # To learn whether shifts are needed, the host of a GPU would wait for it: there they are always found.
     safe = weights.device.type == "cpu" and _is_safe(problem)
+    multiplied = Multiplied.of(problem)
     for rows in cut.row_blocks():
-        block = RowBlock(problem, cut, space, rows)
+        block = RowBlock(problem, multiplied, cut, space, rows)
         if not safe:
             block.find_shifts()
         terms = problem.divergence.combine(block.statistics())

@@ -90,8 +90,8 @@ class LoopOptions(Options):
     )
     matmul_precision: Annotated[MatmulPrecision, TRAINING] = Field(
         "highest",
-        description="Of the loss's products with the item tables: as exact as fp32, TF32 (high), or bf16 with fp32 "
-        "sums (medium); a CPU computes in fp32, but for medium where it has AMX.",
+        description="Of the loss's products with the item tables: as exact as fp32, TF32 (high, on a GPU), or bf16 "
+        "with fp32 sums (medium, on GPUs and on CPUs with AVX512-BF16); all else is fp32.",
     )
     cuda_graph: Annotated[CudaGraph, NOTHING] = Field(
         "auto",

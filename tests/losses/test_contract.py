@@ -91,6 +91,39 @@ def test_half_precision_is_computed_in_fp32(dtype, form):
         assert torch.equal(a, b.to(dtype))
 
 
+@pytest.mark.parametrize("large", [1, 12])
+@pytest.mark.parametrize("kl", ["reverse", "forward", "one-hot"])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_only_medium_rounds_on_a_cpu_and_only_where_bf16_is_multiplied(precision, kl, large, monkeypatch):
+    states, weight, bias, targets, labels = problem(300, 900, 32, torch.float32)
+    labels = FactoredLabels(labels.states, labels.item_weight, bias.detach())
+    leaves = [states, weight, bias]
+
+    def solve(states, weight, bias, labels, precision):
+        states = states * large  # with 12, logits need a shift
+        if kl == "one-hot":
+            total = cross_entropy(states, weight, targets, item_bias=bias, precision=precision)[0]
+        else:
+            total = distil(states, weight, targets, labels, kl=kl, item_bias=bias, precision=precision)[0]
+        return total, *torch.autograd.grad(total, [states, weight, bias])
+
+    def error(*found):
+        return max(((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True))
+
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = solve(*wide, FactoredLabels(*(x.double() for x in (labels.states, labels.item_weight, bias))), "highest")
+    monkeypatch.setattr("csrec_dist.losses.tiled.cpu_multiplies_bf16", lambda: False)
+    unrounded = solve(*leaves, labels, precision)
+    monkeypatch.setattr("csrec_dist.losses.tiled.cpu_multiplies_bf16", lambda: True)
+    found = solve(*leaves, labels, precision)
+    assert error(*unrounded) < 1e-4
+    if precision == "medium":
+        assert 1e-4 < error(*found) < 0.1
+        assert abs(found[0] / exact[0] - 1) < 1e-3
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(found, unrounded, strict=True))
+
+
 def test_autocast_changes_nothing():
     states, weight, _, targets, labels = problem(dtype=torch.float32)
     expected = distil(states, weight, targets, labels)[0]
