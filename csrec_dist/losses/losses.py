@@ -99,8 +99,8 @@ def cross_entropy(
 
     `states` [N, d], `item_weight` [V, d] with item i+1 in row i, `targets` [N] in 1…V, `item_bias` [V], `weights`
     [N]. fp16 and bf16 inputs are computed and summed in fp32, also under autocast; float64 in float64. `precision` is
-    that of fp32 products: "highest" (as exact as fp32), "high" (TF32 on a GPU) or "medium" (bf16 with fp32 sums, on GPUs
-    and on CPUs that multiply it).
+    that of fp32 products: "highest" (as exact as fp32), "high" (TF32 on a GPU) or "medium" (bf16 with fp32 sums, on
+    GPUs and on CPUs that multiply it).
     Raises ValueError when shapes disagree, or targets lie outside 1…V (looked at on the CPU only: on CUDA it
     would wait for the device, whose own index check answers instead).
     """
