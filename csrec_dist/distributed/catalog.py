@@ -8,6 +8,7 @@ is the whole catalog, and whatever would meet other ranks is the identity and co
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -194,10 +195,7 @@ class CatalogSlice:
                     block = rows[start - self.first : start - self.first + num_rows].contiguous()
                 else:
                     block = rows.new_empty(num_rows, *rows.shape[1:])
-                if self.group.handle is not None:
-                    with _collective(self.group, "broadcast", block):
-                        dist.broadcast(block, self.group.ranks[rank], group=self.group.handle)
-                yield start, block
+                yield start, self.group.broadcast(block, rank)
 
 
 @dataclass(frozen=True)
@@ -295,16 +293,21 @@ def slices_of(module: nn.Module) -> dict[str, Tensor]:
 
     All others are the same on all ranks.
     """
-    slices: dict[str, Tensor] = {}
+    tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+    return {name: tensors[name] for name in catalogs_of(module)}
+
+
+def catalogs_of(module: nn.Module) -> dict[str, CatalogSlice]:
+    """Which rows of it a rank holds, of each tensor that `slices_of` names."""
+    catalogs: dict[str, CatalogSlice] = {}
     for prefix, part in module.named_modules():
         catalog = getattr(part, "catalog", None)
         if not isinstance(catalog, CatalogSlice) or catalog.is_whole:
             continue
         for name in getattr(part, "SLICED", ()):
-            tensor = getattr(part, name, None)
-            if tensor is not None:
-                slices[f"{prefix}.{name}" if prefix else name] = tensor
-    return slices
+            if getattr(part, name, None) is not None:
+                catalogs[f"{prefix}.{name}" if prefix else name] = catalog
+    return catalogs
 
 
 def average_slices(slices: Iterable[Tensor], data: Group, num_ranks: int) -> None:

@@ -1,7 +1,7 @@
 """A group of ranks and the collectives the rest of the project uses; one rank needs no process group."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +83,29 @@ class Group:
             dist.reduce_scatter(scattered, list(tensor.contiguous().unbind()), group=self.handle)
         return scattered
 
+    def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+        """Give every rank, in place, the tensor of the rank at place `source` of the group, and return it."""
+        if self.handle is not None:
+            with self._collective("broadcast", tensor):
+                dist.broadcast(tensor, self.ranks[source], group=self.handle)
+        return tensor
+
+    def exchange_runs(self, numbers: torch.Tensor, held: Sequence[range], wanted: Sequence[range]) -> torch.Tensor:
+        """This rank's `wanted` run of a flat tensor, of which each rank's `numbers` are its `held` run.
+
+        Both have a run for each rank of the group; the held ones follow each other and are all of the tensor.
+        """
+        mine, wants = held[self.rank], wanted[self.rank]
+        sent = [_common(run, mine) for run in wanted]
+        parts = torch.cat([numbers[run.start - mine.start : run.stop - mine.start] for run in sent])
+        if self.handle is None:
+            return parts
+        received = numbers.new_empty(len(wants))
+        sizes = [len(_common(run, wants)) for run in held], [len(run) for run in sent]
+        with self._collective("all_to_all", received):
+            dist.all_to_all_single(received, parts, *sizes, group=self.handle)
+        return received
+
     def gather_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
         """The ranks' `rows` [n, d] one below the other in rank order, and which of them are this rank's.
 
@@ -143,6 +166,12 @@ class Group:
         described = f"{name} of {list(tensor.shape)}"
         with self.watch.collective(described, self.ranks, timed=tensor.device.type == "cpu"):
             yield
+
+
+def _common(first: range, second: range) -> range:
+    """What two runs have in common."""
+    start = max(first.start, second.start)
+    return range(start, max(start, min(first.stop, second.stop)))
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,6 +1,8 @@
 """Top-n lists of a run's student as Parquet, with the raw ids of users and items."""
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ import pyarrow.parquet as pq
 
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.ids import RawIds
+from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.catalog import catalog_rows
+from csrec_dist.distributed.groups import ALONE
+from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError
+from csrec_dist.evaluation.per_row import part_path
 from csrec_dist.files import atomic_path, parse_json, require_replaceable
 from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank
-from csrec_dist.recommend.raw_histories import KnownItems
+from csrec_dist.recommend.raw_histories import KnownItems, said_of_skips
 from csrec_dist.recommend.recommender import Recommender
 
 
@@ -34,6 +41,8 @@ def recommend(
     the latest items. Raw ids that the dataset does not know are skipped and counted. Memory holds one batch and the
     id maps.
 
+    The ranks of a launch share out the histories, and the item table: each has a slice of it. The file is the same.
+
     Args:
         output: default recommendations.parquet in the run's folder.
         exclude_seen: leave out all items of the history, including those older than what the model reads.
@@ -44,29 +53,57 @@ def recommend(
             is not a file, or a file with other content.
     """
     output = output or Path(run_folder) / "recommendations.parquet"
-    require_replaceable(output)
-    _refuse_foreign(output)
-    recommender = Recommender.of_run(run_folder)
-    dataset, items = recommender.dataset, recommender.items
-    assert dataset is not None, "a run has a dataset"
-    source = _FileHistories(histories, items) if histories else _DatasetHistories(dataset)
-    lists = rank(recommender.model, source, n, exclude_seen=exclude_seen, batch_size=batch_size)
-    num_lists = 0
-    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, _schema(source, items)) as writer:
-        for ranked in lists:
-            writer.write_table(_table(ranked, items, writer.schema))
-            num_lists += len(ranked.users)
-        if num_lists == 0:
-            raise UserError(
-                f"There is nothing to recommend: {source.skipped or 'there is no history'}. Name items by the ids of "
-                "the raw log, as in the dataset's items.parquet."
-            )
-    say(f"wrote {num_lists:,} lists of {n} items" + (f"; {source.skipped}" if source.skipped else ""))
+    with processes() as ranks:
+        group = ranks.world if isinstance(ranks, Runtime) else ALONE
+        ranks.on_main(lambda: _refuse_foreign(output))
+        recommender = Recommender.of_run(run_folder, group)
+        dataset, items = recommender.dataset, recommender.items
+        assert dataset is not None, "a run has a dataset"
+        source = _FileHistories(histories, items) if histories else _DatasetHistories(dataset)
+        share = source.share(group.rank, group.size, batch_size)
+        lists = rank(recommender.model, share, n, exclude_seen=exclude_seen, batch_size=batch_size)
+        path = output if group.size == 1 else part_path(output, group.rank)
+        with atomic_path(path) as temporary:
+            of_rank = _write(temporary, lists, items, _schema(source, items)), *source.skips
+            num_lists, *skips = (sum(each) for each in zip(*ranks.gather(of_rank), strict=True))
+            skipped = said_of_skips(str(histories), *skips) if histories else ""
+            if num_lists == 0:
+                raise UserError(
+                    f"There is nothing to recommend: {skipped or 'there is no history'}. Name items by the ids of "
+                    "the raw log, as in the dataset's items.parquet."
+                )
+        if group.size > 1:
+            group.barrier()
+            ranks.on_main(lambda: _join(output))
+        if ranks.is_main:
+            say(f"wrote {num_lists:,} lists of {n} items" + (f"; {skipped}" if skipped else ""))
     return output
 
 
+def _write(path: Path, lists: Iterable[Ranked], items: RawIds, schema: pa.Schema) -> int:
+    """Write lists, batch by batch; how many they are."""
+    num_lists = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for ranked in lists:
+            writer.write_table(_table(ranked, items, schema))
+            num_lists += len(ranked.users)
+    return num_lists
+
+
+def _join(output: Path) -> None:
+    """Put the ranks' lists one below the other, a batch in memory at a time, and remove their files."""
+    folder = part_path(output, 0).parent
+    parts = [pq.ParquetFile(path) for path in sorted(folder.iterdir())]
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, parts[0].schema_arrow) as writer:
+        for part in parts:
+            for batch in range(part.num_row_groups):
+                writer.write_table(part.read_row_group(batch))
+    shutil.rmtree(folder)
+
+
 def _refuse_foreign(output: Path) -> None:
-    """UserError for an existing file that holds no lists."""
+    """UserError for an existing file that holds no lists, and for what is no file."""
+    require_replaceable(output)
     if not output.exists():
         return
     try:
@@ -82,14 +119,17 @@ def _refuse_foreign(output: Path) -> None:
 class _DatasetHistories:
     """Everything each user of the dataset ever had, by user."""
 
-    skipped = ""
+    skips = (0, 0)
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset, self._users = dataset, RawIds(dataset.file("users.parquet"))
         self.user_type = self._users.values.type
 
-    def __iter__(self) -> Iterator[History]:
-        for user, items in self._dataset.sequences():
+    def share(self, rank: int, num_ranks: int, batch_size: int) -> Iterator[History]:
+        """The histories of a rank's users, who follow each other: as many whole batches as the other ranks have."""
+        batches = catalog_rows(-(-self._dataset.num_users // batch_size), num_ranks)[rank]
+        users = range(batches.start * batch_size, min(batches.stop * batch_size, self._dataset.num_users))
+        for user, items in self._dataset.sequences(np.arange(users.start, users.stop) + 1):
             yield self._users.values[user - 1].as_py(), items.tolist()
 
 
@@ -97,19 +137,19 @@ class _FileHistories:
     """Histories from a file of JSON lines. An id is an integer or a string; 7 and "7" are the same item."""
 
     def __init__(self, path: Path, items: RawIds) -> None:
-        self._path, self._items = path, items
-        self._known = KnownItems(items, str(path))
-        all_integers = all(isinstance(user, int) and -(2**63) <= user < 2**63 for user, _ in self._lines())
-        self.user_type = pa.int64() if all_integers else pa.string()
+        self._path, self._known = path, KnownItems(items, str(path))
+        are_integers = [isinstance(user, int) and -(2**63) <= user < 2**63 for user, _ in self._lines()]
+        self._num_lines, self.user_type = len(are_integers), pa.int64() if all(are_integers) else pa.string()
 
     @property
-    def skipped(self) -> str:
-        """How many items are unknown, and how many histories have no known item."""
-        return str(self._known)
+    def skips(self) -> tuple[int, int]:
+        """How many items of the share were unknown, and how many histories had no known item."""
+        return self._known.num_unknown, self._known.num_skipped
 
-    def __iter__(self) -> Iterator[History]:
-        self._known = KnownItems(self._items, str(self._path))
-        for user, items in self._lines():
+    def share(self, rank: int, num_ranks: int, batch_size: int) -> Iterator[History]:
+        """The histories of a rank's lines, which follow each other."""
+        lines = catalog_rows(self._num_lines, num_ranks)[rank]
+        for user, items in islice(self._lines(), lines.start, lines.stop):
             if known := self._known.of(items):
                 yield (user if self.user_type == pa.int64() else str(user)), known
 

@@ -1,6 +1,7 @@
 """The best items of histories by a model, batch by batch, with item numbers."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from csrec_dist.distributed.catalog import PlainTable, TableLike
+from csrec_dist.distributed.catalog import PlainTable, TableLike, in_step
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
 from csrec_dist.models import SequentialModel
@@ -42,7 +43,8 @@ def rank(
     """The `top_n` best items after each history, `batch_size` histories at a time.
 
     Of a long history the model reads the latest items; `exclude_seen` leaves out those before them, too. With
-    `candidates` (item numbers, ascending) only these are ranked.
+    `candidates` (item numbers, ascending) only these are ranked. Ranks that share the model's item table each give
+    histories of their own, any number of them, and no candidates.
 
     Raises:
         UserError: top_n is not in 1…V, or batch_size not positive.
@@ -51,9 +53,13 @@ def rank(
         raise UserError(f"The batch size must be at least 1, not {batch_size}.")
     table: TableLike = model.item_table
     if candidates is not None:
+        assert table.catalog.is_whole, "candidates of a slice"
         table, top_n = _part(table, candidates), min(top_n, len(candidates))
-    remaining = iter(histories)
-    while batch := list(islice(remaining, batch_size)):
+    batches = iter(partial(lambda remaining: list(islice(remaining, batch_size)), iter(histories)), [])
+    for batch in in_step(batches, table.catalog, table.weight.device, list):
+        if not batch:  # other ranks still have some
+            _top(model, table, [[1]], top_n, torch.zeros(1, 0, dtype=torch.int64) if exclude_seen else None)
+            continue
         users, numbers = zip(*batch, strict=True)
         seen = _seen(numbers, candidates) if exclude_seen else None
         items, scores = _top(model, table, numbers, top_n, seen)

@@ -26,12 +26,17 @@ class KnownItems:
 
     def __str__(self) -> str:
         """How many items are unknown, and how many histories have no known item; empty where there are none."""
-        if not self.num_unknown and not self.num_skipped:
-            return ""
-        return (
-            f"{self.num_unknown:,} items of {self._place} are not in the dataset, and {self.num_skipped:,} histories "
-            "without a known item were skipped"
-        )
+        return said_of_skips(self._place, self.num_unknown, self.num_skipped)
+
+
+def said_of_skips(place: str, num_unknown: int, num_skipped: int) -> str:
+    """The items of some histories that are unknown, and the histories that were skipped, in a sentence; or nothing."""
+    if not num_unknown and not num_skipped:
+        return ""
+    return (
+        f"{num_unknown:,} items of {place} are not in the dataset, and {num_skipped:,} histories without a known item "
+        "were skipped"
+    )
 
 
 def numbers_of_users(users: Iterable[Any], ids: RawIds) -> list[int]:

@@ -18,6 +18,7 @@ from csrec_dist.config import is_resolved
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.ids import RawIds
 from csrec_dist.distributed.catalog import PlainTable
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
@@ -93,11 +94,14 @@ class Recommender:
         return cls(models.load(folder), RawIds(folder / ITEMS_FILE), origin=folder)
 
     @classmethod
-    def of_run(cls, folder: Path | str) -> Self:
-        """The recommender of a run's student; UserError if it was not trained on the run's dataset."""
+    def of_run(cls, folder: Path | str, group: Group = ALONE) -> Self:
+        """The recommender of a run's student; UserError if it was not trained on the run's dataset.
+
+        With a group of ranks, each has a slice of the item table, and all of them make the same calls.
+        """
         run = Run.open(folder)
         run.require("distill")
-        dataset, model = run.dataset, models.load(run.folder / "student")
+        dataset, model = run.dataset, models.load(run.folder / "student", group)
         if (model.num_items, model.max_length) != (dataset.num_items, dataset.window - 1):
             raise UserError(
                 f"{run.folder / 'student'} knows {model.num_items} items and reads histories of {model.max_length}, "

@@ -4,25 +4,27 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.distributed.engines import Snapshot
-from csrec_dist.distributed.layout import Layout
+from csrec_dist.distributed.engines import Pieces, Snapshot
+from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import SharedUserError, StorageError, UserError
 from csrec_dist.files import differences, flatten, parse_record, read_json, write_record
+from csrec_dist.models.weight_files import ROW_NAME, row_name
 from csrec_dist.tensor_files import checksum_problem, open_tensors, save_tensors, stored_checksum
 
 PARTS = ("best", "model", "optimizer")
 POLL_SECONDS = 0.02
+GRACE_SECONDS = 5.0
+"""How long a checkpoint in flight waits for other ranks' files when the training has broken off."""
 
 Tensors = dict[str, Tensor]
 
@@ -72,73 +74,80 @@ class TrainState:
 
 
 class StoredState:
-    """A checkpoint's folder, opened for reading: whole tensors, and those kept in slices of rows.
+    """A checkpoint's folder, opened for reading.
 
-    A part has one file of whole tensors, and one for each slice of the catalog, whose name says which rows it holds.
+    Each part has a file of every rank that wrote some of it. A tensor is whole in one of them, or in several runs of
+    its numbers: flat tensors, whose names say which numbers they are.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = {path.name: open_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
-        self._names = {name: set(file.keys()) for name, file in self._files.items()}
+        self._stored: dict[str, dict[str, list[_Stored]]] = {part: {} for part in PARTS}
+        for path in sorted(folder.glob("*.safetensors")):
+            file, part = open_tensors(path), path.name.removesuffix(".safetensors").partition("-")[0]
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor, first = named_run(name)
+                self._stored[part].setdefault(tensor, []).append(_Stored(file, name, first))
 
-    def names(self, part: str) -> list[str]:
+    def names(self, part: str) -> Collection[str]:
         """What a part holds."""
-        return sorted(set().union(*(names for path, names in self._names.items() if _part_of(path) == part)))
+        return self._stored[part].keys()
 
-    def read(self, part: str, name: str, rows: slice | None = None) -> Tensor:
-        """A tensor on the CPU, or some of its rows; KeyError when the part has none of this name."""
-        whole = f"{part}.safetensors"
-        if name in self._names.get(whole, ()):
-            file = self._files[whole]
-            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows.start : rows.stop]
-        pieces = []
-        for path, names in self._names.items():
-            if _part_of(path) == part and name in names:
-                pieces += _overlap(self._files[path], name, _rows_of(path), rows)
-        if not pieces:
-            raise KeyError(f"{part} holds no {name}")
-        return torch.cat(pieces)
+    def copy(self, part: str, name: str, numbers: Tensor, first: int = 0) -> None:
+        """Fill `numbers` [n] with those of a tensor from `first` on, in C order; KeyError where it is not whole.
 
-    def part(self, part: str, slices: Mapping[str, slice | None]) -> Tensors:
-        """All tensors of a part; of those in `slices`, their rows."""
-        return {name: self.read(part, name, slices.get(name)) for name in self.names(part)}
+        The files are mapped: nothing of them is read beside the numbers, and nothing takes memory beside them.
+        """
+        num_copied = 0
+        for stored in self._stored[part].get(name, ()):
+            values = stored.values()
+            low, high = max(first, stored.first), min(first + len(numbers), stored.first + len(values))
+            if low < high:
+                numbers[low - first : high - first] = values[low - stored.first : high - stored.first]
+                num_copied += high - low
+        if num_copied != len(numbers):
+            raise KeyError(f"{part} holds {num_copied} of {len(numbers)} numbers of {name}")
 
 
-def _slice_file(part: str, rows: slice) -> str:
-    return f"{part}-rows-{rows.start:012d}-{rows.stop:012d}.safetensors"
+class _Stored(NamedTuple):
+    """A tensor of a file: some numbers of a tensor of the training, from `first` on."""
+
+    file: Any
+    name: str
+    first: int
+
+    def values(self) -> Tensor:
+        """The numbers [n], mapped."""
+        tensor: Tensor = self.file.get_tensor(self.name)
+        return tensor.view(-1)
 
 
-def _part_of(file: str) -> str:
-    return file.removesuffix(".safetensors").partition("-rows-")[0]
+def named_run(name: str) -> tuple[str, int]:
+    """The tensor that a tensor of a checkpoint's file belongs to, and which of its numbers is the first."""
+    match = ROW_NAME.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, 0)
 
 
-def _rows_of(file: str) -> slice:
-    first, stop = file.removesuffix(".safetensors").partition("-rows-")[2].split("-")
-    return slice(int(first), int(stop))
-
-
-def _overlap(file: Any, name: str, stored: slice, wanted: slice | None) -> list[Tensor]:
-    """The rows of a file, which has the rows `stored`, that are `wanted`: one piece, or none."""
-    low = stored.start if wanted is None else max(stored.start, wanted.start)
-    high = stored.stop if wanted is None else min(stored.stop, wanted.stop)
-    return [file.get_slice(name)[low - stored.start : max(high, low) - stored.start]] if low <= stored.stop else []
+def in_file(pieces: Pieces) -> Tensors:
+    """What is written of a rank's pieces: whole tensors as they are, and runs of numbers under names that say which."""
+    tensors = {}
+    for name, (numbers, first, shape) in pieces.items():
+        is_whole = len(numbers) == math.prod(shape)
+        run = slice(first, first + len(numbers))
+        tensors[name if is_whole else row_name(name, run)] = numbers.view(shape) if is_whole else numbers
+    return tensors
 
 
 class Checkpoints:
-    """A folder of checkpoints of one training on the ranks of a layout; `inputs` are all that decides the training.
+    """A folder of checkpoints of one training on the ranks of a group; `inputs` are all that decides the training.
 
-    A thread of the group's first rank writes them while the training goes on, one at a time. Where the catalog is
-    split, so do the ranks that hold its slices first, each its own; the first rank's thread waits for their files.
+    A thread of each rank writes that rank's pieces while the training goes on, one checkpoint at a time; the first
+    rank's waits for the files of all, and then writes state.json, which names them.
     """
 
-    def __init__(
-        self, folder: Path, inputs: dict[str, Any], layout: Layout, catalog: CatalogSlice, keep: int = 2
-    ) -> None:
-        """`catalog` is this rank's slice of the items on that layout."""
-        self.folder, self._catalog = folder, catalog
-        self._inputs, self._group, self._keep = flatten(inputs), layout.group, keep
+    def __init__(self, folder: Path, inputs: dict[str, Any], group: Group, keep: int = 2) -> None:
+        self.folder = folder
+        self._inputs, self._group, self._keep = flatten(inputs), group, keep
         self.set_aside: list[str] = []
-        self._has_slices = not catalog.is_whole and layout.data.is_leader
         self._num_saved = 0
         self._writing: Future[None] | None = None
         self._abandoned = threading.Event()
@@ -153,18 +162,23 @@ class Checkpoints:
         if self._writing:
             wait([self._writing])
 
-    def save(self, state: TrainState, snapshot: Snapshot) -> None:
-        """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this."""
+    def save(self, state: TrainState, snapshot: Snapshot, writers: Sequence[int] = (0,)) -> None:
+        """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this.
+
+        `writers` are the places in the group of the ranks that have pieces, the first among them.
+        """
         self._num_saved += 1
-        if not (self._group.is_leader or self._has_slices):
+        if self._group.rank not in writers:
             return
         self.wait()
         final = self.folder / f"step-{state.total_steps:09d}"
         temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
+        files = [{part: file_name(part, number, len(writers)) for part in PARTS} for number in range(len(writers))]
         # `asdict` copies, as the snapshot has: the training goes on and changes both while the thread writes.
         values = {"inputs": self._inputs, **asdict(state)}
         thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing = thread.submit(self._write, final, temporary, values, snapshot)
+        mine = files[writers.index(self._group.rank)]
+        self._writing = thread.submit(self._write, final, temporary, values, snapshot, mine, files)
         thread.shutdown(wait=False)
 
     def check(self) -> None:
@@ -264,21 +278,25 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.folder / name, aside)
 
-    def _write(self, final: Path, temporary: Path, values: dict[str, Any], snapshot: Snapshot) -> None:
+    def _write(
+        self,
+        final: Path,
+        temporary: Path,
+        values: dict[str, Any],
+        snapshot: Snapshot,
+        mine: dict[str, str],
+        of_all: list[dict[str, str]],
+    ) -> None:
         """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
-        if self._has_slices:
-            for part in PARTS:
-                save_tensors(temporary / _slice_file(part, self._catalog.rows), snapshot.slices[part])
+        for part in PARTS:
+            # Each part's memory is free for the next copy as soon as it is written.
+            save_tensors(temporary / mine[part], in_file(snapshot.pop(part)))
         if not self._group.is_leader:
             return
-        for part in PARTS:
-            save_tensors(temporary / f"{part}.safetensors", snapshot.whole[part])
-        files = [f"{part}.safetensors" for part in PARTS]
-        if self._has_slices:
-            files += [_slice_file(part, rows) for part in PARTS for rows in self._catalog.all_rows]
-            # By looking for their files, not by a collective: this thread works beside the training's collectives, and
-            # the ranks would enter the two in different orders.
-            self._await(temporary, files)
+        files = [name for names in of_all for name in names.values()]
+        # By looking for their files, not by a collective: this thread works beside the training's collectives, and the
+        # ranks would enter the two in different orders.
+        self._await(temporary, files)
         checksums = {name: stored_checksum(temporary / name) for name in files}
         # The last file: it vouches for the others.
         write_record(temporary / "state.json", {**values, "files": checksums})
@@ -289,10 +307,22 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def _await(self, folder: Path, files: list[str]) -> None:
-        """Wait for the files of other ranks, each of which appears whole, unless the training breaks off."""
+        """Wait for the files of other ranks, each of which appears whole; not much longer once the training broke off.
+
+        A rank that is alive then writes its files to the end, and one that died never does.
+        """
+        deadline = math.inf
         while not all((folder / name).exists() for name in files):
-            if self._abandoned.wait(POLL_SECONDS):
+            if self._abandoned.is_set() and deadline == math.inf:
+                deadline = time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline:
                 raise FileNotFoundError(f"{folder} was left unfinished")
+            time.sleep(POLL_SECONDS)
+
+
+def file_name(part: str, number: int, num_files: int) -> str:
+    """The file of a part that the writer of this number, from 0, writes."""
+    return f"{part}.safetensors" if num_files == 1 else f"{part}-{number + 1:05d}-of-{num_files:05d}.safetensors"
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

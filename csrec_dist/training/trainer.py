@@ -11,8 +11,7 @@ import torch
 from csrec_dist.data.batches import Prefetcher, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, RowSample
-from csrec_dist.distributed.catalog import slices_of
-from csrec_dist.distributed.engines import Engine, copy_tensors
+from csrec_dist.distributed.engines import Engine
 from csrec_dist.environment import environment
 from csrec_dist.errors import UserError
 from csrec_dist.files import differences
@@ -28,6 +27,8 @@ from csrec_dist.training.stepping import Stepper
 from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 from csrec_dist.training.telemetry import StageLog, peak_memory_mib
 
+MODEL = "model."
+"""How the names of a `TrainStep`'s weights begin that are the model's."""
 MOST_LOGGED = 256
 """Examples whose labels' entropy is logged at the end of an epoch."""
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -67,11 +68,10 @@ class Trainer:
         self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
         self._dataset, self._options, self._seed, self._evaluation = dataset, options, seed, evaluation
         self._log, self._sample, self._device, self._labels = log, sample, engine.device, labels
-        self._catalog = engine.layout.catalog_slice(dataset.num_items)
         self._stepper = Stepper(engine, options, labels, seed, dataset.window, log.say, dataset.example_weights)
         self._state = TrainState()
         self._trained_last: list[MicroBatch] = []
-        self._best = copy_tensors(self.model().state_dict())
+        self._best = engine.copy_weights(MODEL)
 
     @property
     def stage(self) -> str:
@@ -88,10 +88,9 @@ class Trainer:
         return cast(TrainStep, self._engine.readable()).model
 
     def best(self) -> SequentialModel:
-        """The model as it was when it ranked best on validation; every rank calls this."""
-        model = self.model()
-        model.load_state_dict(self._best)
-        return model
+        """The model as it was when it ranked best on validation; every rank calls this once the training has ended."""
+        self._engine.put_back(self._best, MODEL)
+        return self.model()
 
     def run(
         self,
@@ -117,7 +116,8 @@ class Trainer:
         if restored:
             self._state, saved = restored
             self._engine.restore(saved)
-            self._best = saved.part("best", dict.fromkeys(slices_of(self._inner.model), self._catalog.rows))
+            for name, piece in self._best.items():
+                saved.copy("best", name, piece.numbers, piece.first)
             self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
         self._note_environment()
         self._log.expect(self._num_steps(), self._state.total_steps)
@@ -169,10 +169,9 @@ class Trainer:
         self._log_entropy()
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
-            model = self.model()
-            metrics = self._evaluation(model)
+            metrics = self._evaluation(self.model())
         self._state.seconds += done.seconds + time.perf_counter() - begin
-        self._conclude_epoch(done, metrics, model)
+        self._conclude_epoch(done, metrics)
 
     def train_epoch(self) -> Meter:
         """The steps of the epoch that are still to do; the epoch's whole curve."""
@@ -200,7 +199,8 @@ class Trainer:
 
         Of a slice of the catalog nobody knows it without the other ranks, which are not asked.
         """
-        if self._labels is None or not self._log.is_written or not self._catalog.is_whole or not self._trained_last:
+        is_sliced = self._engine.layout.catalog.size > 1
+        if self._labels is None or not self._log.is_written or is_sliced or not self._trained_last:
             return
         micro_batch, *_ = self._trained_last
         weights = micro_batch.inputs.weights[: len(micro_batch.inputs.examples)][:MOST_LOGGED]
@@ -269,14 +269,14 @@ class Trainer:
     def _save(self) -> None:
         """Begin to write a checkpoint, unless the weights are good for nothing: the one before it stays then."""
         snapshot = self._engine.snapshot()
-        whole = snapshot.whole["model"] if self._group.is_leader else {}
-        num_wrong = sum(
-            int((~tensor.isfinite()).sum()) for tensor in (*whole.values(), *snapshot.slices["model"].values())
-        )
-        if self._group.all_reduce_sum(torch.tensor(num_wrong, device=self._device)) > 0:
+        weights = snapshot["model"].values()
+        num_wrong = sum(len(piece.numbers) - int(piece.numbers.isfinite().sum()) for piece in weights)
+        num_pieces = sum(map(len, snapshot.values()))
+        of_ranks = self._group.all_gather(torch.tensor([num_wrong, num_pieces], device=self._device)).tolist()
+        if any(wrong for wrong, _ in of_ranks):
             raise self._diverged("weights are")
-        snapshot.add("best", self._best, slices_of(self._inner.model))
-        self._checkpoints.save(self._state, snapshot)
+        writers = [rank for rank, (_, num) in enumerate(of_ranks) if num]
+        self._checkpoints.save(self._state, snapshot | {"best": dict(self._best)}, writers)
         self._requests.saved()
 
     def _diverged(self, what: str) -> UserError:
@@ -292,13 +292,13 @@ class Trainer:
         )
         return UserError(text) if group.is_leader and 0 not in group.ranks else DivergedError(text)
 
-    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float], model: SequentialModel) -> None:
+    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float]) -> None:
         state, epoch = self._state, self._state.epoch
         count = done.total[0]
         averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
         if metrics[SELECTION_METRIC] > state.best:
             state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
-            self._best = copy_tensors(model.state_dict())
+            self._best = self._engine.copy_weights(MODEL)
         rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
         where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
         where["num_ranks"] = self._group.size

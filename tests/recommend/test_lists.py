@@ -12,6 +12,7 @@ from csrec_dist import models
 from csrec_dist.errors import UserError
 from csrec_dist.recommend import recommend
 from tests.helpers.ranked_lists import ranked, raw_ids, sequences
+from tests.helpers.ranks import run_ranks
 from tests.helpers.run_folders import make_run
 
 Lists = dict[str, tuple[list[str], list[float]]]
@@ -97,6 +98,34 @@ def test_histories_of_a_file_are_scored_by_raw_id(run: Path, tmp_path: Path, bat
     assert "3 lists" in said[0]
     assert "3 items of" in said[0]
     assert "1 histories without a known item" in said[0]
+
+
+def lists_on_ranks(rank: int, world_size: int, run: str, folder: str, histories: str) -> list[str]:
+    """Lists of all users and of a file's histories, in batches of which the ranks have different numbers."""
+    said: list[str] = []
+    of_users, of_file = Path(folder) / "users.parquet", Path(folder) / "file.parquet"
+    recommend(run, 3, of_users, batch_size=7, say=said.append)
+    recommend(run, 3, of_file, Path(histories), exclude_seen=True, batch_size=2, say=said.append)
+    return said
+
+
+def test_ranks_share_out_the_histories_and_the_table_and_write_one_file(run: Path, tmp_path: Path) -> None:
+    items = list(raw_ids(run, "item").values())
+    raw = {f"u{k}": [*items[k : k + 1 + k % 4], "not an item"] for k in range(7)} | {"nobody": ["not an item"]}
+    histories = write_histories(tmp_path / "histories.jsonl", raw)
+    (tmp_path / "1").mkdir()
+    expected = lists_on_ranks(0, 1, str(run), str(tmp_path / "1"), str(histories))
+    for world_size in (2, 3):
+        folder = tmp_path / str(world_size)
+        said = run_ranks(lists_on_ranks, world_size, str(run), str(folder), str(histories))
+        assert said == [expected, *[[]] * (world_size - 1)]
+        assert sorted(path.name for path in folder.iterdir()) == ["file.parquet", "users.parquet"]
+        for name in ("file", "users"):
+            found, whole = (read(tmp_path / f"{size}/{name}.parquet") for size in (world_size, 1))
+            assert list(found) == list(whole), "the order of one process"
+            for user, (listed, scores) in whole.items():
+                assert found[user][0] == listed
+                assert found[user][1] == pytest.approx(scores, abs=1e-5)
 
 
 def test_fewer_unseen_items_give_a_shorter_list(run: Path, tmp_path: Path) -> None:

@@ -12,28 +12,33 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, copy_tensors
+    from csrec_dist.distributed.engines.base import Engine, Held, Piece, Pieces, Snapshot, StateReader
     from csrec_dist.distributed.engines.ddp import DataParallel
     from csrec_dist.distributed.engines.deepspeed import ZeRO
     from csrec_dist.distributed.engines.fsdp import FullyShard
+    from csrec_dist.distributed.groups import Group
     from csrec_dist.distributed.layout import Layout
 
 __all__ = [
     "DataParallel",
     "Engine",
     "FullyShard",
+    "Held",
+    "Piece",
+    "Pieces",
     "Snapshot",
     "StateReader",
     "ZeRO",
     "build",
     "check",
-    "copy_tensors",
+    "keeps_tables_whole",
+    "table_group",
 ]
 
 __getattr__ = attributes(
     __name__,
     {
-        "csrec_dist.distributed.engines.base": ["Engine", "Snapshot", "StateReader", "copy_tensors"],
+        "csrec_dist.distributed.engines.base": ["Engine", "Held", "Piece", "Pieces", "Snapshot", "StateReader"],
         "csrec_dist.distributed.engines.ddp": ["DataParallel"],
         "csrec_dist.distributed.engines.deepspeed": ["ZeRO"],
         "csrec_dist.distributed.engines.fsdp": ["FullyShard"],
@@ -48,6 +53,24 @@ def check(options: DistributedOptions) -> None:
 
         assert options.deepspeed is not None, "engine deepspeed without settings"
         check_deepspeed(options.deepspeed)
+
+
+def keeps_tables_whole(options: DistributedOptions) -> bool:
+    """Whether each rank, or each catalog group, has a whole item table between the steps of a training."""
+    if options.engine != "deepspeed":
+        return options.engine == "ddp"
+    from csrec_dist.distributed.engines.deepspeed import read_settings
+
+    assert options.deepspeed is not None, "engine deepspeed without settings"
+    return bool(read_settings(options.deepspeed)["zero_optimization"]["stage"] < 3)
+
+
+def table_group(options: DistributedOptions, layout: "Layout") -> "Group":
+    """The ranks over which `build` takes the item tables of a module in slices: without them none is ever whole.
+
+    A table that DeepSpeed shares out is whole on each rank when its engine starts.
+    """
+    return layout.group if options.engine == "fsdp" and layout.catalog.size == 1 else layout.catalog
 
 
 def build(

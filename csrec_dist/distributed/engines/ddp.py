@@ -1,6 +1,6 @@
 """Plain data parallelism: every rank holds the parameters, and item tables whole or by slices of the catalog."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,17 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csrec_dist.distributed.catalog import CatalogSlice, average_slices, slices_of
-from csrec_dist.distributed.engines.base import (
-    Engine,
-    Snapshot,
-    StateReader,
-    Tensors,
-    clip_gradients,
-    copy_tensors,
-    set_learning_rate,
-)
-from csrec_dist.distributed.groups import Group
+from csrec_dist.distributed.catalog import CatalogSlice, average_slices, catalogs_of, slices_of
+from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients, make_states, set_learning_rate
+from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.layout import Layout
 
 BUCKET_BYTES = 25 << 20
@@ -55,7 +47,6 @@ class DataParallel(Engine):
         self._slices = slices_of(module)
         self._wrapped = self._wrap()
         self._optimizer = torch.optim.Adam(module.parameters(), fused=True)
-        self._names = [name for name, _ in module.named_parameters()]
 
     def _wrap(self) -> nn.Module:
         group = self.layout.group
@@ -95,7 +86,7 @@ class DataParallel(Engine):
             for parameter in self.module.parameters():
                 if parameter.grad is not None:
                     parts[id(parameter) in sliced].append(parameter.grad)
-            clip_gradients(*parts, self.layout.catalog, self.clip_norm)
+            clip_gradients((parts[0], ALONE), (parts[1], self.layout.catalog), limit=self.clip_norm)
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -104,37 +95,27 @@ class DataParallel(Engine):
         """See `Engine.readable`."""
         return self.module
 
-    def snapshot(self) -> Snapshot:
-        """See `Engine.snapshot`."""
-        snapshot = Snapshot()
-        snapshot.add("model", copy_tensors(self.module.state_dict()), self._slices)
-        states = self._optimizer.state_dict()["state"]
-        moments = {f"{self._names[i]}.{key}": value for i, state in states.items() for key, value in state.items()}
-        snapshot.add("optimizer", copy_tensors(moments), self._sliced_moments)
-        return snapshot
+    def held_weights(self) -> dict[str, Held]:
+        """See `Engine.held_weights`."""
+        catalogs, state = catalogs_of(self.module), self.module.state_dict()
+        return {name: held_by(self.layout, value, catalogs.get(name)) for name, value in state.items()}
 
-    @property
-    def _sliced_moments(self) -> set[str]:
-        """Names of Adam's moments that are slices; its counts of steps are not."""
-        return {f"{name}.{moment}" for name in self._slices for moment in ("exp_avg", "exp_avg_sq")}
+    def held_moments(self) -> dict[str, Held]:
+        """See `Engine.held_moments`."""
+        catalogs = catalogs_of(self.module)
+        return {
+            f"{name}.{key}": held_by(self.layout, value, catalogs.get(name) if key in MOMENTS else None)
+            for name, parameter in self.module.named_parameters()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+        }
 
-    def restore(self, saved: StateReader) -> None:
-        """See `Engine.restore`."""
-        self.module.load_state_dict(self._read(saved, "model", self._slices))
-        states: dict[int, Tensors] = {}
-        for name, value in self._read(saved, "optimizer", self._sliced_moments).items():
-            owner, _, key = name.rpartition(".")
-            states.setdefault(self._names.index(owner), {})[key] = value
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+    def make_moments(self, parameters: Collection[str]) -> None:
+        """See `Engine.make_moments`."""
+        make_states(self._optimizer, [self.module.get_parameter(name) for name in parameters])
 
-    def _read(self, saved: StateReader, part: str, sliced: Container[str]) -> Tensors:
-        rows = None if self.layout.catalog.size == 1 else self._rows
-        return {name: saved.read(part, name, rows if name in sliced else None) for name in saved.names(part)}
 
-    @property
-    def _rows(self) -> slice:
-        """The rows of the catalog that this rank holds."""
-        owner = next(iter(self._slices)).rpartition(".")[0]
-        catalog: CatalogSlice = self.module.get_submodule(owner).catalog  # type: ignore[assignment]
-        return catalog.rows
+def held_by(layout: Layout, tensor: Tensor, catalog: CatalogSlice | None) -> Held:
+    """A tensor that all ranks of the layout hold alike or, with `catalog`, this rank's rows of one in slices."""
+    if catalog is None:
+        return Held.whole(tensor, layout.group)
+    return Held.rows(tensor, catalog.first, catalog.num_items, layout.data)

@@ -1,8 +1,9 @@
 """ZeRO 1, 2 and 3 by DeepSpeed on the ranks of one model, and the settings that it is given."""
 
+import math
 import os
 import warnings
-from copy import deepcopy
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csrec_dist.distributed.engines.base import Engine, Snapshot, StateReader, Tensors, set_learning_rate
-from csrec_dist.distributed.engines.fsdp import without_memory
+from csrec_dist.distributed.catalog import CatalogSlice, catalog_rows
+from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, StateReader, set_learning_rate
+from csrec_dist.distributed.engines.fsdp import readable_copy, without_memory
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
@@ -85,9 +87,6 @@ def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in shortened.items() if value != "auto" and (value != {} or not settings[key])}
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
 class ZeRO(Engine):
     """A DeepSpeed engine over the layout's group, which has more than one rank, with torch's Adam.
 
@@ -130,47 +129,101 @@ class ZeRO(Engine):
         self._engine.step()
 
     def readable(self) -> nn.Module:
-        """See `Engine.readable`: a plain copy."""
-        plain = deepcopy(self._skeleton)
-        plain.load_state_dict(self._whole(self.device), assign=True)
-        return plain
+        """See `Engine.readable`: below stage 3 the module itself; of stage 3, its tables in slices over the group."""
+        if self._stage < 3:
+            return self.module
+        shares, buffers = self.held_weights(), dict(self.module.named_buffers())
 
-    def snapshot(self) -> Snapshot:
-        """See `Engine.snapshot`."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+        def value_of(name: str, catalog: CatalogSlice | None) -> Tensor:
+            if name in buffers:
+                return buffers[name].clone() if catalog is None else buffers[name][catalog.rows]
+            return self._gathered(shares[name], catalog)
 
-        snapshot, moments = Snapshot(), {}
-        snapshot.add("model", self._whole(torch.device("cpu")), ())
+        return readable_copy(self._skeleton, self.layout, value_of)
+
+    def _gathered(self, share: Held, catalog: CatalogSlice | None) -> Tensor:
+        """Some rows of a parameter, or all, from the ranks' shares of its numbers."""
+        group, width = self.layout.group, math.prod(share.shape[1:])
+        num_rows = share.shape[0] if share.shape else 1
+        shares = [range(run.start, run.stop) for run in catalog_rows(num_rows * width, group.size)]
+        wanted = catalog_rows(num_rows, group.size) if catalog else [range(num_rows)] * group.size
+        runs = [range(rows.start * width, rows.stop * width) for rows in wanted]
+        numbers = group.exchange_runs(share.numbers, shares, runs)
+        return numbers.view(len(wanted[group.rank]), *share.shape[1:]) if catalog else numbers.view(share.shape)
+
+    def held_weights(self) -> dict[str, Held]:
+        """See `Engine.held_weights`."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        held = {name: Held.whole(buffer, self.layout.group) for name, buffer in self.module.named_buffers()}
+        for name, parameter in self._parameters.items():
+            is_cut = self._stage == 3
+            share = self._share(parameter, safe_get_local_fp32_param(parameter)) if is_cut else None
+            held[name] = share or Held.whole(parameter, self.layout.group)
+        return held
+
+    def weights_changed(self) -> None:
+        """See `Engine.weights_changed`: DeepSpeed has fp32 shares, by which it updates what the forward pass reads."""
+        for parameter in self._parameters.values():
+            place: Any = None if self._stage == 3 else parameter._hp_mapping  # type: ignore[attr-defined]
+            if self._stage == 3:
+                self._renew(parameter)
+            elif place is not None:
+                place.update_hp()
+
+    @torch.no_grad()
+    def _renew(self, parameter: Any) -> None:
+        """Copy a share to where it is gathered from; what is small is kept whole between steps, too."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        share = safe_get_local_fp32_param(parameter)
+        parameter.ds_tensor.data.copy_(share)
+        if parameter.ds_persist and parameter.numel():
+            parameter.data.copy_(self._gathered(self._share(parameter, share), None))
+
+    def _share(self, parameter: Any, numbers: Tensor) -> Held:
+        """This rank's share at stage 3 of a parameter, or of a state of it, without what fills it up."""
+        num, shape = parameter.ds_numel, tuple(parameter.ds_shape)
+        first = min(self.layout.group.rank * len(numbers), num)
+        return Held(numbers.detach()[: max(0, min(len(numbers), num - first))], first, shape)
+
+    def held_moments(self) -> dict[str, Held]:
+        """See `Engine.held_moments`."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        held: dict[str, Held] = {}
         states = self._states()
         for name, parameter in self._parameters.items() if states else ():
+            held[f"{name}.step"] = Held.whole(states[0]["step"], self.layout.group)
             for key in MOMENTS:
-                moments[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key).cpu()
-            moments[f"{name}.step"] = states[0]["step"].detach().clone().cpu()
-        snapshot.add("optimizer", moments, ())
-        return snapshot
+                if self._stage == 3:
+                    held[f"{name}.{key}"] = self._share(parameter, safe_get_local_optimizer_state(parameter, key))
+                elif (place := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
+                    numbers, first = place.get_optim_state_fragment(key), place.lp_fragment_address.start
+                    held[f"{name}.{key}"] = Held(numbers, first, tuple(parameter.shape))
+        return held
+
+    def make_moments(self, parameters: Collection[str]) -> None:
+        """See `Engine.make_moments`: those of all flat shares."""
+        zero = self._engine.optimizer
+        flat = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        for share in flat:
+            state = zero.optimizer.state[share]
+            state["step"] = torch.zeros(())
+            for key in MOMENTS:
+                state.setdefault(key, torch.zeros_like(share))
+        if self._stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
 
     def restore(self, saved: StateReader) -> None:
-        """See `Engine.restore`: every rank reads all, and keeps its shares."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        """See `Engine.restore`."""
+        super().restore(saved)
+        for state in self._states():
+            state["step"].copy_(self._states()[0]["step"])
 
-        buffers = dict(self.module.named_buffers())
-        for name in saved.names("model"):
-            value = saved.read("model", name).to(self.device)
-            if name in buffers:
-                buffers[name].copy_(value)
-            else:
-                self._set_weight(self._parameters[name], value)
-                safe_set_full_fp32_param(self._parameters[name], value)
-        names = set(saved.names("optimizer"))
-        if not names:
-            return
-        steps = {float(saved.read("optimizer", name)) for name in names if name.endswith(".step")}
-        assert len(steps) == 1, f"parameters that were trained for {sorted(steps)} steps"
-        self._make_states(steps.pop())
-        for name, parameter in self._parameters.items():
-            for key in MOMENTS:
-                value = saved.read("optimizer", f"{name}.{key}").to(self.device)
-                safe_set_full_optimizer_state(parameter, value, key)
+    def _states(self) -> list[dict[str, Tensor]]:
+        """Adam's states of the flat shares that this rank updates; none before the first step."""
+        return [state for state in self._engine.optimizer.optimizer.state.values() if state]
 
     def close(self) -> None:
         """See `Engine.close`; of stage 3, DeepSpeed keeps the shares of the parameters."""
@@ -179,41 +232,6 @@ class ZeRO(Engine):
     def record(self) -> dict[str, Any]:
         """See `Engine.record`."""
         return super().record() | {"zero_stage": self._engine.zero_optimization_stage()}
-
-    @torch.no_grad()
-    def _whole(self, device: torch.device) -> Tensors:
-        """Copies of the parameters, gathered one after the other, and of the buffers; every rank calls this."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        buffers = {name: buffer.to(device, copy=True) for name, buffer in self.module.named_buffers()}
-        return buffers | {
-            name: safe_get_full_fp32_param(parameter).to(device, copy=True)
-            for name, parameter in self._parameters.items()
-        }
-
-    @torch.no_grad()
-    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set what the forward pass reads."""
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
-            parameter.copy_(value)
-
-    def _states(self) -> list[dict[str, Tensor]]:
-        """Adam's states of the flat shares that this rank updates; none before the first step."""
-        return [state for state in self._engine.optimizer.optimizer.state.values() if state]
-
-    def _make_states(self, steps: float) -> None:
-        """Adam's states of all flat shares, to be filled."""
-        zero = self._engine.optimizer
-        flat = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        for share in flat:
-            state = zero.optimizer.state[share]
-            state["step"] = torch.tensor(steps)
-            for key in MOMENTS:
-                state.setdefault(key, torch.zeros_like(share))
-        if self._stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
 
 
 def start(module: nn.Module, group: Group, device: torch.device, settings: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """FSDP2: each rank stores some rows of each parameter, of its gradient and of its Adam states."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -10,16 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from csrec_dist.distributed.catalog import catalog_rows
-from csrec_dist.distributed.engines.base import (
-    Engine,
-    Snapshot,
-    StateReader,
-    Tensors,
-    clip_gradients,
-    copy_tensors,
-    set_learning_rate,
-)
+from csrec_dist.distributed.catalog import CatalogSlice, average_slices, catalog_rows, catalogs_of, slices_of
+from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients, make_states, set_learning_rate
+from csrec_dist.distributed.engines.ddp import held_by
+from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
 
 
@@ -29,22 +23,32 @@ class FullyShard(Engine):
     The module is one unit: its forward pass gathers all parameters, once for whatever reads them in it, and its
     backward pass drops them and leaves each rank the mean gradient of its rows. Of micro-batches, too, only the shards
     of their gradients are kept.
+
+    Slices of the catalog are left to the ranks that hold them, as in `DataParallel`. Tables that the module holds in
+    slices over the layout's group, as `readable` gives them, are gathered with the other parameters: so no rank ever
+    has a whole one in its host's memory.
     """
 
     name = "fsdp"
 
     def __init__(self, module: nn.Module, layout: Layout, device: torch.device, clip_norm: float | None = None) -> None:
         super().__init__(module, layout, device, clip_norm)
+        rows = to_whole_tables(module) if layout.catalog.size == 1 else {}
+        self._slices = slices_of(module)
         self._skeleton = without_memory(module)
         mesh = DeviceMesh.from_group(layout.group.handle, device.type)
-        fully_shard(module, mesh=mesh)
+        left_out = {tensor for tensor in self._slices.values() if isinstance(tensor, nn.Parameter)}
+        fully_shard(module, mesh=mesh, ignored_params=left_out)
+        module._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
         self._parameters = dict(module.named_parameters())
         for name, parameter in self._parameters.items():
-            tensor: Tensor = parameter
-            assert isinstance(tensor, DTensor), f"{name} is whole"
-            placed = tensor.placements, tensor.device_mesh.size()
-            assert placed == ((Shard(0),), layout.group.size), f"{name} is placed as {placed} (placements, ranks)"
-        self._optimizer = torch.optim.Adam(module.parameters())
+            if name not in self._slices:
+                _check_placement(name, parameter, layout.group.size)
+        for name, of_rank in rows.items():
+            local(self._parameters[name]).copy_(of_rank)
+        # torch's Adam updates the tensors of a group together, and does not mix DTensors with others.
+        groups = [[p for n, p in self._parameters.items() if (n in self._slices) == cut] for cut in (False, True)]
+        self._optimizer = torch.optim.Adam([{"params": parameters} for parameters in groups if parameters])
 
     def forward(self, *inputs: Any) -> Any:
         """See `Engine.forward`."""
@@ -56,50 +60,80 @@ class FullyShard(Engine):
 
     def step(self, learning_rate: float) -> None:
         """See `Engine.step`."""
+        average_slices(self._slices.values(), self.layout.data, self.layout.group.size)
         if self.clip_norm is not None:
-            shards = [local(p.grad) for p in self._parameters.values() if p.grad is not None]
-            clip_gradients([], shards, self.layout.group, self.clip_norm)
+            clip_gradients(*self._gradients(), limit=self.clip_norm)
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _gradients(self) -> list[tuple[list[Tensor], Group]]:
+        """The gradients that the ranks of a group hold together, and the group."""
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                parts[name in self._slices].append(local(parameter.grad))
+        return [(parts[0], self.layout.group), (parts[1], self.layout.catalog)]
+
     def readable(self) -> nn.Module:
-        """See `Engine.readable`: a plain copy, whose memory is its own."""
-        plain = deepcopy(self._skeleton)
-        plain.load_state_dict({name: whole(tensor) for name, tensor in self._state().items()}, assign=True)
-        return plain
+        """See `Engine.readable`: its tables are the shards themselves, and the other parameters whole copies."""
+        state = self.module.state_dict()
 
-    def snapshot(self) -> Snapshot:
-        """See `Engine.snapshot`."""
-        snapshot = Snapshot()
-        snapshot.add("model", on_host(self._state()), ())
-        states = self._optimizer.state
-        moments = {f"{n}.{key}": value for n, p in self._parameters.items() for key, value in states[p].items()}
-        snapshot.add("optimizer", on_host(moments), ())
-        return snapshot
+        def value_of(name: str, catalog: CatalogSlice | None) -> Tensor:
+            tensor = state[name]
+            if catalog is None:
+                return whole(tensor)
+            is_cut = isinstance(tensor, DTensor) or name in self._slices
+            return local(tensor) if is_cut else tensor[catalog.rows]
 
-    def restore(self, saved: StateReader) -> None:
-        """See `Engine.restore`: each rank reads its rows."""
-        for name, tensor in self._state().items():
-            self._read_into(tensor, saved, "model", name)
-        for name in saved.names("optimizer"):
-            owner, _, key = name.rpartition(".")
-            parameter = self._parameters[owner]
-            state = torch.tensor(0.0) if key == "step" else torch.zeros_like(parameter)
-            self._read_into(state, saved, "optimizer", name)
-            self._optimizer.state[parameter][key] = state
+        return readable_copy(self._skeleton, self.layout, value_of)
 
-    def _state(self) -> Tensors:
-        """Parameters as shards, and buffers; of their own memory."""
-        return self.module.state_dict()
+    def held_weights(self) -> dict[str, Held]:
+        """See `Engine.held_weights`."""
+        return self._held(self.module.state_dict())
 
-    @torch.no_grad()
-    def _read_into(self, tensor: Tensor, saved: StateReader, part: str, name: str) -> None:
-        rows = None
-        if isinstance(tensor, DTensor):
-            of_rank = catalog_rows(len(tensor), self.layout.group.size)[self.layout.group.rank]
-            rows = slice(of_rank.start, of_rank.stop)
-        local(tensor).copy_(saved.read(part, name, rows))
+    def held_moments(self) -> dict[str, Held]:
+        """See `Engine.held_moments`."""
+        states = {name: self._optimizer.state[each] for name, each in self._parameters.items()}
+        return self._held({f"{name}.{key}": value for name, state in states.items() for key, value in state.items()})
+
+    def _held(self, tensors: Mapping[str, Tensor]) -> dict[str, Held]:
+        """What is held of weights or of their states, which are cut as they are."""
+        catalogs = catalogs_of(self.module)
+        catalogs |= {f"{name}.{key}": catalog for name, catalog in catalogs.items() for key in MOMENTS}
+        held = {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, DTensor):
+                rows = catalog_rows(len(tensor), self.layout.group.size)[self.layout.group.rank]
+                held[name] = Held.rows(local(tensor), rows.start, len(tensor))
+            else:
+                held[name] = held_by(self.layout, tensor, catalogs.get(name))
+        return held
+
+    def make_moments(self, parameters: Collection[str]) -> None:
+        """See `Engine.make_moments`."""
+        make_states(self._optimizer, [self._parameters[name] for name in parameters])
+
+
+def _check_placement(name: str, parameter: Tensor, num_ranks: int) -> None:
+    assert isinstance(parameter, DTensor), f"{name} is whole"
+    placed = parameter.placements, parameter.device_mesh.size()
+    assert placed == ((Shard(0),), num_ranks), f"{name} is placed as {placed} (placements, ranks)"
+
+
+def to_whole_tables(module: nn.Module) -> dict[str, Tensor]:
+    """Make the tables that a module holds in slices whole ones without memory; the rows that it held, by name."""
+    rows = {}
+    for name in catalogs_of(module):
+        prefix, _, leaf = name.rpartition(".")
+        part: Any = module.get_submodule(prefix)
+        rows[name] = getattr(part, leaf).detach()
+        shape = (part.catalog.num_items, *rows[name].shape[1:])
+        setattr(part, leaf, nn.Parameter(torch.empty(shape, dtype=rows[name].dtype, device="meta")))
+    for part in module.modules():
+        if isinstance(getattr(part, "catalog", None), CatalogSlice):
+            part.catalog = CatalogSlice.whole(part.catalog.num_items)
+    return rows
 
 
 def without_memory(module: nn.Module) -> nn.Module:
@@ -109,6 +143,29 @@ def without_memory(module: nn.Module) -> nn.Module:
         for parameter in module.parameters()
     }
     return deepcopy(module, shapes)
+
+
+def readable_copy(
+    skeleton: nn.Module, layout: Layout, value_of: Callable[[str, CatalogSlice | None], Tensor]
+) -> nn.Module:
+    """A copy of a module whose whole tables become slices over the layout's group; those in slices stay as they are.
+
+    `value_of` gives the tensor of a name; of one in slices, this rank's rows.
+    """
+    plain = deepcopy(skeleton)
+    for part in plain.modules():
+        catalog = getattr(part, "catalog", None)
+        if isinstance(catalog, CatalogSlice) and catalog.is_whole:
+            part.catalog = CatalogSlice.of(catalog.num_items, layout.group)  # type: ignore[assignment]
+    catalogs = catalogs_of(plain)
+    for name, parameter in [*plain.named_parameters(), *plain.named_buffers()]:
+        prefix, _, leaf = name.rpartition(".")
+        value = value_of(name, catalogs.get(name)).detach()
+        if isinstance(parameter, nn.Parameter):
+            value = nn.Parameter(value, parameter.requires_grad)
+        # By `setattr`: recurrent layers keep lists of their parameters, which it renews.
+        setattr(plain.get_submodule(prefix), leaf, value)
+    return plain
 
 
 @torch.no_grad()
@@ -121,8 +178,3 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """A copy of all rows of a tensor in shards, or of another tensor; every rank of the group calls this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
-
-
-def on_host(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies of whole tensors in the host's memory, gathered one after the other."""
-    return {name: copy_tensors({name: whole(tensor)})[name] for name, tensor in tensors.items()}

@@ -11,6 +11,7 @@ from csrec_dist.config import Config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import refuse_idle_ranks
 from csrec_dist.data.prepare import identify
+from csrec_dist.distributed import engines
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
@@ -73,6 +74,17 @@ class ActiveRun(Run):
         """All ranks, as they train the student."""
         ranks = self.runtime.world.ranks
         return self.runtime.layout([ranks], self.config.distributed.catalog_parallel)
+
+    @cached_property
+    def tables(self) -> "distributed.Group":
+        """The ranks that read the item tables of trained models together, a slice each; perhaps this one alone.
+
+        A catalog group does, and under an engine that keeps no table whole on a rank all do.
+        """
+        options = self.config.distributed
+        if options.catalog_parallel > 1 or engines.keeps_tables_whole(options):
+            return self.layout.catalog
+        return self.runtime.world
 
     def path(self, name: str) -> Path:
         """Where something of the run is read and written now: what is made beside its old version lies in restart/."""

@@ -13,7 +13,7 @@ from csrec_dist import models
 from csrec_dist.config import Config
 from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.order import owned_shards
-from csrec_dist.distributed.catalog import in_step
+from csrec_dist.distributed.catalog import CatalogSlice, in_step
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.evaluation import evaluate
 from csrec_dist.evaluation.diversity import DiversitySums, compare_members
@@ -87,9 +87,9 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(run: ActiveRun, folder: Path) -> SequentialModel:
-    """A trained model on this rank's device, its item table split as the catalog is."""
+    """A trained model on this rank's device, or its share of one: see `ActiveRun.tables`."""
     read_description(folder).require_items(run.dataset.num_items, folder)
-    return models.load(folder, run.layout.catalog).to(run.runtime.device)
+    return models.load(folder, run.tables).to(run.runtime.device)
 
 
 def ensemble_results(run: ActiveRun) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def diversity(run: ActiveRun) -> dict[str, Any]:
 
 def shard_rows(run: ActiveRun, shard: int | None) -> Iterator[Batch]:
     """A shard's test rows on the device, in batches that do not depend on the number of ranks; none of no shard."""
-    return evaluation_batches(run, "test", [] if shard is None else [shard], run.layout)
+    catalog = CatalogSlice.of(run.dataset.num_items, run.tables)
+    return evaluation_batches(run, "test", [] if shard is None else [shard], catalog)
 
 
 def write_test_rows(
@@ -149,7 +150,7 @@ def write_test_rows(
     """
     path, world = run.path(f"ranks/{name}"), run.runtime.world_size
     shards: list[int | None] = list(owned_shards(run.dataset.num_shards, run.runtime.rank, world))
-    if run.layout.catalog.size > 1:
+    if run.tables.size > 1:
         shards += [None] * (-(-run.dataset.num_shards // world) - len(shards))
     for shard in shards:
         columns = shard_columns(shard)
@@ -175,17 +176,17 @@ def evaluate_model(run: ActiveRun, model: SequentialModel, split: str, layout: L
     with matmul_precision(options.matmul_precision):
         return evaluate(
             model,
-            evaluation_batches(run, split, shards, layout),
+            evaluation_batches(run, split, shards, model.item_table.catalog),
             top_n=options.cut_offs,
             exclude_seen=options.exclude_seen,
             reduce=partial(layout.group.sum_after_work, name="the sums of an evaluation"),
         )
 
 
-def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], layout: Layout) -> Iterator[Batch]:
+def evaluation_batches(run: ActiveRun, split: str, shards: Sequence[int], catalog: CatalogSlice) -> Iterator[Batch]:
     """The rows of some shards on the device; where ranks share an item table, equally many batches on each of them."""
     device, window = run.runtime.device, run.dataset.window
     rows = run.dataset.stream(split, batch_size=EVALUATION_ROWS, shards=shards)
     batches = run.runtime.watch.reading(map(to_batch, rows))
-    batches = in_step(batches, layout.catalog_slice(run.dataset.num_items), device, lambda: blank_batch(window))
+    batches = in_step(batches, catalog, device, lambda: blank_batch(window))
     return (batch.to(device) for batch in batches)

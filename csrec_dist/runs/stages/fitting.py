@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from csrec_dist import models
 from csrec_dist.data.order import RowSample, owned_shards
-from csrec_dist.distributed.catalog import slices_of
-from csrec_dist.distributed.engines import Engine, build
+from csrec_dist.distributed.catalog import catalogs_of, slices_of
+from csrec_dist.distributed.engines import Engine, build, table_group
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import flatten, read_json, write_record
@@ -32,6 +33,8 @@ from csrec_dist.training.limits import SELECTION_METRIC, exceeded, num_epochs
 from csrec_dist.training.options import ResolvedTraining
 from csrec_dist.training.telemetry import StageLog
 
+DIGEST_NUMBERS = 1 << 22
+"""Of a tensor that are summed at once."""
 COPIES = 4
 """Of the weights in a checkpoint: as they are, as they ranked best, and Adam's two moments."""
 REDO = "Re-run the stage with --restart, or give the run another name."
@@ -142,7 +145,7 @@ def fit(
     folder, keep = run.path(f"checkpoints/{task.stage}"), run.config.training.keep_checkpoints
     if task.init_from is not None:
         _say_start(run, task, trainer, folder, layout, log)
-    checkpoints = Checkpoints(folder, task.inputs, layout, layout.catalog_slice(run.dataset.num_items), keep)
+    checkpoints = Checkpoints(folder, task.inputs, layout.group, keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
         require_room_for_checkpoints(checkpoints, trainer.model(), layout, keep)
         state = trainer.run(checkpoints, noted, hands_over, run.after_epoch)
@@ -159,9 +162,9 @@ def require_room_for_checkpoints(checkpoints: Checkpoints, model: nn.Module, lay
 
     Each has the weights, the best ones and two moments of Adam; a new one is written before the oldest goes.
     """
-    slices = slices_of(model)
+    catalogs = catalogs_of(model)
     sizes = {name: weight.numel() * weight.element_size() for name, weight in model.named_parameters()}
-    num_bytes = sum(size * (layout.catalog.size if name in slices else 1) for name, size in sizes.items())
+    num_bytes = sum(size * (catalogs[name].group.size if name in catalogs else 1) for name, size in sizes.items())
     problem = None
     if layout.group.is_leader:
         to_come = max(keep + 1 - len(checkpoint_folders(checkpoints.folder)), 1)
@@ -176,7 +179,8 @@ def require_room_for_checkpoints(checkpoints: Checkpoints, model: nn.Module, lay
 def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
     """The run's engine with the model and its loss."""
     dataset, training, options = run.dataset, run.config.training, run.config.distributed
-    model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, layout.catalog)
+    tables = table_group(options, layout)
+    model = models.build(task.model, dataset.num_items, dataset.window - 1, task.seed, tables)
     if task.init_from is not None:
         origin, rows = origin_rows(run, task.model, task.init_from)
         start_from(model, origin.folder, rows)
@@ -189,12 +193,16 @@ def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
         training.matmul_precision,
     )
     inner = step.to(run.runtime.device)
-    drawn = digest(inner)
+    slices, state = slices_of(inner), inner.state_dict()
+    shares = [digest(state[name]) / (1 if name in slices else tables.size) for name in state]
+    drawn = tables.all_reduce_sum(torch.stack(shares).sum())
     engine = build(options, inner, layout, run.runtime.device, training.clip_norm, training.accumulate)
-    digests = layout.group.gather_objects([drawn, digest(engine.readable())])
-    flat = [value for pair in digests for value in pair]
+    shares = [digest(held.numbers) / held.replicas.size for held in engine.held_weights().values()]
+    trained = layout.group.all_reduce_sum(torch.stack(shares).sum())
+    digests = layout.group.all_gather(torch.stack([drawn, trained])).tolist()
     # Each rank draws the weights itself, and an engine may broadcast those of a rank with another member.
-    assert all(isclose(value, drawn, rel_tol=1e-9) for value in flat), f"an engine has changed weights: {digests}"
+    same = all(isclose(value, digests[0][0], rel_tol=1e-9) for pair in digests for value in pair)
+    assert same, f"an engine has changed weights: {digests}"
     return engine
 
 
@@ -232,7 +240,8 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
         # It says that the weights are whole, so it goes before these are replaced, and is written when they are.
         (task.folder / "metrics.json").unlink(missing_ok=True)
     layout.group.barrier()
-    if layout.data.is_leader:
+    catalog = model.item_table.catalog
+    if layout.group.is_leader if catalog.is_whole else layout.group.ranks[0] in catalog.group.ranks:
         model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
     if layout.group.is_leader:
         origin = {"inputs": flatten(task.inputs), "id_map": run.dataset.id_map_fingerprint}
@@ -240,8 +249,7 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
         write_record(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
 
 
-def digest(model: nn.Module) -> float:
-    """A sum of all parameters but slices of item tables: the same on all ranks that drew them from one seed."""
-    slices = slices_of(model)
-    whole = [tensor for name, tensor in model.named_parameters() if name not in slices]
-    return float(sum(tensor.detach().double().abs().sum() for tensor in whole))
+def digest(tensor: Tensor) -> Tensor:
+    """The sum of the absolute values of a tensor, in float64; some of them at a time."""
+    parts = tensor.detach().flatten().split(DIGEST_NUMBERS)
+    return torch.stack([part.abs().sum(dtype=torch.float64) for part in parts]).sum()

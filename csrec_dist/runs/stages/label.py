@@ -36,7 +36,8 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
 def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, options: LabelOptions) -> None:
     """Write the labels that the members called `names` give all training examples, all ranks together."""
     runtime, training = run.runtime, run.config.training
-    columns = label_columns(len(names), runtime.world_size, run.config.distributed.catalog_parallel)
+    tables = tables_of(run, options)
+    columns = label_columns(len(names), runtime.world_size, tables.size)
     group = runtime.join_group([column.ranks for column in columns])
     column = next(column for column in columns if runtime.rank in column.ranks)
     # Labels are stored, and read by every student: they are exact whatever trainings and evaluations may round.
@@ -44,7 +45,7 @@ def label_into(run: ActiveRun, folder: Path, names: list[str], stage: str, optio
         write_labels(
             folder,
             run.dataset,
-            load_members(run, names, column, group),
+            load_members(run, names, column, group, tables),
             [label_member(run, name) for name in names],
             LabelRanks(column, group, runtime.world),
             options=options.model_copy(update={"weights": member_weights(run, names, options, log)}),
@@ -77,7 +78,15 @@ def label_member(run: ActiveRun, name: str) -> LabelMember:
     return LabelMember(name=name, width=width, fingerprint=weights_fingerprint(folder))
 
 
-def load_members(run: ActiveRun, names: list[str], column: LabelColumn, group: Group) -> dict[int, SequentialModel]:
-    """The members this rank labels with, by their position among `names`, their tables split as the catalog is."""
+def tables_of(run: ActiveRun, options: LabelOptions) -> Group:
+    """The ranks that share the members' tables: fewer than in `ActiveRun.tables` where labels may need whole rows."""
+    is_of_slices = options.form in ("factored", "topk") and options.weights != "fitted"
+    return run.tables if is_of_slices else run.layout.catalog
+
+
+def load_members(
+    run: ActiveRun, names: list[str], column: LabelColumn, group: Group, tables: Group
+) -> dict[int, SequentialModel]:
+    """The members this rank labels with, by their position among `names`, their tables split over a group."""
     members = column.members_of(group.rank, len(names))
-    return {k: models.load(run.member_folder(names[k]), run.layout.catalog).to(run.runtime.device) for k in members}
+    return {k: models.load(run.member_folder(names[k]), tables).to(run.runtime.device) for k in members}
