@@ -69,10 +69,11 @@ def report_run(folder: Path) -> None:
     """Write a run's report, and print its results."""
     from rich.console import Console
 
-    from csrec_dist.report import print_results, write_report
+    from csrec_dist.report import Ranked, print_results, write_report
 
-    write_report(folder)
-    print_results(folder, Console())
+    ranked = Ranked.open(folder)
+    write_report(ranked)
+    print_results(ranked, Console())
 
 
 def add_verify(commands: Commands) -> None:

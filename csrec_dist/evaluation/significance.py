@@ -159,6 +159,11 @@ class Line:
     paired: Paired
     differences: tuple[float, ...]
 
+    @property
+    def num_higher(self) -> int:
+        """For how many of the seeds the second model is better."""
+        return sum(difference > 0 for difference in self.differences)
+
 
 def compare_ranks(
     first: np.ndarray,

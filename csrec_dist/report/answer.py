@@ -1,15 +1,18 @@
 """Whether soft labels helped: a run's student against its Base and its teachers, on the same test rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
 
 from csrec_dist.evaluation.options import metric_title
-from csrec_dist.evaluation.significance import Paired, metric_values, paired, standard_error
-from csrec_dist.report.document import NONE, Answer, Cell, Table, Text
+from csrec_dist.evaluation.significance import Line, Paired, metric_values, paired, standard_error
+from csrec_dist.report.differences import change_text, difference_text, differences_table, signed
+from csrec_dist.report.document import Answer, Table, Text
 from csrec_dist.runs.run import Evaluated, ResultRow, Run
 
 SELECTED = 10
@@ -17,7 +20,6 @@ SELECTED = 10
 ANSWERED, ALSO = f"ndcg@{SELECTED}", f"recall@{SELECTED}"
 METRICS = (ANSWERED, ALSO)
 SEEDS = "train further seeds (--set seed=1 --set name=…_s1, …), Base too, and give all of them to csrec-dist compare"
-NBSP = "\u00a0"
 NORMAL_95 = 1.96
 
 ROWS_NOTE = (
@@ -29,10 +31,15 @@ ROWS_NOTE = (
 
 @dataclass(frozen=True)
 class Ranked:
-    """A run's evaluated models, those without files of ranks left out."""
+    """A run with the ranks of its evaluated models, and the paired tests of these, each done once."""
 
     run: Run
     _tests: dict[tuple[str, str], Paired | None] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """That of a folder; UserError when it is not the folder of a run."""
+        return cls(Run.open(folder))
 
     @cached_property
     def _ranks(self) -> dict[str, pl.DataFrame]:
@@ -70,134 +77,90 @@ class Ranked:
         return paired(first, second, users=users) if len(np.unique(users)) > 1 else None
 
 
-def p_text(p_value: float) -> str:
-    """p = 0.012, or p < 0.0001; no line ends within it."""
-    return f"p{NBSP}<{NBSP}0.0001" if p_value < 1e-4 else f"p{NBSP}={NBSP}{p_value:.2g}"
-
-
-def signed(value: float, digits: str = "+.4f") -> str:
-    """A number with its sign; a minus is as wide as a plus."""
-    return format(value, digits).replace("-", "−")
-
-
-def difference_text(test: Paired) -> str:
-    """+0.0051 (95 % interval +0.0004 to +0.0098, p = 0.03)."""
-    return f"{signed(test.difference)} (95 % interval {interval_text(test)}, {p_text(test.p_value)})"
-
-
-def interval_text(test: Paired) -> str:
-    """+0.0004 to +0.0098."""
-    return f"{signed(test.low)} to {signed(test.high)}"
-
-
-def change_text(test: Paired) -> str:
-    """+8.2 %, or a dash where there is nothing to divide by."""
-    return f"{signed(100 * test.difference / test.first, '+.1f')}{NBSP}%" if test.first else NONE
-
-
-def run_answer(run: Run, ranked: Ranked) -> Answer:
+def run_answer(ranked: Ranked) -> Answer:
     """What the report of a run begins with."""
-    rows = {row.name: row for row in run.results}
-    student = rows.get("student")
-    if student is None or not student.test:
+    run = ranked.run
+    results = {result.name: result for result in run.results if result.test}
+    if "student" not in results:
         missing = f"Missing stages: {', '.join(run.missing)}." if run.missing else ""
         return Answer("open", "No answer yet: this run is not evaluated.", (missing,) if missing else ())
-    reached = f"{metric_title(ANSWERED)} {student.test[ANSWERED]:.4f}"
+    student, metric = results["student"], metric_title(ANSWERED)
+    value = f"{metric} {student.test[ANSWERED]:.4f}"
     if run.config.method == "base":
         return Answer(
             "open",
-            f"This run is Base, without soft labels: {reached} on test.",
+            f"This run is Base, without soft labels: {value} on test.",
             ("Compare it with a run of another method: csrec-dist compare BASE_RUN OTHER_RUN.",),
         )
-    if "base" not in rows or not rows["base"].test:
+    if "base" not in results:
         return Answer(
             "open",
-            f"Whether soft labels helped is open: no Base was trained. The {student.title} reaches {reached} on test.",
+            f"Whether soft labels helped is open: no Base was trained. The {student.title} reaches {value} on test.",
             (
-                *_against_teachers(rows, ranked),
+                *_against_teachers(results, ranked),
                 "Set baseline: true and give the command again with --restart evaluate: only Base is trained then.",
             ),
         )
-    return _answer(rows, ranked)
-
-
-def _answer(rows: Mapping[str, ResultRow], ranked: Ranked) -> Answer:
-    student, base = rows["student"], rows["base"]
-    test, title = ranked.against("base", ANSWERED), metric_title(ANSWERED)
-    reached = f"{title} {student.test[ANSWERED]:.4f}, Base {base.test[ANSWERED]:.4f}"
+    base = results["base"]
+    values = f"The {student.title} reaches {value}, Base {base.test[ANSWERED]:.4f}"
+    test = ranked.against("base", ANSWERED)
     if test is None:
-        difference = student.test[ANSWERED] - base.test[ANSWERED]
-        said = (
-            f"The {student.title} reaches {reached}: {signed(difference)}, not tested, as ranks/ has no ranks of both."
-        )
-        return Answer("open", said, ("Evaluate again with --restart evaluate to have the difference tested.",))
-    also = ranked.against("base", ALSO)
-    figures = [f"The {student.title} reaches {reached}: {difference_text(test)} over {test.count:,} test rows."]
-    figures += [f"{metric_title(ALSO)}: {difference_text(also)}."] if also else []
-    figures += _against_teachers(rows, ranked)
-    if not test.is_significant:
+        difference = signed(student.test[ANSWERED] - base.test[ANSWERED])
         return Answer(
             "open",
-            f"No gain over Base is shown: {change_text(test)} in {title} is within chance.",
-            (
-                *figures,
-                f"Next: {SEEDS}, or choose training.temperature, training.beta and teachers.num on validation with "
-                "csrec-dist tune, as for Base.",
-            ),
+            f"{values}: {difference}, not tested, as ranks/ has no ranks of both.",
+            ("Evaluate again with --restart evaluate to have the difference tested.",),
         )
+    details = [f"{values}: {difference_text(test)} over {test.count:,} test rows."]
+    if also := ranked.against("base", ALSO):
+        details.append(f"{metric_title(ALSO)}: {difference_text(also)}.")
+    details += _against_teachers(results, ranked)
+    return _verdict(test, details)
+
+
+def _verdict(test: Paired, details: list[str]) -> Answer:
+    """Whether the student is better than Base by this test, with what to do next."""
+    change, metric = change_text(test), metric_title(ANSWERED)
+    if not test.is_significant:
+        advice = (
+            f"Next: {SEEDS}, or choose training.temperature, training.beta and teachers.num on validation with "
+            "csrec-dist tune, as for Base."
+        )
+        return Answer("open", f"No gain over Base is shown: {change} in {metric} is within chance.", (*details, advice))
     if test.difference > 0:
-        return Answer(
-            "gain",
-            f"Soft labels helped: {change_text(test)} in {title} over Base.",
-            (*figures, f"Next: {SEEDS}."),
-        )
-    return Answer(
-        "loss",
-        f"Soft labels did not help: {change_text(test)} in {title} against Base.",
-        (
-            *figures,
-            "Next: choose training.temperature, training.beta and teachers.num on validation with csrec-dist tune; "
-            "where the teachers are weaker than Base, train them longer first.",
-        ),
+        return Answer("gain", f"Soft labels helped: {change} in {metric} over Base.", (*details, f"Next: {SEEDS}."))
+    advice = (
+        "Next: choose training.temperature, training.beta and teachers.num on validation with csrec-dist tune; "
+        "where the teachers are weaker than Base, train them longer first."
     )
+    return Answer("loss", f"Soft labels did not help: {change} in {metric} against Base.", (*details, advice))
 
 
-def _against_teachers(rows: Mapping[str, ResultRow], ranked: Ranked) -> list[str]:
-    """The student against the model that taught it: the ensemble, or the best member."""
-    teachers = [name for name in rows if name not in ("base", "student") and rows[name].test]
-    taught = "teachers" if "teachers" in rows else max(teachers, key=lambda name: rows[name].test[ANSWERED], default="")
-    test = ranked.against(taught, ANSWERED) if taught else None
+def _against_teachers(results: Mapping[str, ResultRow], ranked: Ranked) -> list[str]:
+    """The student against its teacher: the ensemble, or the best member where there is none."""
+    teachers = [name for name in results if name not in ("base", "student")]
+    if not teachers:
+        return []
+    teacher = "teachers" if "teachers" in results else max(teachers, key=lambda name: results[name].test[ANSWERED])
+    test = ranked.against(teacher, ANSWERED)
     if test is None:
         return []
-    word = "ahead of" if test.difference > 0 else "behind"
-    sure = "" if test.is_significant else ", within chance"
-    return [f"It is {word} the {rows[taught].title}{sure}: {difference_text(test)} in {metric_title(ANSWERED)}."]
+    position = "ahead of" if test.difference > 0 else "behind"
+    chance = "" if test.is_significant else ", within chance"
+    title, metric = results[teacher].title, metric_title(ANSWERED)
+    return [f"It is {position} the {title}{chance}: {difference_text(test)} in {metric}."]
 
 
-def comparison_blocks(run: Run, ranked: Ranked) -> list[Table | Text]:
+def comparison_blocks(ranked: Ranked) -> list[Table | Text]:
     """The student against each other model: differences, intervals and p; nothing without ranks."""
-    titles = {row.name: row.title for row in run.results if row.test and row.name != "student"}
-    student = run.title("student")
-    tests = [
-        (title, metric, test)
-        for name, title in titles.items()
+    rows = [
+        ((result.title,), Line(metric, test, (test.difference,)))
+        for result in ranked.run.results
+        if result.name != "student"
         for metric in METRICS
-        if (test := ranked.against(name, metric))
+        if (test := ranked.against(result.name, metric))
     ]
-    if not tests:
+    if not rows:
         return []
-    header = (f"{student} against", "metric", "it has", "student", "difference", "%", "95 % interval", "p")
-    return [Table.of(header, [(title, *paired_cells(m, test)) for title, m, test in tests], 2), Text(ROWS_NOTE)]
-
-
-def paired_cells(metric: str, test: Paired) -> Sequence[str | Cell]:
-    """A comparison's cells from the metric on; a difference with p < 0.05 is marked."""
-    return (
-        metric_title(metric),
-        f"{test.first:.4f}",
-        f"{test.second:.4f}",
-        Cell(signed(test.difference), test.is_significant),
-        change_text(test),
-        interval_text(test),
-        Cell(f"{test.p_value:.2g}", test.is_significant),
-    )
+    names = (f"{ranked.run.title('student')} against",)
+    return [differences_table(names, rows, values=("it has", "student", "difference")), Text(ROWS_NOTE)]

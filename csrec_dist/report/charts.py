@@ -73,8 +73,8 @@ def label(text: str) -> str:
 
 def colours(names: Iterable[str]) -> dict[str, str]:
     """The colour of each model of a run by its name there."""
-    known, others = {"base": BASE, "student": STUDENT, "teachers": ENSEMBLE}, cycle(OTHERS)
-    return {name: known.get(name) or next(others) for name in names}
+    fixed, others = {"base": BASE, "student": STUDENT, "teachers": ENSEMBLE}, cycle(OTHERS)
+    return {name: fixed.get(name) or next(others) for name in names}
 
 
 def series_colours(names: Sequence[str]) -> dict[str, str]:
@@ -84,13 +84,13 @@ def series_colours(names: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def themed() -> Iterator[None]:
-    """Within it, whatever matplotlib draws looks like the page's charts, however the process is set otherwise."""
+    """In the block matplotlib draws in the style of the page's charts, whatever the process has set."""
     with style.context(["default", THEME]):
         yield
 
 
 Legend = Mapping[str, Any]
-"""What a chart's legend names: matplotlib's handles by their names, whatever the names begin with."""
+"""Matplotlib's handles by name. Not by their own labels, as matplotlib leaves out those that begin with "_"."""
 
 
 def draw_picture(
@@ -129,32 +129,31 @@ def add_legend(figure: Figure, legend: Legend, title: str | None = None) -> None
 def save_picture(figure: Figure, title: str, name: str, folder: Path | None = None) -> Picture:
     """A figure as a picture; in a folder, its PNG is written too. Within `themed`."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # places are found once, not again for each form
+    figure.set_layout_engine("none")  # the layout is the same for PNG and SVG, and computed once
     if folder is not None:
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # so that the same chart has the same bytes
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = _page_svg(buffer.getvalue(), re.sub(r"[^\w-]", "-", name))
+    svg = _page_svg(buffer.getvalue(), prefix=re.sub(r"[^\w-]", "-", name))
     return Picture(title, f"{name}.png", svg, is_wide=figure.get_figwidth() > WIDTH)
 
 
-def _page_svg(svg: str, name: str) -> str:
-    """A stand-alone SVG as a part of a page: ids of its own, the page's colours and font, no size but its box.
+def _page_svg(svg: str, prefix: str) -> str:
+    """A stand-alone SVG as a part of a page: its ids get a prefix, colours and font are the page's, and its size too.
 
     Only tags are changed, never the text between them.
     """
-    svg = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
-    )
-    return re.sub(r"<[^>]+>", lambda tag: _page_tag(tag[0], name), svg).strip()
+    drawing = svg[svg.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawing, flags=re.DOTALL)
+    return re.sub(r"<[^>]+>", lambda tag: _page_tag(tag[0], prefix), drawing).strip()
 
 
-def _page_tag(tag: str, name: str) -> str:
+def _page_tag(tag: str, prefix: str) -> str:
     if tag.startswith("<svg"):
         return re.sub(r' (width|height)="[^"]*"', "", tag)
-    tag = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", tag)
     tag = re.sub(r"font-family: [^;]*; ", "", tag)
     for colour, variable in VARIABLES.items():
         tag = tag.replace(f": {colour}", f": {variable}")

@@ -8,16 +8,10 @@ from statistics import mean
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.options import metric_title
 from csrec_dist.evaluation.significance import Line
-from csrec_dist.report.answer import (
-    ANSWERED,
-    METRICS,
-    NBSP,
-    ROWS_NOTE,
-    change_text,
-    difference_text,
-    paired_cells,
-)
+from csrec_dist.report.answer import ANSWERED, METRICS, ROWS_NOTE
+from csrec_dist.report.differences import change_text, difference_text, differences_table, metrics_table
 from csrec_dist.report.document import (
+    NBSP,
     NONE,
     Answer,
     Block,
@@ -56,7 +50,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         "Comparison of two models",
         {"A": first, "B": second, "test rows": f"{comparison.lines[0].paired.count:,}"},
         [
-            Section("Answer", (_contrast(first, second, line), picture, _lines_table(lines), Text(ROWS_NOTE))),
+            Section("Answer", (_contrast(first, second, line), picture, metrics_table(lines), Text(ROWS_NOTE))),
             *_of_runs(groups),
         ],
     )
@@ -67,7 +61,7 @@ def _contrast(first: str, second: str, line: Line) -> Answer:
     """What a paired comparison says, in a sentence."""
     test, title = line.paired, metric_title(line.metric)
     num_seeds = len(line.differences)
-    seeds = f"; {sum(d > 0 for d in line.differences)} of {num_seeds} seeds are higher" if num_seeds > 1 else ""
+    seeds = f"; {line.num_higher} of {num_seeds} seeds are higher" if num_seeds > 1 else ""
     details = [
         f"{title}: {first} has {test.first:.4f}, {second} has {test.second:.4f}: {difference_text(test)} over "
         f"{test.count:,} test rows{seeds}."
@@ -77,22 +71,11 @@ def _contrast(first: str, second: str, line: Line) -> Answer:
             "One pair of trained models: another seed moves both. Compare several seeds before relying on it."
         )
     if not test.is_significant:
-        said = f"No difference is shown: {change_text(test)} in {title} from {first} to {second} is within chance."
-        return Answer("open", said, tuple(details))
+        headline = f"No difference is shown: {change_text(test)} in {title} from {first} to {second} is within chance."
+        return Answer("open", headline, tuple(details))
     if test.difference > 0:
         return Answer("gain", f"{second} is better than {first}: {change_text(test)} in {title}.", tuple(details))
     return Answer("loss", f"{second} is worse than {first}: {change_text(test)} in {title}.", tuple(details))
-
-
-def _lines_table(lines: Sequence[Line]) -> Table:
-    several = len(lines[0].differences) > 1
-    header = ("metric", "rows", "A", "B", "B − A", "%", "95 % interval", "p", *["seeds B > A"] * several)
-    rows = []
-    for line in lines:
-        title, *cells = paired_cells(line.metric, line.paired)
-        won = f"{sum(value > 0 for value in line.differences)} of {len(line.differences)}"
-        rows.append((title, f"{line.paired.count:,}", *cells, *[won] * several))
-    return Table.of(header, rows)
 
 
 def write_runs_page(folders: Sequence[Path | str], path: Path) -> Path:
@@ -107,9 +90,11 @@ def write_runs_page(folders: Sequence[Path | str], path: Path) -> Path:
     num_runs = sum(len(group.runs) for group in groups)
     blocks: list[Block] = [answer, *_bars(groups)]
     if contrasts:
-        blocks += [_contrasts_table(contrasts), Text(ROWS_NOTE), *map(Text, problems)]
-    known = {"runs": f"{num_runs:,}", "settings": f"{len(groups):,}"}
-    page = Page.of(f"Comparison of {num_runs} runs", known, [Section.of("Answer", blocks), *_of_runs(groups)])
+        rows = [((first, second), line) for first, second, line in contrasts]
+        table = differences_table(("A", "B"), rows, values=("A has", "B has", "B − A"), with_seeds=True)
+        blocks += [table, Text(ROWS_NOTE), *map(Text, problems)]
+    facts = {"runs": f"{num_runs:,}", "settings": f"{len(groups):,}"}
+    page = Page.of(f"Comparison of {num_runs} runs", facts, [Section.of("Answer", blocks), *_of_runs(groups)])
     return write_html(page, path)
 
 
@@ -127,28 +112,19 @@ def _contrasts(groups: Sequence[Group]) -> tuple[list[Contrast], tuple[str, ...]
         for group in groups
         if len(group.values("base", ANSWERED)) == len(group.runs)
     ]
-    found, problems = [], []
+    contrasts, problems = [], []
     for first, second, *sides in pairs:
         try:
             comparison = compare_evaluated(*sides)
         except UserError as error:
             problems.append(f"{first} and {second} were not tested: {error}")
             continue
-        found += [(first, second, line) for metric in METRICS if (line := comparison.line(metric))]
-    return found, tuple(problems)
+        contrasts += [(first, second, line) for metric in METRICS if (line := comparison.line(metric))]
+    return contrasts, tuple(problems)
 
 
 def _side(group: Group, model: str) -> list[Evaluated]:
     return [Evaluated(run, model) for run in group.runs]
-
-
-def _contrasts_table(contrasts: Sequence[Contrast]) -> Table:
-    header = ("A", "B", "metric", "A has", "B has", "B − A", "%", "95 % interval", "p", "seeds B > A")
-    rows = []
-    for first, second, line in contrasts:
-        won = f"{sum(value > 0 for value in line.differences)} of {len(line.differences)}"
-        rows.append((first, second, *paired_cells(line.metric, line.paired), won))
-    return Table.of(header, rows, num_names=3)
 
 
 def _bars(groups: Sequence[Group]) -> Iterator[Picture]:
@@ -232,11 +208,13 @@ def _stages(groups: Sequence[Group]) -> Iterator[Block]:
     for stage in stages:
         cells: list[str] = []
         for group in groups:
-            done = [row for run in group.runs for row in run.stages if row.stage == stage]
-            peaks = [max(row.peak_memory_mib, default=0.0) for row in done]
-            cells.append(
-                f"{mean(row.seconds for row in done):,.1f}{NBSP}s, {max(peaks):,.0f}{NBSP}MiB" if done else NONE
-            )
+            stage_rows = [row for run in group.runs for row in run.stages if row.stage == stage]
+            if not stage_rows:
+                cells.append(NONE)
+                continue
+            seconds = mean(row.seconds for row in stage_rows)
+            peak = max(max(row.peak_memory_mib, default=0.0) for row in stage_rows)
+            cells.append(f"{seconds:,.1f}{NBSP}s, {peak:,.0f}{NBSP}MiB")
         rows.append((stage, *cells))
     if rows:
         yield Table.of(("stage", *(group.name for group in groups)), rows)

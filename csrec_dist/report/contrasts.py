@@ -14,10 +14,10 @@ from csrec_dist.report.figures import horizontal_bars
 
 def draw_differences(tests: Sequence[tuple[str, Paired]], axes: Axes) -> Legend:
     """A mark for each difference and a line over its interval; those with p < 0.05 stand out."""
-    for place, (_, test) in enumerate(tests):
+    for row, (_, test) in enumerate(tests):
         colour = STUDENT if test.is_significant else BASE
-        axes.plot([test.low, test.high], [place, place], color=colour, linewidth=2)
-        axes.plot([test.difference], [place], "o", color=colour, markersize=6)
+        axes.plot([test.low, test.high], [row, row], color=colour, linewidth=2)
+        axes.plot([test.difference], [row], "o", color=colour, markersize=6)
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.set_yticks(range(len(tests)), [label(name) for name, _ in tests])
     axes.invert_yaxis()

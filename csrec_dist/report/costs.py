@@ -1,15 +1,18 @@
 """What a run took, as sections of its report: trainings, time and memory of its stages, costs, dataset and labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from csrec_dist.report.document import Block, Cell, Section, Table, Text, best_of
+from csrec_dist.report.document import NONE, Block, Cell, Section, Table, Text, best_of
 from csrec_dist.report.findings import Pictures, shown
-from csrec_dist.report.tables import HEADER, NONE, figure, number, time_shares
+from csrec_dist.report.names import figure, number
 from csrec_dist.runs.run import Run, best_epoch
 
 CSREC_STAGES = {"teach": "teachers", "label": "soft labels", "distill": "student"}
 """Stages whose cost is that of the method, Base's being the stage baseline."""
+TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
+TIME_HEADER = ("busy", *TIMES)
+MOST_RANKS = 4
 
 
 def training_section(run: Run, pictures: Pictures) -> Section:
@@ -21,12 +24,13 @@ def _trainings(run: Run, pictures: Pictures) -> Iterator[Block]:
     yield from shown(pictures, "validation", "loss")
     if run.trainings:
         header = ["model", "seed", "epochs", "best epoch", "best validation NDCG@10", "seconds", "examples/s"]
-        rows = [_training_row(run.title(n), t) for n, t in run.trainings.items()]
-        best = best_of([best_epoch(t)["valid"]["ndcg@10"] if t.get("epochs") else None for t in run.trainings.values()])
+        header += ["waited for data", "trained by"]
+        rows = [_training_row(run.title(name), training) for name, training in run.trainings.items()]
+        scores = [best_epoch(t)["valid"]["ndcg@10"] if t.get("epochs") else None for t in run.trainings.values()]
         marked: list[list[str | Cell]] = [
-            [*row[:4], Cell(row[4], is_best), *row[5:]] for row, is_best in zip(rows, best, strict=True)
+            [*row[:4], Cell(row[4], is_best), *row[5:]] for row, is_best in zip(rows, best_of(scores), strict=True)
         ]
-        yield Table.of((*header, "waited for data", "trained by"), marked)
+        yield Table.of(header, marked)
 
 
 def _training_row(title: str, training: dict[str, Any]) -> list[str]:
@@ -57,12 +61,37 @@ def stages_section(run: Run, pictures: Pictures) -> Section:
 
 def _stages(run: Run, pictures: Pictures) -> Iterator[Block]:
     yield from shown(pictures, "time", "memory")
-    header = ("stage", "seconds", "ranks", *HEADER, "peak memory of each rank, MiB")
-    done = [
+    header = ("stage", "seconds", "ranks", *TIME_HEADER, "peak memory of each rank, MiB")
+    finished = [
         [row.stage, f"{row.seconds:,.1f}", str(row.num_ranks), *time_shares(run, row.stage), row.memory]
         for row in run.stages
     ]
-    yield Table.of(header, [*done, *([name, "not done", *[NONE] * (len(header) - 2)] for name in run.missing)])
+    missing = [[name, "not done", *[NONE] * (len(header) - 2)] for name in run.missing]
+    yield Table.of(header, finished + missing)
+
+
+def time_shares(run: Run, stage: str) -> list[str]:
+    """A finished stage's cells under `TIME_HEADER`: shares of each rank's seconds, or their range where ranks are many.
+
+    Waits in the gradients' all-reduce, which overlaps with the backward pass, count as busy, as does reading rows in
+    evaluation and labelling.
+    """
+    record = run.record(stage)
+    usages = record.usage if record else []
+    if not usages or any(name not in usage for usage in usages for name in TIMES.values()):
+        return [NONE] * len(TIME_HEADER)
+    waited = [
+        [usage[name] / usage["seconds"] if usage["seconds"] else 0.0 for usage in usages] for name in TIMES.values()
+    ]
+    busy = [1 - sum(shares) for shares in zip(*waited, strict=True)]
+    return [shares_text(shares) for shares in (busy, *waited)]
+
+
+def shares_text(shares: Sequence[float]) -> str:
+    """The ranks' shares; of many ranks the smallest and the largest."""
+    if len(shares) <= MOST_RANKS:
+        return ", ".join(f"{share:.0%}" for share in shares)
+    return f"{min(shares):.0%} to {max(shares):.0%}"
 
 
 def costs_section(run: Run) -> Section:
@@ -72,18 +101,19 @@ def costs_section(run: Run) -> Section:
 
 def _costs(run: Run) -> Iterator[Block]:
     costs = {stage: cost for stage in (*CSREC_STAGES, "baseline") if (cost := _cost(run, stage)) is not None}
-    parts = [stage for stage in CSREC_STAGES if stage in costs]
-    if run.config.method == "base" or not parts:
+    stages = [stage for stage in CSREC_STAGES if stage in costs]
+    if run.config.method == "base" or not stages:
         return
     base = costs.get("baseline")
-    rows = [[CSREC_STAGES[stage], *_cost_cells(costs[stage], base)] for stage in parts]
-    rows.append(["in all", *_cost_cells((sum(costs[s][0] for s in parts), sum(costs[s][1] for s in parts)), base)])
+    rows = [[CSREC_STAGES[stage], *_cost_cells(costs[stage], base)] for stage in stages]
+    seconds, cpu_seconds = (sum(costs[stage][part] for stage in stages) for part in (0, 1))
+    rows.append(["in all", *_cost_cells((seconds, cpu_seconds), base)])
     if base:
         rows.append(["Base", *_cost_cells(base, base)])
-    yield Table.of(("what was made", "seconds", "CPU seconds of all ranks", "seconds, times Base"), rows)
+    yield Table.of(("result", "seconds", "CPU seconds of all ranks", "seconds, times Base"), rows)
     yield Text(
-        "Of the last process that did each stage, here or in the run it was taken from: a stage that was interrupted "
-        "counts from where it resumed, and single members that another run trained count nothing."
+        "Costs are those of the last process that did each stage, here or in the run it was taken from: an interrupted "
+        "stage counts from where it resumed, and single members that another run trained count nothing."
     )
 
 
@@ -92,7 +122,7 @@ def _cost(run: Run, stage: str) -> tuple[float, float] | None:
     record = run.record(stage)
     if record is None or not record.usage:
         return None
-    return max(each["seconds"] for each in record.usage), sum(each.get("cpu_seconds", 0.0) for each in record.usage)
+    return max(rank["seconds"] for rank in record.usage), sum(rank.get("cpu_seconds", 0.0) for rank in record.usage)
 
 
 def _cost_cells(cost: tuple[float, float], base: tuple[float, float] | None) -> list[str]:
@@ -144,8 +174,7 @@ def _labels(run: Run) -> Iterator[Block]:
         ["share of the dense equivalent", f"{labels['ratio']:.2%}"],
     ]
     if labels["measured"] is not None:
-        used = [labels[name] for name in ("form", "dtype", "keep")]
-        errors = labels["measured"]["errors"]
-        error = next(e for e in errors if [e["form"], e["dtype"], e.get("keep")] == used)
-        rows.append(["divergence from exact labels, nats", f"{error['divergence']:.2g}"])
+        used = tuple(labels[name] for name in ("form", "dtype", "keep"))
+        errors = {(error["form"], error["dtype"], error.get("keep")): error for error in labels["measured"]["errors"]}
+        rows.append(["divergence from exact labels, nats", f"{errors[used]['divergence']:.2g}"])
     yield Table.of(("soft labels", "value"), rows)

@@ -1,4 +1,4 @@
-"""A page as values: sections of text, tables and pictures, which Markdown and HTML are written from.
+"""A page as values: sections of text, tables and pictures; and the Markdown and HTML that are written from them.
 
 Whatever stands in them is text, never markup: names and ids of a log come out as they are in both forms.
 """
@@ -7,10 +7,16 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 NONE = "–"
 """What a cell shows where there is no value."""
+NBSP = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,8 @@ def block_markdown(block: Block) -> Iterator[str]:
         case Picture():
             yield f"![{plain(block.title)}]({block.file})"
         case Code():
-            fence = "`" * max(3, *(len(each) + 1 for each in re.findall("`+", block.text)), 0)
+            longest = max(map(len, re.findall("`+", block.text)), default=0)
+            fence = "`" * max(3, longest + 1)
             yield f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}"
         case Fold():
             yield f"### {plain(block.title)}"
@@ -181,3 +188,34 @@ def plain(text: str) -> str:
     for sign in "\\`*[]|":
         escaped = escaped.replace(sign, f"\\{sign}")
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
+
+
+def to_html(page: Page) -> str:
+    """The page as one HTML file that needs no other: no script, no font, no picture from elsewhere.
+
+    All text is escaped; only the pictures, which the charts make, are put in as they are.
+    """
+    return _template().render(page=page)
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("csrec_dist.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    environment.filters["in_rows"] = _in_rows
+    return environment.get_template("page.html.jinja")
+
+
+def _in_rows(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """The blocks one by one, but pictures that follow one another together: they stand side by side."""
+    for is_picture, group in groupby(blocks, lambda block: isinstance(block, Picture)):
+        neighbours = list(group)
+        yield from [neighbours] if is_picture else ([block] for block in neighbours)

@@ -22,9 +22,9 @@ from csrec_dist.report.charts import (
     draw_picture,
     label,
 )
+from csrec_dist.report.costs import TIMES
 from csrec_dist.report.document import Picture
 from csrec_dist.report.names import group_title, list_title
-from csrec_dist.report.tables import TIMES
 from csrec_dist.runs.run import ResultRow, Run
 
 LOSS_PARTS = {"loss": "-", "cross_entropy": "--", "divergence": ":"}
@@ -39,18 +39,19 @@ FEWEST_ROWS = 10
 """Bins with fewer rows are not drawn: their accuracy means nothing."""
 
 
-def draw_figures(run: Run, ranked: Ranked, folder: Path) -> dict[str, Picture]:
+def draw_figures(ranked: Ranked, folder: Path) -> dict[str, Picture]:
     """Write a run's charts into `folder`, those that there is data for; pictures by name."""
-    return dict(_pictures(run, ranked, partial(draw_picture, folder=folder)))
+    return dict(_pictures(ranked, partial(draw_picture, folder=folder)))
 
 
-def _pictures(run: Run, ranked: Ranked, picture: Callable[..., Picture]) -> Iterator[tuple[str, Picture]]:
+def _pictures(ranked: Ranked, picture: Callable[..., Picture]) -> Iterator[tuple[str, Picture]]:
+    run = ranked.run
     colour = colours([row.name for row in run.results])
     for metric in METRICS:
-        if tested := [row for row in run.results if metric in row.test]:
+        if evaluated := [row for row in run.results if metric in row.test]:
             name, title = metric.partition("@")[0], f"{metric_title(metric)} on test, with 95 % intervals"
-            draw = partial(_draw_bars, tested, ranked, metric, colour)
-            yield metric, picture(title, name, draw, height=bars_height(len(tested)))
+            draw = partial(_draw_bars, evaluated, ranked, metric, colour)
+            yield metric, picture(title, name, draw, height=bars_height(len(evaluated)))
     if epochs := {name: training["epochs"] for name, training in run.trainings.items() if training.get("epochs")}:
         draw = partial(_draw_validation, run, epochs, colour)
         yield "validation", picture("Validation NDCG@10 by epoch", "validation", draw)
@@ -93,16 +94,16 @@ def horizontal_bars(
 ) -> None:
     """Bars from the top down, each with its value behind it and, if it has one, a whisker from `low` to `high`."""
     axes.barh(range(len(names)), values, 0.7, color=fills)
-    for place, (value, interval) in enumerate(zip(values, intervals or [None] * len(values), strict=True)):
+    for row, (value, interval) in enumerate(zip(values, intervals or [None] * len(values), strict=True)):
         if interval:
-            axes.plot(interval, [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
-        end_label(axes, place, max(0.0, value, *(interval or ())), write.format(value).replace("-", "−"))
+            axes.plot(interval, [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
+        end_label(axes, row, max(0.0, value, *(interval or ())), write.format(value).replace("-", "−"))
     finish_bars(axes, names)
 
 
-def end_label(axes: Axes, place: float, end: float, text: str) -> None:
+def end_label(axes: Axes, row: int, end: float, text: str) -> None:
     """A value behind its bar."""
-    axes.annotate(text, (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")
+    axes.annotate(text, (end, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")
 
 
 def finish_bars(axes: Axes, names: Sequence[str]) -> None:
@@ -191,8 +192,8 @@ def _draw_splits(rows: Sequence[ResultRow], colour: Mapping[str, str], axes: Axe
     for number, row in enumerate(rows):
         shift = (number - (len(rows) - 1) / 2) * width
         values = [row.groups[name][group][ANSWERED] or 0.0 for name, group in groups]
-        places = [place + shift for place in range(len(groups))]
-        legend[row.title] = axes.bar(places, values, width, color=colour[row.name])
+        centres = [position + shift for position in range(len(groups))]
+        legend[row.title] = axes.bar(centres, values, width, color=colour[row.name])
     axes.set_xticks(range(len(groups)), [group_title(name, group, is_short=True) for name, group in groups])
     axes.set_ylabel("NDCG@10")
     axes.grid(visible=False, axis="x")
@@ -207,19 +208,19 @@ def _filled(rows: Sequence[ResultRow]) -> dict[str, Bins]:
     bins = {
         row.name: [b for b in row.calibration["bins"] if b["count"] >= FEWEST_ROWS] for row in rows if row.calibration
     }
-    return {name: each for name, each in bins.items() if each}
+    return {name: model_bins for name, model_bins in bins.items() if model_bins}
 
 
 def _draw_reliability(models: Mapping[str, Bins], run: Run, colour: Mapping[str, str], axes: Axes) -> Legend:
     """Accuracy over mean confidence of each bin; the size of a mark shows the bin's share of the rows."""
     legend = {}
     for name, bins in models.items():
-        points = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
-        total = sum(each["count"] for each in bins)
-        sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * each["count"] / total for each in bins]
+        points = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+        total = sum(b["count"] for b in bins)
+        sizes = [SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * b["count"] / total for b in bins]
         (legend[run.title(name)],) = axes.plot(*points, color=colour[name], linewidth=1, alpha=0.7)
         axes.scatter(*points, sizes, color=colour[name])
-    limit = 1.05 * max(each[name] for bins in models.values() for each in bins for name in ("confidence", "accuracy"))
+    limit = 1.05 * max(b[name] for bins in models.values() for b in bins for name in ("confidence", "accuracy"))
     (legend["calibrated"],) = axes.plot([0, limit], [0, limit], "--", color=MUTED, linewidth=1)
     axes.set(xlabel=f"mean confidence of a bin of at least {FEWEST_ROWS} rows", ylabel="accuracy")
     return legend
@@ -241,16 +242,16 @@ def _draw_time(run: Run, axes: Axes) -> Legend:
     left, legend = [0.0] * len(stages), {}
     for (title, values), fill in zip({"busy": busy, **waits}.items(), (STUDENT, ENSEMBLE, BASE), strict=True):
         legend[title] = axes.barh(range(len(stages)), values, 0.7, left=left, color=fill)
-        left = [one + other for one, other in zip(left, values, strict=True)]
-    for place, seconds in enumerate(whole):
-        end_label(axes, place, seconds, f"{seconds:,.1f}")
+        left = [start + width for start, width in zip(left, values, strict=True)]
+    for row, seconds in enumerate(whole):
+        end_label(axes, row, seconds, f"{seconds:,.1f}")
     finish_bars(axes, stages)
     axes.set_xlabel(f"seconds; {sum(whole):,.0f} in all")
     return legend
 
 
 def _mean(usage: Sequence[Mapping[str, float]], key: str) -> float:
-    return sum(each.get(key, 0.0) for each in usage) / max(len(usage), 1)
+    return sum(rank.get(key, 0.0) for rank in usage) / max(len(usage), 1)
 
 
 def _draw_memory(run: Run, axes: Axes) -> Legend:

@@ -1,4 +1,4 @@
-"""The evaluation of a run's models as sections of its report; metrics that were not requested have no section."""
+"""The evaluation of a run's models as sections of its report; metrics that were not computed have no section."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,9 +6,8 @@ from typing import Any
 
 from csrec_dist.evaluation.options import GROUPINGS, NUM_BINS, metric_title
 from csrec_dist.report.answer import ANSWERED, SELECTED
-from csrec_dist.report.document import Block, Cell, Fold, Picture, Section, Table, Text, best_of
-from csrec_dist.report.names import group_title, list_title
-from csrec_dist.report.tables import NONE, figure
+from csrec_dist.report.document import NONE, Block, Cell, Fold, Picture, Section, Table, Text, best_of
+from csrec_dist.report.names import figure, group_title, list_title
 from csrec_dist.runs.run import ResultRow, Run
 
 OF_TRUE = "_true"
@@ -85,11 +84,11 @@ def _others(title: str, names: Sequence[str], models: Models) -> Iterator[Fold]:
 
 def _by_model(names: Sequence[str], models: Models) -> Iterator[Table]:
     """A table of these metrics with a row for each model that has some; the best of each column is marked."""
-    shown = {title: metrics for title, metrics in models.items() if metrics}
-    if not names or not shown:
+    evaluated = {title: metrics for title, metrics in models.items() if metrics}
+    if not names or not evaluated:
         return
-    columns = [_column(name, [metrics.get(name) for metrics in shown.values()]) for name in names]
-    rows = [(title, *cells) for title, cells in zip(shown, zip(*columns, strict=True), strict=True)]
+    columns = [_column(name, [metrics.get(name) for metrics in evaluated.values()]) for name in names]
+    rows = [(title, *cells) for title, cells in zip(evaluated, zip(*columns, strict=True), strict=True)]
     yield Table.of(("model", *(_title(name) for name in names)), rows)
 
 
@@ -194,5 +193,5 @@ def _diversity(diversity: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def shown(pictures: Pictures, *names: str) -> Iterator[Picture]:
-    """Those of the pictures that there are."""
+    """The pictures of these names, as far as there was data to draw them."""
     return (pictures[name] for name in names if name in pictures)

@@ -1,4 +1,9 @@
-"""How readers call the groups, lists and differences of metrics.json."""
+"""How readers see metrics.json: names of groups and lists, and numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from csrec_dist.report.document import NONE
 
 GROUP_TITLES = {
     "popular_20%": "most popular 20% of the items",
@@ -31,3 +36,18 @@ def group_title(name: str, group: str, is_short: bool = False) -> str:
 def list_title(metric: str) -> str:
     """Coverage@10, Gini index@10, Average popularity@10."""
     return metric.replace("_", " ").capitalize().replace("Gini", "Gini index")
+
+
+def figure(metrics: Mapping[str, float | None], name: str) -> str:
+    """A metric with four decimals, or a dash if it is missing."""
+    value = metrics.get(name)
+    return NONE if value is None else f"{value:.4f}"
+
+
+def number(value: Any) -> str:
+    """A statistic: separated thousands, six significant digits, a dash for none."""
+    if value is None:
+        return NONE
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)

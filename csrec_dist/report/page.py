@@ -12,7 +12,7 @@ from csrec_dist.report.costs import (
     stages_section,
     training_section,
 )
-from csrec_dist.report.document import Block, Code, Fold, Page, Section, Text, to_markdown
+from csrec_dist.report.document import Block, Code, Fold, Page, Section, Text, to_html, to_markdown
 from csrec_dist.report.findings import (
     Pictures,
     calibration_section,
@@ -20,24 +20,24 @@ from csrec_dist.report.findings import (
     groups_section,
     lists_section,
     metrics_section,
-    shown,
 )
 from csrec_dist.runs.run import Run
 
 
-def write_report(folder: Path | str) -> Path:
+def write_report(run: Ranked | Path | str) -> Path:
     """Write report/report.md, report.html and the charts of a run, finished or not; return the path of the HTML page.
 
     Raises:
         UserError: the folder is not the folder of a run.
     """
-    run = Run.open(folder)
-    from csrec_dist.report.figures import draw_figures  # here, as importing matplotlib takes a while
+    ranked = run if isinstance(run, Ranked) else Ranked.open(run)
+    from csrec_dist.report.figures import draw_figures  # after the check: importing matplotlib takes a while
 
-    ranked, target = Ranked(run), run.folder / "report"
-    page = Page.of(f"Run {run.config.name}", facts(run), _sections(run, ranked, draw_figures(run, ranked, target)))
-    write_pages(page, target / "report")
-    return target / "report.html"
+    folder = ranked.run.folder / "report"
+    sections = _sections(ranked, draw_figures(ranked, folder))
+    page = Page.of(f"Run {ranked.run.config.name}", facts(ranked.run), sections)
+    write_pages(page, folder / "report")
+    return folder / "report.html"
 
 
 def write_pages(page: Page, stem: Path) -> None:
@@ -48,8 +48,6 @@ def write_pages(page: Page, stem: Path) -> None:
 
 def write_html(page: Page, path: Path) -> Path:
     """Write a page as one HTML file; its path."""
-    from csrec_dist.report.html import to_html
-
     write_text(path, to_html(page))
     return path
 
@@ -57,20 +55,21 @@ def write_html(page: Page, path: Path) -> Path:
 def facts(run: Run) -> Mapping[str, str]:
     """What a run is, in a line."""
     config = run.config
-    known = {"method": config.method, "model": config.model.name, "seed": str(config.seed)}
+    values = {"method": config.method, "model": config.model.name, "seed": str(config.seed)}
     if (run.dataset_folder / "dataset.json").exists():
-        known["source"] = str(run.dataset.info.get("source", {}).get("name", run.dataset_folder))
-        known["items"] = f"{run.dataset.num_items:,}"
-        known["test rows"] = f"{run.dataset.splits['test'].num_rows:,}"
-    return known
+        values["source"] = str(run.dataset.info.get("source", {}).get("name", run.dataset_folder))
+        values["items"] = f"{run.dataset.num_items:,}"
+        values["test rows"] = f"{run.dataset.splits['test'].num_rows:,}"
+    return values
 
 
-def _sections(run: Run, ranked: Ranked, pictures: Pictures) -> Iterator[Section]:
+def _sections(ranked: Ranked, pictures: Pictures) -> Iterator[Section]:
+    run = ranked.run
     unfinished: list[Block] = []
     if run.missing:
         unfinished = [Text(f"This run is not finished. Missing stages: {', '.join(run.missing)}.", is_strong=True)]
-    answer = run_answer(run, ranked)
-    yield Section.of("Answer", [answer, *unfinished, *shown(pictures, *METRICS), *comparison_blocks(run, ranked)])
+    charts = [pictures[metric] for metric in METRICS if metric in pictures]
+    yield Section.of("Answer", [run_answer(ranked), *unfinished, *charts, *comparison_blocks(ranked)])
     yield metrics_section(run)
     yield training_section(run, pictures)
     yield groups_section(run.results, pictures)

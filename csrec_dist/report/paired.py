@@ -10,11 +10,10 @@ import polars as pl
 from rich.table import Table
 
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation.options import metric_title
 from csrec_dist.evaluation.per_row import rating_group
 from csrec_dist.evaluation.significance import Line, compare_ranks
 from csrec_dist.files import changed_keys
-from csrec_dist.report.document import NONE
+from csrec_dist.report.differences import metrics_table
 from csrec_dist.runs.inputs import protocol
 from csrec_dist.runs.run import Evaluated, Run
 
@@ -109,11 +108,11 @@ def _paired_by_seed(first: list[Evaluated], second: list[Evaluated]) -> tuple[li
 
 
 def _check_protocol(models: list[Evaluated]) -> None:
-    one, *others = models
+    first, *others = models
     for other in others:
-        if differing := changed_keys(protocol(one.run), protocol(other.run)):
+        if differing := changed_keys(protocol(first.run), protocol(other.run)):
             raise UserError(
-                f"{one.name} and {other.name} cannot be compared: they were evaluated with different "
+                f"{first.name} and {other.name} cannot be compared: they were evaluated with different "
                 f"{' and '.join(differing)}. Compare runs with the same dataset and evaluation options."
             )
 
@@ -134,30 +133,14 @@ def _check_rows(sides: Sequence[list[Evaluated]], tables: list[list[pl.DataFrame
 def comparison_table(comparison: Comparison) -> Table:
     """The comparison for the terminal; * marks p < 0.05."""
     first, second = (", ".join(names) for names in (comparison.first, comparison.second))
-    table = Table(
-        title=f"A  {first}\nB  {second}", title_justify="left", caption="* p < 0.05, paired t-test over users"
-    )
-    table.add_column("metric", no_wrap=True)
-    for name in ("rows", "A", "B", "B − A", "%", "95 % interval", "p", *["seeds B > A"] * (len(comparison.first) > 1)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in comparison.lines:
-        table.add_row(metric_title(line.metric), *_cells(line), style="bold" if line.paired.is_significant else None)
+    caption = "* p < 0.05, paired t-test over users"
+    table = Table(title=f"A  {first}\nB  {second}", title_justify="left", caption=caption)
+    cells = metrics_table(comparison.lines)
+    for number, name in enumerate(cells.header):
+        table.add_column(name, justify="right" if number >= cells.num_names else "left", no_wrap=True)
+    for row, line in zip(cells.rows, comparison.lines, strict=True):
+        texts = [cell.text for cell in row]
+        mark = "*" if line.paired.is_significant else " "
+        texts[cells.header.index("p")] += mark
+        table.add_row(*texts, style="bold" if line.paired.is_significant else None)
     return table
-
-
-def _cells(line: Line) -> list[str]:
-    test = line.paired
-    change = f"{test.difference / test.first:+.1%}" if test.first else NONE
-    mark = "*" if test.is_significant else " "
-    num_seeds = len(line.differences)
-    better = [f"{sum(value > 0 for value in line.differences)} of {num_seeds}"] if num_seeds > 1 else []
-    return [
-        f"{test.count:,}",
-        f"{test.first:.4f}",
-        f"{test.second:.4f}",
-        f"{test.difference:+.4f}",
-        change,
-        f"{test.low:+.4f} … {test.high:+.4f}",
-        f"{test.p_value:.2g}{mark}",
-        *better,
-    ]

@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from csrec_dist.evaluation.options import metric_title
 from csrec_dist.files import fingerprint
+from csrec_dist.report.answer import ALSO, ANSWERED
 from csrec_dist.report.document import NONE
 from csrec_dist.runs.inputs import repeated_settings
 from csrec_dist.runs.run import Run
-
-METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def group_runs(folders: Sequence[Path | str]) -> list[Group]:
         by_settings[fingerprint(repeated_settings(run.config))].append(run)
     groups = list(by_settings.values())
     settings = [repeated_settings(runs[0].config) for runs in groups]
-    keys = sorted({key for each in settings for key in each})
-    varied = [key for key in keys if len({fingerprint(each.get(key)) for each in settings}) > 1]
+    keys = sorted({key for values in settings for key in values})
+    varied = [key for key in keys if len({fingerprint(values.get(key)) for values in settings}) > 1]
     return [
-        Group(tuple(runs), {key: str(each[key]) for key in varied if key in each})
-        for runs, each in zip(groups, settings, strict=True)
+        Group(tuple(runs), {key: str(values[key]) for key in varied if key in values})
+        for runs, values in zip(groups, settings, strict=True)
     ]
 
 
@@ -75,7 +75,7 @@ def runs_table(folders: Sequence[Path | str]) -> Table:
     """
     table = Table(title="full catalog, test", title_justify="left")
     table.add_column("runs", overflow="fold")
-    for name in ("model", "seeds", *METRICS.values()):
+    for name in ("model", "seeds", *map(metric_title, (ALSO, ANSWERED))):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     for group in group_runs(folders):
         models = group.models
@@ -85,7 +85,7 @@ def runs_table(folders: Sequence[Path | str]) -> Table:
             "\n".join(str(sum(map(bool, rows))) for rows in models.values()),
             *(
                 "\n".join(spread([row[name] for row in rows if name in row]) for rows in models.values())
-                for name in METRICS
+                for name in (ALSO, ANSWERED)
             ),
             end_section=True,
         )

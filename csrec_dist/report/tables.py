@@ -1,43 +1,13 @@
-"""A run's results on the terminal, and how figures are written: metrics, stages, and where the time went."""
+"""A run's results on the terminal: metrics, stages, and the answer of its report."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from csrec_dist.report.answer import Ranked, run_answer
-from csrec_dist.report.document import NONE
+from csrec_dist.report.names import figure
 from csrec_dist.runs.run import ResultRow, Run
-
-TIMES = {"waited for data": "data_wait_seconds", "waited for others": "collective_wait_seconds"}
-HEADER = ("busy", *TIMES)
-MOST_RANKS = 4
-
-
-def time_shares(run: Run, stage: str) -> list[str]:
-    """A finished stage's cells under `HEADER`: shares of each rank's seconds, or their range if there are many ranks.
-
-    Waits in the gradients' all-reduce, which overlaps with the backward pass, count as busy, as does reading rows in
-    evaluation and labelling.
-    """
-    record = run.record(stage)
-    usages = record.usage if record else []
-    if not usages or any(name not in usage for usage in usages for name in TIMES.values()):
-        return [NONE] * len(HEADER)
-    waited = [
-        [usage[name] / usage["seconds"] if usage["seconds"] else 0.0 for usage in usages] for name in TIMES.values()
-    ]
-    busy = [1 - sum(shares) for shares in zip(*waited, strict=True)]
-    return [spread(shares) for shares in (busy, *waited)]
-
-
-def spread(shares: Sequence[float]) -> str:
-    """The ranks' shares; of many ranks the smallest and the largest."""
-    if len(shares) <= MOST_RANKS:
-        return ", ".join(f"{share:.0%}" for share in shares)
-    return f"{min(shares):.0%} to {max(shares):.0%}"
 
 
 def results_table(folder: Path | str) -> list[ResultRow]:
@@ -50,34 +20,29 @@ def results_table(folder: Path | str) -> list[ResultRow]:
     return Run.open(folder).results
 
 
-def figure(metrics: Mapping[str, float | None], name: str) -> str:
-    """A metric with four decimals, or a dash if it is missing."""
-    value = metrics.get(name)
-    return NONE if value is None else f"{value:.4f}"
-
-
-def print_results(folder: Path | str, console: Console) -> None:
+def print_results(run: Ranked | Path | str, console: Console) -> None:
     """Print the models' Recall@10 and NDCG@10 on test, the cost of each stage, the paths of run and report,
-    and whether soft labels helped, as the report says it.
+    and whether soft labels helped, as the report says it. A `Ranked` does its tests once for both.
 
     Raises:
         UserError: the folder is not the folder of a run.
     """
-    run = Run.open(folder)
-    console.print(_models(run))
-    if run.hidden_targets:
-        console.print(run.hidden_targets, highlight=False, soft_wrap=True)
-    console.print(_stages(run))
-    if run.missing:
-        console.print(f"Missing stages: {', '.join(run.missing)}.", highlight=False)
-    report = run.folder / "report" / "report.html"
-    for name, path in (("run", run.folder), ("report", report)):
+    ranked = run if isinstance(run, Ranked) else Ranked.open(run)
+    opened = ranked.run
+    console.print(_models(opened))
+    if opened.hidden_targets:
+        console.print(opened.hidden_targets, highlight=False, soft_wrap=True)
+    console.print(_stages(opened))
+    if opened.missing:
+        console.print(f"Missing stages: {', '.join(opened.missing)}.", highlight=False)
+    report = opened.folder / "report" / "report.html"
+    for name, path in (("run", opened.folder), ("report", report)):
         if path.exists():
             console.print(f"{name:7}{path}", markup=False, highlight=False, soft_wrap=True)
-    if run.results:
-        answer = run_answer(run, Ranked(run))
-        said = " ".join((answer.headline, *answer.details))
-        console.print(f"\n{said}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    if opened.results:
+        answer = run_answer(ranked)
+        text = " ".join((answer.headline, *answer.details))
+        console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _models(run: Run) -> Table:
@@ -97,10 +62,3 @@ def _stages(run: Run) -> Table:
     for row in run.stages:
         table.add_row(row.stage, f"{row.seconds:,.1f}", str(row.num_ranks), row.memory)
     return table
-
-
-def number(value: Any) -> str:
-    """A statistic for display: separated thousands, six significant digits, a dash for none."""
-    if value is None:
-        return NONE
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from csrec_dist.evaluation.significance import mean_interval
+from csrec_dist.cli import main
+from csrec_dist.evaluation.significance import Paired, mean_interval, paired
 from csrec_dist.files import read_json, write_record
 from csrec_dist.report import print_results, write_report
 from csrec_dist.report.answer import ANSWERED, Ranked, run_answer
 from csrec_dist.report.document import Answer
-from csrec_dist.runs.run import Run
 from tests.helpers.ranked_runs import ndcg, write_ranks
 from tests.helpers.run_folders import make_run
 
@@ -28,8 +28,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def answer_of(run: Path) -> Answer:
-    opened = Run.open(run)
-    return run_answer(opened, Ranked(opened))
+    return run_answer(Ranked.open(run))
 
 
 def test_a_gain_is_said_with_its_test(run: Path) -> None:
@@ -131,6 +130,19 @@ def test_the_terminal_ends_with_the_answer_of_the_page(run: Path, shift: int) ->
     assert max(map(len, last.splitlines())) <= 60
 
 
+def test_page_and_terminal_share_their_tests(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_ranks(run, EVEN | {"student": 3})
+    tested = []
+
+    def counted(first: np.ndarray, second: np.ndarray, **options: object) -> Paired:
+        tested.append(first)
+        return paired(first, second)
+
+    monkeypatch.setattr("csrec_dist.report.answer.paired", counted)
+    assert main(["report", str(run)]) == 0
+    assert len(tested) == 2 * 3, "two metrics, against Base and both teachers"
+
+
 def answer_part(page: str) -> str:
     """What the page has in the frame of its answer."""
     return page.partition('<div class="answer')[2].partition("</div>")[0]
@@ -139,13 +151,13 @@ def answer_part(page: str) -> str:
 def test_intervals_of_bars_are_those_of_the_mean(run: Path) -> None:
     ranks = write_ranks(run, EVEN)
     _, *bootstrapped = mean_interval(ndcg(ranks["base"]))
-    np.testing.assert_allclose(Ranked(Run.open(run)).interval("base", ANSWERED), bootstrapped, rtol=0.02)
+    np.testing.assert_allclose(Ranked.open(run).interval("base", ANSWERED), bootstrapped, rtol=0.02)
 
 
 def test_ranks_of_other_rows_are_not_compared(run: Path) -> None:
     write_ranks(run, EVEN)
     write_ranks(run, {"base": 0}, num_rows=300)
-    assert Ranked(Run.open(run)).against("base", ANSWERED) is None
+    assert Ranked.open(run).against("base", ANSWERED) is None
 
 
 def test_nothing_of_a_run_s_files_is_markup(run: Path) -> None:

@@ -19,9 +19,9 @@ from csrec_dist.report.document import (
     Text,
     best_of,
     block_markdown,
+    to_html,
     to_markdown,
 )
-from csrec_dist.report.html import to_html
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
 HOSTILE = [

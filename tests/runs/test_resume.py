@@ -200,8 +200,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_status(
 
 
 def test_where_the_time_went_is_in_tensorboard_the_book_and_the_report(unbroken: Path) -> None:
-    from csrec_dist.report import tables as times
-    from csrec_dist.report import write_report
+    from csrec_dist.report import costs, write_report
 
     busy, data = ([value for _, value in points(unbroken, f"time/{name}/max")] for name in ("busy", "data_wait"))
     assert len(busy) == len(data) == 3
@@ -209,10 +208,10 @@ def test_where_the_time_went_is_in_tensorboard_the_book_and_the_report(unbroken:
     assert usage["collective_wait_seconds"] == 0
     assert 0 < sum(data) < usage["data_wait_seconds"], "evaluation waits for data too"
     assert sum(busy) + sum(data) < usage["seconds"]
-    shares = times.time_shares(Run.open(unbroken / "small"), "distill")
+    shares = costs.time_shares(Run.open(unbroken / "small"), "distill")
     waited = usage["data_wait_seconds"] / usage["seconds"]
     assert shares == [f"{1 - waited:.0%}", f"{waited:.0%}", "0%"]
-    assert times.spread([0.5, 0.25, 0.75, 0.5, 0.5]) == "25% to 75%"
+    assert costs.shares_text([0.5, 0.25, 0.75, 0.5, 0.5]) == "25% to 75%"
     page = write_report(unbroken / "small").with_suffix(".md").read_text()
     assert "| busy | waited for data | waited for others |" in page
 
