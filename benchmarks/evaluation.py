@@ -27,7 +27,7 @@ from torch import Tensor
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.evaluation import visit
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.sweep import Asked, Found, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, SweepResult, sweep
 from csrec_dist.evaluation.visit import LANES
 
 TOP_N = 20
@@ -65,7 +65,7 @@ def plain(states: Tensor, table: PlainTable, targets: Tensor, seen: Tensor | Non
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def sweep_by_kernel(states: Tensor, table: PlainTable, asked: Asked) -> Found:
+def sweep_by_kernel(states: Tensor, table: PlainTable, asked: SweepRequest) -> SweepResult:
     """The sweep with the kernel, whether it is in use or not."""
     before, visit.KERNELS_ARE_ON = visit.KERNELS_ARE_ON, True
     try:
@@ -75,7 +75,7 @@ def sweep_by_kernel(states: Tensor, table: PlainTable, asked: Asked) -> Found:
 
 
 def differing(
-    one: Found, other: tuple[Tensor, ...], states: Tensor, table: PlainTable, targets: Tensor
+    one: SweepResult, other: tuple[Tensor, ...], states: Tensor, table: PlainTable, targets: Tensor
 ) -> dict[str, int]:
     """How many ranks and places of lists differ, all of them by items of nearly equal logits; else AssertionError."""
     ranks, items, scores, sums = other
@@ -110,7 +110,7 @@ def measure(
     table = PlainTable.whole(torch.randn(num_items, width, generator=generator).div_(width**0.5).to(device))
     targets = torch.randint(1, num_items + 1, (num_rows,), generator=generator).to(device)
     seen = torch.randint(0, num_items + 1, (num_rows, 20), generator=generator).to(device) if hide else None
-    asked = Asked(targets.unsqueeze(1), top_n=TOP_N, seen=seen, log_sums=True, top=True)
+    asked = SweepRequest(targets.unsqueeze(1), top_n=TOP_N, seen=seen, log_sums=True, top=True)
     calls: dict[str, Callable[[], Any]] = {
         "products": lambda: products(states, table),
         "sweep": lambda: sweep(Logits([states], [table]), asked),

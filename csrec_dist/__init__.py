@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 __getattr__ = attributes(
     __name__,
     {
-        "csrec_dist.api": ["CSRec", "Dataset", "load_labels"],
+        "csrec_dist.api.dataset": ["Dataset"],
+        "csrec_dist.api.run": ["CSRec", "load_labels"],
         "csrec_dist.losses": ["soft_label_loss"],
         "csrec_dist.recommend": ["Recommender"],
     },

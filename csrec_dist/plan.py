@@ -1,8 +1,9 @@
-"""An estimate of what a run does and needs, before it starts: stages, layout of the ranks, steps, bytes."""
+"""What a run will do and need, estimated before it starts: stages, layout of the ranks, steps, bytes."""
 
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -28,7 +29,7 @@ MODEL_COPIES = 8  # weights, gradients, two moments, the best weights, and a che
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One line of the plan."""
+    """One line of the plan; lines of a section stand together."""
 
     section: str
     what: str
@@ -78,9 +79,10 @@ class _Planner:
     def _members(self) -> list[ModelConfig]:
         """The models of the members; those of pretrained members come from their folders."""
         teachers = self.config.teachers
+        if not teachers.pretrained:
+            return self.config.teacher_models
         descriptions = [(read_description(folder), folder) for folder in teachers.pretrained]
-        pretrained = [each.parse_config(config_class(each.model_type), folder) for each, folder in descriptions]
-        return pretrained or self.config.teacher_models
+        return [saved.parse_config(config_class(saved.model_type), folder) for saved, folder in descriptions]
 
     def stages(self) -> list[PlanRow]:
         """Which stages are done, and which config keys have changed since."""
@@ -91,11 +93,10 @@ class _Planner:
                 PlanRow("run", stage, "to do" if run.record(stage) is None else "done")
                 for stage in stage_names(self.config)
             ),
-            *(PlanRow("run", "changed since the run began", change) for change in self._changes()),
+            *(PlanRow("run", "changed since the run began", change) for change in self._changes(run.folder)),
         ]
 
-    def _changes(self) -> list[str]:
-        folder = Run.of(self.config).folder
+    def _changes(self, folder: Path) -> list[str]:
         saved = folder / "config.yaml"
         if not saved.exists():
             return []
@@ -114,10 +115,10 @@ class _Planner:
         ]
         shards = [len(owned_shards(dataset.num_shards, rank, self.world_size)) for rank in range(self.world_size)]
         fewest, most = min(shards), max(shards)
-        of_rank = str(most) if fewest == most else f"{fewest} to {most}"
+        per_rank = str(most) if fewest == most else f"{fewest} to {most}"
         return [
             *rows,
-            PlanRow("dataset", "shards per rank", f"{of_rank} of {dataset.num_shards}"),
+            PlanRow("dataset", "shards per rank", f"{per_rank} of {dataset.num_shards}"),
             PlanRow("dataset", "most ranks", f"{dataset.num_shards}; `csrec-dist reshard` makes a dataset for more"),
         ]
 
@@ -178,11 +179,12 @@ class _Planner:
         tables = sum(member.item_table for member in members) if has_tables else 0
         trained = [] if self.config.teachers.pretrained else members
         parts = self.config.distributed.catalog_parallel
-        of_rank = [model.of_rank(parts) for model in (student, *trained)]
-        peak = max(MODEL_COPIES * of_rank[0] + tables // parts, *(MODEL_COPIES * size for size in of_rank))
+        # The student is trained beside the labels' item tables, a teacher alone.
+        of_student = MODEL_COPIES * student.of_rank(parts) + tables // parts
+        peak = max([of_student, *(MODEL_COPIES * teacher.of_rank(parts) for teacher in trained)])
         num_shards = self._dataset.num_shards
-        num_own = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
-        num_windows = -(-Run.of(self.config).training.batch_size * num_own // num_shards)
+        most_shards = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
+        num_windows = -(-Run.of(self.config).training.batch_size * most_shards // num_shards)
         text = f"{mebibytes(peak)} and the activations of about {num_windows} windows"
         names = self.config.member_names
         rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
@@ -202,13 +204,15 @@ class _Planner:
         widths = [members[name].width for name in self.config.labelling_names]
         options = self.config.labels
         dtype = "float16" if options.dtype == "auto" else options.dtype
-        of_one = examples, items, widths, has_bias, options.combine, dtype, options.keep
-        return [
-            PlanRow("bytes", f"soft labels, {form}{' (used)' * (form == options.form)}", mebibytes(size))
-            for form, size in ((form, label_bytes(form, *of_one)) for form in FORMS)
-        ] + [
-            PlanRow("bytes", "soft labels", f"in {dtype}; form and number type are chosen when the labels are written")
-        ] * ("auto" in (options.form, options.dtype))
+        rows = []
+        for form in FORMS:
+            size = label_bytes(form, examples, items, widths, has_bias, options.combine, dtype, options.keep)
+            used = " (used)" if form == options.form else ""
+            rows.append(PlanRow("bytes", f"soft labels, {form}{used}", mebibytes(size)))
+        if "auto" in (options.form, options.dtype):
+            text = f"in {dtype}; form and number type are chosen when the labels are written"
+            rows.append(PlanRow("bytes", "soft labels", text))
+        return rows
 
     def _size(self, config: ModelConfig) -> "ModelSize":
         assert self._dataset is not None
@@ -226,7 +230,7 @@ class ModelSize:
     @classmethod
     def of(cls, config: ModelConfig, dataset: Dataset) -> Self:
         """Of a model of this dataset, which is not built."""
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes without memory
             model = model_class(config.name)(config, dataset.num_items, dataset.window - 1)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         table = model.item_table.weight.numel()
@@ -238,6 +242,7 @@ class ModelSize:
 
     @property
     def text(self) -> str:
+        """The weights and what training adds to them."""
         return (
             f"{mebibytes(self.parameters)} ({mebibytes(self.item_table)} of it the item table), "
             f"gradients the same, Adam's states {mebibytes(2 * self.parameters)}"

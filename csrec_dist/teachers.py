@@ -95,10 +95,10 @@ class TeacherModule:
     @property
     def rounds(self) -> list[tuple[Member, ...]]:
         """Members that can be trained side by side, then those that are regularised by them."""
-        first = tuple(member for member in self.members if member.regularised_by is None)
-        then = tuple(member for member in self.members if member.regularised_by is not None)
-        assert {member.regularised_by for member in then} <= {member.name for member in first}
-        return [part for part in (first, then) if part]
+        independent = tuple(member for member in self.members if member.regularised_by is None)
+        regularised = tuple(member for member in self.members if member.regularised_by is not None)
+        assert {member.regularised_by for member in regularised} <= {member.name for member in independent}
+        return [members for members in (independent, regularised) if members]
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-import csrec_dist.api
+import csrec_dist.api.dataset
+import csrec_dist.api.run
 import csrec_dist.recommend.recommender
 from csrec_dist import Recommender
 from tests.helpers.shop import fit_shop
 
 WITHOUT = {
-    "csrec_dist.api.CSRec.folder",
-    "csrec_dist.api.Dataset.push_to_hub",
+    "csrec_dist.api.run.CSRec.folder",
+    "csrec_dist.api.dataset.Dataset.push_to_hub",
     "csrec_dist.recommend.recommender.Recommender.of_run",
     "csrec_dist.recommend.recommender.Recommender.push_to_hub",  # tests/helpers/hub.py is a server for them
 }
-MODULES = (csrec_dist.api, csrec_dist.recommend.recommender)
+MODULES = (csrec_dist.api.dataset, csrec_dist.api.run, csrec_dist.recommend.recommender)
 EXAMPLES = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]
 
 
@@ -45,8 +46,8 @@ def test_the_example_of_a_docstring(
 def test_every_method_of_the_api_has_an_example() -> None:
     named = {example.name for example in EXAMPLES}
     for module, owner in (
-        ("csrec_dist.api", csrec_dist.api.CSRec),
-        ("csrec_dist.api", csrec_dist.api.Dataset),
+        ("csrec_dist.api.run", csrec_dist.CSRec),
+        ("csrec_dist.api.dataset", csrec_dist.Dataset),
         ("csrec_dist.recommend.recommender", Recommender),
     ):
         public = [name for name in vars(owner) if not name.startswith("_") and vars(owner)[name].__doc__]

@@ -1,4 +1,4 @@
-"""What `csrec-dist bench` prints and writes. A comparison imports no torch."""
+"""What `csrec-dist bench` prints and writes. Comparing two results imports no torch."""
 
 import platform
 from datetime import datetime

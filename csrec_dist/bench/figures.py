@@ -24,32 +24,29 @@ def stage_figures(run: MeasuredRun, stage: str, warmup: int, flops: RunFlops) ->
 
 def _of_training(run: MeasuredRun, stage: str, warmup: int, flops: RunFlops) -> StageFigures:
     """The figures of a stage that trains, from the steps of all ranks."""
-    own = [asdict(training) for training in trainings(run.logs, stage, warmup)]
-    ranks = [[Training(**each) for each in part] for part in run.runtime.gather(own)]
-    steps = np.array([1e3 * seconds for part in ranks for each in part for seconds in each.seconds])
-    seconds = [sum(sum(each.seconds) for each in part) for part in ranks]
+    gathered = run.runtime.gather([asdict(training) for training in trainings(run.logs, stage, warmup)])
+    ranks = [[Training(**values) for values in of_rank] for of_rank in gathered]
+    seconds = [sum(sum(training.seconds) for training in of_rank) for of_rank in ranks]
+    milliseconds = np.array([1e3 * step for of_rank in ranks for training in of_rank for step in training.seconds])
+    p50, p90, p99, largest = np.percentile(milliseconds, (50, 90, 99, 100)).tolist()
 
     def per_second(value: Callable[[Training], float]) -> list[float]:
-        return [sum(map(value, part)) / total if total else 0.0 for part, total in zip(ranks, seconds, strict=True)]
+        return [
+            sum(map(value, of_rank)) / total if total else 0.0 for of_rank, total in zip(ranks, seconds, strict=True)
+        ]
 
     return StageFigures(
         seconds=_slowest(run, stage),
-        examples=[sum(each.examples for each in part) for part in ranks],
-        examples_per_second=per_second(lambda each: each.counted_examples),
-        steps=StepTimes(
-            num=len(steps), **dict(zip(("p50", "p90", "p99", "largest"), _percentiles(steps), strict=True))
-        ),
-        data_wait=per_second(lambda each: each.data_wait),
-        rank_wait=per_second(lambda each: each.rank_wait),
-        teraflops=per_second(lambda each: each.counted_examples * flops.training[each.name] / 1e12),
+        examples=[sum(training.examples for training in of_rank) for of_rank in ranks],
+        examples_per_second=per_second(lambda training: training.counted_examples),
+        steps=StepTimes(num=len(milliseconds), p50=p50, p90=p90, p99=p99, largest=largest),
+        data_wait=per_second(lambda training: training.data_wait),
+        rank_wait=per_second(lambda training: training.rank_wait),
+        teraflops=per_second(lambda training: training.counted_examples * flops.training[training.name] / 1e12),
         peak_memory_mib=_memory(run, stage),
         labels_gb_per_second=None,
         one_rank_examples_per_second=None,
     )
-
-
-def _percentiles(values: np.ndarray) -> list[float]:
-    return np.percentile(values, (50, 90, 99, 100)).tolist()
 
 
 def _of_pass(run: MeasuredRun, stage: str, flops: RunFlops) -> StageFigures:
@@ -61,8 +58,8 @@ def _of_pass(run: MeasuredRun, stage: str, flops: RunFlops) -> StageFigures:
         examples=examples,
         examples_per_second=[number / seconds for number in examples],
         steps=None,
-        data_wait=[each["data_wait_seconds"] / each["seconds"] for each in usage],
-        rank_wait=[each["collective_wait_seconds"] / each["seconds"] for each in usage],
+        data_wait=[rank["data_wait_seconds"] / rank["seconds"] for rank in usage],
+        rank_wait=[rank["collective_wait_seconds"] / rank["seconds"] for rank in usage],
         teraflops=[number / seconds / 1e12 for number in operations],
         peak_memory_mib=_memory(run, stage),
         labels_gb_per_second=None,
@@ -71,7 +68,7 @@ def _of_pass(run: MeasuredRun, stage: str, flops: RunFlops) -> StageFigures:
 
 
 def _labelled(run: MeasuredRun, flops: RunFlops) -> tuple[list[int], list[float]]:
-    """The examples whose labels each rank wrote, and the operations that made them: a column's ranks share these."""
+    """The examples whose labels each rank wrote, and the operations for them, which the ranks of a column share."""
     split = run.dataset.splits["train"]
     examples = [sum(split.shard_examples[shard] for shard in shards) for shards in _shards(run)]
     return examples, [number * flops.labelling for number in examples]
@@ -83,7 +80,7 @@ def _ranked(run: MeasuredRun, flops: RunFlops) -> tuple[list[int], list[float]]:
     for shards in _shards(run):
         rows = {name: sum(split.shard_rows[shard] for shard in shards) for name, split in run.dataset.splits.items()}
         examples.append(sum(rows[split] for _, split in passes(run)))
-        operations.append(sum(rows[split] * of_row for split, of_row in flops.evaluation))
+        operations.append(sum(rows[split] * row_flops for split, row_flops in flops.evaluation))
     return examples, operations
 
 
@@ -97,8 +94,8 @@ def _usage(run: MeasuredRun, stage: str) -> list[dict[str, float]]:
 
 
 def _slowest(run: MeasuredRun, stage: str) -> float:
-    return max(each["seconds"] for each in _usage(run, stage))
+    return max(rank["seconds"] for rank in _usage(run, stage))
 
 
 def _memory(run: MeasuredRun, stage: str) -> list[float]:
-    return [each["peak_memory_mib"] for each in _usage(run, stage)]
+    return [rank["peak_memory_mib"] for rank in _usage(run, stage)]

@@ -11,9 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from csrec_dist import models
-from csrec_dist.data.batches import Batch, to_batch
+from csrec_dist.data.batches import Batch, question, to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.evaluation.scoring import question
 from csrec_dist.labels import read_index
 from csrec_dist.models import ModelConfig, config_class
 from csrec_dist.models.pretrained import read_description
@@ -51,8 +50,8 @@ def encoder_flops(config: ModelConfig, train: Batch, valid: Batch, window: int) 
     inputs = model.inputs(train, 0)
 
     def forward_and_backward() -> None:
-        given = model.training_states(inputs)
-        sum((part.sum() for part in given.views or ()), given.states.sum()).backward()
+        outputs = model.training_states(inputs)
+        sum((view.sum() for view in outputs.views or ()), outputs.states.sum()).backward()
 
     training = _count(forward_and_backward)
     model.eval()
@@ -91,10 +90,13 @@ def run_flops(run: ActiveRun) -> RunFlops:
     """Of a run whose models are all trained."""
     dataset = run.dataset
     train, valid = first_rows(dataset, "train"), first_rows(dataset, "valid")
-    configs = {name: _config_of(run, name) for name in trained_models(run)}
-    distinct = {str(config): config for config in configs.values()}
-    counted = {key: encoder_flops(config, train, valid, dataset.window) for key, config in distinct.items()}
-    encoders = {name: counted[str(config)] for name, config in configs.items()}
+    configs: dict[str, ModelConfig] = {}
+    for name, folder in trained_models(run).items():
+        description = read_description(folder)
+        configs[name] = description.parse_config(config_class(description.model_type), folder)
+    distinct = {str(config): config for config in configs.values()}  # equal models are counted once
+    counts = {key: encoder_flops(config, train, valid, dataset.window) for key, config in distinct.items()}
+    encoders = {name: counts[str(config)] for name, config in configs.items()}
     widths = {name: config.width for name, config in configs.items()}
     ranking = {name: encoders[name].ranking + 2 * dataset.num_items * widths[name] for name in configs}
     return RunFlops(
@@ -110,36 +112,31 @@ def passes(run: ActiveRun) -> list[tuple[str, str]]:
     Members pass test again as the teacher ensemble, and once more where they are compared with each other.
     """
     config = run.config
-    found = [(name, split) for name in trained_models(run) for split in ("valid", "test")]
+    ranked = [(name, split) for name in trained_models(run) for split in ("valid", "test")]
     if len(config.labelling_names) > 1:
-        found += [(name, "test") for name in config.labelling_names]
+        ranked += [(name, "test") for name in config.labelling_names]
     if config.evaluation.diversity and len(config.member_names) > 1:
-        found += [(name, "test") for name in config.member_names]
-    return found
-
-
-def _config_of(run: ActiveRun, name: str) -> ModelConfig:
-    folder = trained_models(run)[name]
-    description = read_description(folder)
-    return description.parse_config(config_class(description.model_type), folder)
+        ranked += [(name, "test") for name in config.member_names]
+    return ranked
 
 
 def _training(run: ActiveRun, encoders: dict[str, EncoderFlops], widths: dict[str, int]) -> dict[str, float]:
-    config, num_items, student = run.config, run.dataset.num_items, widths["student"]
-    soft = loss_flops(num_items, student, _label_width(run, widths))
-    found = {"distill": encoders["student"].training + soft}
+    """Of each training by the name of its log."""
+    config, num_items, width = run.config, run.dataset.num_items, widths["student"]
+    distillation = loss_flops(num_items, width, _label_width(run, widths))
+    flops = {"distill": encoders["student"].training + distillation}
     if config.baseline:
-        found["baseline"] = encoders["base"].training + loss_flops(num_items, student)
+        flops["baseline"] = encoders["base"].training + loss_flops(num_items, width)
     for member in () if config.teachers.pretrained else config.module.members:
         noise = config.teachers.noise_rank if member.regularised_by and config.teachers.expectation else 0
         regulariser = widths[member.regularised_by] if member.regularised_by else 0
         loss = loss_flops(num_items, widths[member.name], regulariser, noise)
-        found[f"teach/{member.name}"] = encoders[member.name].training + loss
-    return found
+        flops[f"teach/{member.name}"] = encoders[member.name].training + loss
+    return flops
 
 
 def _label_width(run: ActiveRun, widths: dict[str, int]) -> int:
-    """Columns of the tables that labels are made of in the loss; stored logits need no product."""
+    """Columns of the tables that the loss multiplies to have the labels' logits; stored logits need no product."""
     is_read = run.config.num_members > 0 and run.config.training.beta > 0
     if not is_read or read_index(run.folder / "labels").form != "factored":
         return 0

@@ -63,30 +63,30 @@ def all_reduce_seconds(runtime: Runtime, num_bytes: int) -> float:
 
 
 def _times(runtime: Runtime, work: Callable[[], object]) -> list[float]:
-    """Seconds of some work, after one time that does not count."""
-    found = []
+    """Seconds of each repetition of some work; the first is not counted."""
+    seconds = []
     for _ in range(1 + REPEATS):
         runtime.world.barrier()
         begin = time.perf_counter()
         work()
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - begin)
-    return found[1:]
+        seconds.append(time.perf_counter() - begin)
+    return seconds[1:]
 
 
 def disk_seconds(runtime: Runtime, folder: Path, num_bytes: int) -> Disk:
-    """Write a file of this rank's share of so many bytes, and read it after the system was told to forget it."""
-    own = min(max(num_bytes // runtime.world_size, 1), MOST_DISK_BYTES)
-    path, block = folder / f"disk-{runtime.rank}", memoryview(secrets.token_bytes(min(own, BLOCK)))
+    """Write a file of this rank's share of so many bytes, and read it again from the disk, not from the page cache."""
+    size = min(max(num_bytes // runtime.world_size, 1), MOST_DISK_BYTES)
+    path, block = folder / f"disk-{runtime.rank}", memoryview(secrets.token_bytes(min(size, BLOCK)))
     runtime.world.barrier()
     begin = time.perf_counter()
     with open(path, "wb", buffering=0) as file:
-        for first in range(0, own, len(block)):
-            file.write(block[: own - first])
+        for first in range(0, size, len(block)):
+            file.write(block[: size - first])
         os.fsync(file.fileno())
     write_seconds = time.perf_counter() - begin
-    forget(path)
+    drop_from_page_cache(path)
     runtime.world.barrier()
     begin = time.perf_counter()
     with open(path, "rb", buffering=0) as file:
@@ -94,11 +94,11 @@ def disk_seconds(runtime: Runtime, folder: Path, num_bytes: int) -> Disk:
             pass
     read_seconds = time.perf_counter() - begin
     path.unlink()
-    slowest = [max(each) for each in zip(*runtime.gather([write_seconds, read_seconds]), strict=True)]
-    return Disk(own * runtime.world_size, *slowest)
+    slowest = [max(seconds) for seconds in zip(*runtime.gather([write_seconds, read_seconds]), strict=True)]
+    return Disk(size * runtime.world_size, *slowest)
 
 
-def forget(path: Path) -> None:
+def drop_from_page_cache(path: Path) -> None:
     """Tell Linux that a file will not be read soon, so that the next read comes from the disk."""
     if sys.platform != "linux":
         return
@@ -109,14 +109,14 @@ def forget(path: Path) -> None:
 def label_reads(run: ActiveRun, num_steps: int) -> tuple[int, float]:
     """Bytes of the labels that this rank reads for the first steps of an epoch, and the seconds that it takes.
 
-    They are read in the order of training, from a cold disk where the system forgets them.
+    They are read in the order of training; on Linux from the disk, as at the first epoch of a large cache.
     """
     runtime, training = run.runtime, run.config.training
-    gc.collect()  # what is still mapped is not forgotten
+    gc.collect()  # pages that are still mapped would stay in the page cache
     runtime.world.barrier()
-    if runtime.rank == runtime.node:  # the first of this machine
+    if runtime.rank == runtime.node:  # the first rank of this machine
         for path in (run.folder / "labels").glob("labels-*"):
-            forget(path)
+            drop_from_page_cache(path)
     labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
     stream = run.dataset.stream(
         "train",

@@ -17,25 +17,25 @@ PACKAGES = ("torch", "accelerate", "datasets", "safetensors", "triton", "deepspe
 
 def machines_of(runtime: Runtime) -> list[Machine]:
     """Each machine once, with its ranks: those whose node's first rank is the same."""
-    own: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "name": platform.node(),
         "processor": processor(),
         "cpus": num_usable_cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
-    nodes: dict[int, list[int]] = {}
-    found = runtime.gather([runtime.node, own])
-    for rank, (node, _) in enumerate(found):
-        nodes.setdefault(node, []).append(rank)
-    return [Machine(**found[ranks[0]][1], ranks=ranks) for ranks in nodes.values()]
+    ranks_of: dict[int, list[int]] = {}
+    gathered = runtime.gather([runtime.node, machine])
+    for rank, (node, _) in enumerate(gathered):
+        ranks_of.setdefault(node, []).append(rank)
+    return [Machine(**gathered[ranks[0]][1], ranks=ranks) for ranks in ranks_of.values()]
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides a benchmark's speed, by name: the commit, Python, the packages, CUDA."""
-    found = {"csrec_dist": commit(), "python": platform.python_version()}
+    installed = {"csrec_dist": commit(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+    return installed | ({"cuda": torch.version.cuda} if torch.version.cuda else {})

@@ -1,4 +1,4 @@
-"""The order of a benchmark: a log, a run that warms up, the run that is measured, the limits, and a run on one rank."""
+"""A benchmark in its order: a log, a run that warms up, the run that is measured, the limits, and a run on one rank."""
 
 import shutil
 import tempfile
@@ -17,9 +17,8 @@ from csrec_dist.bench.figures import stage_figures
 from csrec_dist.bench.flops import RunFlops, run_flops
 from csrec_dist.bench.machines import machines_of, versions
 from csrec_dist.bench.result import AllReduce, Limits, Log, Result, StageFigures
-from csrec_dist.bench.settings import Settings, batch_size_of
+from csrec_dist.bench.settings import Settings, batch_size_of, write_log
 from csrec_dist.bench.steps import MeasuredRun
-from csrec_dist.bench.synthetic import write_log
 from csrec_dist.config import Config
 from csrec_dist.data.order import EpochOrder, RowSample
 from csrec_dist.distributed import Runtime
@@ -31,7 +30,7 @@ from csrec_dist.runs.pipeline import work_on
 from csrec_dist.runs.run import stage_names
 
 PLACES = {"name", "output", "dataset.source", "dataset.path"}
-"""Keys that say where something is: they make no difference between two benchmarks."""
+"""Keys that say where something is, which does not make two benchmarks differ."""
 
 
 def measure(
@@ -39,7 +38,7 @@ def measure(
 ) -> Result:
     """Do the benchmark; every rank calls this, and every rank gets the result of rank 0.
 
-    All files lie in a new folder beside `output` until the end. `say` gets what is done now, on rank 0.
+    All files lie in a new folder beside `output` until the end. `say` is called on rank 0 with what begins.
 
     Raises:
         UserError: a setting does not fit, or the log is too small for a training to have a step that counts.
@@ -77,7 +76,7 @@ class _Benchmark:
     keep_threads: bool
 
     def result(self) -> Result:
-        """All that is measured, in its order."""
+        """All that is measured, in the order of the measurements."""
         config = self.settings.measured(self.runtime.world_size, self.folder)
         run = MeasuredRun(config, self.runtime)
         self.tell("preparing the log")
@@ -116,7 +115,7 @@ class _Benchmark:
             )
 
     def _warm_up(self, run: MeasuredRun) -> None:
-        """Do all stages with the same models and batches on a small log, so that all that is done once is done."""
+        """Do all stages with the same models and batches on a small log: what a process does once is not measured."""
         config = self.settings.warming_up(run.config, self.runtime.world_size, self.folder)
         num_users = max(self.settings.warmup * batch_size_of(config), run.dataset.num_shards)
         self._write_log("warmup.parquet", num_users, run.dataset.num_items, config.dataset.window)
@@ -126,7 +125,7 @@ class _Benchmark:
         runtime, dataset = self.runtime, run.dataset
         train, label_bytes = dataset.splits["train"], _label_bytes(run)
         flops = RunFlops(**runtime.on_main(lambda: asdict(run_flops(run))))
-        stages = {name: stage_figures(run, name, self.settings.warmup, flops) for name in _shown(run.config)}
+        stages = {name: stage_figures(run, name, self.settings.warmup, flops) for name in _measured_stages(run.config)}
         return Result(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             machines=machines_of(runtime),
@@ -181,13 +180,13 @@ class _Benchmark:
             except UserError as error:  # whole item tables may be too large for one rank
                 return {"problem": str(error)}
 
-        found = self.runtime.on_main(alone)
-        rates = found.get("rates", {})
+        outcome = self.runtime.on_main(alone)
+        rates = outcome.get("rates", {})
         stages = {
             name: stage.model_copy(update={"one_rank_examples_per_second": rates.get(name)})
             for name, stage in result.stages.items()
         }
-        return result.model_copy(update={"stages": stages, "one_rank_problem": found.get("problem")})
+        return result.model_copy(update={"stages": stages, "one_rank_problem": outcome.get("problem")})
 
     def _one_rank_rates(self, measured: Config, result: Result) -> dict[str, float]:
         """Examples a second of each stage, done by this rank as the only one, with its share of the batch."""
@@ -202,10 +201,10 @@ class _Benchmark:
         return {name: stage_figures(run, name, self.settings.warmup, flops).rate for name in result.stages}
 
 
-def _shown(config: Config) -> list[str]:
-    """The stages that have figures: trained models that were given are only copied."""
-    left_out = {"prepare", "teach"} if config.teachers.pretrained else {"prepare"}
-    return [name for name in stage_names(config) if name not in left_out]
+def _measured_stages(config: Config) -> list[str]:
+    """The stages that have figures: pretrained members are only copied."""
+    skipped = {"prepare", "teach"} if config.teachers.pretrained else {"prepare"}
+    return [name for name in stage_names(config) if name not in skipped]
 
 
 def _label_bytes(run: MeasuredRun) -> int:

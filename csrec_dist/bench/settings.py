@@ -1,10 +1,16 @@
-"""What a benchmark is to do: the configs of its runs, from given sizes or from a run's own config. No torch."""
+"""What a benchmark is to do: the configs of its runs, from given sizes or from a run's own config, and their log.
+
+Nothing here imports torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import polars as pl
 
 from csrec_dist.config import Config, load_config, parse_config, parse_overrides, set_key
 from csrec_dist.errors import UserError
@@ -46,8 +52,26 @@ def log_options(window: int, batch_size: int, num_ranks: int) -> dict[str, Any]:
     return {"window": window, "windows": "last", "min_interactions": 1, "num_shards": num_ranks * of_rank}
 
 
+def write_log(path: Path, num_users: int, num_items: int, length: int) -> None:
+    """Write a log of `num_users`, each with `length` interactions, but for the last one, who had every item once.
+
+    The k-th item is drawn with a probability that falls as k^-½. With `dataset.windows: last` each user is one window
+    and the catalog has all items, whether they are drawn or not.
+    """
+    rng = np.random.default_rng(0)
+    uniform = rng.random((num_users - 1) * length)
+    drawn = np.minimum((num_items * uniform**2).astype(np.int64), num_items - 1)
+    lengths = np.append(np.full(num_users - 1, length), num_items)
+    log = {
+        "user": np.repeat(np.arange(num_users), lengths),
+        "item": np.append(drawn, rng.permutation(num_items)),
+        "timestamp": np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths),
+    }
+    pl.DataFrame(log).write_parquet(path)
+
+
 def batch_size_of(config: Config) -> int:
-    """Windows in a batch of a run that is measured; UserError where sizes leave them to those of a log to come."""
+    """Windows in a batch of a run that is measured; UserError where the config leaves it to the size of a log."""
     if config.training.batch_size is None:
         raise UserError("training.batch_size: null leaves it to the size of a log; give a number to a benchmark.")
     return config.training.batch_size
@@ -95,6 +119,7 @@ class Settings:
             measured.dataset.window, max(batch_size_of(measured) // num_ranks, 1), num_ranks
         )
         values["dataset"]["source"] = str(folder / "warmup.parquet")
+        # Pretrained members know the items of the measured log by other ids, which make no difference to the speed.
         values["teachers"]["trust_item_order"] = bool(measured.teachers.pretrained)
         return self._bounded(values, folder, "warmup")
 
@@ -123,12 +148,13 @@ class Settings:
 
 
 def settings_of(options: Mapping[str, Any]) -> Settings:
-    """Those of the command line, by the names of its options; None stands for a size that is not given."""
-    sizes = {each.name: options[each.name] for each in fields(Sizes) if options[each.name] is not None}
+    """The settings of the command line, from its options by name; None stands for a size that is not given."""
+    sizes = {size.name: options[size.name] for size in fields(Sizes) if options[size.name] is not None}
     if options["config"] and sizes:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
         raise UserError(f"--config has sizes of its own, so {names} cannot be given beside it; use --set for its keys.")
-    if wrong := [name for name, value in sizes.items() if isinstance(value, int) and value < 1]:
-        raise UserError(f"--{wrong[0].replace('_', '-')} must be at least 1, not {sizes[wrong[0]]}.")
+    for name, value in sizes.items():
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     counts = options["steps"], options["warmup"]
     return Settings(*counts, Sizes(**sizes), options["config"], options["set"], not options["no_one_rank"])

@@ -34,7 +34,7 @@ class Mark(NamedTuple):
 
 
 class MeasuringLog(StageLog):
-    """The log of a stage, which keeps a mark of each step and says little: its numbers stand in the table."""
+    """The log of a stage, which keeps a mark of each step and prints little: the numbers are in the table."""
 
     def __init__(self, stage: str, runtime: Runtime) -> None:
         super().__init__(stage, None, show=runtime.is_main)
@@ -86,12 +86,12 @@ def trainings(logs: Sequence[MeasuringLog], stage: str, warmup: int) -> list[Tra
     """The trainings of a stage that this rank took part in; their first `warmup` ≥ 1 steps do not count."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    found = []
+    measured = []
     for log in logs:
         if not log.marks or log.stage.split("/")[0] != stage:
             continue
         counted = log.marks[warmup - 1 :]
-        found.append(
+        measured.append(
             Training(
                 log.stage,
                 sum(mark.num_examples for mark in log.marks),
@@ -101,4 +101,4 @@ def trainings(logs: Sequence[MeasuringLog], stage: str, warmup: int) -> list[Tra
                 counted[-1].rank_wait - counted[0].rank_wait,
             )
         )
-    return found
+    return measured

@@ -13,7 +13,7 @@ from csrec_dist.files import flatten
 
 NONE = "–"
 MOST_RANKS = 2
-"""Ranks that a cell names one by one; of more it names the least and the largest number."""
+"""Ranks whose numbers a cell shows one by one; of more it shows the smallest and the largest."""
 
 Numbers = Sequence[float] | float | None
 
@@ -33,7 +33,7 @@ def _digits(value: float) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """A line of the table: what it takes from a stage, how a number is written, and what is known of its limit.
+    """A line of the table: what it takes from a stage, how a number is written, and the limit beside it.
 
     Of a list, which has a number for each rank, two benchmarks are compared by what `whole` makes of it. Lines of
     which `whole` is None are not compared.
@@ -71,10 +71,10 @@ def _ranks(result: Result) -> str:
 
 
 def _all_reduce(result: Result) -> str:
-    found = result.limits.all_reduce
-    if found is None:
+    all_reduce = result.limits.all_reduce
+    if all_reduce is None:
         return ""
-    return f"all-reduce {_digits(found.milliseconds)} ms, {_digits(found.gb_per_second)} GB/s"
+    return f"all-reduce {_digits(all_reduce.milliseconds)} ms, {_digits(all_reduce.gb_per_second)} GB/s"
 
 
 def _disk(result: Result) -> str:
@@ -88,11 +88,7 @@ MEASURES = [
     Measure("examples in all", lambda result, stage: sum(stage.examples), _count),
     Measure("examples/s", lambda result, stage: stage.rate, _count),
     Measure("  of each rank", lambda result, stage: stage.examples_per_second, _count, whole=None),
-    Measure(
-        "  times one rank",
-        lambda result, stage: stage.speedup,
-        limit=_ranks,
-    ),
+    Measure("  times one rank", lambda result, stage: stage.speedup, limit=_ranks),
     Measure("step, ms: median", _step("p50")),
     Measure("  90 % are below", _step("p90")),
     Measure("  99 % are below", _step("p99")),

@@ -15,7 +15,7 @@ from csrec_dist.data.batches import Batch, question
 from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.per_row import Columns
 from csrec_dist.evaluation.scoring import logits_of
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 from csrec_dist.models import SequentialModel
 
 TINY = torch.finfo(torch.float64).tiny
@@ -29,22 +29,22 @@ def differences(members: Sequence[Logits], top_n: Sequence[int], seen: Tensor | 
             examples, and get the same values.
         seen: [N, L] item ids, 0 for none, that are not recommended. Probabilities are of the whole catalog.
     """
-    asked = Asked(top_n=min(max(top_n), members[0].catalog.num_items), seen=seen, log_sums=True)
-    results = [sweep(logits, asked) for logits in members]
-    lists = [each.items.masked_fill(each.scores == -math.inf, 0) for each in results]
+    request = SweepRequest(top_n=min(max(top_n), members[0].catalog.num_items), seen=seen, log_sums=True)
+    results = [sweep(logits, request) for logits in members]
+    lists = [result.items.masked_fill(result.scores == -math.inf, 0) for result in results]
     disagreements = [torch.stack([disagreement(*pair, n) for n in top_n], dim=1) for pair in combinations(lists, 2)]
-    divergences = jensen_shannon(members, [each.log_sums for each in results])
+    divergences = jensen_shannon(members, [result.log_sums for result in results])
     return torch.cat([torch.stack(disagreements, dim=1), divergences.unsqueeze(2)], dim=2)
 
 
-def disagreement(one: Tensor, other: Tensor, n: int) -> Tensor:
+def disagreement(first: Tensor, second: Tensor, n: int) -> Tensor:
     """1 − overlap/n of two lists' first n items: [N] from [N, ·] item ids, best first, 0 for none.
 
     Where fewer than n items can be recommended, n is their number.
     """
-    one, other = one[:, :n], other[:, :n]
-    overlap = ((one.unsqueeze(2) == other.unsqueeze(1)) & (one > 0).unsqueeze(2)).sum((1, 2)).double()
-    lengths = (one > 0).sum(1)
+    first, second = first[:, :n], second[:, :n]
+    overlap = ((first.unsqueeze(2) == second.unsqueeze(1)) & (first > 0).unsqueeze(2)).sum((1, 2)).double()
+    lengths = (first > 0).sum(1)
     return torch.where(lengths > 0, 1 - overlap / lengths.clamp(min=1), 0.0)
 
 
@@ -54,29 +54,26 @@ def jensen_shannon(members: Sequence[Logits], log_sums: Sequence[Tensor]) -> Ten
     `log_sums` [N] are the members' over the catalog. In sums over the items that is ½ Σ p ln p + ½ Σ q ln q − Σ m ln m,
     whose terms nearly cancel: they are float64.
     """
-    one = members[0]
+    like = members[0]  # all have the same rows, items and tiles
     pairs = list(combinations(range(len(members)), 2))
-    entropies = torch.zeros(one.num_rows, len(members), dtype=torch.float64, device=one.device)
-    mixed = torch.zeros(one.num_rows, len(pairs), dtype=torch.float64, device=one.device)
-    for rows in one.block_rows(1):
-        for items in one.tile_items(rows.stop - rows.start, 1, 1) if one.num_rows else []:
+    entropies = torch.zeros(like.num_rows, len(members), dtype=torch.float64, device=like.device)
+    mixed = torch.zeros(like.num_rows, len(pairs), dtype=torch.float64, device=like.device)
+    for rows in like.block_rows(1):
+        num_rows = rows.stop - rows.start
+        for items in like.tile_items(num_rows, 1, 1) if like.num_rows else []:
             probabilities = []
             for column, (logits, sums) in enumerate(zip(members, log_sums, strict=True)):
-                logs = _tile(logits, rows, items).double().sub_(sums[rows].double().unsqueeze(1))
+                tile = torch.empty(num_rows, items.stop - items.start, dtype=logits.dtype, device=logits.device)
+                logits.write(rows, items, tile)
+                logs = tile.double().sub_(sums[rows].double().unsqueeze(1))
                 probabilities.append(logs.exp())
                 entropies[rows, column] += logs.mul_(probabilities[-1]).sum(1)
             for column, (p, q) in enumerate(combinations(probabilities, 2)):
                 middle = (p + q).div_(2)
                 mixed[rows, column] += middle.clamp(min=TINY).log_().mul_(middle).sum(1)
-    entropies, mixed = one.catalog.all_sum(entropies), one.catalog.all_sum(mixed)
+    entropies, mixed = like.catalog.all_sum(entropies), like.catalog.all_sum(mixed)
     first, second = (entropies[:, list(side)] for side in zip(*pairs, strict=True))
     return ((first + second) / 2 - mixed).clamp(min=0)
-
-
-def _tile(logits: Logits, rows: slice, items: slice) -> Tensor:
-    tile = torch.empty(rows.stop - rows.start, items.stop - items.start, dtype=logits.dtype, device=logits.device)
-    logits.write(rows, items, tile)
-    return tile
 
 
 class DiversitySums:

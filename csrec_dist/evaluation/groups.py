@@ -22,7 +22,7 @@ GroupMetrics = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class ItemPopularity:
-    """How often each item occurs in training: `counts` int64 [V], item i+1 at place i."""
+    """How often each item occurs in training: `counts` int64 [V], entry i being that of item i + 1."""
 
     counts: np.ndarray
 
@@ -63,7 +63,12 @@ class GroupSums:
 
     def compute(self) -> dict[str, GroupMetrics]:
         """Of each group its count and mean metrics; count 0 and None where it is empty."""
-        return {name: _means(row.tolist(), self.top_n) for name, row in zip(self.names, self.tensor, strict=True)}
+        metrics = metric_names(self.top_n)
+        groups: dict[str, GroupMetrics] = {}
+        for name, (count, *sums) in zip(self.names, self.tensor.tolist(), strict=True):
+            means = [value / count if count else None for value in sums]
+            groups[name] = {"count": round(count), **dict(zip(metrics, means, strict=True))}
+        return groups
 
     def joined(self, parts: dict[str, slice]) -> "GroupSums":
         """Coarser groups, each made of neighbouring ones: exact, since sums add up."""
@@ -72,22 +77,12 @@ class GroupSums:
         return coarse
 
 
-def _means(sums: list[float], top_n: Sequence[int]) -> GroupMetrics:
-    count, *values = sums
-    means = {name: value / count if count else None for name, value in zip(metric_names(top_n), values, strict=True)}
-    return {"count": round(count), **means}
-
-
 def length_buckets(longest: int) -> list[str]:
     """Names of the buckets that a history of 1…longest items can fall into."""
-    return [_bucket_name(low, high) for low, high in LENGTH_BUCKETS if low <= longest]
+    return [f"{low}+" if high is None else f"{low}-{high}" for low, high in LENGTH_BUCKETS if low <= longest]
 
 
 def length_group(lengths: Tensor) -> Tensor:
-    """Place of each history's bucket [N] in `LENGTH_BUCKETS`, from its number of items [N]."""
+    """Index of each history's bucket [N] in `LENGTH_BUCKETS`, from its number of items [N]."""
     ends = torch.tensor([high for _, high in LENGTH_BUCKETS if high is not None], device=lengths.device)
     return torch.bucketize(lengths, ends)
-
-
-def _bucket_name(low: int, high: int | None) -> str:
-    return f"{low}+" if high is None else f"{low}-{high}"

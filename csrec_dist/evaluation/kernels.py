@@ -1,4 +1,4 @@
-"""The Triton kernel of evaluation: all that is asked of a tile of logits, from one reading of it.
+"""The Triton kernel of evaluation: all that is computed of a tile of logits, from reading it once.
 
 Shapes: R rows, C columns of the tile, which are LANES × K chunks, T targets of a row, P parts of a row.
 """

@@ -13,11 +13,11 @@ from torch import Tensor
 from csrec_dist.distributed.catalog import TableLike
 
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
-"""Bytes of a tile; two or three are there at once. What is made of a tile is made while it is in the cache."""
+"""Bytes of a tile, of which two or three exist at once: on a CPU they stay in the cache while they are read."""
 BLOCK_ROWS = {"cpu": 256, "cuda": 4096}
-"""Rows of a block. Each block reads the item tables once: with few rows that takes longer than the products."""
+"""Rows of a block. Each block reads the item tables once: with few rows that would take longer than the products."""
 FEWEST_COLUMNS = 64
-"""Narrower products are made by other routines on a CPU, which sum in another order."""
+"""Narrower products are computed by other routines on a CPU, which sum in another order."""
 
 
 class Logits:
@@ -30,6 +30,7 @@ class Logits:
         self.catalog = tables[0].catalog
         self.dtype = torch.promote_types(states[0].dtype, torch.float32)
         self.device, self.num_rows = states[0].device, len(states[0])
+        # The weights go into the states and biases: [N, d] numbers instead of [N, V] logits.
         self._states = [part.detach().to(self.dtype) * weight for part, weight in zip(states, weights, strict=True)]
         self._tables = [table.weight.detach().to(self.dtype) for table in tables]
         self._biases = [
@@ -38,11 +39,11 @@ class Logits:
         ]
 
     def block_rows(self, widest: int) -> Iterator[slice]:
-        """The rows in order, a block at a time, of which tiles `widest` items wide keep to the bytes of a tile.
+        """The rows in order, a block at a time: of so many rows that a tile `widest` items wide has TILE_BYTES at most.
 
-        The same on all ranks of the catalog group, whose slices may differ in size.
+        The blocks are the same on all ranks of the catalog group, whose slices may differ in size.
         """
-        rows = max(1, min(BLOCK_ROWS[self._kind], self._numbers // max(min(widest, self.catalog.most_rows), 1)))
+        rows = max(1, min(BLOCK_ROWS[self._kind], self._tile_size // max(min(widest, self.catalog.most_rows), 1)))
         return (slice(start, min(start + rows, self.num_rows)) for start in range(0, max(self.num_rows, 1), rows))
 
     def tile_items(self, num_rows: int, widest: int, lanes: int) -> list[slice]:
@@ -50,7 +51,7 @@ class Logits:
 
         The last one is narrower by less than `lanes` for each tile: a narrow one would be slow, and have other bits.
         """
-        num_items, most = self.catalog.num_rows, max(self._numbers // max(num_rows, 1), lanes)
+        num_items, most = self.catalog.num_rows, max(self._tile_size // max(num_rows, 1), lanes)
         num_tiles = max(min(-(-num_items // (most - most % lanes)), num_items // max(widest, 1)), 1)
         width = max(-(-num_items // (num_tiles * lanes)), 1) * lanes
         return [slice(start, min(start + width, num_items)) for start in range(0, num_items, width)]
@@ -89,7 +90,7 @@ class Logits:
         return self.device.type if self.device.type in TILE_BYTES else "cpu"
 
     @property
-    def _numbers(self) -> int:
+    def _tile_size(self) -> int:
         return TILE_BYTES[self._kind] // self.dtype.itemsize
 
 
@@ -105,8 +106,9 @@ class MeanOfProbabilities(Logits):
     ) -> None:
         """As `Logits`, with each model's log-sum-exp over the catalog [N]; the weights are positive."""
         super().__init__(states, tables, [1.0] * len(states))
-        shares = torch.tensor(weights, dtype=self.dtype, device=self.device).log()
-        self._shifts = [share - sums for share, sums in zip(shares, log_sums, strict=True)]
+        log_weights = torch.tensor(weights, dtype=self.dtype, device=self.device).log()
+        # e_k + log w_k − log Σ exp e_k = log (w_k softmax(e_k))
+        self._shifts = [weight - sums for weight, sums in zip(log_weights, log_sums, strict=True)]
 
     def write(self, rows: slice, items: slice | Tensor, out: Tensor) -> None:
         """As `Logits.write`."""

@@ -1,4 +1,4 @@
-"""The `evaluation` section of the config: what is asked of the models, and what readers call the answers."""
+"""The `evaluation` section of the config: what is computed of the models, and what readers call it."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""One value for each test row, kept as Parquet: written shard by shard, then put into the order of the rows."""
+"""Values of each test row, stored as Parquet: written shard by shard, then put into the order of the rows."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -78,7 +78,7 @@ def rating_group(ratings: np.ndarray, min_rating: float) -> np.ndarray:
 
 
 def part_path(path: Path, shard: int) -> Path:
-    """Where the rows of one shard wait for those of the others."""
+    """The file of one shard's rows, until those of all shards are joined."""
     return path.with_name(f".{path.stem}.parts") / f"{shard:05d}.parquet"
 
 
@@ -100,10 +100,10 @@ def join_parts(path: Path, num_rows: int, schema: pa.Schema) -> None:
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for start in range(0, num_rows, ROWS_AT_ONCE):
-            wanted = [("row", ">=", start), ("row", "<", start + ROWS_AT_ONCE)]
-            table = pq.read_table(parts, schema=schema, filters=wanted, page_checksum_verification=True).sort_by("row")
+            in_range = [("row", ">=", start), ("row", "<", start + ROWS_AT_ONCE)]
+            table = pq.read_table(parts, schema=schema, filters=in_range, page_checksum_verification=True)
             assert len(table) == min(ROWS_AT_ONCE, num_rows - start), "a shard's rows are missing"
-            writer.write_table(table)
+            writer.write_table(table.sort_by("row"))
     shutil.rmtree(folder)
 
 

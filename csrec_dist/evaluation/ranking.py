@@ -9,7 +9,7 @@ from torch import Tensor
 from csrec_dist.distributed.catalog import TableLike
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 
 
 def target_ranks(states: Tensor, table: TableLike, targets: Tensor, *, seen: Tensor | None = None) -> Tensor:
@@ -27,8 +27,9 @@ def target_ranks(states: Tensor, table: TableLike, targets: Tensor, *, seen: Ten
         [N] int64 in 1…V. Memory beyond the arguments is bounded, whatever N and V are (see `Logits`).
     """
     shared = table.catalog.share(len(states), states.device)
-    asked = Asked(shared.gather(targets).unsqueeze(1), seen=None if seen is None else shared.gather_ids(seen))
-    return sweep(Logits([shared.gather(states)], [table]), asked).ranks[shared.own, 0]
+    all_seen = None if seen is None else shared.gather_ids(seen)
+    request = SweepRequest(shared.gather(targets).unsqueeze(1), seen=all_seen)
+    return sweep(Logits([shared.gather(states)], [table]), request).ranks[shared.own, 0]
 
 
 def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,6 @@ def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None =
     if not 1 <= n <= num_items:
         raise UserError(f"The best {n} of {num_items} items were asked for; ask for 1…{num_items}.")
     shared = table.catalog.share(len(states), states.device)
-    asked = Asked(top_n=n, seen=None if seen is None else shared.gather_ids(seen))
-    best = sweep(Logits([shared.gather(states)], [table]), asked)
+    request = SweepRequest(top_n=n, seen=None if seen is None else shared.gather_ids(seen))
+    best = sweep(Logits([shared.gather(states)], [table]), request)
     return best.items[shared.own], best.scores[shared.own]

@@ -1,4 +1,4 @@
-"""All that is asked of a model on test, in one pass over the logits: metrics, groups, lists, calibration, ranks.
+"""All that is computed of a model on test, in one pass over the logits: metrics, groups, lists, calibration, ranks.
 
 Shapes: B examples of a batch, V items.
 """
@@ -26,7 +26,7 @@ from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.options import NUM_BINS, EvaluationOptions
 from csrec_dist.evaluation.per_row import Columns, TargetFacts, rating_group
 from csrec_dist.evaluation.scoring import Ensemble, logits_of
-from csrec_dist.evaluation.sweep import Asked, Found, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, SweepResult, sweep
 from csrec_dist.models import SequentialModel
 
 
@@ -40,9 +40,9 @@ class CalibrationSums:
         self.tensor = torch.zeros(NUM_BINS, 3, dtype=torch.float64, device=device)
         """[bins, 3]: of each bin the sum of weights, of confidences and of hits."""
 
-    def update(self, found: Found, targets: Tensor, weights: Tensor) -> None:
+    def update(self, result: SweepResult, targets: Tensor, weights: Tensor) -> None:
         """Add examples with these log-sum-exps and top items, targets [N] in 1…V and weights [N]."""
-        confidence, hit = confidences(found, targets)
+        confidence, hit = confidences(result, targets)
         bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
         weighted = (bins.unsqueeze(1) == torch.arange(NUM_BINS, device=bins.device)) * weights.double().unsqueeze(1)
         self.tensor += weighted.T @ torch.stack([torch.ones_like(confidence), confidence, hit], dim=1)
@@ -60,14 +60,14 @@ class CalibrationSums:
         return {"ece": error, "confidence": confidence, "accuracy": accuracy, "count": round(count), "bins": bins}
 
 
-def confidences(found: Found, targets: Tensor) -> tuple[Tensor, Tensor]:
+def confidences(result: SweepResult, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The largest probability of each row's softmax [N], and 1 where its item is the target, else 0 [N]; float64.
 
     A row with NaN has confidence 1 and no hit.
     """
-    confidence = (found.top_logits.squeeze(1) - found.log_sums).double().exp()
+    confidence = (result.top_logits.squeeze(1) - result.log_sums).double().exp()
     broken = confidence.isnan()
-    return confidence.masked_fill(broken, 1.0), ((found.top_items.squeeze(1) == targets) & ~broken).double()
+    return confidence.masked_fill(broken, 1.0), ((result.top_items.squeeze(1) == targets) & ~broken).double()
 
 
 class ListCounts:
@@ -127,7 +127,7 @@ REPEAT_GROUPS = ("new", "repeated")
 
 
 class Examination:
-    """Sums over a model's examples; every rank has one, and adds its own shards to it."""
+    """Sums of all that is evaluated over a model's examples; each rank has one, and adds the rows of its shards."""
 
     def __init__(
         self, options: EvaluationOptions, longest: int, popularity: ItemPopularity, device: torch.device
@@ -167,23 +167,25 @@ class Examination:
             if not batch.weights.any():
                 self._add_scores(models, ensemble, batch, torch.zeros_like(batch.rows))
                 continue
-            known = facts[start : start + len(batch.rows)]
+            batch_facts = facts[start : start + len(batch.rows)]
             start += len(batch.rows)
-            true_targets = torch.from_numpy(known.true_targets).long().to(batch.items.device)
+            true_targets = torch.from_numpy(batch_facts.true_targets).long().to(batch.items.device)
             ranks, true_ranks, targets = self._add_scores(models, ensemble, batch, true_targets)
             lengths, deciles = batch.lengths - 1, self._deciles[targets - 1]
             self._all.update(ranks, batch.weights)
             self._true.update(true_ranks, batch.weights * (true_targets > 0))
-            rated = torch.from_numpy(rating_group(known.ratings, self._options.min_rating)).to(ranks.device)
-            self._rating.update(rated, ranks, batch.weights)
-            self._leak.update(torch.from_numpy(known.leaked).long().to(ranks.device), ranks, batch.weights)
-            self._repeat.update(_is_repeated(batch).long(), ranks, batch.weights)
+            rating = torch.from_numpy(rating_group(batch_facts.ratings, self._options.min_rating)).to(ranks.device)
+            self._rating.update(rating, ranks, batch.weights)
+            self._leak.update(torch.from_numpy(batch_facts.leaked).long().to(ranks.device), ranks, batch.weights)
+            # A row's items end in its target, so one that its history has is there twice.
+            is_repeated = (batch.items == targets.unsqueeze(1)).sum(1) > 1
+            self._repeat.update(is_repeated.long(), ranks, batch.weights)
             self._decile.update(deciles - 1, ranks, batch.weights)
             self._length.update(length_group(lengths), ranks, batch.weights)
             columns = {"row": batch.rows, "user": batch.users, "target": targets, "rank": ranks}
             columns |= {"history_length": lengths, "popularity_decile": deciles}
             columns |= {"true_target": true_targets, "true_rank": true_ranks * (true_targets > 0)}
-            yield {"rating": known.ratings, **{name: column.cpu().numpy() for name, column in columns.items()}}
+            yield {"rating": batch_facts.ratings, **{name: column.cpu().numpy() for name, column in columns.items()}}
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """All of it by name; `reduce` sums a tensor over the ranks and is called as often on each of them.
@@ -197,13 +199,17 @@ class Examination:
             if extra is not None:
                 extra.tensor = reduce(extra.tensor)
         groups = self._groups()
-        test = self._all.compute() | self._filtered(groups.get("rating")) | self._of_true_targets()
-        found: dict[str, Any] = {"test": test, "groups": groups}
+        test = self._all.compute() | self._filtered(groups.get("rating"))
+        if self._true.tensor[0]:  # the log knows what some users truly preferred
+            for name, value in self._true.compute().items():
+                metric, at, n = name.partition("@")
+                test[f"{metric}_true{at}{n}"] = value
+        results: dict[str, Any] = {"test": test, "groups": groups}
         if self._lists:
-            found["lists"] = self._lists.compute(self._popularity.counts)
+            results["lists"] = self._lists.compute(self._popularity.counts)
         if self._calibration:
-            found["calibration"] = self._calibration.compute()
-        return found
+            results["calibration"] = self._calibration.compute()
+        return results
 
     def _add_scores(
         self,
@@ -215,25 +221,26 @@ class Examination:
         """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
         histories, targets = question(batch)
         shared = models[0].item_table.catalog.share(len(histories), histories.device)
-        scored = _Scored(histories, targets, true_targets, batch.weights).of_group(shared)
+        # All ranks of the catalog group score the examples of all of them, each over its slice of the items.
+        examples = _Examples(histories, targets, true_targets, batch.weights).of_group(shared)
         options, num_items = self._options, models[0].num_items
-        asked = Asked(
-            scored.ranked,
+        request = SweepRequest(
+            examples.ranked,
             top_n=min(max(options.cut_offs), num_items) if self._lists else 0,
-            seen=scored.histories if options.exclude_seen else None,
+            seen=examples.histories if options.exclude_seen else None,
             log_sums=self._calibration is not None,
             top=self._calibration is not None,
         )
-        found = sweep(logits_of(models, histories, shared, ensemble), asked)
+        result = sweep(logits_of(models, histories, shared, ensemble), request)
         if self._calibration:
-            self._calibration.update(found, scored.targets, scored.weights)
+            self._calibration.update(result, examples.targets, examples.weights)
         if self._lists:
-            self._lists.update(found.items.masked_fill(found.scores == -math.inf, 0)[scored.weights > 0])
-        ranks = found.ranks[shared.own]
+            self._lists.update(result.items.masked_fill(result.scores == -math.inf, 0)[examples.weights > 0])
+        ranks = result.ranks[shared.own]
         return ranks[:, 0], ranks[:, -1], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
-        """Metrics and counts of each group; by rating, leak and repeat only where targets have, do or are one."""
+        """Metrics and counts of each group; by rating, leak and repeat only where some target has, does or is one."""
         popularity = {"popular_20%": slice(0, POPULAR_DECILES), "rest_80%": slice(POPULAR_DECILES, NUM_DECILES)}
         groups = {
             "popularity": self._decile.joined(popularity).compute(),
@@ -259,15 +266,9 @@ class Examination:
         values = {name.replace("@", f"{sign}@"): group[name] for sign, group in signs for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
-    def _of_true_targets(self) -> dict[str, float]:
-        """recall_true@n, ndcg_true@n, …: of what the users truly preferred, where the log knows it."""
-        if not self._true.tensor[0]:
-            return {}
-        return {_true_name(name): value for name, value in self._true.compute().items()}
 
-
-class _Scored(NamedTuple):
-    """What is asked of the examples whose logits are at hand: those of all ranks of the catalog group."""
+class _Examples(NamedTuple):
+    """Examples to score: those of a rank's batch, or of all ranks of its catalog group."""
 
     histories: Tensor
     targets: Tensor
@@ -280,18 +281,7 @@ class _Scored(NamedTuple):
         columns = [self.targets, self.true_targets.clamp(min=1)]
         return torch.stack(columns if bool(self.true_targets.any()) else columns[:1], dim=1)
 
-    def of_group(self, shared: SharedRows) -> "_Scored":
+    def of_group(self, shared: SharedRows) -> "_Examples":
         """The group's; the weights of other ranks' examples are 0, so that each counts its own."""
         targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
-        return _Scored(shared.gather_ids(self.histories), targets, true_targets, shared.only_own(self.weights))
-
-
-def _is_repeated(batch: Batch) -> Tensor:
-    """Whether the history of each row [B] has the row's target."""
-    _, targets = question(batch)
-    return (batch.items == targets.unsqueeze(1)).sum(1) > 1
-
-
-def _true_name(metric: str) -> str:
-    name, at, n = metric.partition("@")
-    return f"{name}_true{at}{n}"
+        return _Examples(shared.gather_ids(self.histories), targets, true_targets, shared.only_own(self.weights))

@@ -15,7 +15,7 @@ from csrec_dist.distributed.catalog import SharedRows, TableLike
 from csrec_dist.evaluation.logits import Logits, MeanOfProbabilities
 from csrec_dist.evaluation.metrics import MetricSums
 from csrec_dist.evaluation.ranking import target_ranks
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 from csrec_dist.models import SequentialModel
 
 
@@ -36,18 +36,19 @@ def logits_of(
     are averaged with the ensemble's weights (Alg. 1, line 7), or for prob_mean probabilities are.
     """
     states = [shared.gather(model.encode_last(histories)) for model in models]
-    return together(states, [model.item_table for model in models], ensemble)
+    return ensemble_logits(states, [model.item_table for model in models], ensemble)
 
 
-def together(states: Sequence[Tensor], tables: Sequence[TableLike], ensemble: Ensemble | None) -> Logits:
+def ensemble_logits(states: Sequence[Tensor], tables: Sequence[TableLike], ensemble: Ensemble | None) -> Logits:
     """The logits of models with these states and tables; of one, where there is no ensemble."""
     if ensemble is None:
         return Logits(states, tables)
     if ensemble.combine != "prob_mean":
         return Logits(states, tables, ensemble.weights)
-    parts = [each for each in zip(states, tables, ensemble.weights, strict=True) if each[2]]
-    log_sums = [sweep(Logits([part], [table]), Asked(log_sums=True)).log_sums for part, table, _ in parts]
-    states, tables, weights = zip(*parts, strict=True)
+    # A member without weight would add log 0.
+    members = [member for member in zip(states, tables, ensemble.weights, strict=True) if member[2]]
+    log_sums = [sweep(Logits([rows], [table]), SweepRequest(log_sums=True)).log_sums for rows, table, _ in members]
+    states, tables, weights = zip(*members, strict=True)
     return MeanOfProbabilities(states, tables, weights, log_sums)
 
 
@@ -74,16 +75,12 @@ def evaluate(
     sums = MetricSums(top_n, device=model.item_table.weight.device)
     with _evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            sums.update(_ranks(model, batch, exclude_seen), batch.weights)
+            histories, targets = question(batch)  # rows that only fill the batch get some rank, and weight 0
+            seen = histories if exclude_seen else None
+            ranks = target_ranks(model.encode_last(histories), model.item_table, targets, seen=seen)
+            sums.update(ranks, batch.weights)
     sums.tensor = reduce(sums.tensor)
     return sums.compute()
-
-
-def _ranks(model: SequentialModel, batch: EvaluationBatch, exclude_seen: bool) -> Tensor:
-    """Ranks [B] of the targets; rows that only fill the batch get some rank too."""
-    histories, targets = question(batch)
-    seen = histories if exclude_seen else None
-    return target_ranks(model.encode_last(histories), model.item_table, targets, seen=seen)
 
 
 @contextmanager

@@ -123,12 +123,12 @@ def _by_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, 
 def _resampled_means(sums: np.ndarray, sizes: np.ndarray, num_resamples: int | None, seed: int) -> np.ndarray:
     """Means [resamples] over the examples of users drawn with replacement: where each has one example, those of
     scipy.stats.bootstrap, which takes a second to import."""
-    random, num = np.random.default_rng(seed), len(sums)
+    rng, num = np.random.default_rng(seed), len(sums)
     num_resamples = num_resamples or resamples_of(num)
     at_once = max(1, NUMBERS_AT_ONCE // num)
     means = []
     for start in range(0, num_resamples, at_once):
-        drawn = random.integers(num, size=(min(at_once, num_resamples - start), num))
+        drawn = rng.integers(num, size=(min(at_once, num_resamples - start), num))
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     return np.concatenate(means)
 
@@ -186,7 +186,7 @@ def compare_ranks(
         rows = groups == SIGNS[sign] if sign else np.ones(len(groups), bool)
         if len(np.unique(users[rows])) > 1 and not (sign and metric == "mrr"):
             values = [metric_values(metric, side[:, rows], n) for side in (first, second)]
-            means = [each.mean(0) for each in values]
+            means = [side_values.mean(0) for side_values in values]
             test = paired(*means, users=users[rows], num_resamples=num_resamples, seed=seed)
             lines.append(Line(f"{metric}{sign}@{n}", test, tuple((values[1] - values[0]).mean(1).tolist())))
     return lines

@@ -1,7 +1,7 @@
-"""One pass over the catalog for all that is asked of some rows: target ranks, the best items, log-sum-exp.
+"""One pass over the catalog for all that is requested of some rows: target ranks, the best items, log-sum-exp.
 
-Every tile of logits is made once, and what is asked is taken from it while it is in the cache: so no tensor has the
-size of rows × items, and beyond the products the time is a few visits of numbers at hand.
+Every tile of logits is computed once, and all that is requested is taken from it while it is in the cache: so no tensor
+has the size of rows × items, and beside the products the time is that of a few reads from the cache.
 
 Shapes: N rows, R of a block, V items, C of a tile, T targets of a row, L seen items, n best items.
 """
@@ -20,12 +20,12 @@ from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.visit import LANES, visit
 
 FEWEST_CHUNKS = 4
-"""Chunks for each best item, from which their maxima say well enough where the best items begin."""
+"""With this many chunks for each best item, the n-th largest maximum of a chunk is close below the n-th best logit."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of rows of logits.
+class SweepRequest:
+    """What to compute of rows of logits.
 
     `targets` [N, T], one or two items (1…V) of each row, are to be ranked; `top_n` ≤ V is the number of best items.
     Neither knows the `seen` items [N, L] (0 for none), whose logits count as −inf. `log_sums` and the `top` item are
@@ -39,9 +39,9 @@ class Asked:
     top: bool = False
 
 
-class Found(NamedTuple):
+class SweepResult(NamedTuple):
     """Ranks int64 [N, T]; the best items and their logits [N, n]; log Σ exp [N]; the best item of all and its logit
-    [N, 1]. What was not asked has no columns, or is −inf.
+    [N, 1]. What was not requested has no columns, or is −inf.
     """
 
     ranks: Tensor
@@ -53,53 +53,55 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def sweep(logits: Logits, asked: Asked) -> Found:
-    """All that is asked, for all rows.
+def sweep(logits: Logits, request: SweepRequest) -> SweepResult:
+    """All that is requested, for all rows.
 
     A rank is 1 + the number of other items not below the target: ties count against it, and so does what cannot be
     ordered. An item scored NaN stands above every target, a target scored NaN ranks last (V), and so does a seen one.
     Among best items the lower id comes first where logits are equal, and NaN counts as −inf. All ranks of the catalog
     group call this for the same rows, and get the same answers.
     """
-    blocks = [_sweep_block(logits, rows, asked) for rows in logits.block_rows(max(asked.top_n, LANES))]
-    return Found(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    blocks = [_sweep_block(logits, rows, request) for rows in logits.block_rows(max(request.top_n, LANES))]
+    return SweepResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _sweep_block(logits: Logits, rows: slice, asked: Asked) -> Found:
+def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepResult:
     catalog, num_rows = logits.catalog, rows.stop - rows.start
-    none = torch.zeros(num_rows, 0, dtype=torch.int64, device=logits.device)
-    targets, seen = (none if part is None else part[rows] for part in (asked.targets, asked.seen))
-    of_targets = _target_logits(logits, rows, targets)
-    limits = of_targets.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
-    tiles = logits.tile_items(num_rows, asked.top_n, LANES) if num_rows else []
-    put_targets, hide = (_Marks(catalog, tiles, items) for items in (targets, seen))
+    no_items = torch.zeros(num_rows, 0, dtype=torch.int64, device=logits.device)
+    targets, seen = (no_items if ids is None else ids[rows] for ids in (request.targets, request.seen))
+    target_logits = _target_logits(logits, rows, targets)
+    # Nothing is below −inf: a target among the seen items ranks last.
+    limits = target_logits.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
+    tiles = logits.tile_items(num_rows, request.top_n, LANES) if num_rows else []
+    target_marks, seen_marks = (_Marks(catalog, tiles, items) for items in (targets, seen))
     below = torch.zeros_like(targets)
-    log_sums = of_targets.new_full((num_rows,), -math.inf)
-    best = _Best(logits, num_rows, asked.top_n)
-    is_top_apart = asked.top and (asked.top_n == 0 or asked.seen is not None)
+    log_sums = target_logits.new_full((num_rows,), -math.inf)
+    best = _Best(logits, num_rows, request.top_n)
+    is_top_apart = request.top and (request.top_n == 0 or request.seen is not None)
     top = _Best(logits, num_rows, 1) if is_top_apart else best
-    for number, (items, tile, scratch) in enumerate(_buffers(tiles, num_rows, of_targets)):
+    for number, (items, tile, scratch) in enumerate(_buffers(tiles, num_rows, target_logits)):
         width = items.stop - items.start
         logits.write(rows, items, tile[:, :width])
-        some, columns = put_targets.of(number)
-        tile[some, columns] = put_targets.values(of_targets, number)
-        visited = visit(tile, width, limits, scratch, log_sums=asked.log_sums)
+        # A tile of another width may round differently: the target must not stand below itself.
+        marked_rows, columns = target_marks.of(number)
+        tile[marked_rows, columns] = target_marks.values(target_logits, number)
+        visited = visit(tile, width, limits, scratch, log_sums=request.log_sums)
         log_sums = torch.logaddexp(log_sums, visited.log_sums)
-        if is_top_apart:
+        if is_top_apart:  # before the seen items are hidden
             top.add(tile, visited.chunks, items)
-        some, columns = hide.of(number)
-        if len(some):
-            visited.hide(tile, some, columns, limits)
+        marked_rows, columns = seen_marks.of(number)
+        if len(marked_rows):
+            visited.hide(tile, marked_rows, columns, limits)
         below += visited.below
-        if asked.top_n:
+        if request.top_n:
             best.add(tile, visited.chunks, items)
     lists = best.lists()
     tops = top.lists() if is_top_apart else lists
-    return Found(
+    return SweepResult(
         catalog.num_items - catalog.all_sum(below),
         *lists,
-        catalog.log_sum_exp(log_sums) if asked.log_sums else log_sums,
-        *(part[:, : int(asked.top)] for part in tops),
+        catalog.log_sum_exp(log_sums) if request.log_sums else log_sums,
+        *(part[:, : int(request.top)] for part in tops),
     )
 
 
@@ -123,16 +125,17 @@ def _buffers(tiles: list[slice], num_rows: int, like: Tensor) -> Iterator[tuple[
 
 
 class _Marks:
-    """Some items of each row in the order of the items, each once, so that every tile knows its own."""
+    """Some items of each row in the order of the items, each once, so that those of a tile are one slice of them."""
 
     def __init__(self, catalog: CatalogSlice, tiles: list[slice], items: Tensor) -> None:
         """`items` [R, K] in 1…V, 0 for none."""
-        index, here = catalog.places(items)
+        index, mask = catalog.places(items)
+        # One number for each (item, row), so that one sort orders both.
         keys = index * len(items) + torch.arange(len(items), device=items.device).unsqueeze(1)
-        keys, order = keys[here].sort()
+        keys, order = keys[mask].sort()
         is_first = keys.diff(prepend=keys.new_tensor([-1])) > 0
         keys, order = keys[is_first], order[is_first]
-        self._here, self._order = here, order
+        self._mask, self._order = mask, order
         self._index = keys.div(len(items), rounding_mode="floor") if len(items) else keys
         self._rows = keys - self._index * len(items)
         starts = torch.tensor([tile.start for tile in tiles], device=items.device)
@@ -141,14 +144,14 @@ class _Marks:
 
     def of(self, number: int) -> tuple[Tensor, Tensor]:
         """Rows and columns of a tile that are marked."""
-        some = self._some(number)
-        return self._rows[some], self._index[some] - self._tiles[number].start
+        marks = self._of_tile(number)
+        return self._rows[marks], self._index[marks] - self._tiles[number].start
 
     def values(self, values: Tensor, number: int) -> Tensor:
-        """What `values` [R, K], one for each of the items, has for those of a tile."""
-        return values[self._here][self._order[self._some(number)]]
+        """Of `values` [R, K], one for each of the items, those of a tile's items."""
+        return values[self._mask][self._order[self._of_tile(number)]]
 
-    def _some(self, number: int) -> slice:
+    def _of_tile(self, number: int) -> slice:
         return slice(self._bounds[number], self._bounds[number + 1])
 
 
@@ -160,12 +163,12 @@ def _ordered(logits: Tensor) -> Tensor:
 class _Best:
     """The best items of each row so far.
 
-    What may be among them, by the worst logit of the lists, is collected and merged into the lists when it is as much
-    as they hold. So each merge raises that bound, and only a logarithm of the tiles is merged.
+    Items that the worst logit of a list does not rule out are collected, and merged into the lists once they are as
+    many as the lists hold. Each merge raises that bound, so the merges grow with the logarithm of the number of tiles.
     """
 
     def __init__(self, logits: Logits, num_rows: int, n: int) -> None:
-        self._catalog, self._wanted = logits.catalog, n
+        self._catalog, self._list_length = logits.catalog, n
         self._n = min(n, logits.catalog.num_rows)
         self._items = torch.zeros(num_rows, 0, dtype=torch.int64, device=logits.device)
         self._scores = torch.zeros(num_rows, 0, dtype=logits.dtype, device=logits.device)
@@ -173,13 +176,14 @@ class _Best:
         self._candidates: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, tile: Tensor, chunks: Tensor, items: slice) -> None:
-        """Look through a tile, whose first one is at least n items wide."""
+        """Add what a tile has of the best items; the first tile is at least n items wide."""
         is_first = self._bounds.shape[1] == 0
         if is_first:
             sample = chunks if chunks.shape[1] >= FEWEST_CHUNKS * self._n else tile
             self._bounds = _ordered(sample).topk(self._n, dim=1).values[:, -1:]
-        # Items of later tiles have higher ids, and stand behind those that are as good. A chunk with NaN is looked at.
+        # An item of a later tile has a higher id, so it stands behind an equal one and has to exceed the bound.
         reaches = torch.ge if is_first else torch.gt
+        # A chunk whose maximum is NaN may hold good items besides.
         rows, chunk = reaches(chunks.nan_to_num(nan=math.inf, posinf=math.inf), self._bounds).nonzero(as_tuple=True)
         values = _ordered(tile.view(len(tile), LANES, -1)[rows, :, chunk])
         pair, lane = reaches(values, self._bounds[rows]).nonzero(as_tuple=True)
@@ -188,7 +192,7 @@ class _Best:
             is_item = column < width
             rows, column, values = rows[is_item], column[is_item], values[is_item]
         self._candidates.append((rows, column + items.start, values))
-        if sum(len(each) for each, _, _ in self._candidates) >= len(tile) * self._n:
+        if sum(len(values) for _, _, values in self._candidates) >= len(tile) * self._n:
             self._merge()
 
     def _merge(self) -> None:
@@ -198,19 +202,20 @@ class _Best:
         order = (rows * self._catalog.num_items + items).argsort()
         rows, items, values = rows[order], items[order], values[order]
         counts = rows.bincount(minlength=len(self._items))
-        place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-        more = self._scores.new_full((len(counts), int(counts.max())), -math.inf)
-        more_items = torch.zeros_like(more, dtype=torch.int64)
-        more[rows, place], more_items[rows, place] = values, items
-        scores, order = torch.cat([self._scores, more], dim=1).sort(dim=1, descending=True, stable=True)
+        # The candidates as a padded matrix, a column for each candidate of the row that has most.
+        column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        new_scores = self._scores.new_full((len(counts), int(counts.max())), -math.inf)
+        new_items = torch.zeros_like(new_scores, dtype=torch.int64)
+        new_scores[rows, column], new_items[rows, column] = values, items
+        scores, order = torch.cat([self._scores, new_scores], dim=1).sort(dim=1, descending=True, stable=True)
         self._scores, order = scores[:, : self._n], order[:, : self._n]
-        self._items = torch.cat([self._items, more_items], dim=1).gather(1, order)
+        self._items = torch.cat([self._items, new_items], dim=1).gather(1, order)
         self._bounds = self._scores[:, -1:]
 
     def lists(self) -> tuple[Tensor, Tensor]:
-        """The n best items [R, n] of the whole catalog (1…V) and their logits, from what each slice has found best."""
+        """The n best items [R, n] of the whole catalog (1…V) and their logits, from the best ones of each slice."""
         if not len(self._items):
-            return self._items.new_zeros(0, self._wanted), self._scores.new_zeros(0, self._wanted)
+            return self._items.new_zeros(0, self._list_length), self._scores.new_zeros(0, self._list_length)
         if self._candidates:
             self._merge()
-        return merged(self._items + (1 + self._catalog.first), self._scores, self._wanted, self._catalog)
+        return merged(self._items + (1 + self._catalog.first), self._scores, self._list_length, self._catalog)

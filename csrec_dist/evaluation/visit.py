@@ -21,7 +21,7 @@ KERNELS_ARE_ON = False
 
 @dataclass(frozen=True)
 class Visit:
-    """Of a tile: the largest logit of each chunk [R, K], log Σ exp [R] (−inf where it was not asked), and how many
+    """Of a tile: the largest logit of each chunk [R, K], log Σ exp [R] (−inf where it was not requested), and how many
     items are below each limit [R, T].
 
     Chunk k has the columns k, k + K, k + 2 K, …, so that whole runs of columns are compared with each other. NaN may
@@ -33,14 +33,15 @@ class Visit:
     below: Tensor
 
     def hide(self, tile: Tensor, rows: Tensor, columns: Tensor, limits: Tensor) -> None:
-        """Write −inf at some places of the tile, each named once, and let this visit know of it, but its log-sum-exp.
+        """Write −inf to some entries of the tile, each named once, and correct `chunks` and `below`, not `log_sums`.
 
         `limits` [R, T] are those of the visit.
         """
         hidden = tile[rows, columns]
         tile[rows, columns] = -math.inf
-        added = (limits[rows] > -math.inf) & ~(hidden.unsqueeze(1) < limits[rows])
-        self.below.index_add_(0, rows, added.long())
+        # What was not below a limit, NaN among it, now is.
+        is_newly_below = (limits[rows] > -math.inf) & ~(hidden.unsqueeze(1) < limits[rows])
+        self.below.index_add_(0, rows, is_newly_below.long())
         by_lane = tile.view(len(tile), LANES, -1)
         # Scattered reads cost several times those in a row: of many chunks the whole tile is read again.
         if 8 * LANES * len(rows) > tile.numel():
@@ -54,7 +55,7 @@ def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor, *, log_
     """Visit a tile [R, C] whose first `num_items` columns are items; the others are −inf.
 
     Args:
-        limits: [R, T], the logits of which the number of smaller ones is asked.
+        limits: [R, T]; the logits below each of them are counted.
         scratch: as large as the tile; it may be written over.
     """
     if KERNELS_ARE_ON and tile.dtype == torch.float32 and len(tile) and kernels.run_on(tile.device):
@@ -77,7 +78,7 @@ def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor, *, log_
 
 
 def _by_kernel(tile: Tensor, num_items: int, limits: Tensor, log_sums: bool) -> Visit:
-    """The same by one reading of the tile."""
+    """As `visit`, by a kernel that reads the tile once."""
     num_rows, num_chunks, num_targets = len(tile), tile.shape[1] // LANES, limits.shape[1]
     num_parts = -(-num_chunks // CHUNKS_OF_PART)
     chunks = tile.new_empty(num_rows, num_chunks)

@@ -33,7 +33,7 @@ VECTORS = "row i is that of item i + 1; [items, dimensions], float32, the last n
 
 
 class Written(NamedTuple):
-    """What a format wrote: `search` asks the files, `files` says what each is; the versions of these packages count."""
+    """What a format wrote: `search` searches with the files, `files` describes each, `packages` wrote and read them."""
 
     search: Search
     files: dict[str, Any]
@@ -54,7 +54,7 @@ def write_onnx(model: SequentialModel, folder: Path, top_n: int, index: str) -> 
 
 
 def write_pt2(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
-    """recommender.pt2: the same by torch.export."""
+    """recommender.pt2: as recommender.onnx, for torch.export.load."""
     path = folder / "recommender.pt2"
     with quiet():
         torch.export.save(traced(TopItems(model, top_n)), path)
@@ -107,8 +107,9 @@ def write_faiss(model: SequentialModel, folder: Path, top_n: int, index: str) ->
     read, encode = faiss.read_index(str(path)), _encoder(model, folder)
 
     def search(histories: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # So many that top_n are left when all seen items are among them.
         scores, rows = read.search(encode(histories), min(top_n + seen.shape[1], len(vectors)))
-        return _without(rows + 1, scores, seen, top_n)
+        return _without_seen(rows + 1, scores, seen, top_n)
 
     files = {path.name: {"index": index, "metric": "inner product", "vectors": VECTORS}, "encoder.onnx": ENCODER}
     return Written(search, files, ("faiss-cpu", *ONNX), index == EXACT_INDEX)
@@ -122,7 +123,7 @@ WRITERS: dict[str, Callable[[SequentialModel, Path, int, str], Written]] = {
 }
 
 
-def _without(items: np.ndarray, scores: np.ndarray, seen: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
+def _without_seen(items: np.ndarray, scores: np.ndarray, seen: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `top_n` of each list [B, k] that were not seen, in their order; shorter lists end in 0 and −inf."""
     left_out = (items[:, :, None] == seen[:, None, :]).any(2) | (items == 0)
     order = np.argsort(left_out, axis=1, kind="stable")[:, :top_n]
@@ -135,13 +136,13 @@ def _without(items: np.ndarray, scores: np.ndarray, seen: np.ndarray, top_n: int
 
 
 def _encoder(model: SequentialModel, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Write encoder.onnx; the function that asks it."""
+    """Write encoder.onnx; return the function that runs it."""
     session = _to_onnx(Encoder(model), folder / "encoder.onnx", ENCODER)
     return lambda histories: session.run(["queries"], {"histories": histories})[0]
 
 
 def _to_onnx(program: Program, path: Path, described: dict[str, Any]) -> Any:
-    """Write the program as ONNX, its axes and tensors named; a session of ONNX Runtime that has read it."""
+    """Write the program as ONNX, with named axes and tensors; return a session of ONNX Runtime that has read it."""
     runtime = _require("onnxruntime", "onnxruntime")
     for package in ONNX:
         _require(package, package)

@@ -41,8 +41,8 @@ class Check:
     equal_items: int = 0
     largest_score: float = 0.0
     largest_difference: float = 0.0
-    found: int = 0
-    found_at_cut_off: int = 0
+    common: int = 0
+    common_at_cut_off: int = 0
     items_at_cut_off: int = 0
 
     @property
@@ -69,8 +69,8 @@ class Check:
         return {
             "histories": self.histories,
             "lists": self.lists,
-            f"recall@{cut_off}": self.found_at_cut_off / self.items_at_cut_off,
-            f"recall@{top_n}": self.found / self.items,
+            f"recall@{cut_off}": self.common_at_cut_off / self.items_at_cut_off,
+            f"recall@{top_n}": self.common / self.items,
         }
 
 
@@ -82,10 +82,10 @@ def batches(histories: Sequence[Sequence[int]], max_length: int) -> Iterator[tup
     ordered = sorted(histories, key=len)
     start = 0
     for size in [*BATCH_SIZES, *[BATCH_SIZES[-1]] * len(ordered)]:
-        some = ordered[start : start + size]
-        if not some:
+        batch = ordered[start : start + size]
+        if not batch:
             return
-        yield padded([history[-max_length:] for history in some]), padded([sorted(set(history)) for history in some])
+        yield padded([history[-max_length:] for history in batch]), padded([sorted(set(history)) for history in batch])
         start += size
 
 
@@ -100,7 +100,7 @@ def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
 def compare(
     model: SequentialModel, search: Search, histories: Sequence[Sequence[int]], top_n: int, *, exact: bool = True
 ) -> Check:
-    """Ask the files and the model for lists after each history, with and without what was seen.
+    """Compare the lists of the files with the model's, after each history, with and without its items.
 
     Raises:
         UserError: where `exact`, a list is not the model's. Items may stand elsewhere in it only where their scores
@@ -108,13 +108,13 @@ def compare(
     """
     check = Check(histories=len(histories))
     differences: list[float] = []
-    for asked, of_history in batches(histories, model.max_length):
-        for seen in (np.zeros((len(asked), 1), np.int64), of_history):
-            own, scores_of = _own_lists(model, asked, seen, top_n)
-            found = Lists(*search(asked, seen))
-            _count(check, own, found)
+    for batch, items in batches(histories, model.max_length):
+        for seen in (np.zeros((len(batch), 1), np.int64), items):
+            expected, scores_of = _model_lists(model, batch, seen, top_n)
+            exported = Lists(*search(batch, seen))
+            _count(check, expected, exported)
             if exact:
-                differences.append(_difference(found, own, scores_of(found.items), seen))
+                differences.append(_difference(exported, expected, scores_of(exported.items), seen))
     if exact:
         check.largest_difference = float(np.max(differences))  # which, unlike max, keeps NaN
         if not check.largest_difference <= check.tolerance:
@@ -127,7 +127,7 @@ def compare(
 
 
 @torch.no_grad()
-def _own_lists(
+def _model_lists(
     model: SequentialModel, histories: np.ndarray, seen: np.ndarray, top_n: int
 ) -> tuple[Lists, Callable[[np.ndarray], np.ndarray]]:
     """The model's lists, and its scores [B, n] of any items [B, n]."""
@@ -143,31 +143,33 @@ def _own_lists(
     return Lists(items.masked_fill(scores == -torch.inf, 0).numpy(), scores.numpy()), scores_of
 
 
-def _difference(found: Lists, own: Lists, scores_of_found: np.ndarray, seen: np.ndarray) -> float:
-    """How far the lists' scores are from the model's, place by place, and from what it gives the same items.
+def _difference(exported: Lists, expected: Lists, scores_of_exported: np.ndarray, seen: np.ndarray) -> float:
+    """The largest difference between the exported scores and the model's at the same position, or of the same item.
 
     Infinite where a list is shorter or longer, names an item twice, or one that was seen.
     """
-    listed, ordered = own.items > 0, np.sort(found.items, axis=1)
+    is_item, ordered = expected.items > 0, np.sort(exported.items, axis=1)
     is_twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
-    is_seen = (found.items[:, :, None] == seen[:, None, :]).any(2) & listed
-    if ((found.items > 0) != listed).any() or is_twice.any() or is_seen.any():
+    is_seen = (exported.items[:, :, None] == seen[:, None, :]).any(2) & is_item
+    if ((exported.items > 0) != is_item).any() or is_twice.any() or is_seen.any():
         return float("inf")
-    apart = [np.abs(found.scores[listed] - scores[listed]) for scores in (own.scores, scores_of_found)]
-    return float(np.concatenate(apart).max(initial=0.0))
+    differences = [
+        np.abs(exported.scores[is_item] - scores[is_item]) for scores in (expected.scores, scores_of_exported)
+    ]
+    return float(np.concatenate(differences).max(initial=0.0))
 
 
-def _count(check: Check, own: Lists, found: Lists) -> None:
+def _count(check: Check, expected: Lists, exported: Lists) -> None:
     """Add the lists of a batch to what was compared."""
-    assert own.items.shape == found.items.shape, "lists have as many places as were asked for"
-    listed = own.items > 0
-    check.lists += len(own.items)
-    check.items += int(listed.sum())
-    check.equal_items += int(((own.items == found.items) & listed).sum())
-    check.largest_score = max(check.largest_score, float(np.abs(own.scores[listed]).max(initial=0.0)))
-    check.found += _num_common(own.items, found.items)
-    check.found_at_cut_off += _num_common(own.items[:, :CUT_OFF], found.items[:, :CUT_OFF])
-    check.items_at_cut_off += int(listed[:, :CUT_OFF].sum())
+    assert expected.items.shape == exported.items.shape, "lists are padded to the length that was requested"
+    is_item = expected.items > 0
+    check.lists += len(expected.items)
+    check.items += int(is_item.sum())
+    check.equal_items += int(((expected.items == exported.items) & is_item).sum())
+    check.largest_score = max(check.largest_score, float(np.abs(expected.scores[is_item]).max(initial=0.0)))
+    check.common += _num_common(expected.items, exported.items)
+    check.common_at_cut_off += _num_common(expected.items[:, :CUT_OFF], exported.items[:, :CUT_OFF])
+    check.items_at_cut_off += int(is_item[:, :CUT_OFF].sum())
 
 
 def _num_common(first: np.ndarray, second: np.ndarray) -> int:

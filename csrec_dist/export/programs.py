@@ -39,8 +39,10 @@ class Program(nn.Module):
 
         Recurrent layers are traced for one number of steps, that of the longest history; padding changes nothing.
         """
-        longest = self.model.max_length
-        return self.model.encode_last(F.pad(histories, (0, longest))[:, :longest] if self.has_recurrence else histories)
+        if self.has_recurrence:
+            longest = self.model.max_length
+            histories = F.pad(histories, (0, longest))[:, :longest]
+        return self.model.encode_last(histories)
 
     def sample(self) -> tuple[Tensor, ...]:
         """Inputs to trace it with."""
@@ -111,13 +113,13 @@ def traced(program: Program) -> ExportedProgram:
     """The program as torch.export sees it."""
     sample = program.sample()
     with torch.no_grad(), quiet():
-        program(*sample)  # what a model computes once and keeps must not be a tracer's tensor
+        program(*sample)  # a tensor that a model computes once and caches must not be the tracer's
         return torch.export.export(program, sample, dynamic_shapes=program.axes())
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """In the block torch's exporters do not warn of what they know of other packages and of their own internals."""
+    """In the block torch's exporters do not warn about other packages and their own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

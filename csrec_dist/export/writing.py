@@ -36,8 +36,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Write the model in a format of `FORMATS` into a folder, and return what its export.json says.
 
-    The files are asked for the lists after `histories` (item numbers, oldest first), which have to be the model's own;
-    of an index that is approximate the recall is measured instead. The folder appears whole, once that is done; it
+    The files' lists after `histories` (item numbers, oldest first) are compared with the model's, and have to be equal;
+    of an approximate index the recall is measured instead. The folder appears whole, once that is done; it
     replaces an earlier export, and nothing else.
 
     Args:
@@ -56,7 +56,7 @@ def export_model(
         raise UserError(f"Only the format faiss has an index such as {quoted(index)}; {format} has none.")
     if top_n < 1:
         raise UserError(f"The lists of an export have at least 1 item, not {top_n}.")
-    _require_own(folder)
+    _require_export(folder)
     exported, top_n = portable(model), min(top_n, model.num_items)
     with new_folder(folder) as new:
         written = WRITERS[format](exported, new, top_n, index)
@@ -83,16 +83,16 @@ def histories_to_check(dataset: Dataset) -> list[list[int]]:
     return [items[: 1 + k % len(items)] if k % 2 else items for k, items in enumerate(histories)]
 
 
-def _require_own(folder: Path) -> None:
-    """UserError for a folder that holds something else than an export."""
+def _require_export(folder: Path) -> None:
+    """UserError for a folder that holds anything but an export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     path = folder / DESCRIPTION_FILE
     described = read_json(path) if path.is_file() else None
     if not isinstance(described, dict) or not described.keys() >= {"format", "files", "check"}:
         raise UserError(f"{folder} exists and holds no export; give another folder, or move it away.")
-    own = (*described["files"], DESCRIPTION_FILE)  # ONNX has the tensors of a large model in NAME.data
-    if others := sorted(each.name for each in folder.iterdir() if not each.name.startswith(own)):
+    names = (*described["files"], DESCRIPTION_FILE)  # as prefixes: ONNX has the tensors of a large model in NAME.data
+    if others := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(names)):
         raise UserError(
             f"{folder} holds an export, and {listed(others)} besides; move that away, or give another folder."
         )

@@ -24,10 +24,10 @@ from csrec_dist.models.weight_files import StoredWeights
 class TrainingStates(NamedTuple):
     """What a model gives the loss: n states [n, d], whose targets and weights [n] are those of its inputs.
 
-    The first of them are the states of `inputs.examples`, which may have soft labels. A model whose states may be more
-    than that says so by `more_than_examples` in every batch, also where none are: all ranks must compute the same
-    losses. `views` are two states [M, d] of each of M windows, made of two disturbed copies of it, that a contrastive
-    loss is to bring together; with `view_weights` [M], those of weight 0 are padding.
+    The first of them are the states of `inputs.examples`, which may have soft labels. A model that may have further
+    states sets `more_than_examples` in every batch, also where there are none: all ranks must compute the same losses.
+    `views` are two states [M, d] of each of M windows, of two disturbed copies of it, which a contrastive loss draws
+    towards each other; where there are `view_weights` [M], those of weight 0 are padding.
     """
 
     states: Tensor
@@ -37,10 +37,8 @@ class TrainingStates(NamedTuple):
 
 
 def picked(mask: Tensor, *values: Tensor) -> list[Tensor]:
-    """The rows [n, ..] of each of `values` [B, L, ..] where `mask` [B, L] is set: for labelling and evaluation.
-
-    A GPU's host waits once, to learn how many they are; `value[mask]` would have it wait for each of the values.
-    """
+    """The rows [n, ..] of each of `values` [B, L, ..] where `mask` [B, L] is set: for labelling and evaluation."""
+    # The host waits for a GPU once, to learn n; `value[mask]` would wait for each of the values.
     index = mask.flatten().nonzero().squeeze(1)
     return [value.flatten(0, 1).index_select(0, index) for value in values]
 
@@ -72,7 +70,7 @@ class SequentialModel(nn.Module, ABC):
         """
 
     def encode_last(self, histories: Tensor) -> Tensor:
-        """States [B, d] of the whole histories [B, L] (as in `encode`); one without items gets some state."""
+        """States [B, d] of the whole histories [B, L] (as in `encode`); arbitrary for a history without items."""
         last = ((histories != 0).sum(1) - 1).clamp(min=0)
         return self.encode(histories)[torch.arange(histories.shape[0], device=histories.device), last]
 

@@ -15,15 +15,15 @@ from csrec_dist.models.sasrec import LAYER_NORM_EPS, TransformerLayer, initialis
 from csrec_dist.models.table import ItemTable
 
 PREFIX_STREAM, MASK_STREAM = 1, 2
-"""Streams of draws: which prefixes are trained, and which items are masked."""
+"""Streams of random numbers: which prefixes are trained, and which items are masked."""
 
 
 class BERT4Rec(SequentialModel):
     """(item or mask + position) → LayerNorm → dropout → post-norm layers → linear → GELU → LayerNorm.
 
     The state of a history is that of a mask appended to it, so there is a position more than the longest history has.
-    Counted from the start, the masks behind the longest histories, which only evaluation has, stand where no mask was
-    trained; counted from the end they all stand at position 0.
+    Only evaluation has histories so long that the mask is at the last position. If positions count from the start, no
+    mask was trained there; if they count from the end, all masks are at position 0.
     """
 
     Config = BERT4RecConfig
@@ -67,12 +67,13 @@ class BERT4Rec(SequentialModel):
         so these states come last and have no labels. Both are drawn by example id from the step's seed. A pass over the
         data thus costs few passes through the layers, and reads some prefixes of each window.
         """
+        # The prefixes, repeated up to the padded size with weight 0.
         rows, ends = self._draw_prefixes(batch, seed)
         num_prefixes = len(rows)
         most = len(batch.items) * min(self.config.prefixes, batch.targets.shape[1])
         again = torch.from_numpy(repeats(num_prefixes, most if padded else None))
         rows, ends = torch.cat([rows, rows[again]]), torch.cat([ends, ends[again]])
-        masked = self._mask(batch, seed)
+        masked = self._draw_masks(batch, seed)
         amid = Picked.of(masked.numpy(), padded_size(int(masked.sum()), masked.numel()) if padded else None)
         examples = batch.examples[rows, ends]
         first = torch.full((len(batch.items), 1), -1)  # no example predicts the first item of a window
@@ -94,7 +95,7 @@ class BERT4Rec(SequentialModel):
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """The states of what `inputs` has drawn: of the prefixes, then of the masks amid items."""
         rows, ends, masked = (inputs.drawn[name] for name in ("rows", "ends", "masked"))
-        cut = ends.device.type == "cpu"
+        cut = ends.device.type == "cpu"  # a GPU's host would wait to learn the lengths
         last = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
         amid = pick(self._read(inputs.items, masked), inputs.positions.index, inputs.positions.inverse)
         return TrainingStates(torch.cat([last, amid]), more_than_examples=True)
@@ -104,16 +105,17 @@ class BERT4Rec(SequentialModel):
         has_target = batch.targets > 0
         draws = uniform(batch.examples, seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~has_target, 2.0)
         num = min(self.config.prefixes, has_target.shape[1])
-        chosen = torch.zeros_like(has_target).scatter(1, draws.topk(num, largest=False).indices, True)
-        ends, rows = (chosen & has_target).T.nonzero(as_tuple=True)
+        is_drawn = torch.zeros_like(has_target).scatter(1, draws.topk(num, largest=False).indices, True)
+        ends, rows = (is_drawn & has_target).T.nonzero(as_tuple=True)
         return rows, ends
 
-    def _mask(self, batch: Batch, seed: int) -> Tensor:
+    def _draw_masks(self, batch: Batch, seed: int) -> Tensor:
         """Which items of the windows [B, L + 1] are masked."""
         items, draws = batch.items, uniform(batch.examples, seed, MASK_STREAM, 2)
+        # Item l + 1 is drawn by example l; the first item, which no example has, by the second number of example 0.
         draws = torch.cat([draws[:, :1, 1], draws[..., 0]], dim=1).masked_fill(items == 0, 2.0)
-        least = draws == draws.amin(1, keepdim=True)
-        return ((draws < self.config.mask_ratio) | least) & (items != 0)
+        is_least = draws == draws.amin(1, keepdim=True)
+        return ((draws < self.config.mask_ratio) | is_least) & (items != 0)
 
     def _read(self, items: Tensor, masked: Tensor, queries: Tensor | None = None) -> Tensor:
         """States [B, Q, d] at the positions `queries` [B, Q], or at all, of items [B, L], some of them masked."""

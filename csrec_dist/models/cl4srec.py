@@ -1,4 +1,4 @@
-"""CL4SRec (Xie et al., 2022): SASRec, with two disturbed copies of a history to be told from those of others."""
+"""CL4SRec (Xie et al., 2022): SASRec, trained to tell two disturbed copies of a history from those of others."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from csrec_dist.models.options import CL4SRecConfig
 from csrec_dist.models.rng import uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec
 
-CHOICES, MASKS, ORDERS, PREFIXES = range(4)  # streams of draws
+CHOICES, MASKS, ORDERS, PREFIXES = range(4)  # streams of random numbers
 
 
 class CL4SRec(SASRec):
@@ -51,21 +51,20 @@ class CL4SRec(SASRec):
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """The states of all examples of the undisturbed windows, and `views` of the windows that have examples."""
         histories, copies = inputs.histories, (inputs.drawn["first"], inputs.drawn["second"])
-        states, *of_copies = self._encode_masked(torch.cat([histories, *copies])).split(
-            [len(histories), *map(len, copies)]
-        )
-        first, second = (_last(*pair) for pair in zip(of_copies, copies, strict=True))
+        # One pass for the windows and their copies. In a copy, item V+1 is the mask.
+        items = torch.cat([histories, *copies])
+        is_masked = items > self.num_items
+        vectors = self.item_table(items.masked_fill(is_masked, 0)) + is_masked.unsqueeze(-1) * self.mask_vector
+        states, *copy_states = self.encode_vectors(vectors).split([len(histories), *map(len, copies)])
+        views = []
+        for copy, all_states in zip(copies, copy_states, strict=True):
+            last = (copy != 0).sum(1) - 1
+            views.append(all_states[torch.arange(len(copy), device=copy.device), last])
         return TrainingStates(
             pick(states, inputs.positions.index, inputs.positions.inverse),
-            views=(first, second),
+            views=(views[0], views[1]),
             view_weights=inputs.drawn.get("window_weights"),
         )
-
-    def _encode_masked(self, items: Tensor) -> Tensor:
-        """States [B, L, d] as `encode` gives them, item V+1 being the mask."""
-        masked = items > self.num_items
-        vectors = self.item_table(items.masked_fill(masked, 0)) + masked.unsqueeze(-1) * self.mask_vector
-        return self.encode_vectors(vectors)
 
 
 def drawn_prefixes(histories: Tensor, keys: Tensor, seed: int) -> Tensor:
@@ -90,7 +89,7 @@ def disturbed_copies(
             reordered(histories, config.reorder, choices[:, 1], uniform(keys, seed, ORDERS, histories.shape[1])),
         ]
     )
-    pair = (choices[:, 2] * 6).long()
+    pair = (choices[:, 2] * 6).long()  # one of the ordered pairs of different ways
     first = pair // 2
     second = (first + 1 + pair % 2) % 3
     rows = torch.arange(len(histories), device=histories.device)
@@ -123,17 +122,12 @@ def reordered(histories: Tensor, share: float, offset: Tensor, scores: Tensor) -
 
 
 def _share_of(histories: Tensor, share: float) -> Tensor:
-    """⌊share·n⌋ [B, 1] for histories of n items, 0.6 · 5 being 3."""
+    """⌊share·n⌋ [B, 1] for histories of n items."""
     lengths = (histories != 0).sum(1, keepdim=True)
-    return (lengths.double() * share + 1e-9).long()
+    return (lengths.double() * share + 1e-9).long()  # in floating point 0.58 · 50 < 29
 
 
 def _start(histories: Tensor, num: Tensor, offset: Tensor) -> Tensor:
     """Where a piece of `num` [B, 1] items begins, [B, 1]: the share `offset` [B] of the n − num + 1 possibilities."""
     possibilities = (histories != 0).sum(1, keepdim=True) - num + 1
     return (offset.unsqueeze(1) * possibilities.clamp(min=1)).long()
-
-
-def _last(states: Tensor, items: Tensor) -> Tensor:
-    """The state [B, d] at the last item of each history."""
-    return states[torch.arange(len(items), device=items.device), (items != 0).sum(1) - 1]

@@ -1,4 +1,4 @@
-"""Gaussian diffusion of vectors: the schedule, the way forward, and steps backward from a predicted start.
+"""DreamRec (Yang et al., 2023): Gaussian diffusion of item vectors, conditioned on a causal transformer's states.
 
 ā_t is the share of the start's variance that is kept after t of T steps (Ho et al., 2020); ā_0 = 1.
 """
@@ -28,7 +28,7 @@ def kept_variance(num_steps: int, first: float, last: float) -> Tensor:
 
 @cache
 def kept_variance_on(device: torch.device, dtype: torch.dtype, num_steps: int, first: float, last: float) -> Tensor:
-    """`kept_variance` in this type on this device, copied there once: the host waits for a copy."""
+    """`kept_variance` in this type on this device, copied there once: the host waits for each copy."""
     return kept_variance(num_steps, first, last).to(device, dtype)
 
 
@@ -38,7 +38,7 @@ def noised(start: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def ddim_step(x: Tensor, start: Tensor, alpha_bar: Tensor, alpha_bar_after: Tensor) -> Tensor:
-    """From x_t to x_s, s < t, without new noise: that in x_t is what `start` leaves unexplained (Song et al., 2021)."""
+    """From x_t to x_s, s < t, without new noise: with that of x_t (Song et al., 2021, Eq. 12 with σ = 0)."""
     noise = (x - alpha_bar.sqrt() * start) / (1 - alpha_bar).sqrt()
     return noised(start, noise, alpha_bar_after)
 
@@ -70,7 +70,7 @@ def sinusoids(steps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :width]
 
 
-STEPS, NOISE, DROPS = range(3)  # streams of draws in training
+STEPS, NOISE, DROPS = range(3)  # streams of random numbers in training
 SAMPLING_SEED = 0
 
 

@@ -24,11 +24,11 @@ def pad_histories(
     """
     padded, lengths = _padded_tensor(histories) if isinstance(histories, Tensor) else _padded_lists(histories)
     _check(padded, lengths, num_items)
-    shortened = lengths.clamp(max=max_length)
-    positions = torch.arange(int(shortened.max()), device=padded.device)
-    source = positions + (lengths - shortened).unsqueeze(1)
+    new_lengths = lengths.clamp(max=max_length)
+    positions = torch.arange(int(new_lengths.max()), device=padded.device)
+    source = positions + (lengths - new_lengths).unsqueeze(1)
     items = padded.gather(1, source.clamp(max=padded.shape[1] - 1))
-    return items.masked_fill(positions >= shortened.unsqueeze(1), 0), shortened
+    return items.masked_fill(positions >= new_lengths.unsqueeze(1), 0), new_lengths
 
 
 def _padded_lists(histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -53,10 +53,10 @@ def _check(padded: Tensor, lengths: Tensor, num_items: int) -> None:
     if bool((lengths == 0).any()):
         row = int((lengths == 0).nonzero()[0])
         raise UserError(f"History {row} is empty; give each at least one item of 1…{num_items}.")
-    real = torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
-    wrong = real & ((padded < 1) | (padded > num_items))
-    if bool(wrong.any()):
-        row, position = wrong.nonzero()[0].tolist()
+    is_item = torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
+    is_unknown = is_item & ((padded < 1) | (padded > num_items))
+    if bool(is_unknown.any()):
+        row, position = is_unknown.nonzero()[0].tolist()
         raise UserError(
             f"History {row} has item {int(padded[row, position])} at position {position}; "
             f"items are 1…{num_items}, and 0 only pads on the right."

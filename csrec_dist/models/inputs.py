@@ -24,8 +24,8 @@ SIZES = 8
 class Picked:
     """n of the positions of an array [B, W], row by row; padding repeats the first ones, with weight 0.
 
-    `index` [n] counts over the flat array, and `inverse` [B·W] is the place of each position in it, −1 where it was
-    not picked. `num` are those that count.
+    `index` [n] are positions in the flat array, and `inverse` [B·W] says where in `index` each position is, −1 where it
+    was not picked. `num` of them are not padding.
     """
 
     index: Tensor
@@ -47,7 +47,7 @@ class Picked:
 
 
 def repeats(num: int, size: int | None) -> np.ndarray:
-    """Which of `num` things are repeated to have `size` of them; none where there are none, or no size is given."""
+    """Indices of the entries, of `num`, that are repeated to have `size`; none if there are no entries, or no size."""
     if size is None or num == 0:
         return np.zeros(0, np.int64)
     return np.arange(size - num) % num

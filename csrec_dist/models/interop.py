@@ -60,8 +60,11 @@ def from_recbole(
     converter = _converter(state_dict, config)
     num_items = _parameter(state_dict, "item_embedding.weight").shape[0] - 1 - converter.mask_token
     order = _order(items, num_items)
-    max_length = _max_length(state_dict, config) - converter.mask_token
-    model = build(_config(converter, config), len(order), max_length, seed=0)
+    if "position_embedding.weight" in state_dict:
+        num_positions = state_dict["position_embedding.weight"].shape[0]
+    else:
+        num_positions = int(config.get("MAX_ITEM_LIST_LENGTH", RECBOLE_MAX_LENGTH))
+    model = build(_config(converter, config), len(order), num_positions - converter.mask_token, seed=0)
     weights = {"item_table.weight": state_dict["item_embedding.weight"][1:], **converter.weights(state_dict)}
     weights |= {name: weights[name][order] for name in weights if name.startswith("item_table.")}
     require_finite(weights, "The RecBole checkpoint")
@@ -83,7 +86,7 @@ def _converter(state_dict: Weights, config: Mapping[str, Any]) -> Converter:
 
 
 def _order(items: Sequence[int] | None, num_items: int) -> Tensor:
-    """Where each of our items stands among RecBole's [V], from 0."""
+    """RecBole's row, from 0, of each of our items [V]."""
     if items is None:
         return torch.arange(num_items)
     if len(set(items)) < len(items) or not all(1 <= item <= num_items for item in items):
@@ -101,9 +104,9 @@ def _config(converter: Converter, config: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"The RecBole config has no key {error}; give the config of the checkpoint.") from None
     except ValidationError as error:
         refused = error.errors(include_url=False)[0]
-        place = "".join(f"{key} = {refused['input']!r}: " for key in refused["loc"])
+        value = "".join(f"{key} = {refused['input']!r}: " for key in refused["loc"])
         raise UserError(
-            f"The RecBole config is not one of the models here: {place}{refused['msg']}; give that of the checkpoint."
+            f"The RecBole config is not one of the models here: {value}{refused['msg']}; give that of the checkpoint."
         ) from None
 
 
@@ -111,12 +114,6 @@ def _parameter(state_dict: Weights, name: str) -> Tensor:
     if name not in state_dict:
         raise UserError(f"The RecBole checkpoint has no parameter {name!r}; give its whole state_dict.")
     return state_dict[name]
-
-
-def _max_length(state_dict: Weights, config: Mapping[str, Any]) -> int:
-    if "position_embedding.weight" in state_dict:
-        return state_dict["position_embedding.weight"].shape[0]
-    return int(config.get("MAX_ITEM_LIST_LENGTH", RECBOLE_MAX_LENGTH))
 
 
 def _rename(state_dict: Weights, prefixes: Mapping[str, str]) -> dict[str, Tensor]:

@@ -30,13 +30,9 @@ class NARM(SequentialModel):
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. Takes memory for B·L²·hidden numbers."""
         hidden, _ = self.gru(self.dropout(self.item_table(histories)))
-        purpose = self._attention_weights(hidden) @ hidden
-        return self.output(self.state_dropout(torch.cat([purpose, hidden], dim=-1)))
-
-    def _attention_weights(self, hidden: Tensor) -> Tensor:
-        """Weights [B, L, L] of position j for position l: v·σ(A₁h_j + A₂h_l), 0 for j > l (paper, Eq. 8).
-
-        They are not normalised. Right-padding needs no mask of its own: it lies behind every real position.
-        """
+        # Weights [B, L, L] of position j for l, not normalised: v·σ(A₁h_j + A₂h_l), 0 for j > l (paper, Eq. 8).
+        # Right-padding needs no mask: it lies behind every real position.
         pairs = torch.sigmoid(self.past(hidden).unsqueeze(1) + self.present(hidden).unsqueeze(2))
-        return self.attention(pairs).squeeze(-1).tril()
+        weights = self.attention(pairs).squeeze(-1).tril()
+        purpose = weights @ hidden
+        return self.output(self.state_dropout(torch.cat([purpose, hidden], dim=-1)))

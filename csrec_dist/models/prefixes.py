@@ -8,11 +8,9 @@ from torch import Tensor
 from csrec_dist.models.table import ItemTable
 
 PREFIXES_AT_ONCE = 128
-"""On a CPU, where pieces of about one length save more than large ones."""
-
-
+"""Of a piece on a CPU, where short padding saves more than large pieces do."""
 POSITIONS_AT_ONCE = 80_000
-"""Of all prefixes of a piece on a GPU, where the number of pieces is what costs."""
+"""Of a piece on a GPU, whose time depends on the number of pieces."""
 
 
 def encode_every_prefix(histories: Tensor, encode_last: Callable[[Tensor], Tensor], table: ItemTable) -> Tensor:
@@ -33,9 +31,9 @@ def encode_prefixes(
 ) -> Tensor:
     """States [n, d] of the prefixes histories[rows, : ends + 1], with `rows` and `ends` [n].
 
-    Some are read at once, if `cut`, with no more positions than the longest among them has: `ends` in ascending order
-    cost least. A GPU's host has to wait to learn that length. Ranks that share the `table`, which `encode_last` reads
-    once, go through as many pieces: the last ones of some may be empty.
+    They are read in pieces; if `cut`, a piece has no more positions than its longest prefix, so ascending `ends` cost
+    least. A GPU's host has to wait to learn that length. Each `encode_last` reads the `table` once by a collective, so
+    ranks that share it go through equally many pieces: the last ones of some may be empty.
     """
     states = []
     size = PREFIXES_AT_ONCE
@@ -43,10 +41,10 @@ def encode_prefixes(
         size = max(size, POSITIONS_AT_ONCE // histories.shape[1])
     pieces = list(zip(rows.split(size), ends.split(size), strict=True))
     pieces += [(rows[:0], ends[:0])] * (table.most_calls(len(pieces)) - len(pieces))
-    for some_rows, some_ends in pieces:
+    for piece_rows, piece_ends in pieces:
         length = histories.shape[1]
         if cut:
-            length = int(some_ends.max()) + 1 if len(some_ends) else 1
-        behind = torch.arange(length, device=ends.device) > some_ends.unsqueeze(1)
-        states.append(encode_last(histories[some_rows, :length].masked_fill(behind, 0)))
+            length = int(piece_ends.max()) + 1 if len(piece_ends) else 1
+        is_later = torch.arange(length, device=ends.device) > piece_ends.unsqueeze(1)
+        states.append(encode_last(histories[piece_rows, :length].masked_fill(is_later, 0)))
     return torch.cat(states)

@@ -18,7 +18,7 @@ def model_class(name: str) -> type[SequentialModel]:
     """The class of the model called `name`, that of its file which has its options; UserError when there is none."""
     options = config_class(name)
     classes = vars(import_module(f"csrec_dist.models.{name}")).values()
-    return next(each for each in classes if isinstance(each, type) and getattr(each, "Config", None) is options)
+    return next(model for model in classes if isinstance(model, type) and getattr(model, "Config", None) is options)
 
 
 MODELS: dict[str, type[SequentialModel]] = {name: model_class(name) for name in CONFIGS}

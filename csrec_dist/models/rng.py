@@ -1,4 +1,4 @@
-"""Random numbers that depend on a step's seed, an example or a history, and on nothing else; dropout drawn so."""
+"""Random numbers that depend on a step's seed and an example or a history, and on nothing else; and a fast dropout."""
 
 from functools import cache
 from statistics import NormalDist
@@ -18,14 +18,14 @@ _LAST_SHIFT = 31
 def uniform(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Numbers [..., size] float32 in [0, 1), on 2²⁴ equal steps, for int64 `keys` [...].
 
-    `stream` keeps apart what is drawn for different purposes with one seed. A larger `size` only adds numbers. The seed
-    may lie on the device, as an int64 scalar: so a CUDA graph draws anew with each.
+    `stream` separates what is drawn for different purposes with one seed. A larger `size` only adds numbers. The seed
+    may be an int64 scalar on the device: a CUDA graph then draws anew at each replay.
     """
     return _top_bits(_words(keys, seed, stream, size), 24).float() * 2.0**-24
 
 
 def normal(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
-    """Standard normal numbers [..., size] float32, likewise: one of 2¹⁶ equally probable quantiles, |x| < 4.4."""
+    """Standard normal numbers [..., size] float32, as `uniform`: of 2¹⁶ equally probable quantiles, |x| < 4.4."""
     index = _top_bits(_words(keys, seed, stream, size), NORMAL_BITS)
     return _normal_quantiles(keys.device)[index]
 
@@ -48,7 +48,7 @@ def _located(items: Tensor) -> Tensor:
 
 def _words(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
     """Hashes [..., size]: a counter from a start that depends on key, seed and stream, each mixed in turn."""
-    has_memory = type(keys) is Tensor and keys.device.type == "cpu"  # a tracer's tensors have none for numpy
+    has_memory = type(keys) is Tensor and keys.device.type == "cpu"  # numpy cannot read a tracer's tensors
     return (words_on_host if has_memory else words)(keys, seed, stream, size)
 
 

@@ -57,7 +57,9 @@ class SRGNN(SequentialModel):
         times = same.tril().sum(-1, dtype=vectors.dtype)
         latest_weight = times.unsqueeze(-1) * self._attend_to(self.present(latest) + self.past(latest))
         weights = self._attend_to(self.present(latest).unsqueeze(2) + self.past(settled).unsqueeze(1)).squeeze(-1)
-        purpose = latest_weight * latest + (weights * times.unsqueeze(1) * _is_last_occurrence(same)) @ settled
+        # Position k counts in the prefix of p if it is before p and none of k+1…p holds its item: [B, L (p), L (k)].
+        is_last_occurrence = torch.ones_like(same).tril(-1) & ~(same.tril(-1).cumsum(1) > 0)
+        purpose = latest_weight * latest + (weights * times.unsqueeze(1) * is_last_occurrence) @ settled
         return self.output(self.dropout(torch.cat([purpose, latest], dim=-1)))
 
     def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
@@ -110,15 +112,15 @@ class GatedStep(nn.Module):
         self.node_gates = nn.Linear(width, 3 * width)
 
     def forward(self, vectors: Tensor, incoming: Tensor, outgoing: Tensor, nodes: Tensor) -> Tensor:
-        """New states [B, N, d] of `nodes` [B, N, d] whose edges weigh the `vectors` [B, L, d] by matrices [B, N, L]."""
+        """New states [B, N, d] of `nodes` [B, N, d], whose edges have weights [B, N, L] for the `vectors` [B, L, d]."""
         messages = [
             incoming @ self.incoming(vectors) + self.incoming_bias,
             outgoing @ self.outgoing(vectors) + self.outgoing_bias,
         ]
         reset, update, new = self.message_gates(torch.cat(messages, dim=-1)).chunk(3, dim=-1)
-        own_reset, own_update, own_new = self.node_gates(nodes).chunk(3, dim=-1)
-        new = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
-        return nodes + torch.sigmoid(update + own_update) * (new - nodes)
+        node_reset, node_update, node_new = self.node_gates(nodes).chunk(3, dim=-1)
+        new = torch.tanh(new + torch.sigmoid(reset + node_reset) * node_new)
+        return nodes + torch.sigmoid(update + node_update) * (new - nodes)
 
 
 def neighbours(histories: Tensor, same: Tensor, ends: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -142,11 +144,5 @@ def _shares(neighbour: Tensor, earlier: Tensor) -> Tensor:
 
 
 def _same_items(histories: Tensor) -> Tensor:
-    """Whether two positions hold the same item, [B, L, L]; padding is like nothing."""
+    """Whether two positions hold the same item, [B, L, L]; padding equals nothing."""
     return (histories.unsqueeze(1) == histories.unsqueeze(2)) & (histories != 0).unsqueeze(1)
-
-
-def _is_last_occurrence(same: Tensor) -> Tensor:
-    """Whether position k lies before p and none of k+1…p holds its item, [B, L (p), L (k)]."""
-    later = same.tril(-1).cumsum(1) > 0
-    return torch.ones_like(same).tril(-1) & ~later

@@ -1,4 +1,4 @@
-"""A trained model's weights for a catalog with other items: of known items its own, of new ones by a rule."""
+"""A trained model's weights for a catalog with other items: known items keep theirs, new ones get some by a rule."""
 
 from pathlib import Path
 
@@ -22,15 +22,14 @@ TABLE = "item_table."
 def extended(model: SequentialModel, num_items: int) -> SequentialModel:
     """The model, in evaluation mode, for a catalog whose first items are its own and that goes on after them.
 
-    A new item has the mean vector and the mean bias of all that the model knows. As logits are products with these
-    vectors, its logit is the mean of the model's logits, whatever the history, and exp(logit) the geometric mean of
-    theirs: the model has no opinion of it. Old items keep their logits, and in a history a new item reads as the
-    average one. Only a DreamRec's states change a little: the noise that it starts from is as large as all vectors are
-    on average.
+    A new item has the mean vector and the mean bias of all known ones. As logits are products with these vectors, its
+    logit is the mean of theirs, whatever the history, and exp(logit) their geometric mean: the model has no opinion of
+    it. Known items keep their logits, and in a history a new item counts as the average one. Only a DreamRec's states
+    change a little: the noise that it starts from is as large as all vectors are on average.
 
     The item table must be whole.
     """
-    assert model.item_table.catalog.is_whole, "a slice of the table has not the mean of all"
+    assert model.item_table.catalog.is_whole, "the mean is that of the whole table"
     assert num_items >= model.num_items
     larger = build(model.config, num_items, model.max_length, seed=0)
     weights = model.state_dict()
@@ -61,10 +60,10 @@ def start_from(model: SequentialModel, folder: Path, rows: np.ndarray) -> None:
     stored = StoredWeights(folder)
     stored.require({name: tuple(tensor.shape) for name, tensor in shapes.items()})
     stored.require_config(description.fingerprint(config))
-    own = torch.from_numpy(rows[model.item_table.catalog.rows])
+    slice_rows = torch.from_numpy(rows[model.item_table.catalog.rows])
     for name, tensor in model.state_dict().items():
         if name.startswith(TABLE):
-            _fill(tensor, own, stored, name, description.num_items)
+            _fill(tensor, slice_rows, stored, name, description.num_items)
         else:
             tensor.copy_(stored.read(name))
 
@@ -81,11 +80,11 @@ def require_architecture(folder: Path, config: ModelConfig, max_length: int) -> 
             f"from there. Set model.name to {description.model_type}, or start from a {config.name}."
         )
     stored = description.parse_config(type(config), folder).model_dump() | {"max_length": description.max_length}
-    wanted = config.model_dump() | {"max_length": max_length}
-    changed = [key for key in wanted if stored[key] != wanted[key] and not key.endswith("dropout")]
+    expected = config.model_dump() | {"max_length": max_length}
+    changed = [key for key in expected if stored[key] != expected[key] and not key.endswith("dropout")]
     if changed:
         names = {key: f"model.{key}" for key in changed} | {"max_length": "the longest history (dataset.window - 1)"}
-        listed = "; ".join(f"{names[key]} is {stored[key]} there, {wanted[key]} here" for key in changed)
+        listed = "; ".join(f"{names[key]} is {stored[key]} there, {expected[key]} here" for key in changed)
         raise UserError(
             f"The training cannot start from {folder}, which has another architecture: {listed}. Set them to what they "
             "are there, or leave training.init_from out."
@@ -94,9 +93,9 @@ def require_architecture(folder: Path, config: ModelConfig, max_length: int) -> 
 
 
 def _fill(tensor: Tensor, rows: Tensor, stored: StoredWeights, name: str, num_stored: int) -> None:
-    """Copy stored rows, a block at a time, to where they belong; rows of −1 are left."""
+    """Copy row `rows[i]` of a stored table to row i of the tensor, a block at a time; −1 leaves a row as it is."""
     for first in range(0, num_stored, BLOCK_ROWS):
         stop = min(first + BLOCK_ROWS, num_stored)
-        here = ((rows >= first) & (rows < stop)).nonzero().squeeze(1)
-        if len(here):
-            tensor[here] = stored.read(name, slice(first, stop))[rows[here] - first]
+        index = ((rows >= first) & (rows < stop)).nonzero().squeeze(1)
+        if len(index):
+            tensor[index] = stored.read(name, slice(first, stop))[rows[index] - first]

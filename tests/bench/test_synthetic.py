@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from csrec_dist.bench.settings import log_options
-from csrec_dist.bench.synthetic import write_log
+from csrec_dist.bench.settings import log_options, write_log
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare

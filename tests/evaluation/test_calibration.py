@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from csrec_dist.evaluation.report_card import CalibrationSums, confidences
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 from tests.helpers.dense_logits import dense
 
-SOFTMAX = Asked(log_sums=True, top=True)
+SOFTMAX = SweepRequest(log_sums=True, top=True)
 
 
 def by_hand(logits: torch.Tensor, targets: torch.Tensor) -> float:

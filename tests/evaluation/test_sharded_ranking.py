@@ -13,8 +13,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.evaluation import logits as tiling
 from csrec_dist.evaluation import target_ranks, top_items
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.scoring import Ensemble, together
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.scoring import Ensemble, ensemble_logits
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 from tests.helpers.catalog_ranks import LAYOUTS, shard_of
 from tests.helpers.ranks import run_ranks
 
@@ -72,11 +72,11 @@ def on_rank(rank: int, world_size: int, catalog_parallel: int) -> dict[str, Any]
     catalog = shard_of(rank, world_size, catalog_parallel, 5)
     states, tables = members(catalog)
     for combine in ("logit_mean", "prob_mean"):
-        logits = together(states, tables, Ensemble(combine, (0.25, 0.75)))
+        logits = ensemble_logits(states, tables, Ensemble(combine, (0.25, 0.75)))
         tile = torch.empty(3, catalog.num_rows, dtype=logits.dtype)
         logits.write(slice(0, 3), slice(0, catalog.num_rows), tile)
         found[combine] = tile.numpy()
-    found["log_sum_exp"] = sweep(Logits(states[:1], tables[:1]), Asked(log_sums=True)).log_sums.numpy()
+    found["log_sum_exp"] = sweep(Logits(states[:1], tables[:1]), SweepRequest(log_sums=True)).log_sums.numpy()
     with pytest.raises(UserError, match="The best 6 of 5 items"):
         top_items(torch.zeros(0, 1), PlainTable(torch.zeros(catalog.num_rows, 1), None, catalog), 6)
     return found

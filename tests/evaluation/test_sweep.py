@@ -9,8 +9,8 @@ from torch import Tensor
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.evaluation import logits as tiling
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.scoring import Ensemble, together
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.scoring import Ensemble, ensemble_logits
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 from tests.helpers.dense_logits import dense
 
 NUM_ROWS, NUM_ITEMS, WIDTH, TOP_N = 70, 2011, 24, 20
@@ -54,7 +54,7 @@ def items_asked(seed: int = 9) -> tuple[Tensor, Tensor]:
 def test_all_answers_equal_those_of_float64_rows(hide: bool, bias: bool) -> None:
     states, table = drawn(1, bias)
     targets, seen = items_asked()
-    asked = Asked(targets, TOP_N, seen if hide else None, log_sums=True, top=True)
+    asked = SweepRequest(targets, TOP_N, seen if hide else None, log_sums=True, top=True)
     check(sweep(Logits([states], [table]), asked), wide(states, table), asked)
 
 
@@ -70,12 +70,12 @@ def test_models_are_ranked_together(combine: str) -> None:
     else:
         exact = sum((part * w for part, w in zip(parts, weights, strict=True)), torch.zeros(()))
     targets, seen = items_asked()
-    asked = Asked(targets, TOP_N, seen, log_sums=True, top=True)
+    asked = SweepRequest(targets, TOP_N, seen, log_sums=True, top=True)
     states, tables = zip(*models, strict=True)
-    check(sweep(together(states, tables, Ensemble(combine, weights)), asked), exact, asked)
+    check(sweep(ensemble_logits(states, tables, Ensemble(combine, weights)), asked), exact, asked)
 
 
-def check(found: tuple[Tensor, ...], exact: Tensor, asked: Asked) -> None:
+def check(found: tuple[Tensor, ...], exact: Tensor, asked: SweepRequest) -> None:
     """Answers equal those of whole rows, but for items whose logits are nearly equal."""
     ranks, items, scores, log_sums, top_items, top_logits = found
     torch.testing.assert_close(log_sums.double(), exact.logsumexp(1), rtol=1e-6, atol=NEAR)
@@ -106,10 +106,10 @@ class Rounding(Logits):
 @pytest.mark.usefixtures("small_tiles")
 def test_a_target_never_compares_with_its_own_column() -> None:
     states, table = drawn(4)
-    asked = Asked(wide(states, table).argmax(1, keepdim=True) + 1)
+    asked = SweepRequest(wide(states, table).argmax(1, keepdim=True) + 1)
     assert sweep(Rounding([states], [table]), asked).ranks.tolist() == [[1]] * NUM_ROWS
 
 
 def test_what_is_not_asked_has_no_columns() -> None:
-    found = sweep(dense(torch.randn(3, 5)), Asked())
+    found = sweep(dense(torch.randn(3, 5)), SweepRequest())
     assert [part.shape[1] for part in (found.ranks, found.items, found.scores, found.top_items)] == [0] * 4

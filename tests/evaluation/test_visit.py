@@ -12,7 +12,7 @@ from csrec_dist import kernels
 from csrec_dist.evaluation import logits as tiling
 from csrec_dist.evaluation import visit as visiting
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.sweep import Asked, sweep
+from csrec_dist.evaluation.sweep import SweepRequest, sweep
 from csrec_dist.evaluation.visit import LANES, Visit, visit
 from tests.evaluation.test_sweep import TOP_N, drawn, items_asked
 
@@ -94,7 +94,7 @@ def test_a_sweep_by_the_kernel_finds_what_one_by_torch_finds(monkeypatch: pytest
     monkeypatch.setattr(kernels, "run_on", lambda device: True)
     states, table = drawn(1)
     targets, seen = items_asked()
-    asked = Asked(targets, TOP_N, seen if hide else None, log_sums=True, top=True)
+    asked = SweepRequest(targets, TOP_N, seen if hide else None, log_sums=True, top=True)
     by_torch = sweep(Logits([states], [table]), asked)
     monkeypatch.setattr(visiting, "KERNELS_ARE_ON", True)
     for one, other in zip(sweep(Logits([states], [table]), asked), by_torch, strict=True):
