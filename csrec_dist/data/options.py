@@ -149,6 +149,12 @@ class DatasetOptions(Options):
         strict=True,
         description="Seed of the assignment of rows to shards, and of keep_share.",
     )
+    expected: Annotated[dict[str, Annotated[int, Field(ge=0, strict=True)]], NOTHING] = Field(
+        default={},
+        exclude_if=lambda expected: not expected,
+        description="Counts that dataset.json must have, such as {windows: 3173, items: 3646, interactions_in_windows: "
+        "57826}: prepare refuses another log than the one meant.",
+    )
     noise: NoiseOptions = Field(
         default=NoiseOptions(),
         exclude_if=lambda noise: noise.is_none,  # so that a dataset without noise keeps its fingerprint

@@ -36,7 +36,7 @@ from csrec_dist.data.statistics import describe, leaked_rows, target_counts, tra
 from csrec_dist.data.times import Times
 from csrec_dist.data.weights import scaled
 from csrec_dist.data.windows import Periods, Spans, cut_windows, every_row, leave_one_out, temporal, temporal_cuts
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, listed
 from csrec_dist.files import (
     differences,
     fingerprint,
@@ -153,6 +153,7 @@ def _prepare(
         log.bad_rows.write(new)
         described = describe(flat, splits, windows, leaked["test"], len(items))
         statistics = {**_describe_raw(log), **duplicates, **described, **counts}
+        _require_expected(options.expected, statistics, source.place)
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
         info["files"] = checksums(new)
@@ -381,6 +382,18 @@ def _describe_raw(log: Log) -> dict[str, Any]:
         "rows_not_kept": log.num_not_kept,
         "rows_unreadable": len(log.bad_rows),
     }
+
+
+def _require_expected(expected: dict[str, int], statistics: dict[str, Any], path: Path) -> None:
+    """UserError, which names every count that is not the expected one."""
+    if unknown := sorted(expected.keys() - statistics.keys()):
+        raise UserError(f"dataset.expected has no count {listed(unknown)}; there are {listed(sorted(statistics))}.")
+    wrong = [f"{statistics[name]:,} {name} instead of {num:,}" for name, num in expected.items() if statistics[name] != num]
+    if wrong:
+        raise UserError(
+            f"{path} is not the log that dataset.expected describes: it has {listed(wrong)}. Use the edition that is "
+            "meant, or remove dataset.expected."
+        )
 
 
 def identify(options: DatasetOptions) -> dict[str, Any]:

@@ -521,3 +521,16 @@ def test_wrong_logs_are_one_sentence(tmp_path, text, options, message):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         DatasetOptions(**options)
+
+
+def test_another_log_than_the_expected_one_is_refused_and_leaves_nothing(tmp_path):
+    log, folder = small_log(tmp_path), tmp_path / "dataset"
+    right = {"windows": 6, "items": prepare(DatasetOptions(source=str(log)), tmp_path / "plain")["statistics"]["items"]}
+    options = {"source": str(log), "expected": right}
+    with pytest.raises(UserError, match=r"not the log that dataset.expected describes: it has 6 windows instead of 7"):
+        prepare(DatasetOptions(**{**options, "expected": {**right, "windows": 7}}), folder)
+    with pytest.raises(UserError, match="no count people"):
+        prepare(DatasetOptions(**{**options, "expected": {"people": 6}}), folder)
+    assert not folder.exists()
+    info = prepare(DatasetOptions(**options), folder)
+    assert info["fingerprint"] == identify(DatasetOptions(source=str(log)))["fingerprint"]

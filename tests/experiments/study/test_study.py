@@ -15,7 +15,7 @@ from csrec_dist.processes import Children
 from csrec_dist.runs.run import Record, Run
 from tests.helpers.study_files import STUDY, entries_of, write_study
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
