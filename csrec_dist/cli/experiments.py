@@ -36,6 +36,11 @@ def add_simulate(commands: Commands) -> None:
         "--popularity", type=float, metavar="X", help="Zipf exponent of the items' exposure (default 0.5)"
     )
     parser.add_argument(
+        "--choice",
+        choices=("draw", "argmax"),
+        help="the item preferred next: drawn from P(j | s), or the most probable new one (default draw)",
+    )
+    parser.add_argument(
         "--noise-rate", type=float, metavar="X", help="share of interactions that are noise (default 0)"
     )
     parser.add_argument("--noise-kind", choices=("uniform", "popularity", "position"), help="(default uniform)")

@@ -388,7 +388,9 @@ def _require_expected(expected: dict[str, int], statistics: dict[str, Any], path
     """UserError, which names every count that is not the expected one."""
     if unknown := sorted(expected.keys() - statistics.keys()):
         raise UserError(f"dataset.expected has no count {listed(unknown)}; there are {listed(sorted(statistics))}.")
-    wrong = [f"{statistics[name]:,} {name} instead of {num:,}" for name, num in expected.items() if statistics[name] != num]
+    wrong = [
+        f"{statistics[name]:,} {name} instead of {num:,}" for name, num in expected.items() if statistics[name] != num
+    ]
     if wrong:
         raise UserError(
             f"{path} is not the log that dataset.expected describes: it has {listed(wrong)}. Use the edition that is "

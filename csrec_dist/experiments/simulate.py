@@ -73,16 +73,26 @@ def load_world(folder: Path) -> World:
 def oracle_ranks(world: World, chunk: Chunk, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks [rows] of the true and of the observed items by P(j | s), an order that no student can surpass.
 
-    An item's rank is 1 + the number of more probable items.
+    An item's rank is 1 + the number of more probable items. Where users choose the most probable item that is new to
+    them, those that are not come last.
     """
     ranks = np.empty((2, len(rows)), np.int64)
     for start in range(0, len(rows), ORACLE_BLOCK):
         block = rows[start : start + ORACLE_BLOCK]
         probabilities = world.true_probabilities(chunk.tastes[block])
+        if world.options.choice == "argmax":
+            for place, row in enumerate(block):
+                probabilities[place, _preferred_before(chunk, row, world.options.num_items) - 1] = -1
         for kind, items in enumerate((chunk.true_items, chunk.items)):
             of_items = probabilities[np.arange(len(block)), items[block] - 1]
             ranks[kind, start : start + ORACLE_BLOCK] = 1 + (probabilities > of_items[:, None]).sum(1)
     return ranks[0], ranks[1]
+
+
+def _preferred_before(chunk: Chunk, row: int, num_items: int) -> np.ndarray:
+    """The items that the user of a row has preferred before it, since the last time that none was left."""
+    num = (row - int(np.searchsorted(chunk.users, chunk.users[row]))) % num_items
+    return chunk.true_items[row - num : row]
 
 
 def _write_catalog(world: World, folder: Path) -> None:

@@ -9,14 +9,15 @@ A user has a taste u, a vector of d numbers that drifts: u ← ρ·u + √(1 −
 
 where exposure_j = rank_j^(−popularity) (Zipf, ranks at random) and mass_c is the sum of its items' exposure. With
 one cluster this is the softmax over the catalog; with √V clusters an interaction costs about 2·√V instead of V numbers.
-With probability `noise_rate` the observed item is another one (Eq. 1).
+With `choice: argmax` the user prefers the item with the largest P(j | s) among those not preferred before, as in Eq. 1
+without its noise; that costs V numbers an interaction. With probability `noise_rate` the observed item is another one.
 
 Shapes: n interactions, V items, C clusters, d width.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,6 +54,11 @@ class SimulationOptions(BaseModel):
         default=0.02, ge=0, le=1, description="How far a taste moves per step; 0: not at all, 1: redrawn."
     )
     popularity: float = Field(default=0.5, ge=0, le=3, description="Exponent of the items' exposure; 0: all equal.")
+    choice: Literal["draw", "argmax"] = Field(
+        default="draw",
+        exclude_if=lambda choice: choice == "draw",  # so that truth.json of such a world keeps its bytes
+        description="The item preferred next: drawn from P(j | s), or the most probable one not preferred before.",
+    )
     noise_rate: float = Field(default=0.0, ge=0, le=1, description="Probability that another item is observed.")
     noise_kind: NoiseKind = Field(default="uniform", description="Distribution of the other item.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of everything.")
@@ -162,7 +168,7 @@ class World:
     def chunk(self, chunk: int) -> Chunk:
         """All interactions of a chunk of users; a pure function of the options and the chunk's number."""
         users = self.users(chunk)
-        true_items = self._choices(chunk, users.tastes)
+        true_items = self._best(users) if self.options.choice == "argmax" else self._choices(chunk, users.tastes)
         items, _ = self.noise.replace(true_items, self.options.noise_rate, _stream(self.options, NOISE, chunk))
         return Chunk(users.users, items, self._times(chunk, users.users), true_items, users.tastes)
 
@@ -192,6 +198,21 @@ class World:
         begins = FIRST_TIME + random.randint(0, YEAR, len(firsts), dtype=np.int64)
         passed = np.cumsum(1 + (DAY * random.standard_exponential(len(users))).astype(np.int64))
         return (begins - passed[firsts])[inverse] + passed
+
+    def _best(self, users: Users) -> np.ndarray:
+        """The most probable item [n] int32 that its user has not preferred before; when none is left, all are again."""
+        _, firsts, lengths = np.unique(users.users, return_index=True, return_counts=True)
+        preferred = np.zeros((len(firsts), self.options.num_items), bool)
+        items = np.empty(len(users.users), np.int32)
+        for step in range(lengths.max()):
+            who = np.flatnonzero(lengths > step)
+            preferred[who[preferred[who].all(1)]] = False
+            rows = firsts[who] + step
+            probabilities = self.true_probabilities(users.tastes[rows])
+            probabilities[preferred[who]] = -1
+            items[rows] = probabilities.argmax(1) + 1
+            preferred[who, items[rows] - 1] = True
+        return items
 
     def _choices(self, chunk: int, tastes: np.ndarray) -> np.ndarray:
         """An item [n] int32 of 1…V for each taste, drawn from P(j | s)."""

@@ -104,6 +104,34 @@ def test_extreme_tastes_do_not_overflow():
     assert draw(tastes, factors, np.ones(3), draws).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_of_argmax_each_item_is_the_most_probable_that_is_new(clusters):
+    """Also for a user who has been through the whole catalog."""
+    options = {
+        "num_items": 9,
+        "num_clusters": clusters,
+        "width": 3,
+        "num_users": 6,
+        "num_interactions": 60,
+        "drift": 0.2,
+    }
+    made = whole(world := world_of(choice="argmax", **options))
+    assert max(np.bincount(made.users)) > 9
+    preferred: dict[int, list[int]] = {}
+    for user, item, taste in zip(made.users, made.true_items, made.tastes.tolist(), strict=True):
+        before = preferred.setdefault(int(user), [])
+        if len(before) == 9:
+            before.clear()
+        probabilities = plain_probabilities(world, taste)
+        assert item == max(set(range(1, 10)) - set(before), key=lambda new: probabilities[new - 1])
+        before.append(int(item))
+    ranks = oracle_ranks(world, made, np.arange(60))
+    assert ranks[0].tolist() == [1] * 60
+    noisy = whole(world_of(choice="argmax", noise_rate=0.3, **options))
+    assert noisy.true_items.tolist() == made.true_items.tolist()
+    assert 0 < (noisy.items != noisy.true_items).sum() < 40
+
+
 @pytest.mark.parametrize("drift", [0.0, 0.1, 1.0])
 def test_tastes_stay_standard_normal_and_drift(drift):
     made = whole(world_of(num_interactions=60_000, num_users=3000, num_items=2, drift=drift, width=4, num_clusters=1))
