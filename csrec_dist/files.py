@@ -1,29 +1,21 @@
 """Files and folders that appear whole or not at all; fingerprints of values, and how they differ."""
 
-import glob
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from csrec_dist.errors import UserError, shortened
-from csrec_dist.storage import explained
+from csrec_dist.storage import FAILURES, explained
+from csrec_dist.writers import temporary_sibling
 
 LONGEST_PATH = 200
 """Characters of a path that a message shows."""
-LONGEST_HOST = 40
-LEFTOVER = re.compile(r"\..+\.(?P<host>\w+)-(?P<process>\d+)-[0-9a-f]{16}\.tmp")
-"""Temporary files and folders, by the name of what they become and `writer_name`."""
-LEASE_SECONDS = 60.0
-"""How long a process of another host may write nothing before it is taken for dead."""
 CHECKSUM = "checksum"
 """The key of a record's checksum."""
 CHECKSUM_FORM = re.compile("sha256:[0-9a-f]{64}")
@@ -41,14 +33,15 @@ def atomic_path(path: Path | str, num_bytes: int | None = None) -> Iterator[Path
 
     Raises:
         StorageError: the disk is full, failing or read-only.
-        UserError: what stands at `path` is a folder, a device or another special file, or its parent is no folder.
+        UserError: what stands at `path` is a folder, a device or another special file, or its parent takes no files.
     """
     path = Path(path)
     require_replaceable(path)
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{writer_name()}-{secrets.token_hex(8)}.tmp")
+    temporary = temporary_sibling(path)
     with explained(path, num_bytes):
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        with _refusals_said(path):
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         try:
             yield temporary
             _sync(temporary)  # before the rename: a machine that fails after it would otherwise have an empty file
@@ -72,6 +65,21 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be a folder to write into: {error.strerror}. Name another one.") from None
+
+
+@contextmanager
+def _refusals_said(path: Path) -> Iterator[None]:
+    """What a folder that takes no new files answers, such as /proc, or one where a name may not be so long."""
+    try:
+        yield
+    except PermissionError:
+        raise  # the command line says whom to ask
+    except OSError as error:
+        if error.errno in FAILURES:
+            raise
+        raise UserError(
+            f"{shortened(str(path), LONGEST_PATH)} cannot be written: {error.strerror}. Name another path."
+        ) from None
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -232,44 +240,14 @@ def link(path: Path, target: Path) -> None:
         path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
 
 
-def writer_name() -> str:
-    """This process in the names of its temporary files, <host>-<process>: a later start removes those of dead ones."""
-    return f"{re.sub(r'[^A-Za-z0-9]+', '_', socket.gethostname())[:LONGEST_HOST]}-{os.getpid()}"
-
-
-def remove_leftovers(folder: Path, *, inside: bool = False) -> None:
-    """Remove what dead processes were writing when they ended: `folder` itself, or with `inside` files in it.
-
-    What processes of this host were writing goes if they are no more; what those of other hosts were, when nothing has
-    been written to it for `LEASE_SECONDS`.
-    """
-    paths = folder.rglob(".*.tmp") if inside else folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp")
-    for path in list(paths) if folder.parent.is_dir() else ():
-        match = LEFTOVER.fullmatch(path.name)
-        if match and is_abandoned(match["host"], int(match["process"]), path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def is_abandoned(host: str, process: int, path: Path) -> bool:
-    """Whether nobody writes to a temporary file or folder any more, by the process in its name."""
-    if host == writer_name().rpartition("-")[0]:
-        import psutil
-
-        return not psutil.pid_exists(process)
-    try:
-        newest = max(each.stat().st_mtime for each in [path, *path.rglob("*")])
-    except FileNotFoundError:  # it is being written to, or removed by another start
-        return False
-    return time.time() - newest > LEASE_SECONDS
-
-
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""
-    new = folder.with_name(f".{folder.name}.{writer_name()}-{secrets.token_hex(8)}.tmp")
+    new = temporary_sibling(folder)
     make_folder(folder.parent)
     with explained(folder):
-        new.mkdir()
+        with _refusals_said(folder):
+            new.mkdir()
         try:
             yield new
             for file in [*new.rglob("*"), new]:

@@ -11,13 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Self
 
 from csrec_dist.errors import UserError
-from csrec_dist.files import LEASE_SECONDS
 from csrec_dist.storage import FAILURES, storage_error
+from csrec_dist.writers import LEASE_SECONDS, boot_id, is_running, machine, server_time, started
 
 FILE = ".lock"
 HEARTBEAT_SECONDS = 10.0
@@ -27,17 +26,17 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that a lock file names: where it runs, since when, and since when its machine does (`boot`)."""
+    """The process that a lock file names: its host, for people, its number and start, and what names its machine."""
 
     host: str
     pid: int
     started: float
-    boot: str
+    machine: str
 
     @classmethod
     def this(cls) -> Self:
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()) or 0.0, boot_id())
+        return cls(socket.gethostname(), os.getpid(), started(os.getpid()) or 0.0, machine())
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -47,15 +46,17 @@ class Holder:
         except (ValueError, TypeError):
             return None
 
-    def is_alive(self, last_beat: float, *, has_locks: bool) -> bool:
+    def is_alive(self, seconds: float, *, has_locks: bool) -> bool:
         """Whether it may still be at work, once nobody has the kernel's lock on its file.
 
-        On this machine the kernel's lock, or else the process itself, tells. Of a process on another machine the
-        heartbeat tells: `last_beat` is when it was last heard of, by the clock of the file system.
+        On this machine the kernel's lock, or else the process itself, tells. Of a process on another machine, whatever
+        that is called, the heartbeat tells: it was last heard of so many `seconds` ago.
         """
-        if self.boot == boot_id():
-            return not has_locks and _started(self.pid) == self.started
-        return self.host != socket.gethostname() and time.time() - last_beat <= LEASE_SECONDS
+        if has_locks and self.machine.partition(" ")[0] == boot_id():
+            return False  # also in another container: they have one kernel
+        if self.machine == machine():
+            return is_running(self.pid, self.started)
+        return seconds <= LEASE_SECONDS
 
     def __str__(self) -> str:
         return (
@@ -78,6 +79,7 @@ class FolderLock:
         self._path = folder.parent / f".{folder.name}{FILE}" if beside else folder / FILE
         self._file: int | None = None
         self._made: list[Path] = []  # the folders that were made for the file, the innermost first
+        self._this = Holder.this()  # once: the start of a process seems another one when the clock was adjusted
         self._has_locks = True
         self._released = threading.Event()
         self._heart: threading.Thread | None = None
@@ -99,9 +101,9 @@ class FolderLock:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
                 self._flock()
             holder = self._holder()
-            if holder and holder.is_alive(self._path.stat().st_mtime, has_locks=self._has_locks):
+            if holder and holder.is_alive(self._silence(), has_locks=self._has_locks):
                 self._refuse(holder)
-            self._write(json.dumps(asdict(Holder.this())) + "\n")
+            self._write(json.dumps(asdict(self._this)) + "\n")
         except BlockingIOError:
             self._refuse(self._holder())
         except OSError as error:
@@ -120,14 +122,14 @@ class FolderLock:
         self._released.set()
         if self._heart is not None:
             self._heart.join()  # it touches the file, whose number may be another's once it is closed
-        if self._holder() == Holder.this() and self._is_current():
+        if self._holder() == self._this and self._is_current():
             self._remove()
         self._close()
 
     def beat(self) -> bool:
         """Say that the holder is at work; False where another process has taken the lock over meanwhile."""
         holder = _read_holder(self._path)
-        if holder not in (None, Holder.this()):
+        if holder not in (None, self._this):
             return False
         if self._file is not None:
             os.utime(self._file)
@@ -166,6 +168,10 @@ class FolderLock:
             "name another folder."
         ) from None
 
+    def _silence(self) -> float:
+        """Seconds since the file was touched last, both by the clock of the disk's server."""
+        return server_time(self._path.parent) - self._path.stat().st_mtime
+
     def _is_current(self) -> bool:
         """Whether the locked file is the one in the folder, which a process that let go may just have removed."""
         return (
@@ -174,7 +180,7 @@ class FolderLock:
 
     def _remove(self) -> None:
         """Remove the file, if it was opened and is nobody else's, and the folder that was made for it."""
-        if self._file is not None and self._holder() in (None, Holder.this()):
+        if self._file is not None and self._holder() in (None, self._this):
             self._path.unlink(missing_ok=True)
         self._close()
         with suppress(OSError):  # what has something in it stays, and so do the folders around it
@@ -213,22 +219,3 @@ def _read_holder(path: Path) -> Holder | None:
         return Holder.parse(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
-
-
-def _started(pid: int) -> float | None:
-    """When a process of this machine began, in seconds since 1970; None where there is none."""
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
-
-
-@cache
-def boot_id() -> str:
-    """What names this start of this machine, whatever its host name; empty where the system does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
     {"errors", "threads", "processes", "options", "lazy", "environment", "terminal"},
-    {"storage"},
+    {"storage", "writers"},
     {"files", "memory", "process_state", "hub", "kernels"},
     {"lock"},
     {"tensor_files", "data", "distributed"},

@@ -220,3 +220,12 @@ def test_who_does_not_write_goes_through_the_blocks_in_the_same_order() -> None:
 
     stream_tensors(None, {name: blocks(name, tensor) for name, tensor in tensors().items()}, {})
     assert seen == ["places", "wide", "b", "none", "scalar", "a", "half"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has such a folder")
+def test_a_folder_that_takes_no_files_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/proc/x.yaml cannot be written: No such file or directory. Name another"):
+        write_text("/proc/x.yaml", "")
+    with pytest.raises(UserError, match=r"cannot be written: File name too long"):
+        write_text(tmp_path / ("x" * 250), "")
+    assert not list(tmp_path.iterdir())

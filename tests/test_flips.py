@@ -76,3 +76,20 @@ def test_verify_of_a_run_that_is_cut_off(run_copy: tuple[list[str], Path]) -> No
         (run / name).unlink()
     shutil.rmtree(run / "student")
     assert verify(run) == []
+
+
+def test_verify_names_each_damaged_file_of_what_is_made_beside_its_old_version(
+    run_copy: tuple[list[str], Path],
+) -> None:
+    run = run_copy[1]
+    beside = run / "restart"
+    for name in ("dataset", "teachers", "labels", "student", "checkpoints"):
+        shutil.copytree(run / name, beside / name)
+    assert verify(run) == []
+    newest = max((beside / "checkpoints/distill").glob("step-*"))
+    made = [beside / name for name in READ if (beside / name).exists()]
+    for path in [*made, newest / "optimizer.safetensors"]:
+        with flips.flipped(path, 8 * (path.stat().st_size // 2)):
+            problems = verify(run)
+        where = path.parent if path.parent == newest else path
+        assert any("restart" in each and where.name in each for each in problems), path

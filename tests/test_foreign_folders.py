@@ -9,8 +9,9 @@ from csrec_dist import models
 from csrec_dist.cli import main
 from csrec_dist.data.download import fetch
 from csrec_dist.errors import UserError
-from csrec_dist.files import write_json, writer_name
+from csrec_dist.files import write_json
 from csrec_dist.models import config_class
+from csrec_dist.writers import writer_name
 from tests.helpers.finished_runs import content, refused
 from tests.helpers.study_files import write_study
 

@@ -10,18 +10,28 @@ import pytest
 from tests.helpers import kills
 
 NUM_RUNS = int(os.environ.get("CSREC_SOAK_RUNS", "1"))
+SEED = int(os.environ.get("CSREC_SOAK_SEED", "0"))
+RESTARTED = ("prepare", "teach", "label", "distill", "baseline", "evaluate")
 
 
 @pytest.mark.long
-def test_runs_that_are_cut_off_anywhere_end_as_unbroken_ones(tmp_path: Path) -> None:
-    """`make soak` does more of them (CSREC_SOAK_RUNS)."""
-    draw, counts = random.Random(0), Counter[str]()
-    assert kills.run_once(kills.write_config(tmp_path, "unbroken"), tmp_path / "runs/unbroken") == 0
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_runs_that_are_cut_off_anywhere_end_as_unbroken_ones(tmp_path: Path, num_ranks: int) -> None:
+    """`make soak` does more of them (CSREC_SOAK_RUNS). Each is done, and then a stage of it again."""
+    draw, counts, problems = random.Random(SEED), Counter[str](), []
+    unbroken = tmp_path / "runs/unbroken"
+    assert kills.run_once(["--config", kills.write_config(tmp_path, "unbroken")], unbroken, num_ranks) == (0, "")
     for number in range(NUM_RUNS):
-        counts += kills.cut_until_done(tmp_path, f"cut-{number}", draw)
-        found = kills.differences(tmp_path / f"runs/cut-{number}", tmp_path / "runs/unbroken")
-        assert found == [], f"run {number} after {dict(counts)}"
-        kills.clear(tmp_path, f"cut-{number}")
-    print(f"{NUM_RUNS} runs: {dict(counts)}")
-    assert counts["kills"] > NUM_RUNS
-    assert not counts["tracebacks"] + counts["never done"], dict(counts)
+        run, given = tmp_path / f"runs/cut-{number}", ["--config", kills.write_config(tmp_path, f"cut-{number}")]
+        for arguments in (given, [*given, "--restart", draw.choice(RESTARTED)]):
+            counts_now, problems_now = kills.cut_until_done(arguments, run, draw, num_ranks)
+            counts += counts_now
+            kills.age_leftovers(run)
+            assert kills.run_once(given, run, num_ranks) == (0, "")
+            problems += [
+                f"run {number}, {arguments}: {each}" for each in [*problems_now, *kills.differences(run, unbroken)]
+            ]
+        kills.clear(run)
+        print(f"{number + 1} runs on {num_ranks} ranks: {counts.total()} cuts, {dict(counts)}; {problems}", flush=True)
+    assert counts.total() > NUM_RUNS
+    assert not problems, dict(counts)

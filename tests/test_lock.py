@@ -18,8 +18,8 @@ from csrec_dist.cli import main
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
-from csrec_dist.files import LEASE_SECONDS, remove_leftovers, writer_name
 from csrec_dist.lock import FolderLock, Holder, locked
+from csrec_dist.writers import LEASE_SECONDS, machine, remove_leftovers, writer_name
 from tests.helpers.finished_runs import refused
 from tests.helpers.study_files import write_study
 
@@ -126,35 +126,66 @@ def test_without_locks_the_name_in_the_file_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_locks")
-@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": 1.0}, {"boot": "before"}])
+@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": 1.0}])
 def test_without_locks_a_dead_process_of_this_machine_is_replaced_at_once(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    """Its number is nobody's, another process's by now, or from before the machine was started again."""
+    """Its number is nobody's, or another process's by now."""
     (tmp_path / ".lock").write_text(json.dumps(asdict(replace(Holder.this(), **change))))
     lock = FolderLock(tmp_path, WHAT)
     lock.acquire()
     lock.release()
 
 
-ELSEWHERE = Holder("elsewhere", 7, 1.0, "another boot")
+ELSEWHERE = Holder("elsewhere", 7, 1.0, "another boot pid:[1]")
+NAMESAKE = replace(ELSEWHERE, host=socket.gethostname(), pid=os.getpid())
 
 
+@pytest.fixture(params=[0, 86400], ids=["the clocks agree", "this clock is a day ahead"])
+def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's clock, beside that of the disk's server."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + request.param)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("other", [ELSEWHERE, NAMESAKE], ids=["elsewhere", "namesake"])
 @pytest.mark.parametrize("seconds", [0, LEASE_SECONDS / 2, LEASE_SECONDS + 60])
 def test_a_process_of_another_machine_is_replaced_when_it_was_not_heard_of_for_the_lease(
-    tmp_path: Path, seconds: float
+    tmp_path: Path, seconds: float, other: Holder
 ) -> None:
-    path, last_beat = tmp_path / ".lock", time.time() - seconds
-    path.write_text(json.dumps(asdict(ELSEWHERE)))
+    """A machine may have another one's name, and a clock that is not the server's."""
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps(asdict(other)))
+    last_beat = path.stat().st_mtime - seconds
     os.utime(path, (last_beat, last_beat))
     before, lock = path.stat(), FolderLock(tmp_path, WHAT)
     if seconds > LEASE_SECONDS:
         lock.acquire()
         lock.release()
         return
-    with pytest.raises(UserError, match="in use by process 7 on elsewhere, which began at 1970"):
+    with pytest.raises(UserError, match=f"in use by process {other.pid} on {other.host}, which began at 1970"):
         lock.acquire()
-    assert (path.stat().st_mtime, path.read_text()) == (before.st_mtime, json.dumps(asdict(ELSEWHERE)))
+    assert (path.stat().st_mtime, path.read_text()) == (before.st_mtime, json.dumps(asdict(other)))
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_of_a_process_in_another_container_the_kernel_tells_or_else_the_heartbeat(
+    tmp_path: Path, has_locks: bool, request: pytest.FixtureRequest
+) -> None:
+    """Its number means nothing here, where another process may have it."""
+    if not has_locks:
+        request.getfixturevalue("no_locks")
+    other = replace(Holder.this(), pid=2**22 + 1, machine=f"{machine().partition(' ')[0]} pid:[1]")
+    (tmp_path / ".lock").write_text(json.dumps(asdict(other)))
+    lock = FolderLock(tmp_path, WHAT)
+    if has_locks:
+        lock.acquire()
+        lock.release()
+    else:
+        with pytest.raises(UserError, match="in use by process"):
+            lock.acquire()
 
 
 def test_a_beat_renews_the_lease_and_notices_who_has_taken_it_over(tmp_path: Path) -> None:
@@ -197,10 +228,12 @@ def test_a_second_start_of_a_study_is_refused_and_touches_nothing(
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.usefixtures("clock")
 def test_what_dead_processes_were_writing_is_removed_by_the_next_start(tmp_path: Path) -> None:
-    host, mine = writer_name().rsplit("-", 1)
-    dead, living = (f".a.json.{host}-{process}-{'0' * 16}.tmp" for process in (2**22 + 1, int(mine)))
-    elsewhere, forgotten = (f".{name}.json.elsewhere-7-{'0' * 16}.tmp" for name in "bc")
+    here, mine = writer_name().rsplit("-", 1)
+    dead, living = (f".a.json.{here}-{process}-{'0' * 16}.tmp" for process in (2**22 + 1, int(mine)))
+    host = here.rpartition("_")[0]  # which another machine has, too
+    elsewhere, forgotten = (f".{name}.json.{host}_01234567-{2**22 + 1}-{'0' * 16}.tmp" for name in "bc")
     run = tmp_path / "r"
     (run / "student").mkdir(parents=True)
     for name in (dead, living, elsewhere, forgotten, ".mine.tmp"):

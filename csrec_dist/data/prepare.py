@@ -43,12 +43,12 @@ from csrec_dist.files import (
     flatten,
     new_folder,
     read_json,
-    remove_leftovers,
     write_record,
 )
 from csrec_dist.lock import locked
 from csrec_dist.options import undeciding
 from csrec_dist.storage import require_room
+from csrec_dist.writers import remove_leftovers
 
 NOISE_STREAM = 0x6E6F6973  # separates the noise from the assignment of rows to shards, which may have the same seed
 SHARE_STREAM = 0x73686172  # and this, the choice of the interactions that are kept

@@ -10,8 +10,9 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import fingerprint_of, refuse_to_overwrite
 from csrec_dist.data.shards import SplitRows, checksums, write_split
 from csrec_dist.errors import UserError
-from csrec_dist.files import new_folder, remove_leftovers, write_record
+from csrec_dist.files import new_folder, write_record
 from csrec_dist.lock import locked
+from csrec_dist.writers import remove_leftovers
 
 
 def reshard(dataset: Dataset, folder: Path, num_shards: int, progress: Callable[[str], None] | None = None) -> None:

@@ -1,18 +1,14 @@
 """What is said when another rank died or stalled: one sentence that names the rank, stage, step and collective."""
 
 import os
-import platform
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch.distributed as dist
 
+from csrec_dist.writers import is_running, machine, started
+
 MOST_NAMED = 4
-SAME_START_SECONDS = 1.0
-"""The start of a process is read from clocks that may be adjusted in between."""
 
 Note = dict[str, Any]
 """What a rank last told of itself (see `Watch`); empty for a rank that has told nothing."""
@@ -37,28 +33,12 @@ def first_sentence(error: str) -> str:
 
 def this_process() -> Note:
     """What names this process among all of the job: its machine (and pid namespace), pid, and when it started."""
-    return {"machine": _machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"machine": machine(), "pid": os.getpid(), "started": started(os.getpid())}
 
 
 def has_died(process: Note) -> bool:
     """Whether a process of this machine has ended; False for one of another machine, which cannot be seen."""
-    if process["machine"] != _machine():
-        return False
-    try:
-        seen = psutil.Process(process["pid"])
-        is_other = abs(seen.create_time() - process["started"]) > SAME_START_SECONDS
-        return is_other or seen.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-@cache
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux
-        return platform.node()
+    return process["machine"] == machine() and not is_running(process["pid"], process["started"])
 
 
 _BLAMES: tuple[tuple[Callable[[Note, Note], bool], str], ...] = (

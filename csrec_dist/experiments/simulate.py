@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.world import Chunk, SimulationOptions, World
-from csrec_dist.files import new_folder, read_json, remove_leftovers, write_json
+from csrec_dist.files import new_folder, read_json, write_json
+from csrec_dist.writers import remove_leftovers
 
 FORMAT_VERSION = 1
 PART_CHUNKS = 256

@@ -11,7 +11,7 @@ from csrec_dist.distributed import Processes, engines
 from csrec_dist.distributed.options import check_catalog_parallel
 from csrec_dist.environment import commit, environment
 from csrec_dist.errors import UserError, shared_errors
-from csrec_dist.files import flatten, remove_leftovers, write_text
+from csrec_dist.files import flatten, write_text
 from csrec_dist.lazy import function
 from csrec_dist.lock import FILE as LOCK
 from csrec_dist.lock import FolderLock
@@ -22,6 +22,7 @@ from csrec_dist.runs.stages import prepare
 from csrec_dist.runs.stages.active import ActiveRun, Stage
 from csrec_dist.runs.starting import Way, refuse_foreign, ways
 from csrec_dist.training.telemetry import measured
+from csrec_dist.writers import remove_leftovers
 
 
 def _late(name: str) -> Callable[..., Any]:

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import StorageError, UserError
-from csrec_dist.files import LEFTOVER, changed_keys, flatten, write_text
+from csrec_dist.files import changed_keys, flatten, write_text
 from csrec_dist.lock import FILE as LOCK
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages.active import ActiveRun, Stage
 from csrec_dist.runs.stages.prepare import require_same
+from csrec_dist.writers import LEFTOVER
 
 Way = Literal["leave", "do", "resume", "again", "continue"]
 """`do`: in its place, from a checkpoint if there is one. Beside the old result: `resume` what was begun there, do it

@@ -1,6 +1,6 @@
 """Whether the files of a run are as they were written: every checksum compared, and what does not fit named."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from csrec_dist.labels import verify as verify_labels
 from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.inputs import weights_fingerprint
+from csrec_dist.runs.restarts import FOLDER as RESTARTED
 from csrec_dist.runs.run import Run
 
 CHECKPOINTS = "checkpoints/**/step-*"
@@ -23,8 +24,8 @@ def verify(folder: Path | str) -> list[str]:
     """What is wrong with the files of a run, finished or not: a sentence each, none where all are sound.
 
     Compares the config's hash, the checksums of all records, of the dataset (also of a shared one), labels,
-    checkpoints and ranks, and loads the models. What no number is read from is not looked at: TensorBoard's files
-    and the report.
+    checkpoints and ranks, and loads the models; also of results that are being made in restart/. What no number is
+    read from is not looked at: TensorBoard's files and the report.
 
     Raises:
         UserError: it is not the folder of a run.
@@ -40,18 +41,31 @@ def _problems(run: Run) -> Iterator[str]:
     config, _ = _attempt(load_config, run.folder / "config.yaml")
     shared = None if config is None else config.dataset.path
     yield from _of_records(run.folder)
-    dataset_folder = Path(shared) if shared else run.folder / "dataset"
-    dataset = None
-    if shared or (dataset_folder / "dataset.json").exists():
-        dataset, problems = _attempt(Dataset, dataset_folder)
-        yield from problems
-    if dataset is not None:
-        for name in dataset.file_names:
-            yield from _problem(dataset.file, name)
+    dataset = yield from _of_dataset(Path(shared) if shared else run.folder / "dataset", is_needed=bool(shared))
     yield from _of_models(run)
-    yield from _of_labels(run, dataset)
+    yield from _of_labels(run.folder, dataset)
     yield from _of_checkpoints(run.folder)
     yield from _of_ranks(run)
+    recorded, index = _outputs(run, "label").get("index"), run.folder / "labels" / INDEX_NAME
+    if recorded is not None and index.exists() and sha256_file(index)[:16] != recorded:
+        yield f"{index} is not the one that stage label wrote; restart that stage."
+    beside = run.folder / RESTARTED
+    remade = yield from _of_dataset(beside / "dataset", is_needed=False)
+    for folder in _model_folders(beside).values():
+        yield from _of_model(folder)
+    yield from _of_labels(beside, remade or dataset)
+    yield from _of_checkpoints(beside)
+
+
+def _of_dataset(folder: Path, *, is_needed: bool) -> Generator[str, None, Dataset | None]:
+    """The dataset in a folder, if there is one and it can be opened."""
+    if not is_needed and not (folder / "dataset.json").exists():
+        return None
+    dataset, problems = _attempt(Dataset, folder)
+    yield from problems
+    for name in dataset.file_names if dataset else ():
+        yield from _problem(dataset.file, name)
+    return dataset
 
 
 def _of_records(folder: Path) -> Iterator[str]:
@@ -65,32 +79,40 @@ def _of_models(run: Run) -> Iterator[str]:
     """Every model is loaded, and its weights are those in the record of the stage that trained it."""
     recorded = {"student": _outputs(run, "distill").get("weights"), "base": _outputs(run, "baseline").get("weights")}
     recorded |= {f"teachers/{name}": weights for name, weights in _outputs(run, "teach").get("members", {}).items()}
-    folders = {name: run.folder / name for name in ("student", "base")}
-    folders |= {f"teachers/{path.name}": path for path in sorted(run.folder.glob("teachers/*"))}
-    for name, folder in folders.items():
-        files, problems = _attempt(weight_files, folder)
-        yield from problems
-        if not files:
-            if not problems and recorded.get(name):
-                yield f"{folder} has no model, but the record of its stage names one."
+    for name, folder in _model_folders(run.folder).items():
+        files, problems = yield from _of_model(folder)
+        if problems:
             continue
-        from csrec_dist import models
-
-        if problems := _problem(models.load, folder):
-            yield from problems
+        if not files:
+            if recorded.get(name):
+                yield f"{folder} has no model, but the record of its stage names one."
         elif recorded.get(name) not in (None, weights_fingerprint(folder)):
             yield f"{folder} has other weights than the record of its stage says; restart that stage."
 
 
-def _of_labels(run: Run, dataset: Dataset | None) -> Iterator[str]:
+def _model_folders(root: Path) -> dict[str, Path]:
+    """Where a run, or restart/, has its models, by their names in it."""
+    folders = {name: root / name for name in ("student", "base")}
+    return folders | {f"teachers/{path.name}": path for path in sorted(root.glob("teachers/*"))}
+
+
+def _of_model(folder: Path) -> Generator[str, None, tuple[list[Path], list[str]]]:
+    """Load the model of a folder, if there is one; its files, and what was wrong."""
+    files, problems = _attempt(weight_files, folder)
+    if files:
+        from csrec_dist import models
+
+        problems += _problem(models.load, folder)
+    yield from problems
+    return files or [], problems
+
+
+def _of_labels(root: Path, dataset: Dataset | None) -> Iterator[str]:
     """The run's labels, and those that members are regularised by."""
-    for index in [run.folder / "labels" / INDEX_NAME, *sorted(run.folder.glob(f"teachers/*/labels/{INDEX_NAME}"))]:
+    for index in [root / "labels" / INDEX_NAME, *sorted(root.glob(f"teachers/*/labels/{INDEX_NAME}"))]:
         if index.exists():
             damages, problems = _attempt(verify_labels, index.parent, dataset)
             yield from (f"{index.parent}: {each}" for each in [*(damages or []), *problems])
-    recorded, index = _outputs(run, "label").get("index"), run.folder / "labels" / INDEX_NAME
-    if recorded is not None and index.exists() and sha256_file(index)[:16] != recorded:
-        yield f"{index} is not the one that stage label wrote; restart that stage."
 
 
 def _of_checkpoints(folder: Path) -> Iterator[str]:

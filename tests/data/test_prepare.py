@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import identify, prepare
 from csrec_dist.errors import UserError
-from csrec_dist.files import writer_name
+from csrec_dist.writers import writer_name
 
 IN_ORDER = {"timestamp": "none"}
 NAMES = {

@@ -9,9 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")  # one server a process; its imports are asked for once
-CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed", "torch._dynamo", "datasets", "accelerate", "csrec_dist.runs.pipeline"]
-)
+PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "datasets", "accelerate", "csrec_dist.runs.pipeline"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def free_port() -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 from csrec_dist.data.order import owned_shards
 from csrec_dist.errors import SharedUserError, StorageError, UserError, shared_errors
-from csrec_dist.files import remove_leftovers
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.node_copy import copy_labels, make_private, node_folder, remove_empty
 from csrec_dist.labels.popularity import PopularityLabels
@@ -18,6 +17,7 @@ from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, origin_rows
 from csrec_dist.training import LossFunction, one_hot, student_loss
+from csrec_dist.writers import remove_leftovers
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
