@@ -29,6 +29,11 @@ class StorageError(Exception):
         self.is_shared = is_shared
 
 
+def is_shared(error: BaseException) -> bool:
+    """Whether every rank raises the error: then none of them works on."""
+    return isinstance(error, SharedUserError) or (isinstance(error, StorageError) and error.is_shared)
+
+
 @contextmanager
 def shared_errors() -> Iterator[None]:
     """Mark UserErrors of the block as those that every rank meets."""

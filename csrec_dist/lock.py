@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, is_shared
 from csrec_dist.storage import FAILURES, storage_error
 from csrec_dist.writers import LEASE_SECONDS, boot_id, is_running, machine, server_time, started
 
@@ -125,6 +125,21 @@ class FolderLock:
         if self._holder() == self._this and self._is_current():
             self._remove()
         self._close()
+
+    @contextmanager
+    def released_when_ranks_are_done(self, world_size: int) -> Iterator[None]:
+        """Release the lock at the end of the block, which all ranks go through, when none of them writes any more.
+
+        After an error of one rank the others may write for a while. Then the lock ends with the process, as all of
+        them are ended by their launcher.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if world_size == 1 or is_shared(error):
+                self.release()
+            raise
+        self.release()
 
     def beat(self) -> bool:
         """Say that the holder is at work; False where another process has taken the lock over meanwhile."""

@@ -41,6 +41,11 @@ def storage_error(error: OSError, path: Path | str | None = None, num_bytes: int
     )
 
 
+def no_permission(error: PermissionError) -> str:
+    """What to do about a file or folder that belongs to somebody else."""
+    return f"{error.filename}: permission denied; ask its owner, or give another path."
+
+
 def require_room(folder: Path | str, num_bytes: int, what: str) -> None:
     """StorageError unless the disk of a folder, which may not be there yet, has room for so many bytes."""
     free = free_bytes(folder)

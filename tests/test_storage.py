@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from csrec_dist.cli import main
+from csrec_dist.config import load_config
+from csrec_dist.distributed import RankFailure, Runtime
+from csrec_dist.distributed.layout import teaching_rounds
 from csrec_dist.errors import StorageError
 from csrec_dist.files import atomic_path, new_folder, write_json
+from csrec_dist.runs.pipeline import execute
 from csrec_dist.storage import FAILURES, require_room, size
-from tests.helpers.disks import KIB, failing, filled, small_disk
+from tests.helpers.disks import KIB, before_calls, failing, filled, small_disk
 from tests.helpers.finished_runs import content
+from tests.helpers.ranks import run_ranks
 
 CONFIG = """
 name: r
@@ -123,3 +128,47 @@ def test_a_size_for_people(num_bytes: int, shown: str) -> None:
 
 def test_every_failure_of_a_disk_has_a_name() -> None:
     assert all(os.strerror(number) for number in FAILURES)
+
+
+RUN = """
+name: small
+dataset: {path: %s}
+model: {name: gru4rec, width: 8, dropout: 0}
+training: {batch_size: 7, max_epochs: 1, learning_rate: 0.01, checkpoint_steps: 2}
+distributed: {reassign: false}
+"""
+
+
+def meet_a_full_disk(rank: int, world_size: int, folder: str, dataset: str, fails_at: str) -> tuple[list[int], str]:
+    """This rank's group among those that train a member each, and what it raises when the disk of rank 1 is full."""
+    path = Path(folder, f"config-{rank}.yaml")
+    path.write_text(RUN % dataset)
+
+    def fail(call: str, name: str) -> None:
+        if call == "open" and rank == 1 and fails_at in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    said, runtime = "", Runtime.start()
+    ranks = next(slot.ranks for slot in teaching_rounds([0, 1], world_size, 1)[0] if rank in slot.ranks)
+    with before_calls(Path(folder), fail):
+        try:
+            with runtime:
+                execute(load_config(path, [f"output={folder}"]), runtime)
+        except (StorageError, RankFailure) as error:
+            said = f"{type(error).__name__}: {error}"
+    return list(ranks), said
+
+
+@pytest.mark.parametrize("fails_at", ["teacher-1/.metrics.json", "teacher-1/.step-", "labels/.labels-"])
+def test_what_the_first_rank_of_a_group_cannot_write_is_said_on_all_of_it_and_repeated_by_others(
+    tmp_path: Path, small_dataset: Path, fails_at: str
+) -> None:
+    """Rank 1 trains the second member with rank 2, and labels shards of its own."""
+    found = run_ranks(meet_a_full_disk, 3, str(tmp_path), str(small_dataset), fails_at)
+    assert [ranks for ranks, _ in found] == [[0], [1, 2], [1, 2]]
+    of_disk = [said for _, said in found if said.startswith("StorageError")]
+    assert len(set(of_disk)) == 1
+    assert "No space left on device" in of_disk[0]
+    assert len(of_disk) == (2 if "teacher" in fails_at else 1)
+    for _, said in found:
+        assert said in of_disk or "because of this:" in said or "The ranks' store is gone" in said, said

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from csrec_dist import __version__
 from csrec_dist.cli import bench, experiments, init, labels, results, running, serving
-from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.errors import StorageError, UserError, is_shared
 from csrec_dist.processes import end_with_parent
-from csrec_dist.storage import FAILURES, storage_error
+from csrec_dist.storage import FAILURES, no_permission, storage_error
 
 __all__ = ["build_parser", "main"]
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(error)
         return 1
     except PermissionError as error:
-        print(f"csrec-dist: {error.filename}: permission denied; ask its owner, or give another path.", file=sys.stderr)
+        print(f"csrec-dist: {no_permission(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in FAILURES:
@@ -76,14 +76,14 @@ def _say(error: UserError | StorageError) -> None:
     store outlives the ranks, in which they could agree, rank 0 prints the errors that all of them meet.
     """
     rank = os.environ.get("RANK", "0")
-    is_shared = error.is_shared if isinstance(error, StorageError) else isinstance(error, SharedUserError)
     if "RANK" in os.environ:
         from csrec_dist.distributed.store import is_first_to_say
 
         first = is_first_to_say(str(error), os.environ)
-        if first is False or (first is None and is_shared and rank != "0"):
+        if first is False or (first is None and is_shared(error) and rank != "0"):
             return
-    print(f"csrec-dist: {'' if rank == '0' or is_shared else f'rank {rank}: '}{error}", file=sys.stderr, flush=True)
+    who = "" if rank == "0" or is_shared(error) else f"rank {rank}: "
+    print(f"csrec-dist: {who}{error}", file=sys.stderr, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

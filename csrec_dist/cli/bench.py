@@ -96,8 +96,6 @@ def _bench(options: argparse.Namespace) -> int:
         )
     from csrec_dist.bench.command import print_measurement
 
-    try:
+    with runtime:
         print_measurement(settings, runtime, options.output, keep_threads=keep_threads)
-    finally:
-        runtime.close()
     return 0

@@ -137,12 +137,10 @@ def _run_stages(options: argparse.Namespace) -> int:
         )
     from csrec_dist.runs.pipeline import execute
 
-    try:
+    with processes:
         run = execute(config, processes, options.stages, options.restart, keep_threads=keep_threads)
         if processes.is_main and options.stages is None:
             report_run(run.folder)
-    finally:
-        processes.close()
     return 0
 
 

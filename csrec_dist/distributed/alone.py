@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from csrec_dist.errors import UserError
 
@@ -43,8 +43,11 @@ class Processes(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank."""
 
-    def close(self) -> None:
-        """Leave the other processes."""
+    def __enter__(self) -> Self:
+        """These processes, for the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """Leave the other processes, and tell them what this one could not do."""
 
 
 class SoleProcess:
@@ -69,7 +72,10 @@ class SoleProcess:
         """The value of this process."""
         return [value]
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """There is nobody to leave."""
 
 

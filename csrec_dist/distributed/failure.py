@@ -51,6 +51,10 @@ _BLAMES: tuple[tuple[Callable[[Note, Note], bool], str], ...] = (
         lambda before, after: after["state"] == "here" and not after["waits"],
         "rank {rank} is in {place}, {doing} for {seconds:.0f} s",
     ),
+    (
+        lambda before, after: after["state"] == "ended" and bool(after["said"]),
+        "rank {rank} has ended in {place}, because of this: {said}",
+    ),
     (lambda before, after: after["state"] == "ended", "rank {rank} has ended in {place}; see what it said"),
     (
         lambda before, after: after["state"] == "here",
@@ -66,7 +70,11 @@ A rank that waits too is blamed last: it is a victim, unless all are.
 def who_is_behind(before: Mapping[int, Note], after: Mapping[int, Note]) -> str:
     """A sentence about the likeliest culprits, from what the other ranks told before and a few beats later."""
     for is_meant, words in _BLAMES:
-        blamed = [words.format(rank=rank, **note) for rank, note in after.items() if is_meant(before[rank], note)]
+        blamed = [
+            words.format(rank=rank, **note).removesuffix(".")
+            for rank, note in after.items()
+            if is_meant(before[rank], note)
+        ]
         if blamed:
             more = f"; and {len(blamed) - MOST_NAMED} more" if len(blamed) > MOST_NAMED else ""
             return f"R{'; '.join(blamed[:MOST_NAMED])[1:]}{more}."

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from csrec_dist.distributed.watchdog import Watch
+from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.storage import FAILURES, no_permission, storage_error
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Group:
 
     `watch` takes the time of the collectives and, when one fails because another rank died or stalled, raises a
     `RankFailure` that names it. Collectives of tensors wait for the process group's timeout. `gather_objects`,
-    `broadcast_object`, `sum_after_work` and `barrier` come after work of different length, and wait for as long as the
-    others work.
+    `broadcast_object`, `on_all`, `on_leader`, `sum_after_work` and `barrier` come after work of different length, and
+    wait for as long as the others work.
     """
 
     ranks: tuple[int, ...]
@@ -153,6 +155,42 @@ class Group:
         """The leader's JSON value, on every rank."""
         return self.gather_objects(value if self.is_leader else None, "broadcast_object")[0]
 
+    def on_all(self, work: Callable[[], Any], name: str = "on_all") -> list[Any]:
+        """The JSON values of every rank's `work`, in rank order, on every rank.
+
+        What one rank cannot do is said on all of them, so that none waits for it in vain.
+
+        Raises:
+            StorageError: the disk of one of the ranks is full, failing or read-only.
+            UserError: what the first of them that met a mistake of the user's says.
+        """
+        results = self.gather_objects(_attempted(work), name)
+        for result in results:
+            if "value" not in result:
+                raise self._error_of_all(**result)
+        return [result["value"] for result in results]
+
+    def on_leader(self, work: Callable[[], Any]) -> Any:
+        """Do `work` on the first rank while the others wait, however long; its JSON value, or its error, on every rank.
+
+        Raises what `on_all` does.
+        """
+        result: dict[str, Any] = {}
+        if self.is_leader:
+            with self.watch.working_alone():
+                result = _attempted(work)
+        result = self.broadcast_object(result)
+        if "value" not in result:
+            raise self._error_of_all(**result)
+        return result["value"]
+
+    def _error_of_all(self, error: str, is_of_disk: bool) -> UserError | StorageError:
+        """What each rank raises; where rank 0, which says what all ranks meet, is not among them, the first says it."""
+        is_said_by_another = 0 in self.ranks or not self.is_leader
+        if is_of_disk:
+            return StorageError(error, is_shared=is_said_by_another)
+        return SharedUserError(error) if is_said_by_another else UserError(error)
+
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""
         if self.handle is not None:
@@ -172,6 +210,22 @@ def _common(first: range, second: range) -> range:
     """What two runs have in common."""
     start = max(first.start, second.start)
     return range(start, max(start, min(first.stop, second.stop)))
+
+
+def _attempted(work: Callable[[], Any]) -> dict[str, Any]:
+    """{"value": of `work`}, or what the user or the disk has to do with its failure."""
+    try:
+        return {"value": work()}
+    except UserError as error:
+        return {"error": str(error), "is_of_disk": False}
+    except StorageError as error:
+        return {"error": str(error), "is_of_disk": True}
+    except PermissionError as error:
+        return {"error": no_permission(error), "is_of_disk": False}
+    except OSError as error:
+        if error.errno not in FAILURES:
+            raise
+        return {"error": str(storage_error(error)), "is_of_disk": True}
 
 
 class _GatherRows(torch.autograd.Function):

@@ -13,9 +13,8 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout, catalog_groups, data_groups
 from csrec_dist.distributed.scheduler import Scheduler
 from csrec_dist.distributed.watchdog import Watch
-from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.process_state import variables
-from csrec_dist.storage import FAILURES, storage_error
 
 NCCL_GRACE = timedelta(minutes=1)
 """torch ends a process at NCCL's timeout without naming the culprit; the watchdog speaks this much earlier."""
@@ -174,26 +173,8 @@ class Runtime:
         self._teams.clear()
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on rank 0 while the others wait, however long; its JSON value, or its UserError, on every rank."""
-        result: dict[str, Any] = {}
-        if self.is_main:
-            try:
-                with self.watch.working_alone():
-                    result["value"] = work()
-            except UserError as error:
-                result["error"] = str(error)
-            except StorageError as error:
-                result["storage"] = str(error)
-            except OSError as error:
-                if error.errno not in FAILURES:
-                    raise
-                result["storage"] = str(storage_error(error))
-        result = self.world.broadcast_object(result)
-        if "error" in result:
-            raise SharedUserError(result["error"])
-        if "storage" in result:
-            raise StorageError(result["storage"], is_shared=True)
-        return result["value"]
+        """Do `work` on rank 0 while the others wait, however long; its JSON value, or its error, on every rank."""
+        return self.world.on_leader(work)
 
     def leave(self) -> None:
         """End this runtime: groups that it made go, and the process group stays for another one to begin in."""
@@ -203,9 +184,15 @@ class Runtime:
                 dist.destroy_process_group(handle)
         self._groups, self._teams = {}, {}
 
-    def close(self) -> None:
-        """Leave the process group."""
-        self.watch.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self.close(str(error) if isinstance(error, UserError | StorageError) else "")
+
+    def close(self, said: str = "") -> None:
+        """Leave the process group. Ranks that wait for this one repeat what it `said` that it could not do."""
+        self.watch.close(said)
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -75,7 +75,7 @@ class Watch:
         self._meets: dict[tuple[int, ...], int] = {}
         self._beats = self._active = self._seen_moves = 0
         self._seen_cpu, self._seen_time = time.process_time(), time.monotonic()
-        self._state, self._process = "here", this_process()
+        self._state, self._said, self._process = "here", "", this_process()
         self._store: DeadlineStore | None = None
         if store is not None:
             self._store = DeadlineStore(store.clone(), timeout_seconds).prefixed(f"csrec_dist-{next(_INSTANCES)}")
@@ -207,8 +207,9 @@ class Watch:
         """A store of that name that all ranks see; in one process, a local one."""
         return DeadlineStore(dist.HashStore(), None) if self._store is None else self._store.prefixed(name)
 
-    def close(self) -> None:
-        """Tell the others that this rank has ended, and stop the thread."""
+    def close(self, said: str = "") -> None:
+        """Tell the others that this rank has ended, and what it said of it, and stop the thread."""
+        self._said = said
         if self._store is not None and not self._stopped.is_set():
             self._stopped.set()
             self._thread.join()
@@ -263,6 +264,7 @@ class Watch:
             "meeting": place.meeting,
             "seconds": now - place.since,
             "process": self._process,
+            "said": self._said,
         }
         self._beat_store.set(f"rank-{self._rank}", json.dumps(note))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelRanks
-from csrec_dist.errors import StorageError, UserError
+from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
 from csrec_dist.labels.choose import UNTEMPERED, Reading, choose_form
 from csrec_dist.labels.combine import Combination
@@ -94,15 +94,13 @@ def write_labels(
     source = label_source(labeller, members, options.keep, reading.temperature, form, dtype)
     files = label_files(source, dataset, has_bias)
     lock = FolderLock(folder, "The label cache")
-    try:
+    with lock.released_when_ranks_are_done(ranks.world.size):
         index, is_whole = _open_folder(folder, source, files, ranks.world, lock)
         if index and is_whole:
             return index
         missing = _missing_files(folder, files, labeller, index)
         write_files(folder, missing, labeller, source, has_bias, progress)
         return _write_index(folder, source, measured, files, has_bias, ranks.world)
-    finally:
-        lock.release()
 
 
 def _check_combining(options: LabelOptions, labeller: Labeller) -> None:
@@ -142,20 +140,12 @@ def _open_folder(
 
     The leader takes the lock for all of them.
     """
-    answer: dict[str, Any] = {}
-    if world.is_leader:
-        try:
-            lock.acquire()
-            answer = _inspect_folder(folder, source, files)
-        except UserError as error:
-            answer = {"error": str(error)}  # the others wait for an answer: they get the error instead of one
-        except StorageError as error:
-            answer = {"storage": str(error)}
-    answer = world.broadcast_object(answer)
-    if "storage" in answer:
-        raise StorageError(answer["storage"], is_shared=True)
-    if "error" in answer:
-        raise UserError(answer["error"])
+
+    def inspect() -> dict[str, Any]:
+        lock.acquire()
+        return _inspect_folder(folder, source, files)
+
+    answer = world.on_leader(inspect)
     return LabelIndex.model_validate(answer["index"]) if answer["index"] else None, answer["is_whole"]
 
 
@@ -185,13 +175,17 @@ def _missing_files(
     The same on all ranks of these columns: they encode their shards in step.
     """
     checksums = {entry.file: entry.sha256 for entry in index.files} if index else {}
-    missing = []
-    for file in files:
-        if labeller.column.writer(file.number) == labeller.group.rank:
-            path = folder / file.name
-            if not file.is_whole(path) or checksums.get(file.name) not in (None, sha256_file(path)):
-                missing.append(file.name)
-    of_column = {name for part in labeller.group.gather_objects(missing) for name in part}
+
+    def mine() -> list[str]:
+        own = [file for file in files if labeller.column.writer(file.number) == labeller.group.rank]
+        return [
+            file.name
+            for file in own
+            if not file.is_whole(folder / file.name)
+            or checksums.get(file.name) not in (None, sha256_file(folder / file.name))
+        ]
+
+    of_column = {name for part in labeller.group.on_all(mine) for name in part}
     of_columns = {name for part in labeller.catalog.group.gather_objects(sorted(of_column)) for name in part}
     return [file for file in files if file.name in of_columns]
 
@@ -315,9 +309,12 @@ def _write_index(
     world: Group,
 ) -> LabelIndex:
     """Gather the checksums, which also waits for every file, then write the index on the leader."""
-    mine = [file.name for file in files if file.number % world.size == world.rank]
-    sums = {name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in mine}
-    entries = {name: entry for part in world.gather_objects(sums) for name, entry in part.items()}
+
+    def sums() -> dict[str, tuple[int, str]]:
+        mine = [file.name for file in files if file.number % world.size == world.rank]
+        return {name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in mine}
+
+    entries = {name: entry for part in world.on_all(sums, "the checksums") for name, entry in part.items()}
     shards, item_shards = [], []
     for file in files:
         size, sha256 = entries[file.name]
@@ -336,9 +333,7 @@ def _write_index(
         shards=tuple(shards),
         item_shards=tuple(item_shards),
     )
-    if world.is_leader:
-        index.write(folder)
-    world.barrier()  # no rank opens the cache before its index is there
+    world.on_leader(lambda: index.write(folder))  # no rank opens the cache before its index is there
     return index
 
 

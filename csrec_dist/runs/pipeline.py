@@ -160,16 +160,15 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
         lock.acquire()
         remove_leftovers(run.folder, inside=True)
 
-    run.processes.on_main(take)
-    try:
-        yield
-    except UserError:
-        # Refused at its first stage, such as for its log: the folder is as it was, and may become another run's.
-        if run.processes.is_main and not was_begun and set(os.listdir(run.folder)) == {config.name, LOCK}:
-            config.unlink()
-        raise
-    finally:
-        lock.release()
+    with lock.released_when_ranks_are_done(run.processes.world_size):
+        run.processes.on_main(take)
+        try:
+            yield
+        except UserError:
+            # Refused at its first stage, such as for its log: the folder is as it was, and may become another run's.
+            if run.processes.is_main and not was_begun and set(os.listdir(run.folder)) == {config.name, LOCK}:
+                config.unlink()
+            raise
 
 
 def choose(config: Config, stages: list[Stage], names: Sequence[str] | None, restart: str | None) -> list[Stage]:

@@ -63,8 +63,9 @@ def _of_dataset(folder: Path, *, is_needed: bool) -> Generator[str, None, Datase
         return None
     dataset, problems = _attempt(Dataset, folder)
     yield from problems
-    for name in dataset.file_names if dataset else ():
-        yield from _problem(dataset.file, name)
+    if dataset is not None:
+        for name in dataset.file_names:
+            yield from _problem(dataset.file, name)
     return dataset
 
 

@@ -5,9 +5,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from csrec_dist.distributed.engines import Pieces, Snapshot
 from csrec_dist.distributed.groups import Group
-from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import differences, flatten, parse_record, read_json, write_record
 from csrec_dist.models.weight_files import ROW_NAME, row_name
 from csrec_dist.tensor_files import checksum_problem, open_tensors, save_tensors, stored_checksum
@@ -141,7 +143,8 @@ class Checkpoints:
     """A folder of checkpoints of one training on the ranks of a group; `inputs` are all that decides the training.
 
     A thread of each rank writes that rank's pieces while the training goes on, one checkpoint at a time; the first
-    rank's waits for the files of all, and then writes state.json, which names them.
+    rank's waits for the files of all, and then writes state.json, which names them. What one of them cannot write is
+    raised on all ranks of the group, which call the methods together.
     """
 
     def __init__(self, folder: Path, inputs: dict[str, Any], group: Group, keep: int = 2) -> None:
@@ -149,7 +152,8 @@ class Checkpoints:
         self._inputs, self._group, self._keep = flatten(inputs), group, keep
         self.set_aside: list[str] = []
         self._num_saved = 0
-        self._writing: Future[None] | None = None
+        self._parts: list[Future[None]] = []
+        self._num_writers = 1
         self._abandoned = threading.Event()
 
     def __enter__(self) -> Self:
@@ -159,18 +163,18 @@ class Checkpoints:
         """Leave nothing in flight, however the training ended."""
         if kind is not None:
             self._abandoned.set()
-        if self._writing:
-            wait([self._writing])
+        wait(self._parts)
 
     def save(self, state: TrainState, snapshot: Snapshot, writers: Sequence[int] = (0,)) -> None:
         """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this.
 
         `writers` are the places in the group of the ranks that have pieces, the first among them.
         """
+        self.wait()
         self._num_saved += 1
+        self._num_writers = len(writers)
         if self._group.rank not in writers:
             return
-        self.wait()
         final = self.folder / f"step-{state.total_steps:09d}"
         temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
         files = [{part: file_name(part, number, len(writers)) for part in PARTS} for number in range(len(writers))]
@@ -178,24 +182,32 @@ class Checkpoints:
         values = {"inputs": self._inputs, **asdict(state)}
         thread = ThreadPoolExecutor(1, "checkpoint")
         mine = files[writers.index(self._group.rank)]
-        self._writing = thread.submit(self._write, final, temporary, values, snapshot, mine, files)
+        tensors = thread.submit(self._write, temporary, snapshot, mine)
+        self._parts = [tensors]
+        if self._group.is_leader:
+            self._parts.append(thread.submit(self._complete, tensors, final, temporary, values, files))
         thread.shutdown(wait=False)
 
-    def check(self) -> None:
-        """Raise what the writing thread met, if it is done.
-
-        Raises:
-            StorageError: the checkpoint could not be written.
-        """
-        if self._writing and self._writing.done():
-            self.wait()
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank could not write its part of the checkpoint in flight."""
+        return any(part.done() and part.exception() is not None for part in self._parts)
 
     def wait(self) -> None:
-        """Wait until the checkpoint in flight is written; raises as `check` does."""
-        writing, self._writing = self._writing, None
+        """Wait until the checkpoint in flight is written; every rank calls this.
+
+        Raises:
+            StorageError: one of the ranks could not write its part of it.
+        """
+        if self._num_writers > 1:  # the first rank's thread waits for their files, which must not be in vain
+            self._group.on_all(lambda: self._result_of(self._parts[:1]))
+        self._group.on_leader(lambda: self._result_of(self._parts))
+        self._parts = []
+
+    def _result_of(self, parts: Sequence[Future[None]]) -> None:
         try:
-            if writing:
-                writing.result()
+            for part in parts:
+                part.result()
         except (OSError, StorageError) as error:
             reason = f"{error.strerror}." if isinstance(error, OSError) else str(error)
             raise StorageError(
@@ -213,25 +225,22 @@ class Checkpoints:
         """
         damaged: list[str] = []
         while True:
-            chosen = self._group.broadcast_object(self._choose(damaged) if self._group.is_leader else {})
-            if problem := chosen.get("error"):
-                raise UserError(problem) if self._group.is_leader else SharedUserError(problem)
-            if chosen["name"] is None:
+            chosen = self._group.on_leader(partial(self._choose, damaged))
+            if chosen is None:
                 return None
             folder = self.folder / chosen["name"]
             # All tensors once, a share of the files on each rank.
             mine = chosen["files"][self._group.rank :: self._group.size]
-            found = self._group.gather_objects(_compare(folder, mine))
-            if unreadable := next((each["error"] for each in found if "error" in each), None):
-                raise SharedUserError(unreadable)
-            if all(each["is_sound"] for each in found):
+            if all(self._group.on_all(partial(_are_whole, folder, mine))):
                 break
             damaged.append(chosen["name"])
         self.set_aside = chosen["damaged"]
-        if self._group.is_leader:
+
+        def read() -> Any:
             self._tidy(self.set_aside)  # renamed only now that there is one to resume from
-        self._group.barrier()
-        saved = read_json(folder / "state.json")
+            return read_json(folder / "state.json")
+
+        saved = self._group.on_leader(read)
         for name in ("inputs", "files"):
             saved.pop(name)
         so_far = EpochSums(**saved.pop("so_far", {}))
@@ -242,32 +251,25 @@ class Checkpoints:
         for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
             shutil.rmtree(folder)
 
-    def _choose(self, known_damaged: list[str]) -> dict[str, Any]:
-        """The newest checkpoint that seems whole, its files with their checksums, and the damaged ones after it.
-
-        {"name": None} where there is none; {"error": what the user has to mend}, which is raised on all ranks.
-        """
+    def _choose(self, known_damaged: list[str]) -> dict[str, Any] | None:
+        """The newest checkpoint that seems whole, its files with their checksums, and the damaged ones after it."""
         damaged: list[str] = []
         for folder in reversed(checkpoint_folders(self.folder)):
-            try:
+            with _readable():
                 saved = None if folder.name in known_damaged else read_state(folder)
-            except UserError as error:
-                return {"error": str(error)}
-            except OSError as error:  # not damage: it may be whole
-                return {"error": _unreadable(error)}
             if saved is None:
                 damaged.append(folder.name)
                 continue
             if changes := differences(saved["inputs"], self._inputs):
-                return {
-                    "error": f"{folder} belongs to a training with different inputs: {'; '.join(changes)}. "
+                raise UserError(
+                    f"{folder} belongs to a training with different inputs: {'; '.join(changes)}. "
                     "Restart the stage with --restart, or give the run another name."
-                }
+                )
             return {"name": folder.name, "files": sorted(saved["files"].items()), "damaged": damaged}
         if damaged:
-            return {"error": f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart."}
+            raise UserError(f"All checkpoints in {self.folder} are damaged. Restart the stage with --restart.")
         self._tidy([])
-        return {"name": None}
+        return None
 
     def _tidy(self, damaged: list[str]) -> None:
         """Remove what a killed process left unfinished, and set damaged checkpoints aside."""
@@ -278,20 +280,22 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.folder / name, aside)
 
-    def _write(
-        self,
-        final: Path,
-        temporary: Path,
-        values: dict[str, Any],
-        snapshot: Snapshot,
-        mine: dict[str, str],
-        of_all: list[dict[str, str]],
-    ) -> None:
-        """Write this rank's files; on the first rank also all else. Only a whole checkpoint gets its final name."""
+    def _write(self, temporary: Path, snapshot: Snapshot, mine: dict[str, str]) -> None:
+        """Write this rank's files."""
         for part in PARTS:
             # Each part's memory is free for the next copy as soon as it is written.
             save_tensors(temporary / mine[part], in_file(snapshot.pop(part)))
-        if not self._group.is_leader:
+
+    def _complete(
+        self,
+        tensors: Future[None],
+        final: Path,
+        temporary: Path,
+        values: dict[str, Any],
+        of_all: list[dict[str, str]],
+    ) -> None:
+        """On the first rank, all else, unless its `tensors` failed. Only a whole checkpoint gets its final name."""
+        if tensors.exception() is not None:
             return
         files = [name for names in of_all for name in names.values()]
         # By looking for their files, not by a collective: this thread works beside the training's collectives, and the
@@ -347,16 +351,19 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return saved
 
 
-def _compare(folder: Path, files: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Whether these files of a checkpoint are sound, or why one of them, which may be whole, cannot be read."""
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What cannot be read, which is not damage: it may be whole."""
     try:
-        return {"is_sound": all(is_whole_file(folder / name, sha256) for name, sha256 in files)}
+        yield
     except OSError as error:
-        return {"error": _unreadable(error)}
+        raise UserError(f"The checkpoint {error.filename} cannot be read: {error.strerror}.") from None
 
 
-def _unreadable(error: OSError) -> str:
-    return f"The checkpoint {error.filename} cannot be read: {error.strerror}."
+def _are_whole(folder: Path, files: Sequence[tuple[str, str]]) -> bool:
+    """Whether these files of a checkpoint have their checksums."""
+    with _readable():
+        return all(is_whole_file(folder / name, sha256) for name, sha256 in files)
 
 
 def is_whole_file(path: Path, sha256: str) -> bool:

@@ -67,13 +67,14 @@ class Agreed:
 
     save: bool
     signal: signal.Signals | None
+    has_failed: bool
 
 
 class Requests:
     """Carries each rank's requests in the all-reduce of the step's count, so that all ranks learn of them together.
 
-    The group's first rank asks for a checkpoint when `minutes` have gone by since the last one. One rank alone asks
-    nobody, and its host does not wait for its GPU.
+    The group's first rank asks for a checkpoint when `minutes` have gone by since the last one, and any rank says when
+    it `has_failed` to write its part of one. One rank alone asks nobody, and its host does not wait for its GPU.
     """
 
     def __init__(
@@ -83,11 +84,12 @@ class Requests:
         minutes: float,
         device: torch.device,
         clock: Callable[[], float] = time.monotonic,
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._group, self._signals, self._seconds, self._clock = group, signals, 60 * minutes, clock
-        self._saved = clock()
+        self._saved, self._has_failed = clock(), has_failed
         self._device, self._is_pinned = device, device.type == "cuda" and group.size > 1
-        self._host = torch.zeros(1 + len(SIGNALS), pin_memory=self._is_pinned)
+        self._host = torch.zeros(2 + len(SIGNALS), pin_memory=self._is_pinned)
         self._copied = torch.cuda.Event() if self._is_pinned else None
 
     def begin_count(self, count: float) -> Callable[[], Tensor]:
@@ -113,14 +115,15 @@ class Requests:
         if self._copied:
             with self._group.watch.collective("the count of the step", self._group.ranks, timed=False):
                 self._copied.synchronize()
-        save, *signals = (self._host > 0).tolist()
-        return Agreed(save, next((each for each, asked in zip(SIGNALS, signals, strict=True) if asked), None))
+        save, has_failed, *signals = (self._host > 0).tolist()
+        signum = next((each for each, asked in zip(SIGNALS, signals, strict=True) if asked), None)
+        return Agreed(save, signum, has_failed)
 
     def saved(self) -> None:
         """A checkpoint was written now."""
         self._saved = self._clock()
 
     def _requested(self) -> list[float]:
-        """What this rank asks for: a checkpoint, and each of the signals."""
+        """What this rank asks for: a checkpoint, an end because of one, and each of the signals."""
         is_due = self._group.is_leader and self._clock() - self._saved >= self._seconds
-        return [float(is_due), *(float(each == self._signals.received) for each in SIGNALS)]
+        return [float(is_due), float(self._has_failed()), *(float(each == self._signals.received) for each in SIGNALS)]

@@ -122,7 +122,10 @@ class Trainer:
         self._note_environment()
         self._log.expect(self._num_steps(), self._state.total_steps)
         self._checkpoints = checkpoints
-        self._requests = Requests(self._group, signals, self._options.checkpoint_minutes, self._device)
+        minutes = self._options.checkpoint_minutes
+        self._requests = Requests(
+            self._group, signals, minutes, self._device, has_failed=lambda: checkpoints.has_failed
+        )
         with checkpoints:
             while not self.is_finished():
                 self._run_epoch()
@@ -250,7 +253,8 @@ class Trainer:
     def _act(self, agreed: Agreed, order: EpochOrder, meter: Meter) -> None:
         """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""
         state, every = self._state, self._options.checkpoint_steps
-        self._checkpoints.check()
+        if agreed.has_failed:
+            self._checkpoints.wait()
         is_due = agreed.save or (every is not None and state.total_steps % every == 0)
         if agreed.signal or (is_due and state.step < order.num_steps):
             state.so_far = meter.so_far()
@@ -259,7 +263,6 @@ class Trainer:
             self._save()
         if agreed.signal:
             self._checkpoints.wait()
-            self._group.barrier()
             self._log.say(
                 f"stopped by {agreed.signal.name} after step {state.step} of epoch {state.epoch + 1}; the checkpoint "
                 "is written. Give the same command again to resume."

@@ -31,6 +31,7 @@ output: {folder}
 dataset: {{source: {log}, window: 8, min_interactions: 2, num_shards: 3}}
 model: {{name: gru4rec, width: 8, hidden: 8, dropout: 0.1}}
 training: {{max_epochs: 2, batch_size: 64, learning_rate: 0.01, checkpoint_steps: 2}}
+baseline: true
 distributed: {{reassign: false, timeout_minutes: 0.5}}
 """
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
@@ -268,7 +269,7 @@ def cut_until_done(
         if status == 0 and not struck:
             return counts, problems
         if not struck:
-            problems.append(f"{cut}: status {status} although nothing was struck")
+            return counts, [*problems, f"{cut}: status {status} although nothing was struck"]
     return counts, [*problems, "never done"]
 
 

@@ -51,7 +51,7 @@ def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
     checkpoints = Checkpoints(tmp_path / "c", INPUTS, ALONE)
     checkpoints.save(TrainState(total_steps=1), model.parts())
     model.train()
-    checkpoints.check()
+    assert not checkpoints.has_failed
     assert not (tmp_path / "c").exists()
     gate.set()
     checkpoints.wait()
@@ -76,8 +76,9 @@ def test_a_failed_write_is_said_at_the_next_step(tmp_path: Path, monkeypatch: py
     (writer,) = (thread for thread in threading.enumerate() if thread.name.startswith("checkpoint"))
     meets_full_disk.set()
     writer.join()
+    assert checkpoints.has_failed
     with pytest.raises(StorageError, match=r"No checkpoint can be written to .*: No space left on device"):
-        checkpoints.check()
+        checkpoints.wait()
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path: Path) -> None:

@@ -132,17 +132,14 @@ def study_command(
             raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run.")
         tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
         runtime = Runtime.start()
-    try:
-        # The results of finished runs only are written while others are at work, too.
-        with nullcontext() if results_only else _locked(folder, runtime):
-            try:
-                if not results_only:
-                    run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None, keep_threads)
-            finally:
-                if runtime.is_main:
-                    print(f"results: {write_results(study, entries, folder, rows)}")
-    finally:
-        runtime.close()
+    # The results of finished runs only are written while others are at work, too.
+    with runtime, nullcontext() if results_only else _locked(folder, runtime):
+        try:
+            if not results_only:
+                run_tasks(tasks, jobs, runtime, print if runtime.is_main else lambda text: None, keep_threads)
+        finally:
+            if runtime.is_main:
+                print(f"results: {write_results(study, entries, folder, rows)}")
     return 0
 
 
@@ -150,11 +147,9 @@ def study_command(
 def _locked(folder: Path, runtime: Runtime) -> Iterator[None]:
     """Within the block rank 0 has the lock of the study's folder."""
     lock = FolderLock(folder, "The study's folder")
-    runtime.on_main(lock.acquire)
-    try:
+    with lock.released_when_ranks_are_done(runtime.world_size):
+        runtime.on_main(lock.acquire)
         yield
-    finally:
-        lock.release()
 
 
 def find(name: str) -> Path:

@@ -78,11 +78,9 @@ def tune_command(
     with shared_errors():
         options, precision = search.base.distributed, search.base.training.precision
         runtime = Runtime.start(options.timeout_minutes, options.engine, precision)
-    try:
+    with runtime:
         do_trials(search, runtime, print, keep_threads)
         if runtime.is_main:
             print_tables(results_table(search, Tuning(search.folder).trials))
             print(f"results: {search.folder / PAGE}")
-    finally:
-        runtime.close()
     return 0

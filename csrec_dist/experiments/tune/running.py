@@ -56,15 +56,13 @@ def _opened(search: Search, runtime: Runtime) -> Iterator[list[Trials]]:
         lock.acquire()
         trials.append(search.open_trials())
 
-    try:
-        runtime.on_main(take)
-        yield trials
-    finally:
+    with lock.released_when_ranks_are_done(runtime.world_size):
         try:
+            runtime.on_main(take)
+            yield trials
+        finally:
             if trials:
                 write_results(search, trials[0])
-        finally:
-            lock.release()
     runtime.world.barrier()  # no rank returns before the results are there to be read
 
 

@@ -154,8 +154,8 @@ def check_dataset(run: ActiveRun) -> None:
     run.runtime.on_main(on_main)
     runtime, dataset = run.runtime, run.dataset
     mine = dataset.file_names[runtime.rank :: runtime.world_size]  # which rank reads which file differs with the stage
-    problems = [problem for name in mine if (problem := _problem_of(dataset, name))]
-    if damaged := [problem for part in runtime.world.gather_objects(problems) for problem in part]:
+    found = runtime.world.on_all(lambda: [problem for name in mine if (problem := _problem_of(dataset, name))])
+    if damaged := [problem for part in found for problem in part]:
         raise SharedUserError(f"{' '.join(damaged[:MOST_PROBLEMS])} Prepare the dataset again.")
 
 

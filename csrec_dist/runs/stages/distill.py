@@ -31,8 +31,8 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
         world = run.runtime.world
         with shared_errors():
             labels = LabelCache(run.folder / "labels", run.dataset, run.layout.catalog)
-        problems = labels.check_shards(owned_shards(run.dataset.num_shards, world.rank, world.size))
-        refuse_damaged(world.gather_objects(problems))
+        shards = owned_shards(run.dataset.num_shards, world.rank, world.size)
+        refuse_damaged(world.on_all(lambda: labels.check_shards(shards)))
 
 
 def _check_origin(run: ActiveRun) -> None:
@@ -83,28 +83,17 @@ def opened_labels(run: ActiveRun) -> Iterator[LabelReader]:
     ranks = [rank for rank, node in enumerate(nodes) if node == runtime.node]
     copy, is_first = node_folder(folder, disk, run.config.name), runtime.rank == ranks[0]
     lock = FolderLock(copy, "The copy of the labels", beside=True)
-    try:
-        results = runtime.world.gather_objects(_copy_for(run, folder, copy, ranks, lock) if is_first else {})
-        if errors := [result["error"] for result in results if "error" in result]:
-            raise SharedUserError(errors[0])
-        if failures := [result["storage"] for result in results if "storage" in result]:
-            raise StorageError(failures[0], is_shared=True)
-        refuse_damaged([result.get("problems", []) for result in results])
+    with lock.released_when_ranks_are_done(runtime.world_size):
+        refuse_damaged(runtime.world.on_all(lambda: _copy_for(run, folder, copy, ranks, lock) if is_first else []))
         yield LabelCache(copy, run.dataset, run.layout.catalog)
         if is_first:
             shutil.rmtree(copy, ignore_errors=True)
-    finally:
-        lock.release()
     if is_first:
         remove_empty(copy)
 
 
-def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int], lock: FolderLock) -> dict[str, Any]:
-    """Copy what these ranks of the node read: {"problems": of the labels}.
-
-    Or {"error": the user's mistake}, or {"storage": what a disk answered}.
-    The other ranks wait for the answer, so an error is returned; whoever has it raises it on all of them.
-    """
+def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int], lock: FolderLock) -> list[str]:
+    """Copy what these ranks of the node read; what is damaged of it. Its errors name the node."""
     runtime, num_shards = run.runtime, run.dataset.num_shards
     shards = [shard for rank in ranks for shard in owned_shards(num_shards, rank, runtime.world_size)]
     with run.log("distill") as log:
@@ -118,11 +107,9 @@ def _copy_for(run: ActiveRun, folder: Path, copy: Path, ranks: list[int], lock: 
             lock.acquire()
             remove_leftovers(copy, inside=True)
             with runtime.watch.doing("copying labels to the node's disk"):
-                return {"problems": copy_labels(folder, copy, shards, tell)}
-        except UserError as error:
-            return {"error": f"{error} (node of rank {runtime.rank})"}
-        except StorageError as error:
-            return {"storage": f"{error} (node of rank {runtime.rank})"}
+                return copy_labels(folder, copy, shards, tell)
+        except (UserError, StorageError) as error:
+            raise type(error)(f"{error} (node of rank {runtime.rank})") from None
 
 
 def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:

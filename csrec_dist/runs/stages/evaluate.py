@@ -152,13 +152,16 @@ def write_test_rows(
     shards: list[int | None] = list(owned_shards(run.dataset.num_shards, run.runtime.rank, world))
     if run.tables.size > 1:
         shards += [None] * (-(-run.dataset.num_shards // world) - len(shards))
-    for shard in shards:
-        columns = shard_columns(shard)
-        if shard is None:
-            deque(columns, maxlen=0)
-        else:
-            write_part(path, shard, schema, columns)
-    run.runtime.world.barrier()
+
+    def write_mine() -> None:
+        for shard in shards:
+            columns = shard_columns(shard)
+            if shard is None:
+                deque(columns, maxlen=0)
+            else:
+                write_part(path, shard, schema, columns)
+
+    run.runtime.world.on_all(write_mine, "the test rows")
     run.runtime.on_main(lambda: join_parts(path, run.dataset.splits["test"].num_rows, schema))
 
 

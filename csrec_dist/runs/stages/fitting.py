@@ -16,7 +16,7 @@ from csrec_dist.data.order import RowSample, owned_shards
 from csrec_dist.distributed.catalog import catalogs_of, slices_of
 from csrec_dist.distributed.engines import Engine, build, table_group
 from csrec_dist.distributed.layout import Layout
-from csrec_dist.errors import StorageError, UserError
+from csrec_dist.errors import UserError
 from csrec_dist.files import flatten, read_json, write_record
 from csrec_dist.labels import LabelCache, LabelReader
 from csrec_dist.labels.cache import on_device
@@ -151,8 +151,8 @@ def fit(
         state = trainer.run(checkpoints, noted, hands_over, run.after_epoch)
         if state is None:
             return False
-        if layout.group.is_leader:
-            checkpoints.conclude()  # before the model says that it is trained: a kill after it would leave old ones
+        # Before the model says that it is trained: a kill after it would leave old ones.
+        layout.group.on_leader(checkpoints.conclude)
         save(run, task, trainer.best(), state, engine)
     return True
 
@@ -165,15 +165,12 @@ def require_room_for_checkpoints(checkpoints: Checkpoints, model: nn.Module, lay
     catalogs = catalogs_of(model)
     sizes = {name: weight.numel() * weight.element_size() for name, weight in model.named_parameters()}
     num_bytes = sum(size * (catalogs[name].group.size if name in catalogs else 1) for name, size in sizes.items())
-    problem = None
-    if layout.group.is_leader:
+
+    def on_leader() -> None:
         to_come = max(keep + 1 - len(checkpoint_folders(checkpoints.folder)), 1)
-        try:
-            require_room(checkpoints.folder, to_come * COPIES * num_bytes, "The checkpoints of the training")
-        except StorageError as error:
-            problem = str(error)
-    if problem := layout.group.broadcast_object(problem):
-        raise StorageError(problem, is_shared=True)
+        require_room(checkpoints.folder, to_come * COPIES * num_bytes, "The checkpoints of the training")
+
+    layout.group.on_leader(on_leader)
 
 
 def make_engine(run: ActiveRun, task: Fit, layout: Layout) -> Engine:
@@ -234,19 +231,26 @@ def _say_start(run: ActiveRun, task: Fit, trainer: Trainer, checkpoints: Path, l
 def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
     """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
     layout = engine.layout
-    if layout.group.is_leader:
+
+    def begin() -> None:
         if task.folder.is_symlink():  # a model that was borrowed from another run is not written to
             task.folder.unlink()
         # It says that the weights are whole, so it goes before these are replaced, and is written when they are.
         (task.folder / "metrics.json").unlink(missing_ok=True)
-    layout.group.barrier()
-    catalog = model.item_table.catalog
-    if layout.group.is_leader if catalog.is_whole else layout.group.ranks[0] in catalog.group.ranks:
-        model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
-    if layout.group.is_leader:
+
+    def write() -> None:
+        catalog = model.item_table.catalog
+        if layout.group.is_leader if catalog.is_whole else layout.group.ranks[0] in catalog.group.ranks:
+            model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
+
+    def end() -> None:
         origin = {"inputs": flatten(task.inputs), "id_map": run.dataset.id_map_fingerprint}
         settings = {"model": task.model.model_dump(mode="json"), "seed": task.seed, "trained_by": engine.record()}
         write_record(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
+
+    layout.group.on_leader(begin)
+    layout.group.on_all(write, "the weights")
+    layout.group.on_leader(end)
 
 
 def digest(tensor: Tensor) -> Tensor:

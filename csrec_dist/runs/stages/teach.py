@@ -194,8 +194,8 @@ def teach_member(
     with run.log(task.stage, layout.group) as log:
         if run.runtime.world_size > 1:
             log.say(f"on {rank_names(layout.group.ranks)}")
-        if layout.group.is_leader and not task.folder.is_symlink():
-            remove(regulariser_folder(run, member.name))  # what it predicted before it went on
+        if not task.folder.is_symlink():  # what it predicted before it went on
+            layout.group.on_leader(lambda: remove(regulariser_folder(run, member.name)))
         return fit(run, task, layout, log, signals, hands_over)
 
 
