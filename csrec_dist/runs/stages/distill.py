@@ -16,6 +16,7 @@ from csrec_dist.models.weight_files import StoredWeights
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, origin_rows
+from csrec_dist.runs.stages.healthy import check_student
 from csrec_dist.training import LossFunction, one_hot, student_loss
 from csrec_dist.writers import remove_leftovers
 
@@ -157,4 +158,7 @@ def train_student(
         )
         with run.log(stage) as log:
             fit(run, task, run.layout, log)
-    return {"weights": run.runtime.on_main(lambda: weights_fingerprint(training.folder))}
+    with run.log(stage) as log:
+        warnings = check_student(run, name, stage, log.say)
+    weights = run.runtime.on_main(lambda: weights_fingerprint(training.folder))
+    return {"weights": weights, **({"warnings": warnings} if warnings else {})}

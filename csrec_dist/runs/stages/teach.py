@@ -24,6 +24,7 @@ from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.runs.stages.fitting import Fit, Training, fit
+from csrec_dist.runs.stages.healthy import check_members
 from csrec_dist.runs.stages.label import label_into
 from csrec_dist.teachers import Member
 from csrec_dist.training import StopSignals, one_hot
@@ -66,7 +67,10 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
         for members in run.config.module.rounds:
             teach_members(run, members, inputs)
     names = run.config.member_names
-    return {"members": run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})}
+    with run.log("teach") as log:
+        warnings = check_members(run, names, log.say)
+    members = run.runtime.on_main(lambda: {n: weights_fingerprint(run.member_folder(n)) for n in names})
+    return {"members": members, **({"warnings": warnings} if warnings else {})}
 
 
 def take_pretrained(run: ActiveRun, say: Callable[[str], None]) -> None:
