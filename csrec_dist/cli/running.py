@@ -1,7 +1,10 @@
 """The commands that make a run: fetch a log, do stages, plan them, and check the machine that is to do them."""
 
 import argparse
+import json
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,18 +177,44 @@ def _plan(options: argparse.Namespace) -> int:
 
 def add_doctor(commands: Commands) -> None:
     """`doctor`."""
-    add(commands, "doctor", _doctor, "check this machine: versions, devices, launcher, collectives")
+    parser = add(commands, "doctor", _doctor, "tell before a run what would go wrong in it, alone or under a launcher")
+    parser.description = (
+        "Check versions, devices, limits, the launcher, collectives and the disk; under a launcher of several ranks "
+        "also whether they have the same versions and one disk, and how fast they exchange numbers. Exit status 1 on "
+        "FAIL."
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="check for this config's output and engine")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of all runs (default: the config's)")
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.text import Text
+    from csrec_dist.config import load_config
 
+    config = load_config(options.config, []) if options.config else None
+    output = options.output or Path(config.output if config else "runs")
+    engine, precision = (config.distributed.engine, config.training.precision) if config else ("ddp", "fp32")
     choose_threads()
-    from csrec_dist.doctor import check_machine
+    from csrec_dist.doctor import check_machine, check_ranks
 
-    console, checks = Console(), check_machine()
-    for check in checks:
-        mark = ("ok  ", "green") if check.ok else ("FAIL", "red")
-        console.print(Text.assemble(mark, " ", (check.name, "bold"), f": {check.text}"), soft_wrap=True)
-    return 0 if all(check.ok for check in checks) else 1
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _print_checks(check_machine(output, engine, precision), options.json)
+    with distributed.Runtime.start(5, engine, precision) as runtime:
+        return _print_checks(check_ranks(runtime, output, engine, precision), options.json, show=runtime.is_main)
+
+
+def _print_checks(checks: Sequence[Any], as_json: bool, *, show: bool = True) -> int:
+    """Print the checks where they are to be shown; the exit status."""
+    if not show:
+        pass
+    elif as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        from rich.console import Console
+        from rich.text import Text
+
+        console, colours = Console(), {"ok": "green", "WARN": "yellow", "FAIL": "red"}
+        for check in checks:
+            mark = (f"{check.status:4}", colours[check.status])
+            console.print(Text.assemble(mark, " ", (check.name, "bold"), f": {check.text}"), soft_wrap=True)
+    return int(any(check.status == "FAIL" for check in checks))
