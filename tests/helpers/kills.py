@@ -32,7 +32,7 @@ dataset: {{source: {log}, window: 8, min_interactions: 2, num_shards: 3}}
 model: {{name: gru4rec, width: 8, hidden: 8, dropout: 0.1}}
 training: {{max_epochs: 2, batch_size: 64, learning_rate: 0.01, checkpoint_steps: 2}}
 baseline: true
-distributed: {{reassign: false, timeout_minutes: 0.5}}
+distributed: {{reassign: false, timeout_minutes: {minutes}}}
 """
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
 FURTHEST = 40
@@ -63,7 +63,10 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # A trial begins with all imports done: they take longer than the run itself.
 CONTEXT.set_forkserver_preload([*PRELOADED, *(f"csrec_dist.{name}" for name in WORKING)])
 
-Victim = Literal["rank", "launcher", "all", "node", "disk"]
+GRACE_SECONDS = 20
+"""Between SIGTERM and SIGKILL to the ranks of a launcher, one of which has failed: torch's gives them 30."""
+
+Victim = Literal["rank", "launcher", "all", "node", "disk", "told", "frozen", "hung"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Cut:
 
     A point is a call that opens, syncs or renames a file of the run, or a step of a stage. "rank" and "launcher" are
     killed alone, "all" are both with the other ranks; a "node" is a pid namespace, which ends with all processes in it.
+    "told": the launcher gets the signal `error`; "frozen": the rank is stopped; "hung": its call never comes back.
     """
 
     victim: Victim
@@ -95,21 +99,35 @@ def start(arguments: Sequence[str], run: str, num_ranks: int, cut: Cut, said: st
 
     All of its processes hold `alive`, an end of a pipe, until they end.
     """
-    os.setsid()
+    os.setpgrp()
     port, statuses = free_port(), Counter[int]()
     begin = _on_a_node if cut.victim == "node" else _in_a_process
     ranks = {
         begin(rank, lambda r=rank: _be_rank(arguments, run, r, num_ranks, port, cut, f"{said}-{r}"))
         for rank in range(num_ranks)
     }
+
+    def kill(*_: object) -> None:
+        for each in list(ranks):
+            os.kill(each, signal.SIGKILL)
+
+    def tell(*_: object) -> None:
+        for each in list(ranks):
+            os.kill(each, signal.SIGTERM)
+        signal.alarm(GRACE_SECONDS)
+
+    signal.signal(signal.SIGALRM, kill)
+    signal.signal(signal.SIGTERM, tell)
+    signal.signal(signal.SIGINT, tell)
     while ranks:
         pid, waited = os.wait()
         ranks.discard(pid)
         statuses[os.waitstatus_to_exitcode(waited)] += 1
         if waited:
-            for each in ranks:
-                os.kill(each, signal.SIGTERM)
-    os._exit(next((abs(status) for status in statuses if status not in (0, 128 + signal.SIGTERM)), 0))
+            tell()
+    # A rank that was told to end by the launcher is not the one that failed.
+    failed = [abs(status) for status in statuses if status not in (0, 128 + signal.SIGTERM)]
+    os._exit(failed[0] if failed else max(statuses))
 
 
 def _in_a_process(rank: int, work: Callable[[], NoReturn]) -> int:
@@ -214,17 +232,21 @@ def _strike(cut: Cut, path: str) -> None:
         raise OSError(cut.error, os.strerror(cut.error), path)
     if cut.victim == "all":
         os.killpg(0, signal.SIGKILL)
-    target = {"rank": os.getpid(), "launcher": os.getppid(), "node": os.getppid()}[cut.victim]
-    os.kill(target, signal.SIGUSR1 if cut.victim == "node" else signal.SIGKILL)
+    signum = {"node": signal.SIGUSR1, "told": cut.error, "frozen": signal.SIGSTOP}.get(cut.victim, signal.SIGKILL)
+    if cut.victim == "hung":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as a process in a call of a dead disk
+        while True:
+            signal.pause()
+    os.kill(os.getpid() if cut.victim in ("rank", "frozen") else os.getppid(), signum)
 
 
-def write_config(folder: Path, name: str) -> str:
-    """The config of a run in a folder, which gets a log."""
+def write_config(folder: Path, name: str, minutes: float = 0.5) -> str:
+    """The config of a run in a folder, which gets a log; a rank waits so many minutes for a silent one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "log.csv").exists():
         write_log(folder / "log.csv")
     path = folder / f"{name}.yaml"
-    path.write_text(CONFIG.format(name=name, folder=folder / "runs", log=folder / "log.csv"))
+    path.write_text(CONFIG.format(name=name, folder=folder / "runs", log=folder / "log.csv", minutes=minutes))
     return str(path)
 
 
