@@ -34,8 +34,9 @@ test: install  ## run the tests
 long: install  ## run the long tests too: whole runs on many ranks
 	@CSREC_LONG_TESTS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-soak: install  ## kill runs anywhere and resume them: RUNS=50 of them
-	@CSREC_LONG_TESTS=1 CSREC_SOAK_RUNS=$(or $(RUNS),50) $(BIN)/python -m pytest -q -s tests/test_kills.py
+soak: install  ## kill runs anywhere and resume them: RUNS=50 of them, and TRIALS=100 starts that must end
+	@CSREC_LONG_TESTS=1 CSREC_SOAK_RUNS=$(or $(RUNS),50) CSREC_END_TRIALS=$(or $(TRIALS),100) \
+		$(BIN)/python -m pytest -q -s tests/test_kills.py tests/test_ends.py
 
 kernels: install  ## compile the GPU's kernels under Triton 3.6 and the installed version, without a GPU
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --target build/triton-3.6 triton==3.6.0
