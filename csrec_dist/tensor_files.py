@@ -42,6 +42,8 @@ CHECKSUM = "sha256"
 """Names, in a file's metadata, the SHA-256 of the file with zeros in its place."""
 NO_CHECKSUM = "0" * 64
 BLOCK_BYTES = 1 << 20
+BLOCK_NUMBERS = 1 << 22
+"""Of a tensor that are copied from a GPU, or made contiguous, at a time."""
 
 
 class TensorSpec(NamedTuple):
@@ -76,8 +78,9 @@ class StreamedTensor:
 
     @classmethod
     def of(cls, tensor: "torch.Tensor") -> Self:
-        """A tensor that is at hand, as one block."""
-        return cls(tensor.dtype, tuple(tensor.shape), [tensor.detach()])
+        """A tensor that is at hand, in blocks of its numbers, so that one on a GPU is copied a block at a time."""
+        blocks = tensor.detach().flatten().split(BLOCK_NUMBERS) if tensor.is_contiguous() else [tensor.detach()]
+        return cls(tensor.dtype, tuple(tensor.shape), blocks)
 
 
 def stream_tensors(path: Path | str | None, tensors: Mapping[str, StreamedTensor], metadata: Mapping[str, str]) -> None:

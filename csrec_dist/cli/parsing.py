@@ -74,4 +74,5 @@ def add_config(parser: argparse.ArgumentParser, restart: bool = True, required: 
     if restart:
         add_bad_rows(parser)
         parser.add_argument("--restart", metavar="STAGE", help="do this stage and all that depend on it again")
+        parser.add_argument("--log-dir", metavar="DIR", help="write what each rank says to DIR/rank-00003.log, too")
     return parser

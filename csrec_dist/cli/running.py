@@ -131,7 +131,8 @@ def _run_stages(options: argparse.Namespace) -> int:
     from csrec_dist.config import load_config
 
     with shared_errors():
-        config = load_config(options.config, options.set)
+        log_dir = [] if options.log_dir is None else [f"distributed.log_dir={options.log_dir}"]
+        config = load_config(options.config, [*options.set, *log_dir])
     is_alone = options.stages == ["prepare"] and os.environ.get("WORLD_SIZE", "1") == "1"
     keep_threads = not is_alone and choose_threads()
     with shared_errors():

@@ -47,9 +47,13 @@ def _export(options: argparse.Namespace) -> int:
     from csrec_dist.recommend import Recommender
 
     folder = options.output or options.run / "export" / options.format
-    recommender = Recommender.of_run(options.run)
-    check = recommender.export(folder, options.format, top_n=options.top_n, index=options.index)["check"]
+
+    def export() -> dict[str, Any]:
+        recommender = Recommender.of_run(options.run)  # by the rank that writes; the others need no memory for it
+        return recommender.export_alone(folder, options.format, top_n=options.top_n, index=options.index)
+
     with processes() as ranks:
+        check = ranks.on_main(export)["check"]
         if ranks.is_main:
             print(f"wrote {folder}\n{_checked(check)}")
     return 0

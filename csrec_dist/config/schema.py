@@ -172,10 +172,11 @@ def impossible_engine(options: DistributedOptions) -> list[str]:
             f"distributed.deepspeed: engine {engine} does not read it; remove this key, or set distributed.engine to "
             "deepspeed."
         )
-    if engine != "ddp" and catalog_parallel > 1:
+    if engine == "deepspeed" and catalog_parallel > 1:
         problems.append(
-            f"distributed.catalog_parallel: engine {engine} shards whole tables itself and cannot train slices of "
-            f"them; use engine ddp with {catalog_parallel}, or catalog_parallel 1 with engine {engine}."
+            "distributed.catalog_parallel: engine deepspeed deals out every tensor over all ranks as copies of one, "
+            f"and slices of a table are different tensors; use engine fsdp or ddp with {catalog_parallel}, or "
+            "catalog_parallel 1 with engine deepspeed."
         )
     return problems
 

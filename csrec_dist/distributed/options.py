@@ -39,6 +39,11 @@ class DistributedOptions(Options):
         description="Take sums in the same order every time, so that runs are reproducible bit for bit; false is "
         "faster on some GPUs.",
     )
+    log_dir: str | None = Field(
+        None,
+        description="Folder for a file of each rank, rank-00003.log, with the time and text of all that it says, of "
+        "which rank 0 alone is shown; `--log-dir` sets it, too.",
+    )
     timeout_minutes: float = Field(
         30, gt=0, le=1e6, description="Minutes a rank waits for one that makes no progress before it gives up."
     )

@@ -12,9 +12,11 @@ from csrec_dist.errors import UserError, quoted
 from csrec_dist.export.parity import Search
 from csrec_dist.export.programs import Encoder, Program, TopItems, item_vectors, quiet, traced
 from csrec_dist.models import SequentialModel
-from csrec_dist.tensor_files import save_tensors
+from csrec_dist.tensor_files import StreamedTensor, TensorSpec, map_tensor, stream_tensors
 
 EXACT_INDEX = "Flat"
+BLOCK_ROWS = 1 << 16
+"""Item vectors that are written at a time."""
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 """The packages that write it and read it back."""
 HISTORIES = {
@@ -70,11 +72,13 @@ def write_pt2(model: SequentialModel, folder: Path, top_n: int, index: str) -> W
 
 def write_flat(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
     """items.safetensors, the item vectors, and encoder.onnx, whose queries they are multiplied with."""
-    from safetensors.numpy import load_file
-
     path = folder / "items.safetensors"
-    save_tensors(path, {"vectors": item_vectors(model)})
-    vectors = load_file(path)["vectors"]
+    table, num_items = model.item_table, model.num_items
+    shape = num_items, item_vectors(table, slice(0, 0)).shape[1]
+    rows = (slice(first, first + BLOCK_ROWS) for first in range(0, num_items, BLOCK_ROWS))
+    blocks = (item_vectors(table, some) for some in rows)
+    stream_tensors(path, {"vectors": StreamedTensor(torch.float32, shape, blocks)}, {})
+    vectors = map_tensor(path, "vectors", TensorSpec("float32", shape))
     encode = _encoder(model, folder)
 
     def search(histories: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +95,7 @@ def write_flat(model: SequentialModel, folder: Path, top_n: int, index: str) -> 
 def write_faiss(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
     """items.faiss, an index of the item vectors by their inner product with queries, and encoder.onnx."""
     faiss = _require("faiss", "faiss-cpu")
-    vectors = item_vectors(model).numpy()
+    vectors = item_vectors(model.item_table).numpy()
     path = folder / "items.faiss"
     try:
         built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)

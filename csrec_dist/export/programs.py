@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from csrec_dist.errors import UserError
-from csrec_dist.models import SequentialModel
+from csrec_dist.models import ItemTable, SequentialModel
 from csrec_dist.models.options import DreamRecConfig
 
 MOST_SAMPLING_STEPS = 50
@@ -90,7 +90,7 @@ class TopItems(Program):
 
 
 def portable(model: SequentialModel) -> SequentialModel:
-    """A copy of the model on the CPU that tracing may change; UserError where there is no such export of it."""
+    """A copy of the model on the CPU to trace, sharing its weights; UserError where there is no such export of it."""
     config = model.config
     if isinstance(config, DreamRecConfig):
         steps = config.sampling_steps or config.num_steps
@@ -99,14 +99,14 @@ def portable(model: SequentialModel) -> SequentialModel:
                 f"This DreamRec samples in {steps} steps, and each would be a copy of its denoiser in the exported "
                 f"graph; at most {MOST_SAMPLING_STEPS} are exported. Train one with model.sampling_steps: 10."
             )
-    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    weights = {id(each): nn.Parameter(each.detach().cpu(), requires_grad=False) for each in model.parameters()}
+    return copy.deepcopy(model, weights).cpu().eval()
 
 
-def item_vectors(model: SequentialModel) -> Tensor:
-    """Vectors [V, D] of all items: row i is that of item i + 1, with its bias as the last number if there is one."""
-    table = model.item_table
-    weight = table.weight.detach().float()
-    return weight if table.bias is None else torch.cat([weight, table.bias.detach().float().unsqueeze(1)], dim=1)
+def item_vectors(table: ItemTable, rows: slice = slice(None)) -> Tensor:
+    """Vectors [n, D] of items: row i is that of item i + 1, with its bias as the last number if there is one."""
+    weight = table.weight.detach()[rows].float()
+    return weight if table.bias is None else torch.cat([weight, table.bias.detach()[rows].float().unsqueeze(1)], dim=1)
 
 
 def traced(program: Program) -> ExportedProgram:

@@ -43,7 +43,21 @@ def takes(problem: Problem) -> bool:
     factored = labels is None or (isinstance(labels, Tempered) and isinstance(labels.labels, FactoredLabels))
     if not factored or type(problem.divergence) not in LOSSES or _configuration(problem) is None:
         return False
-    return on_all_ranks(problem.catalog, kernels.run_on(device), device)
+    return group_has_kernels(problem.catalog, device)
+
+
+_ANSWERS: dict[tuple[int, ...], bool] = {}
+"""Of `group_has_kernels`. The ranks of a group alone ask for it, and together: all of them know the answer or none."""
+
+
+def group_has_kernels(catalog: CatalogSlice, device: torch.device) -> bool:
+    """Whether all ranks that share the catalog have kernels for their device, which does not change: asked once."""
+    if catalog.is_whole:
+        return kernels.run_on(device)
+    ranks = catalog.group.ranks
+    if ranks not in _ANSWERS:
+        _ANSWERS[ranks] = on_all_ranks(catalog, kernels.run_on(device), device)
+    return _ANSWERS[ranks]
 
 
 def on_all_ranks(catalog: CatalogSlice, has_kernels: bool, device: torch.device) -> bool:

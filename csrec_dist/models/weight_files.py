@@ -140,11 +140,20 @@ class StoredWeights:
         return tensor
 
 
+CHECKED_NUMBERS = 1 << 22
+"""That are looked at together: torch makes several tensors of as many numbers."""
+
+
+def num_not_finite(tensor: "Tensor") -> int:
+    """How many numbers of a tensor are NaN or infinite."""
+    parts = tensor.flatten().split(CHECKED_NUMBERS)
+    return tensor.numel() - sum(int(part.isfinite().sum()) for part in parts)
+
+
 def require_finite(weights: "Mapping[str, Tensor]", source: str) -> None:
     """UserError if a weight is NaN or infinite: a model with such weights ranks nothing."""
     for name, tensor in weights.items():
-        num_wrong = tensor.numel() - int(tensor.isfinite().sum())
-        if num_wrong:
+        if num_wrong := num_not_finite(tensor):
             raise UserError(
                 f"{source}: {num_wrong:,} of {tensor.numel():,} numbers of {name} are NaN or infinite; the training "
                 "diverged, or the file was changed. Train the model again, at a lower learning rate if that was it."

@@ -313,14 +313,25 @@ class Recommender:
         >>> rec.export("exports/shop", format="pt2", top_n=5)["check"]["lists"]
         40
         """
+        with processes() as ranks:
+            return ranks.on_main(
+                lambda: self.export_alone(folder, format, top_n=top_n, index=index, histories=histories)
+            )
+
+    def export_alone(
+        self,
+        folder: Path | str,
+        format: str,
+        *,
+        top_n: int,
+        index: str,
+        histories: Iterable[Iterable[Any]] | None = None,
+    ) -> dict[str, Any]:
+        """What `export` does, by this rank, whatever others do."""
         from csrec_dist.export import export_model  # which imports torch's tracers
 
-        def write() -> dict[str, Any]:
-            numbers = self._to_check(histories)
-            return export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
-
-        with processes() as ranks:
-            return ranks.on_main(write)
+        numbers = self._to_check(histories)
+        return export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
 
     def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
         """Histories of item numbers that an export is checked with."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -103,11 +104,11 @@ class StageLog:
 
     `show` is true on the one rank that talks to the terminal; `folder` is the stage's TensorBoard
     folder on the rank that writes it, None elsewhere. Without a terminal or a notebook, one line is printed
-    for each epoch instead of a moving bar.
+    for each epoch instead of a moving bar. What is said is appended to `file`, too, with its time.
     """
 
-    def __init__(self, stage: str, folder: Path | None, show: bool) -> None:
-        self.stage = stage
+    def __init__(self, stage: str, folder: Path | None, show: bool, file: Path | None = None) -> None:
+        self.stage, self._file = stage, file
         self._console = Console(quiet=not show)
         self._folder = folder
         self._resumed_at: int | None = None
@@ -116,10 +117,12 @@ class StageLog:
 
     def __enter__(self) -> Self:
         self._bar.start()
+        self._note("begins")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
+        self._note("ends" if kind is None else f"ends by {kind.__name__}")
         if "_writer" in self.__dict__ and self._writer:
             self._writer.close()
 
@@ -158,6 +161,12 @@ class StageLog:
     def say(self, text: str) -> None:
         """Print one line above the bar."""
         self._console.print(Text.assemble((self.stage, "bold"), " ", text), soft_wrap=True)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        if self._file is not None:
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {self.stage} {text}\n")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars at `step`."""

@@ -18,6 +18,7 @@ from csrec_dist.files import differences
 from csrec_dist.losses.entropy import label_entropy
 from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.models import SequentialModel
+from csrec_dist.models.weight_files import num_not_finite
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
 from csrec_dist.training.limits import SELECTION_METRIC, AfterEpoch, DivergedError, num_epochs
 from csrec_dist.training.meter import LOSS_PARTS, Meter
@@ -273,7 +274,7 @@ class Trainer:
         """Begin to write a checkpoint, unless the weights are good for nothing: the one before it stays then."""
         snapshot = self._engine.snapshot()
         weights = snapshot["model"].values()
-        num_wrong = sum(len(piece.numbers) - int(piece.numbers.isfinite().sum()) for piece in weights)
+        num_wrong = sum(num_not_finite(piece.numbers) for piece in weights)
         num_pieces = sum(map(len, snapshot.values()))
         of_ranks = self._group.all_gather(torch.tensor([num_wrong, num_pieces], device=self._device)).tolist()
         if any(wrong for wrong, _ in of_ranks):

@@ -189,6 +189,19 @@ def test_ranks_that_share_a_catalog_all_use_kernels_or_none() -> None:
     assert fused.on_all_ranks(CatalogSlice.whole(9), True, torch.device("cpu"))
 
 
+def asked_at_each_step(rank: int, world_size: int) -> tuple[list[bool], int]:
+    """What three steps hear, on ranks of which the first alone has kernels, and the collectives that they take."""
+    _, group = mesh(rank, world_size, world_size)
+    catalog, asked, ask = CatalogSlice.of(9, group), [], fused.on_all_ranks
+    fused.kernels.run_on = lambda device: rank == 0
+    fused.on_all_ranks = lambda *arguments: asked.append(arguments) or ask(*arguments)
+    return [fused.group_has_kernels(catalog, torch.device("cpu")) for _ in range(3)], len(asked)
+
+
+def test_ranks_that_share_a_catalog_ask_each_other_once() -> None:
+    assert run_ranks(asked_at_each_step, 2) == [([False] * 3, 1)] * 2
+
+
 @pytest.mark.parametrize("mode", ["tf32", "fp16"])
 def test_products_of_rounded_factors(mode: str) -> None:
     """fp32 sums of products of rounded numbers: near float64, but not as near as fp32."""

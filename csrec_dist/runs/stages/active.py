@@ -1,5 +1,6 @@
 """A run that is being worked on, with its processes; what a stage of it is, and what several stages check."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from csrec_dist.data.order import refuse_idle_ranks
 from csrec_dist.data.prepare import identify
 from csrec_dist.distributed import engines
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
+from csrec_dist.files import make_folder
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
@@ -98,7 +100,17 @@ class ActiveRun(Run):
     def log(self, stage: str, group: "distributed.Group | None" = None) -> StageLog:
         """The log of a stage; with a group, its leader writes the TensorBoard folder."""
         leads = self.processes.is_main if group is None else group.is_leader
-        return StageLog(stage, self.path(f"tensorboard/{stage}") if leads else None, show=self.processes.is_main)
+        events = self.path(f"tensorboard/{stage}") if leads else None
+        return StageLog(stage, events, show=self.processes.is_main, file=self._log_file)
+
+    @cached_property
+    def _log_file(self) -> Path | None:
+        """The file of what this rank says, if there is one."""
+        folder = self.config.distributed.log_dir
+        if folder is None:
+            return None
+        make_folder(Path(folder))
+        return Path(folder) / f"rank-{os.environ.get('RANK', '0').zfill(5)}.log"
 
 
 Inputs = dict[str, Any]
