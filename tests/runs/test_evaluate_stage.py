@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 import torch.distributed as dist
+from polars.testing import assert_frame_equal
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
@@ -49,8 +50,9 @@ def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def evaluate_again(rank: int, world_size: int, folder: str, output: str) -> None:
-    execute(config_of(Path(folder), Path(output)), Runtime.start(), ["evaluate"], "evaluate")
+def evaluate_again(rank: int, world_size: int, folder: str, output: str, *overrides: str) -> None:
+    os.environ["RANK"] = str(rank)
+    execute(config_of(Path(folder), Path(output), *overrides), Runtime.start(), ["evaluate"], "evaluate")
 
 
 def metrics(output: Path) -> dict[str, Any]:
@@ -80,6 +82,24 @@ def test_any_number_of_ranks_gives_the_same_files_and_metrics(finished: Path, tm
     assert sorted(path.stem for path in ranks.iterdir()) == FILES
     for path in ranks.iterdir():
         assert path.read_bytes() == (finished / "1" / "small" / "ranks" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_an_engine_that_shards_tables_evaluates_from_slices(finished: Path, tmp_path: Path, world_size: int) -> None:
+    shutil.copytree(finished / "1", tmp_path / "runs")
+    overrides = ["distributed.engine=fsdp", f"distributed.log_dir={tmp_path}/logs"]
+    run_ranks(evaluate_again, world_size, str(finished), str(tmp_path / "runs"), *overrides)
+    found, expected = flat(metrics(tmp_path / "runs")), flat(metrics(finished / "1"))
+    assert found.keys() == expected.keys()
+    numbers = {name: value for name, value in expected.items() if isinstance(value, float | int)}
+    assert {name: found[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
+    for file in FILES:
+        paths = [folder / f"small/ranks/{file}.parquet" for folder in (tmp_path / "runs", finished / "1")]
+        assert_frame_equal(*map(pl.read_parquet, paths), rel_tol=1e-5)
+    for rank in range(world_size):
+        lines = (tmp_path / f"logs/rank-{rank:05d}.log").read_text().splitlines()
+        assert [line.split(" ", 1)[1] for line in (lines[0], lines[-1])] == ["run begins", "run ends"]
+        assert any("evaluate student: test recall@10" in line for line in lines), lines
 
 
 def test_metrics_json_keeps_its_keys(finished: Path) -> None:
