@@ -79,9 +79,9 @@ class CSRec:
         return run
 
     def _configure(self, keys: Mapping[str, Any]) -> None:
-        given = {key: value for key, value in keys.items() if value is not None}
-        self._has_dataset = "dataset" in given
-        self.config: Config = parse_config(with_launchers_file({"dataset": NO_DATASET_YET, **given}))
+        present = {key: value for key, value in keys.items() if value is not None}
+        self._has_dataset = "dataset" in present
+        self.config: Config = parse_config(with_launchers_file({"dataset": NO_DATASET_YET, **present}))
 
     @property
     def folder(self) -> Path:

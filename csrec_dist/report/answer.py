@@ -43,8 +43,8 @@ class Ranked:
 
     @cached_property
     def _ranks(self) -> dict[str, pl.DataFrame]:
-        evaluated = {row.name: Evaluated(self.run, row.name) for row in self.run.results if row.test}
-        return {name: each.ranks.select("rank", "user") for name, each in evaluated.items() if each.path.exists()}
+        evaluated = [Evaluated(self.run, row.name) for row in self.run.results if row.test]
+        return {model.model: model.ranks.select("rank", "user") for model in evaluated if model.path.exists()}
 
     def values(self, name: str, metric: str) -> np.ndarray | None:
         """A model's metric of each test row [N], if its ranks are there."""
@@ -70,7 +70,7 @@ class Ranked:
         return self._tests[name, metric]
 
     def _tested(self, name: str, metric: str) -> Paired | None:
-        first, second = (self.values(each, metric) for each in (name, "student"))
+        first, second = (self.values(model, metric) for model in (name, "student"))
         if first is None or second is None or len(first) != len(second):
             return None
         users = self._users("student")

@@ -37,20 +37,20 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     from csrec_dist.report.contrasts import draw_differences
 
     first, second = (", ".join(names) for names in (comparison.first, comparison.second))
-    line = comparison.line(ANSWERED) or comparison.lines[0]
     lines = comparison.lines
+    answered = comparison.line(ANSWERED) or lines[0]
     picture = draw_picture(
         "Difference B − A, with 95 % intervals",
         "differences",
-        partial(draw_differences, [(metric_title(each.metric), each.paired) for each in lines]),
+        partial(draw_differences, [(metric_title(line.metric), line.paired) for line in lines]),
         height=0.9 + 0.3 * len(lines),
     )
     groups = group_runs([model.run.folder for side in comparison.sides for model in side])
     page = Page.of(
         "Comparison of two models",
-        {"A": first, "B": second, "test rows": f"{comparison.lines[0].paired.count:,}"},
+        {"A": first, "B": second, "test rows": f"{lines[0].paired.count:,}"},
         [
-            Section("Answer", (_contrast(first, second, line), picture, metrics_table(lines), Text(ROWS_NOTE))),
+            Section("Answer", (_contrast(first, second, answered), picture, metrics_table(lines), Text(ROWS_NOTE))),
             *_of_runs(groups),
         ],
     )
@@ -86,7 +86,7 @@ def write_runs_page(folders: Sequence[Path | str], path: Path) -> Path:
     """
     groups = group_runs(folders)
     contrasts, problems = _contrasts(groups)
-    answer = next((_contrast(*each) for each in contrasts), Answer("open", "Nothing could be compared.", problems))
+    answer = _contrast(*contrasts[0]) if contrasts else Answer("open", "Nothing could be compared.", problems)
     num_runs = sum(len(group.runs) for group in groups)
     blocks: list[Block] = [answer, *_bars(groups)]
     if contrasts:
@@ -172,8 +172,8 @@ def _metrics_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
     columns = []
     for metric in metrics:
         values = [[row[metric] for row in rows if metric in row] for *_, rows in lines]
-        marks = best_of([mean(each) if each else None for each in values])
-        columns.append([Cell(spread(each), is_best) for each, is_best in zip(values, marks, strict=True)])
+        marks = best_of([mean(of_group) if of_group else None for of_group in values])
+        columns.append([Cell(spread(of_group), is_best) for of_group, is_best in zip(values, marks, strict=True)])
     seeds = [str(sum(map(bool, rows))) for *_, rows in lines]
     names = [(name, title) for name, title, _ in lines]
     rows = [(*name, *cells) for name, *cells in zip(names, seeds, *columns, strict=True)]

@@ -124,10 +124,10 @@ class Page:
 
 def best_of(values: Sequence[float | None], lowest: bool = False) -> list[bool]:
     """Which of a column's values are the best: the highest, or the lowest; none where there are fewer than two."""
-    known = [value for value in values if value is not None]
-    if len(known) < 2 or min(known) == max(known):
+    present = [value for value in values if value is not None]
+    if len(present) < 2 or min(present) == max(present):
         return [False] * len(values)
-    best = min(known) if lowest else max(known)
+    best = min(present) if lowest else max(present)
     return [value == best for value in values]
 
 
