@@ -53,6 +53,8 @@ class SequentialModel(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]]
     has_views: ClassVar[bool] = False
     """Whether its training states come with `views`."""
+    is_recurrent: ClassVar[bool] = False
+    """Whether it multiplies the vectors of one position at a time, which are few in training."""
 
     def __init__(self, config: ModelConfig, num_items: int, max_length: int) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ class GRU4Rec(SequentialModel):
 
     Config = GRU4RecConfig
     config: GRU4RecConfig
+    is_recurrent = True
 
     def __init__(self, config: GRU4RecConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)

@@ -13,6 +13,7 @@ class NARM(SequentialModel):
 
     Config = NARMConfig
     config: NARMConfig
+    is_recurrent = True
 
     def __init__(self, config: NARMConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)

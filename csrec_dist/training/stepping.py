@@ -1,6 +1,7 @@
 """One update after the other: what a step trains on, made in the reading thread, and the step itself."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from csrec_dist.data.weights import ExampleWeights
 from csrec_dist.distributed.engines import Engine
 from csrec_dist.losses import Loss
 from csrec_dist.losses.soft_labels import LabelReader
+from csrec_dist.process_state import matmul_precision
 from csrec_dist.training.graphs import graphs_of
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws, step_seed
@@ -72,7 +74,10 @@ class Stepper:
                 losses = [self.graphs.run(micro_batch, factor, seed)]
         else:
             seed_draws(seed, self._device)
-            losses = self._computed(micro_batches, count)
+            # MKL is twice as fast as oneDNN on a few rows, and half as fast on many.
+            is_left_to_mkl = self._device.type != "cpu" or self._inner.model.is_recurrent
+            with nullcontext() if is_left_to_mkl else matmul_precision("highest"):
+                losses = self._computed(micro_batches, count)
         self._engine.step(learning_rate)
         return Loss(*map(sum_of, zip(*losses, strict=True)))
 

@@ -8,8 +8,15 @@ import torch
 from csrec_dist import models
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.training import TrainStep
+from csrec_dist.distributed.engines import DataParallel
+from csrec_dist.distributed.groups import ALONE
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.training import StopSignals, TrainStep
+from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import Precision, one_hot
+from csrec_dist.training.stepping import Stepper
+from csrec_dist.training.stopping import Requests
+from tests.helpers.training_steps import MAX_LENGTH, make_step, windows
 
 
 def trained(name: str, precision: Precision, folder: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -35,3 +42,25 @@ def test_every_model_trains_in_bf16(name: str, small_dataset: Path) -> None:
     whole, whole_exact = (torch.cat([g.flatten() for g in each.values()]) for each in (gradients, exact))
     assert not torch.allclose(whole, whole_exact, rtol=1e-4), "bf16 would not differ so little"
     assert torch.cosine_similarity(whole, whole_exact, dim=0) > 0.99
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sasrec", "bf16"), ("gru4rec", "ieee"), ("narm", "ieee")])
+def test_training_multiplies_by_onednn_but_in_recurrent_encoders(
+    name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csrec_dist.process_state.onednn_is_as_exact", lambda: True)
+    backend, device = torch.backends.mkldnn.matmul, torch.device("cpu")
+    before, seen = backend.fp32_precision, []
+    backend.fp32_precision = "ieee"
+    try:
+        step, batch = make_step(name, "base", dtype=torch.float32), windows()
+        for module in step.model.modules():
+            module.register_forward_hook(lambda *_: seen.append(backend.fp32_precision))
+        for parameter in step.model.parameters():
+            parameter.register_hook(lambda _: seen.append(backend.fp32_precision))
+        engine = DataParallel(step, Layout(ALONE, ALONE, ALONE), device)
+        stepper = Stepper(engine, LoopOptions(), None, 5, MAX_LENGTH + 1, lambda line: None)
+        stepper.train(stepper.prepare(batch, 0, len(batch.rows)), 0, 1e-2, Requests(ALONE, StopSignals(), 10, device))
+    finally:
+        backend.fp32_precision = before
+    assert set(seen) == {expected}
