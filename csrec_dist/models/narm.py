@@ -37,3 +37,13 @@ class NARM(SequentialModel):
         weights = self.attention(pairs).squeeze(-1).tril()
         purpose = weights @ hidden
         return self.output(self.state_dropout(torch.cat([purpose, hidden], dim=-1)))
+
+    def encode_last(self, histories: Tensor) -> Tensor:
+        """See `SequentialModel.encode_last`: attention of the last position alone, a factor of L less."""
+        hidden, _ = self.gru(self.dropout(self.item_table(histories)))
+        rows, lengths = torch.arange(histories.shape[0], device=histories.device), (histories != 0).sum(1)
+        last = hidden[rows, (lengths - 1).clamp(min=0)]
+        pairs = torch.sigmoid(self.past(hidden) + self.present(last).unsqueeze(1))
+        weights = self.attention(pairs).squeeze(-1).masked_fill(histories == 0, 0)
+        purpose = (weights.unsqueeze(1) @ hidden).squeeze(1)
+        return self.output(self.state_dropout(torch.cat([purpose, last], dim=-1)))

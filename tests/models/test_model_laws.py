@@ -66,6 +66,8 @@ def test_one_pass_gives_the_state_of_every_prefix(name: str) -> None:
     for length in range(1, MAX_LENGTH + 1):
         alone = model.encode(items[:, :length])[:, -1]
         assert_near(states[:, length - 1], alone)
+        padded = items.masked_fill(torch.arange(MAX_LENGTH) >= length, 0)
+        assert_near(model.encode_last(padded), alone)
 
 
 @every_model
