@@ -182,9 +182,12 @@ def check_cover(what: str, ranges: Iterable[tuple[int, int]], start: int, count:
 
 
 def sha256_file(path: Path | str) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits; UserError for a folder."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, where a file is needed: take the file back from a copy.") from None
 
 
 def has_checksum(path: Path | str, sha256: str, compute: Callable[[Path | str], str] | None = None) -> bool:

@@ -110,7 +110,9 @@ class FolderLock:
             self._remove()
             if error.errno in FAILURES:
                 raise storage_error(error, self._folder) from None
-            raise UserError(f"{self._what} {self._folder} is not writable: {error.strerror}.") from None
+            raise UserError(
+                f"{self._what} {self._folder} is not writable: {error.strerror}. Name another one, or ask its owner."
+            ) from None
         self._released.clear()
         self._heart = threading.Thread(target=self._beat_until_released, name="lock", daemon=True)
         self._heart.start()

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from csrec_dist.errors import UserError, quoted
+
 PARENT = "CSREC_PARENT"
 """Names, in the environment of a process that was started by csrec_dist, the process that it ends with."""
 PR_SET_PDEATHSIG = 1
 
-
+VARIABLES = (
+    *((name, r"\d+", "number of a rank, from 0") for name in ("RANK", "LOCAL_RANK")),
+    *((name, r"0*[1-9]\d*", "number of processes, from 1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")),
+    ("MASTER_PORT", r"\d{1,5}", "number of a port"),
+    ("OMP_NUM_THREADS", r"0*[1-9]\d*(,\d+)*", "number of threads, from 1"),
+)
+"""Of the variables that launchers set, those that are numbers: name, form, and what they are."""
 LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch", "deepspeed.launcher.launch")
 """Scripts and modules that start ranks without marking their environment as torch's launcher does.
 
@@ -39,6 +48,20 @@ def end_with_parent(environ: Mapping[str, str] = os.environ) -> None:
     # The end of a parent before this call sends nothing any more.
     if os.getppid() != int(environ.get(PARENT, parent)):
         signal.raise_signal(signal.SIGTERM)
+
+
+def check_variables(environ: Mapping[str, str] = os.environ) -> None:
+    """UserError where what launchers say of a process in its environment cannot be meant."""
+    for name, form, what in VARIABLES:
+        value = environ.get(name)
+        if value and not re.fullmatch(form, value.strip()):
+            raise UserError(f"The environment has {name}={quoted(value)}, which is no {what}; unset it, or mend it.")
+    rank, world_size = environ.get("RANK") or "0", environ.get("WORLD_SIZE") or "1"
+    if int(rank) >= int(world_size):
+        raise UserError(
+            f"The environment has RANK={rank} and WORLD_SIZE={environ.get('WORLD_SIZE', 'unset')}, but ranks are 0 to "
+            "WORLD_SIZE - 1; unset both to run alone, or start with a launcher, which sets them."
+        )
 
 
 def _is_launcher(pid: int) -> bool:

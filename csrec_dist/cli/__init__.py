@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from csrec_dist import __version__
 from csrec_dist.cli import bench, experiments, init, labels, results, running, serving
 from csrec_dist.errors import StorageError, UserError, is_shared
-from csrec_dist.processes import end_with_parent
+from csrec_dist.processes import check_variables, end_with_parent
 from csrec_dist.storage import FAILURES, no_permission, storage_error
 
 __all__ = ["build_parser", "main"]
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threading.excepthook = _say_unless_of_storage
     options = build_parser().parse_args(arguments)
     try:
+        check_variables()
         return options.command(options) or 0
     except UserError as error:
         _say(error)
@@ -75,7 +76,7 @@ def _say(error: UserError | StorageError) -> None:
     A launcher ends the ranks as soon as one of them has ended, so no rank can leave the message to another. Where no
     store outlives the ranks, in which they could agree, rank 0 prints the errors that all of them meet.
     """
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK") or "0"
     if "RANK" in os.environ:
         from csrec_dist.distributed.store import is_first_to_say
 

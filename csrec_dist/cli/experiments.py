@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from csrec_dist.cli.parsing import Commands, add, add_config
+from csrec_dist.errors import UserError
 from csrec_dist.threads import choose as choose_threads
 
 
@@ -92,6 +93,8 @@ def add_study(commands: Commands) -> None:
 
 
 def _study(options: argparse.Namespace) -> int:
+    if options.jobs < 1:
+        raise UserError(f"--jobs is the number of runs at a time: at least 1, not {options.jobs}.")
     keep_threads = choose_threads()
     from csrec_dist.experiments.study import study_command
 

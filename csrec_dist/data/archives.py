@@ -146,7 +146,8 @@ def _open_log(source: Path, members: tuple[str, ...]) -> Iterator[tuple[str, IO[
     elif tarfile.is_tarfile(source):
         with tarfile.open(source) as tarred:
             member = _member(tarred.getnames(), members)
-            extracted = tarred.extractfile(member)
+            # A link may name anything, also what is not in the archive: it is not followed.
+            extracted = tarred.extractfile(member) if tarred.getmember(member).isfile() else None
             if extracted is None:
                 raise FetchError(f"{member} in it is not a file")
             with extracted as file:

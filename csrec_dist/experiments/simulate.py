@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 from csrec_dist.experiments.world import Chunk, SimulationOptions, World
 from csrec_dist.files import new_folder, read_json, write_json
 from csrec_dist.writers import remove_leftovers
@@ -30,7 +30,9 @@ def simulation_options(values: Mapping[str, Any]) -> SimulationOptions:
         return SimulationOptions.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         problems = [
-            ": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in error.errors()
+            f"{': '.join([*map(str, each['loc']), each['msg'].removeprefix('Value error, ')])} "
+            f"(received {quoted(each['input'])})"
+            for each in error.errors()
         ]
         raise UserError(f"The simulation has impossible options: {'; '.join(problems)}.") from None
 

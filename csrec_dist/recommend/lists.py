@@ -1,5 +1,6 @@
 """Top-n lists of a run's student as Parquet, with the raw ids of users and items."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -16,12 +17,14 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.catalog import catalog_rows
 from csrec_dist.distributed.groups import ALONE
 from csrec_dist.distributed.joining import processes
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 from csrec_dist.evaluation.per_row import part_path
 from csrec_dist.files import atomic_path, parse_json, require_replaceable
 from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank
 from csrec_dist.recommend.raw_histories import KnownItems, said_of_skips
 from csrec_dist.recommend.recommender import Recommender
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def recommend(
@@ -170,14 +173,17 @@ def _parse_history(line: bytes, place: str) -> tuple[int | str, list[int | str]]
     fits = isinstance(value, dict) and _is_id(value.get("user")) and isinstance(value.get("items"), list)
     if not fits or not all(map(_is_id, value["items"])):
         raise UserError(
-            f"{place} is not a history: each line needs a user and a list of items, all integers or strings, "
-            'such as {"user": 7, "items": [12, 5]}.'
+            f"{place} is not a history: {quoted(line.decode(errors='replace').strip())}; each line needs a user and a "
+            'list of items, all integers or strings, such as {"user": 7, "items": [12, 5]}.'
         )
     return value["user"], value["items"]
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    """Whether a value of JSON is an integer or a string; half of a surrogate pair is none."""
+    if isinstance(value, str):
+        return not SURROGATE.search(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _schema(source: _DatasetHistories | _FileHistories, items: RawIds) -> pa.Schema:

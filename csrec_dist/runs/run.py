@@ -196,8 +196,13 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """metrics.json; empty before the run is evaluated, and while it is of models that were replaced since."""
+        if self.record("evaluate") is None:
+            return {}
         path = self.folder / "metrics.json"
-        return read_json(path) if path.exists() and self.record("evaluate") else {}
+        metrics = read_json(path)
+        if not (isinstance(metrics, dict) and isinstance(metrics.get("models"), dict)):
+            raise UserError(f"{path} is not what an evaluation writes; evaluate again with --restart evaluate.")
+        return metrics
 
     @cached_property
     def results(self) -> list[ResultRow]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from csrec_dist.config import parse_overrides
 from csrec_dist.distributed import Runtime
 from csrec_dist.environment import environment
-from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.errors import UserError, listed, shared_errors
 from csrec_dist.experiments.study.collecting import check_settings
 from csrec_dist.experiments.study.planning import Task, adopt, plan_tasks
 from csrec_dist.experiments.study.results import key_of, keys_of, read_elsewhere, refuse_foreign, write_results
@@ -129,7 +129,8 @@ def study_command(
         rows = read_elsewhere(study, entries, elsewhere, print, here)
         done = keys_of(study, rows)
         if not any(is_chosen(study, entry, only) for entry in entries):
-            raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run.")
+            values = "; ".join(f"{axis}: {listed(map(str, each))}" for axis, each in study.axes.items())
+            raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run. Its axes are {values}.")
         tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
         runtime = Runtime.start()
     # The results of finished runs only are written while others are at work, too.

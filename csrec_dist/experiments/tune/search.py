@@ -78,7 +78,7 @@ def make_search(
     """
     require_optuna()
     if num_trials < 1:
-        raise UserError(f"A search needs at least one trial, not {num_trials}.")
+        raise UserError(f"A search needs at least one trial, not {num_trials}; give --trials a larger number.")
     if not 0 <= seed < 2**31:
         raise UserError(f"The seed of a search is 0 to 2³¹ - 1, not {seed}.")
     raw = with_values(read_yaml(config) if isinstance(config, str | Path) else dict(config), overrides)
