@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "csrec_dist"
 FLOORS = [
-    {"errors", "threads", "processes", "options", "lazy", "environment", "terminal"},
-    {"storage", "writers"},
+    {"errors", "threads", "options", "lazy", "environment", "terminal"},
+    {"storage", "writers", "processes"},
     {"files", "memory", "process_state", "hub", "kernels"},
     {"lock"},
     {"tensor_files", "data", "distributed"},
