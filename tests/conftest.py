@@ -15,8 +15,12 @@ else:
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# The same drawn inputs in every run, and no time limit on a machine that may be busy.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
 
 ON_GPU = os.environ.get("CSREC_GPU_TESTS") == "1"
 DATA = Path(os.environ.get("CSREC_TEST_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")).resolve()

@@ -146,6 +146,7 @@ def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
         raise error
 
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("csrec_dist.report.Ranked.open", fail)
     assert main(["report", "x"]) == 2
     assert capsys.readouterr().err == said

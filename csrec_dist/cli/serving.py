@@ -76,7 +76,7 @@ def add_serve(commands: Commands) -> None:
     """`serve`."""
     parser = add(commands, "serve", _serve, "answer requests for lists over HTTP, until it is stopped")
     parser.add_argument(
-        "run", help="folder of a finished run, of Recommender.save_pretrained, or OWNER/NAME of the Hub"
+        "run", help="folder of a finished run, of Recommender.save_pretrained, or OWNER/NAME[@COMMIT] of the Hub"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine)")
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0: any free one)")

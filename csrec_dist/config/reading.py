@@ -97,7 +97,7 @@ def _parse_yaml(text: str) -> Any:
     """The plain values of a YAML text; BadYAMLError when it is none."""
     try:
         # Not safe_load, which takes no loader; this one is yaml.SafeLoader, but for keys that occur twice.
-        return yaml.load(text, UniqueKeyLoader)
+        return yaml.load(text, UniqueKeyLoader)  # nosec B506
     except yaml.YAMLError as error:
         raise BadYAMLError(f"it is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

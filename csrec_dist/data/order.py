@@ -98,10 +98,10 @@ class EpochOrder:
     @cached_property
     def shard_sequence(self) -> np.ndarray:
         """The shards in the order in which a round visits them: slot s is shard (a·s + b) mod num_shards."""
-        random = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng([self.seed, self.epoch])
         # Only an `a` without a common divisor visits every shard.
         factors = [a for a in range(1, self.num_shards + 1) if gcd(a, self.num_shards) == 1]
-        factor, shift = random.choice(factors), random.integers(self.num_shards)
+        factor, shift = rng.choice(factors), rng.integers(self.num_shards)
         return (factor * np.arange(self.num_shards) + shift) % self.num_shards
 
     def slots(self, shards: Sequence[int]) -> np.ndarray:

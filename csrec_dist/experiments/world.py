@@ -193,10 +193,10 @@ class World:
 
     def _times(self, chunk: int, users: np.ndarray) -> np.ndarray:
         """Seconds: a user begins within a year, and comes back after a day on average."""
-        random = _stream(self.options, TIMES, chunk)
+        rng = _stream(self.options, TIMES, chunk)
         _, firsts, inverse = np.unique(users, return_index=True, return_inverse=True)
-        begins = FIRST_TIME + random.randint(0, YEAR, len(firsts), dtype=np.int64)
-        passed = np.cumsum(1 + (DAY * random.standard_exponential(len(users))).astype(np.int64))
+        begins = FIRST_TIME + rng.randint(0, YEAR, len(firsts), dtype=np.int64)
+        passed = np.cumsum(1 + (DAY * rng.standard_exponential(len(users))).astype(np.int64))
         return (begins - passed[firsts])[inverse] + passed
 
     def _best(self, users: Users) -> np.ndarray:

@@ -10,29 +10,45 @@ from typing import Literal
 from csrec_dist.errors import UserError, quoted, shortened
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
+AT_REVISION = re.compile(rf"({NAME.pattern})(?:@([\w./-]+))?")
 LONGEST_REASON = 300
 CARD_FILE = "README.md"
+DOWNLOADED = (
+    "*.safetensors",
+    "config.json",
+    "model.safetensors.index.json",
+    "items.parquet",
+    "metrics.json",
+    CARD_FILE,
+)
+"""What a recommender consists of: whatever else is in a repository, such as code or pickled weights, stays there."""
 Kind = Literal["model", "dataset"]
 """What the Hub takes a repository for; prepared datasets and soft labels are datasets."""
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a text may be the name of a repository, OWNER/NAME."""
-    return NAME.fullmatch(source) is not None
+    """Whether a text may be the name of a repository, OWNER/NAME, or OWNER/NAME@REVISION."""
+    return AT_REVISION.fullmatch(source) is not None
 
 
 def check_hub_name(name: str) -> None:
     """UserError unless a text may be the name of a repository."""
-    if not is_hub_name(name):
+    if NAME.fullmatch(name) is None:
         raise UserError(f"A repository of the Hub is named OWNER/NAME, not {quoted(name)}.")
 
 
-def download(name: str) -> Path:
-    """The folder of a model's newest files, in the Hub's cache; UserError when it cannot be had."""
+def download(source: str) -> Path:
+    """The folder of a model's files in the Hub's cache: all of one commit, the newest one unless `source` names it.
+
+    Raises UserError when it cannot be had.
+    """
     from huggingface_hub import snapshot_download
 
-    with _explained(f"{name} is neither a folder here nor could it be downloaded"):
-        return Path(snapshot_download(name))
+    match = AT_REVISION.fullmatch(source)
+    assert match is not None, "the name was looked at before"
+    name, revision = match.groups()
+    with _explained(f"{source} is neither a folder here nor could it be downloaded"):
+        return Path(snapshot_download(name, revision=revision or "main", allow_patterns=list(DOWNLOADED)))
 
 
 def upload(folder: Path, name: str, private: bool, token: str | None, kind: Kind = "model") -> str:

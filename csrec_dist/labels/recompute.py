@@ -49,7 +49,7 @@ def recompute(
     labeller = Labeller(dataset, models, combination, ranks.column, ranks.group, device)
     files = label_files(source, dataset, index.has_bias)
     labels = [file for file in files if file.kind == "labels"]
-    drawn = random.Random(seed).sample(labels, max(1, math.ceil(share * len(labels))))
+    drawn = random.Random(seed).sample(labels, max(1, math.ceil(share * len(labels))))  # nosec B311
     chosen = sorted(drawn, key=lambda file: file.number) + [file for file in files if file.kind == "items"][:1]
     with TemporaryDirectory() as again, matmul_precision("highest"):
         write_files(Path(again), chosen, labeller, source, index.has_bias, None)

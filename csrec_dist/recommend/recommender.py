@@ -62,7 +62,7 @@ class Recommender:
 
         Args:
             source: the folder of a finished run or of `save_pretrained`; or OWNER/NAME of a repository of the Hub,
-                which is downloaded where there is no such folder.
+                which is downloaded where there is no such folder; OWNER/NAME@REVISION is one commit, branch or tag.
 
         Raises:
             UserError: it is nothing of that, or the run has no student yet.

@@ -5,6 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from csrec_dist.data.order import EpochOrder, RowSample, owned_shards, refuse_idle_ranks
 from csrec_dist.errors import UserError
@@ -38,6 +40,25 @@ def test_the_ranks_rows_are_together_those_of_one_rank(shard_rows: tuple[int, ..
             assert sorted(place for part in parts for place in part) == sorted(whole)
             for rank, part in enumerate(parts):
                 assert part == [place for place in whole if place[0] % world_size == rank]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_epoch_holds_its_rows_once_on_any_number_of_ranks(data: st.DataObject) -> None:
+    base, num_shards = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 9))
+    shard_rows = tuple(base + data.draw(st.integers(base == 0, 1)) for _ in range(num_shards))
+    sample = data.draw(st.none() | st.builds(RowSample, st.floats(0.3, 1), st.integers(0, 9)))
+    order = EpochOrder(shard_rows, data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99)), 3, sample)
+    world_size = data.draw(st.integers(1, num_shards))
+    slots = [order.slots(owned_shards(num_shards, rank, world_size)) for rank in range(world_size)]
+    seen: Counter[tuple[int, int]] = Counter()
+    for step in range(order.num_steps):
+        parts = [list(zip(*map(np.ndarray.tolist, order.batch(step, part)), strict=True)) for part in slots]
+        assert sorted(place for part in parts for place in part) == sorted(places(order, step))
+        assert all(len(part) <= order.most_rows(rank, world_size) for rank, part in enumerate(parts))
+        seen.update(place for part in parts for place in part)
+    assert seen == Counter({(shard, row): 1 for shard, rows in enumerate(order.shard_rows) for row in range(rows)})
+    assert sum(order.shard_rows) == (sum(shard_rows) if sample is None else int(sample.share * sum(shard_rows) + 1e-9))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

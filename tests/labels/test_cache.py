@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
@@ -43,6 +45,24 @@ def test_read_in_any_order_equals_the_oracle(dataset: Dataset, tmp_path: Path, f
     for ids in (random.permutation(len(expected)), random.integers(0, len(expected), 500), np.arange(3)):
         logits = logits_of(cache.rows(torch.from_numpy(ids)))
         np.testing.assert_allclose(logits.numpy(), expected[ids], rtol=0, atol=2e-5)
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_any_examples_of_any_dataset_have_their_own_labels(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    num_shards = data.draw(st.integers(1, 6))
+    shards = fixtures.make_rows(num_shards, data.draw(st.integers(num_shards, 30)), data.draw(st.integers(0, 99)))
+    folder, num_members = tmp_path_factory.mktemp("drawn"), data.draw(st.integers(1, 3))
+    dataset = fixtures.write_dataset(folder / "dataset", shards)
+    if not dataset.splits["train"].num_examples:
+        return
+    fixtures.label_alone(dataset, folder / "labels", num_members, data.draw(st.sampled_from(["factored", "dense"])))
+    cache, expected = LabelCache(folder / "labels", dataset), fixtures.oracle_logits(shards, num_members)
+    ids = np.array(data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=40)))
+    logits = logits_of(cache.rows(torch.from_numpy(ids)))
+    np.testing.assert_allclose(logits.numpy(), expected[ids], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("num_members", [1, 2, 3])

@@ -129,7 +129,7 @@ class Trials:
         trial = self._ask()
         if untried and NAME not in trial.user_attrs and self._space.values(trial.params) not in untried:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            chosen = random.Random(f"{self._seed} {len(ended)}").choice(untried)
+            chosen = random.Random(f"{self._seed} {len(ended)}").choice(untried)  # nosec B311
             self._study.enqueue_trial(self._space.parameters(chosen))
             trial = self._ask()
         if NAME not in trial.user_attrs:
