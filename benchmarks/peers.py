@@ -23,7 +23,6 @@ Run on an idle machine: python benchmarks/peers.py --source LOG [--models sasrec
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import venv
@@ -35,6 +34,7 @@ from typing import Any
 import polars as pl
 
 from csrec_dist import Dataset
+from csrec_dist.environment import processor
 from csrec_dist.models import config_class
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,7 +159,7 @@ def main() -> None:
         "temperature": 3.0,
         "beta": 0.5,
     }
-    about = {"benchmark": "peers", "date": str(date.today()), "machine": platform.processor() or platform.machine()}
+    about = {"benchmark": "peers", "date": str(date.today()), "machine": processor()}
     about |= {"cores": os.cpu_count(), "log": folder.name, **sizes}
     for name in args.models:
         model = config_class(name).model_validate({"name": name, **own_keys}).model_dump()

@@ -83,7 +83,7 @@ def write_atomic_file() -> None:
             out.write(f"{row['user']}\t{row['item']}\t{row['time']}\n")
 
 
-def train(model: Any, trainer: Any, data: tuple[Any, Any], name: str) -> None:
+def train(trainer: Any, data: tuple[Any, Any], name: str) -> None:
     """The epochs; of the student and of one-hot models, with their validation."""
     for epoch in range(settings["epochs"]):
         with measured.timed(name):
@@ -101,7 +101,7 @@ def states_and_table(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor
 
 
 def distilled(student: Any, teachers: list[Any], temperature: float, beta: float) -> Any:
-    """A loss for RecBole's loop: (1 − β) CE + β KL(p ‖ ½(q + one-hot)) of whole logits, as the authors write it.
+    """A loss for RecBole's loop: (1 − β) CE + β KL(p ‖ ½(q + one-hot)) of whole logits, the paper's Eq. 19 and 20.
 
     q is the softmax of the teachers' mean logits at T; the teachers read every batch again.
     """
@@ -142,11 +142,11 @@ def make(seed: int) -> tuple[Any, Any]:
 teachers = []
 for number in range(settings.get("teachers", 0)):
     teacher, trainer = make(1000 + number)
-    train(teacher, trainer, (train_data, valid_data), "teacher_epoch")
+    train(trainer, (train_data, valid_data), "teacher_epoch")
     teachers.append(teacher.eval().requires_grad_(False))
 model, trainer = make(settings["seed"])
 if teachers:
     model.calculate_loss = distilled(model, teachers, settings["temperature"], settings["beta"])
-train(model, trainer, (train_data, valid_data), "epoch")
+train(trainer, (train_data, valid_data), "epoch")
 shutil.rmtree("saved", ignore_errors=True)
 measured.report(len(train_data.dataset), {"recbole": recbole.__version__, "torch": torch.__version__})
