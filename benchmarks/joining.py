@@ -90,9 +90,8 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        from csrec_dist.bench.synthetic import write_log
-
         from csrec_dist.api import Dataset
+        from csrec_dist.bench.settings import write_log
 
         log, folder = Path(temporary) / "log.parquet", Path(temporary) / "data"
         write_log(log, num_users=2_000, num_items=1_000, length=20)
