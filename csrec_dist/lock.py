@@ -231,6 +231,20 @@ def locked(folder: Path, what: str, *, beside: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def remove_dead_locks(folder: Path) -> None:
+    """Remove the lock files below a folder that killed processes have left; its own, and those in use, stay.
+
+    The work that a lock was for may be done, so that nobody takes it again.
+    """
+    for path in list(folder.rglob(f"*{FILE}")):
+        beside = path.name != FILE
+        if not beside and path.parent == folder:
+            continue
+        locks = path.with_name(path.name.removeprefix(".").removesuffix(FILE)) if beside else path.parent
+        with suppress(UserError), locked(locks, "The folder", beside=beside):
+            pass
+
+
 def _read_holder(path: Path) -> Holder | None:
     try:
         return Holder.parse(path.read_text(encoding="utf-8", errors="replace"))

@@ -18,7 +18,7 @@ from csrec_dist.cli import main
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
-from csrec_dist.lock import FolderLock, Holder, locked
+from csrec_dist.lock import FolderLock, Holder, locked, remove_dead_locks
 from csrec_dist.writers import LEASE_SECONDS, machine, remove_leftovers, writer_name
 from tests.helpers.finished_runs import refused
 from tests.helpers.study_files import write_study
@@ -260,3 +260,14 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not writable: Not a directory"):
         FolderLock(tmp_path / "file/r", WHAT).acquire()
+
+
+def test_locks_that_killed_processes_left_in_a_run_are_removed_and_those_in_use_stay(tmp_path: Path) -> None:
+    dead = json.dumps(asdict(replace(Holder.this(), pid=2**22 + 1)))
+    (tmp_path / "labels").mkdir()
+    for name in (".lock", ".dataset.lock", "labels/.lock"):
+        (tmp_path / name).write_text(dead)
+    with locked(tmp_path / "used", WHAT, beside=True):
+        remove_dead_locks(tmp_path)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", ".used.lock", "labels"]
+    assert (tmp_path / ".lock").read_text() == dead, "the folder's own is its holder's"

@@ -14,7 +14,7 @@ from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, write_text
 from csrec_dist.lazy import function
 from csrec_dist.lock import FILE as LOCK
-from csrec_dist.lock import FolderLock
+from csrec_dist.lock import FolderLock, remove_dead_locks
 from csrec_dist.memory import explained
 from csrec_dist.runs import inputs
 from csrec_dist.runs.run import Record, stage_names
@@ -159,6 +159,7 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
         refuse_foreign(run.folder)
         lock.acquire()
         remove_leftovers(run.folder, inside=True)
+        remove_dead_locks(run.folder)
 
     with lock.released_when_ranks_are_done(run.processes.world_size):
         run.processes.on_main(take)
