@@ -166,6 +166,15 @@ class DatasetOptions(Options):
     def _null_is_nothing(cls, section: Any) -> Any:
         return {} if section is None else section
 
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _conditions_are_values(cls, keep: Any) -> Any:
+        """One sentence for a mapping, instead of one for each type that a value might have had."""
+        for column, wanted in keep.items() if isinstance(keep, Mapping) else ():
+            if isinstance(wanted, Mapping) or wanted is None:
+                raise ValueError(f"{column}: needs a value, a list of values, or a comparison such as '>= 4'")
+        return keep
+
     @field_validator("weights", mode="before")
     @classmethod
     def _values_are_text(cls, weights: Any) -> Any:

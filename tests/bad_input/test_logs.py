@@ -197,7 +197,7 @@ CASES: dict[str, tuple] = {
     "keep: a comparison with nothing": text(LOG, "compares with nothing", keep={"time": ">="}),
     "keep: a comparison in a list": text(LOG, "stands in a list", keep={"time": [">= 4", 3]}),
     "keep: a comparison of words": text(LOG, r"log\.csv, line 2", "'u0'", "not a number", keep={"user": "> 3"}),
-    "keep: a mapping": text(LOG, r"dataset\.keep", keep={"user": {"a": 1}}),
+    "keep: a mapping": text(LOG, r"1 mistake.*\s.*dataset\.keep: user: needs a value.*'a': 1", keep={"user": {"a": 1}}),
     "weights: no such column": text(LOG, r"no column 'evnt'", "dataset.weights", weights={"evnt": {"buy": 2}}),
     "weights: all 0": text(
         LOG, "every training example has weight 0", weights={"user": {f"u{user}": 0 for user in range(6)}}
