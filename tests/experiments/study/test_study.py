@@ -9,7 +9,9 @@ import pytest
 from csrec_dist.cli import main
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.study import running
+from csrec_dist.experiments.study.collecting import settings_key
 from csrec_dist.experiments.study.planning import Task
+from csrec_dist.experiments.study.results import key_of
 from csrec_dist.files import read_json
 from csrec_dist.processes import Children
 from csrec_dist.runs.run import Record, Run
@@ -180,3 +182,15 @@ def test_every_study_of_the_project_has_valid_runs(path: Path) -> None:
     study, entries = entries_of(path)
     assert len(entries) == len(study.cells) * len(study.seeds)
     assert len({entry.config.name for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.parquet")), ids=lambda path: path.stem)
+def test_the_committed_rows_are_of_runs_that_their_study_still_has(path: Path) -> None:
+    """Or `study --with`, which the pages offer, leaves them out: a new key must not count where it has its default."""
+    study, entries = entries_of(ROOT / f"configs/studies/{path.stem}.yaml")
+    settings = {key_of(study, entry): settings_key(entry.config) for entry in entries}
+    rows = pl.read_parquet(path, columns=[*study.axes, "seed", "settings", "users"]).to_dicts()
+    assert rows
+    for row in rows:
+        assert row["settings"] == settings[*(row[axis] for axis in study.axes), row["seed"]]
+        assert row["users"]
