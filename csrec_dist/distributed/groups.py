@@ -171,15 +171,11 @@ class Group:
         return [result["value"] for result in results]
 
     def on_leader(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on the first rank while the others wait, however long; its JSON value, or its error, on every rank.
+        """Do `work` on the first rank while the others wait; its JSON value, or its error, on every rank.
 
         Raises what `on_all` does.
         """
-        result: dict[str, Any] = {}
-        if self.is_leader:
-            with self.watch.working_alone():
-                result = _attempted(work)
-        result = self.broadcast_object(result)
+        result = self.broadcast_object(_attempted(work) if self.is_leader else None)
         if "value" not in result:
             raise self._error_of_all(**result)
         return result["value"]

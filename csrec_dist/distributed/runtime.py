@@ -174,7 +174,12 @@ class Runtime:
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 while the others wait, however long; its JSON value, or its error, on every rank."""
-        return self.world.on_leader(work)
+
+        def alone() -> Any:
+            with self.watch.working_alone():
+                return work()
+
+        return self.world.on_leader(alone)
 
     def leave(self) -> None:
         """End this runtime: groups that it made go, and the process group stays for another one to begin in."""

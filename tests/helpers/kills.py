@@ -315,7 +315,8 @@ def age_leftovers(run: Path) -> None:
     """Have the files of writers on other nodes look as old as they will be in a minute: they are kept until then."""
     for path in run.rglob(".*.tmp"):
         if LEFTOVER.fullmatch(path.name):
-            os.utime(path, (0, 0))
+            for each in [*path.rglob("*"), path]:
+                os.utime(each, (0, 0))
 
 
 def clear(run: Path) -> None:
