@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from csrec_dist.config import parse_section
+from csrec_dist.data import BAD_ROWS
 from csrec_dist.data import dataset as prepared
 from csrec_dist.data.append import appended_options
-from csrec_dist.data.bad_rows import FILE as BAD_ROWS
 from csrec_dist.data.card import dataset_card
 from csrec_dist.data.columns import NONE, ROLES
 from csrec_dist.data.dataset import LOG, without_places

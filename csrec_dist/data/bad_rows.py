@@ -11,10 +11,9 @@ from typing import NamedTuple, Self
 
 import polars as pl
 
+from csrec_dist.data import BAD_ROWS
 from csrec_dist.errors import shortened
 
-FILE = "bad_rows.jsonl"
-"""In the folder of a dataset: one JSON object for each of the first `MOST_KEPT`."""
 MOST_KEPT = 10
 LONGEST_VALUE = 500
 
@@ -79,7 +78,7 @@ class BadRows:
         """Write the first ten into a folder, if there are any."""
         if self.first:
             lines = [json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in self.first]
-            (folder / FILE).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+            (folder / BAD_ROWS).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
     def _keep(self, row: BadRow) -> None:
         if len(self.first) < MOST_KEPT:

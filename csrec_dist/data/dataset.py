@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from csrec_dist.data.bad_rows import FILE as BAD_ROWS
+from csrec_dist.data import BAD_ROWS
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable, shard_path
 from csrec_dist.data.weights import ExampleWeights
