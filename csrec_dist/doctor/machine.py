@@ -136,7 +136,7 @@ def _backends() -> list[Check]:
     ]
 
 
-def shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+def shared_memory(folder: Path = Path("/dev/shm")) -> Check:  # nosec B108
     """What ranks of one machine exchange tensors through."""
     if not folder.is_dir():
         return Check("shared memory", "ok", f"there is no {folder}")
