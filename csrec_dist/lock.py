@@ -91,6 +91,8 @@ class FolderLock:
             StorageError: the disk is full, failing or read-only.
             UserError: another process has it, or the folder cannot be written.
         """
+        if kept := _KEPT.pop(self._path.resolve(), None):
+            kept.release()  # the ranks of its run are those that begin here now
         try:
             # The folder may be removed, with its file, by a process that lets go between our opening it and locking it:
             # a lock on a file that is no longer there protects nothing, so it is taken again.
@@ -121,9 +123,7 @@ class FolderLock:
         """Let go of the lock, if this process has it."""
         if self._file is None:
             return
-        self._released.set()
-        if self._heart is not None:
-            self._heart.join()  # it touches the file, whose number may be another's once it is closed
+        self._stop_beating()
         if self._holder() == self._this and self._is_current():
             self._remove()
         self._close()
@@ -133,15 +133,28 @@ class FolderLock:
         """Release the lock at the end of the block, which all ranks go through, when none of them writes any more.
 
         After an error of one rank the others may write for a while. Then the lock ends with the process, as all of
-        them are ended by their launcher.
+        them are ended by their launcher, or when the same processes begin there again.
         """
         try:
             yield
         except BaseException as error:
             if world_size == 1 or is_shared(error):
                 self.release()
+            else:
+                self._keep()
             raise
         self.release()
+
+    def _keep(self) -> None:
+        """Hold the lock until this process ends or begins in the folder anew, without touching the file meanwhile."""
+        if self._file is not None:
+            self._stop_beating()
+            _KEPT[self._path.resolve()] = self
+
+    def _stop_beating(self) -> None:
+        self._released.set()
+        if self._heart is not None:
+            self._heart.join()  # it touches the file, whose number may be another's once it is closed
 
     def beat(self) -> bool:
         """Say that the holder is at work; False where another process has taken the lock over meanwhile."""
@@ -250,3 +263,7 @@ def _read_holder(path: Path) -> Holder | None:
         return Holder.parse(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
+
+
+_KEPT: dict[Path, FolderLock] = {}
+"""By their files, the locks of runs in this process that an error of one rank has ended."""

@@ -315,23 +315,8 @@ class Recommender:
         """
         with processes() as ranks:
             return ranks.on_main(
-                lambda: self.export_alone(folder, format, top_n=top_n, index=index, histories=histories)
+                lambda: export_on_this_rank(self, folder, format, top_n=top_n, index=index, histories=histories)
             )
-
-    def export_alone(
-        self,
-        folder: Path | str,
-        format: str,
-        *,
-        top_n: int,
-        index: str,
-        histories: Iterable[Iterable[Any]] | None = None,
-    ) -> dict[str, Any]:
-        """What `export` does, by this rank, whatever others do."""
-        from csrec_dist.export import export_model  # which imports torch's tracers
-
-        numbers = self._to_check(histories)
-        return export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
 
     def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
         """Histories of item numbers that an export is checked with."""
@@ -394,3 +379,19 @@ class Recommender:
 def _whole(queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Ranked:
     """Lists [B, n] of which nothing is left out."""
     return Ranked(tuple(queries.tolist()), np.full(len(queries), items.shape[1]), items.ravel(), scores.ravel())
+
+
+def export_on_this_rank(
+    recommender: Recommender,
+    folder: Path | str,
+    format: str,
+    *,
+    top_n: int,
+    index: str,
+    histories: Iterable[Iterable[Any]] | None = None,
+) -> dict[str, Any]:
+    """What `Recommender.export` does, by this rank, whatever others do."""
+    from csrec_dist.export import export_model  # which imports torch's tracers
+
+    numbers = recommender._to_check(histories)
+    return export_model(recommender.model, recommender.items, Path(folder), format, numbers, top_n=top_n, index=index)

@@ -12,26 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from csrec_dist import models
 from csrec_dist.data.append import read_log
 from csrec_dist.data.dataset import LOG, Dataset
 from csrec_dist.data.ids import RawIds
 from csrec_dist.distributed import Group
-from csrec_dist.distributed.catalog import CatalogSlice
-from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.per_row import TargetFacts
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache
 from csrec_dist.runs.run import Evaluated, Run
-from csrec_dist.training.checkpoints import Checkpoints
+from csrec_dist.training.checkpoints import Checkpoints, checkpoint_folders
 
 Outcome = Literal["reported", "same numbers", "not read", "wrong"]
 Reader = Callable[[], str]
 
-ALONE = Layout(*[Group((0,), 0)] * 3)
+ALONE = Group((0,), 0)
 NOT_READ = ("tensorboard", "report")
 """Folders of a run from which the project reads no number."""
 
@@ -148,15 +147,16 @@ def of_model(folder: Path) -> str:
 def of_checkpoints(folder: Path, inputs: dict[str, Any], scratch: Path) -> str:
     """What a training resumes from, read from a copy; "fell back" where that is an earlier one, which is said."""
     shutil.copytree(folder, scratch)
-    checkpoints = Checkpoints(scratch, inputs, ALONE, CatalogSlice.whole(1))
+    checkpoints = Checkpoints(scratch, inputs, ALONE)
     restored = checkpoints.restore()
     assert restored is not None
     if checkpoints.set_aside:
         return "fell back"
-    state, stored = restored
-    parts = [stored.part(part, {}) for part in ("best", "model", "optimizer")]
+    state, _ = restored
+    newest = checkpoint_folders(scratch)[-1]
+    parts = [load_file(newest / f"{part}.safetensors") for part in ("best", "model", "optimizer")]
     found: list[Any] = [state.summary(), vars(state.so_far)]
-    return digest([*found, *(part[name].numpy() for part in parts for name in sorted(part)), *map(sorted, parts)])
+    return digest([*found, *(part[name] for part in parts for name in sorted(part)), *map(sorted, parts)])
 
 
 def of_results(folder: Path) -> str:
