@@ -84,9 +84,9 @@ class Cut:
     error: int = 0
 
     @classmethod
-    def drawn(cls, draw: random.Random, num_ranks: int) -> "Cut":
+    def drawn(cls, draw: random.Random, num_ranks: int, furthest: int = FURTHEST) -> "Cut":
         """One by chance; where there is one process, it or its disk."""
-        rank, number, error = draw.randrange(num_ranks), draw.randint(1, FURTHEST), draw.choice(ERRORS)
+        rank, number, error = draw.randrange(num_ranks), draw.randint(1, furthest), draw.choice(ERRORS)
         victims: list[Victim] = ["rank", "disk"] if num_ranks == 1 else ["rank", "launcher", "all", "node", "disk"]
         return cls(draw.choice(victims), rank, number, error)
 
@@ -279,9 +279,10 @@ def cut_until_done(
 ) -> tuple[Counter[str], list[str]]:
     """Start a run until it is done, cutting each start off: how often which victim was struck, and what went wrong."""
     counts, problems = Counter[str](), []
-    for _ in range(MOST_STARTS):
+    for start in range(MOST_STARTS):
         (run.parent / "cuts").unlink(missing_ok=True)
-        cut = Cut.drawn(draw, num_ranks)
+        # Later starts get further: a stage that begins anew each time, such as evaluate, would never be done.
+        cut = Cut.drawn(draw, num_ranks, FURTHEST + 2 * start)
         status, problem = run_once(arguments, run, num_ranks, cut)
         struck = (run.parent / "cuts").read_text().split() if (run.parent / "cuts").exists() else []
         if struck:
