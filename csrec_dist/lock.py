@@ -1,5 +1,6 @@
 """One writer: a folder belongs to one process at a time, since two that write the same files would ruin both."""
 
+import atexit
 import errno
 import fcntl
 import json
@@ -91,9 +92,9 @@ class FolderLock:
             StorageError: the disk is full, failing or read-only.
             UserError: another process has it, or the folder cannot be written.
         """
-        if kept := _KEPT.pop(self._path.resolve(), None):
-            kept.release()  # the ranks of its run are those that begin here now
         try:
+            if kept := _KEPT.pop(self._path.resolve(), None):
+                kept.release()  # the ranks of its run are those that begin here now
             # The folder may be removed, with its file, by a process that lets go between our opening it and locking it:
             # a lock on a file that is no longer there protects nothing, so it is taken again.
             while not self._is_current():
@@ -146,10 +147,17 @@ class FolderLock:
         self.release()
 
     def _keep(self) -> None:
-        """Hold the lock until this process ends or begins in the folder anew, without touching the file meanwhile."""
+        """Hold the lock until this process ends or begins in the folder anew.
+
+        The heart stops: a process whose run has failed, such as a notebook's, is not to be ended by a machine that
+        knows no locks and takes the folder over.
+        """
         if self._file is not None:
             self._stop_beating()
             _KEPT[self._path.resolve()] = self
+            # The file as well as the kernel's lock: a process of another machine, such as the first rank after a
+            # restart by the launcher, would otherwise wait for the lease.
+            atexit.register(self.release)
 
     def _stop_beating(self) -> None:
         self._released.set()

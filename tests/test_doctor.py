@@ -138,6 +138,10 @@ def examine(rank: int, world_size: int, folder: str, fault: str) -> list[tuple[s
         patch.setattr(ranks, "SLOW_LINK", 2**60 if fault == "slow" else 0)
         if fault == "no locks":
             patch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+        if fault == "read-only":
+            patch.setattr(
+                Path, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system"))
+            )
         if rank == 1 and fault == "version":
             patch.setattr(ranks, "version", lambda name: "0.1")
         if rank == 1 and fault == "clock":
@@ -159,6 +163,7 @@ def examine(rank: int, world_size: int, folder: str, fault: str) -> list[tuple[s
         ("version", "versions", "FAIL"),
         ("clock", "clocks", "WARN"),
         ("another disk", "shared disk", "FAIL"),
+        ("read-only", "shared disk", "FAIL"),
         ("no locks", "locks", "WARN"),
         ("local locks", "locks", "WARN"),
         ("slow", "all-reduce", "WARN"),

@@ -17,7 +17,7 @@ import pytest
 from csrec_dist.cli import main
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
-from csrec_dist.errors import UserError
+from csrec_dist.errors import SharedUserError, UserError
 from csrec_dist.lock import FolderLock, Holder, locked, remove_dead_locks
 from csrec_dist.writers import LEASE_SECONDS, machine, remove_leftovers, writer_name
 from tests.helpers.finished_runs import refused
@@ -101,6 +101,64 @@ def test_a_lock_on_a_file_that_its_holder_removes_meanwhile_is_taken_on_the_new_
     assert (tmp_path / "r/.lock").exists()
     with pytest.raises(UserError, match="in use"):
         FolderLock(tmp_path / "r", WHAT).acquire()
+
+
+KEEP = """
+import sys
+from pathlib import Path
+from csrec_dist.lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]), "The folder")
+with lock.released_when_ranks_are_done(2):
+    lock.acquire()
+    sys.exit(3)
+"""
+
+
+def status_of_another(code: str, folder: Path) -> tuple[int, str]:
+    """The exit status of a process that takes the folder's lock and ends, and what it says."""
+    command = [sys.executable, "-c", code, str(folder)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def fail(lock: FolderLock, world_size: int, error: Exception) -> None:
+    """What a run does that fails while it has the lock."""
+    with lock.released_when_ranks_are_done(world_size):
+        lock.acquire()
+        raise error
+
+
+def test_after_an_error_of_one_rank_its_process_alone_may_begin_again(tmp_path: Path) -> None:
+    """The other ranks may write for a while: they are those that begin again, or a launcher ends them all."""
+    failed, again = FolderLock(tmp_path / "r", WHAT), FolderLock(tmp_path / "r", WHAT)
+    with pytest.raises(UserError, match="of one rank"):
+        fail(failed, 2, UserError("of one rank"))
+    status, said = status_of_another(HOLD, tmp_path / "r")
+    assert status == 1
+    assert f"in use by process {os.getpid()} on" in said
+    with again.released_when_ranks_are_done(2):
+        again.acquire()
+        assert status_of_another(HOLD, tmp_path / "r")[0] == 1
+        failed.release()
+        assert status_of_another(HOLD, tmp_path / "r")[0] == 1, "the lock is no longer the failed one's"
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("world_size", "error"), [(1, UserError), (2, SharedUserError)])
+def test_after_an_error_of_all_ranks_any_process_may_begin(
+    tmp_path: Path, world_size: int, error: type[UserError]
+) -> None:
+    lock = FolderLock(tmp_path / "r", WHAT)
+    with pytest.raises(error, match="of all"):
+        fail(lock, world_size, error("of all"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_process_that_ends_by_an_error_of_one_rank_leaves_no_lock(tmp_path: Path) -> None:
+    """A file with its name would keep other machines waiting for the lease."""
+    assert status_of_another(KEEP, tmp_path / "r") == (3, "")
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.fixture

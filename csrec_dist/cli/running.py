@@ -206,11 +206,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _print_checks(checks: Sequence[Any], as_json: bool, *, show: bool = True) -> int:
     """Print the checks where they are to be shown; the exit status."""
-    if not show:
-        pass
-    elif as_json:
+    if show and as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
-    else:
+    elif show:
         from rich.console import Console
         from rich.text import Text
 

@@ -99,12 +99,19 @@ def _shared_disk(runtime: Runtime, output: Path) -> list[Check]:
     nearest = nearest_folder(output)
     probe = Path(runtime.on_main(lambda: str((nearest / f".doctor-{secrets.token_hex(8)}").absolute())))
 
-    def make() -> None:
-        probe.mkdir()
-        (probe / "new").write_text("whole")
-        os.replace(probe / "new", probe / "renamed")
+    def make() -> str | None:
+        try:
+            probe.mkdir()
+            (probe / "new").write_text("whole")
+            os.replace(probe / "new", probe / "renamed")
+        except OSError as error:
+            shutil.rmtree(probe, ignore_errors=True)
+            return error.strerror or str(error)
+        return None
 
-    runtime.on_main(make)
+    if problem := runtime.on_main(make):
+        text = f"rank 0 cannot write to {nearest.absolute()}: {problem}; set another output"
+        return [Check("shared disk", "FAIL", text)]
     try:
         waited = runtime.gather(_seconds_until((probe / "renamed").exists))
         blind = [rank for rank, seconds in enumerate(waited) if seconds is None]

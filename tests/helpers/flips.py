@@ -153,10 +153,9 @@ def of_checkpoints(folder: Path, inputs: dict[str, Any], scratch: Path) -> str:
     if checkpoints.set_aside:
         return "fell back"
     state, _ = restored
-    newest = checkpoint_folders(scratch)[-1]
-    parts = [load_file(newest / f"{part}.safetensors") for part in ("best", "model", "optimizer")]
+    files = [load_file(path) for path in sorted(checkpoint_folders(scratch)[-1].glob("*.safetensors"))]
     found: list[Any] = [state.summary(), vars(state.so_far)]
-    return digest([*found, *(part[name] for part in parts for name in sorted(part)), *map(sorted, parts)])
+    return digest([*found, *(file[name] for file in files for name in sorted(file)), *map(sorted, files)])
 
 
 def of_results(folder: Path) -> str:

@@ -30,8 +30,11 @@ def check_members(run: ActiveRun, names: Sequence[str], say: Callable[[str], Non
     def look() -> list[str]:
         said = [f"teach/{name}: {text}" for name in names if (text := _curve_problem(run, f"teachers/{name}"))]
         if run.config.distributed.catalog_parallel == 1:
-            members = {f"teach/{name}": models.load(run.member_folder(name)) for name in names}
-            found = signs(sample_logits(members, run.dataset), run.config.training.temperature)
+            # One member after the other: each is loaded whole, whatever slices it was trained in.
+            logits = {
+                f"teach/{name}": sample_logits(models.load(run.member_folder(name)), run.dataset) for name in names
+            }
+            found = signs(logits, run.config.training.temperature)
             if fatal := [sign.text for sign in found if sign.stops]:
                 raise UserError(
                     f"{'; '.join(fatal)}. Soft labels of it would say nothing. Teach again with --restart teach and a "
@@ -66,8 +69,8 @@ def _curve_problem(run: ActiveRun, name: str) -> str | None:
 
 
 @torch.no_grad()
-def sample_logits(members: dict[str, SequentialModel], dataset: Dataset) -> dict[str, torch.Tensor]:
-    """Logits [N, C] of each member for at most 256 validation rows of a shard, which are dealt out by chance.
+def sample_logits(member: SequentialModel, dataset: Dataset) -> torch.Tensor:
+    """Logits [N, C] of a member for at most 256 validation rows of a shard, which are dealt out by chance.
 
     Of at most 4,096 items, evenly spread over the table.
     """
@@ -75,8 +78,5 @@ def sample_logits(members: dict[str, SequentialModel], dataset: Dataset) -> dict
     batch = to_batch(next(iter(dataset.stream("valid", batch_size=MOST_EXAMPLES, shards=[shard]))))
     histories, _ = question(batch)
     items = torch.arange(0, dataset.num_items, max(1, dataset.num_items // MOST_ITEMS))
-    logits = {}
-    for name, member in members.items():
-        states, table = member.eval().encode_last(histories), member.item_table
-        logits[name] = states @ table.weight[items].T + (0 if table.bias is None else table.bias[items])
-    return logits
+    states, table = member.eval().encode_last(histories), member.item_table
+    return states @ table.weight[items].T + (0 if table.bias is None else table.bias[items])
