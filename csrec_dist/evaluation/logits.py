@@ -18,6 +18,8 @@ BLOCK_ROWS = {"cpu": 256, "cuda": 4096}
 """Rows of a block. Each block reads the item tables once: with few rows that would take longer than the products."""
 FEWEST_COLUMNS = 64
 """Narrower products are computed by other routines on a CPU, which sum in another order."""
+FEWEST_TERMS = 16**3 + 1
+"""With fewer multiplications a product stays with MKL where torch leaves larger ones to oneDNN."""
 
 
 class Logits:
@@ -79,7 +81,10 @@ class Logits:
         another by chance.
         """
         index, mask = self.catalog.places(items)
-        columns = F.pad(index, (0, max(FEWEST_COLUMNS - len(index), 0)))
+        width = min(states.shape[1] for states in self._states)
+        num_columns = max(FEWEST_COLUMNS, -(-FEWEST_TERMS // max(len(index) * width, 1)))
+        # A tile of a small catalog is narrower itself.
+        columns = F.pad(index, (0, max(min(num_columns, self.catalog.num_rows) - len(index), 0)))
         product = torch.empty(len(items), len(columns), dtype=self.dtype, device=self.device)
         if self.catalog.num_rows:
             self.write(rows, columns, product)

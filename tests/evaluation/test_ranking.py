@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation import logits, target_ranks, top_items
+from csrec_dist.process_state import matmul_precision
 
 
 def rank_by_hand(scores: list[float], target: int, seen: list[int]) -> int:
@@ -168,6 +169,22 @@ def test_items_of_equal_vectors_tie_with_the_target_in_every_tile(
     for copy in range(5):
         ranks = target_ranks(states, PlainTable.whole(weight.repeat(5, 1)), targets + 64 * copy + 1)
         assert ranks.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("width", [8, 24, 64])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 60])
+@pytest.mark.parametrize("num_vectors", [60, 400])
+def test_items_of_equal_vectors_tie_where_onednn_multiplies(num_rows: int, num_vectors: int, width: int) -> None:
+    """Whole tiles go to oneDNN there; the target's logit alone has few enough terms to be left to MKL."""
+    generator = torch.Generator().manual_seed(3)
+    states, weight = (torch.randn(size, width, generator=generator) for size in (num_rows, num_vectors))
+    wide = states.double() @ weight.double().T
+    targets = torch.randint(0, num_vectors, (num_rows,), generator=generator)
+    expected = 5 * (wide >= wide.gather(1, targets.unsqueeze(1))).sum(1)
+    with matmul_precision("highest"):
+        for copy in range(5):
+            ranks = target_ranks(states, PlainTable.whole(weight.repeat(5, 1)), targets + num_vectors * copy + 1)
+            assert ranks.tolist() == expected.tolist()
 
 
 def test_the_inputs_are_left_alone() -> None:
