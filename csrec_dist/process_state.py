@@ -72,10 +72,18 @@ def onednn_is_as_exact() -> bool:
     """Whether oneDNN multiplies fp32 matrices as exactly as MKL, and about twice as fast: on AMD's with AVX-512.
 
     MKL takes no more than AVX2 there. torch leaves fp32 products to oneDNN only where it may round factors to bf16,
-    which oneDNN does with AMX alone.
+    which oneDNN does with AMX alone, as far as is known: so a product is made whose factors bf16 would round to 1.
     """
-    has_instructions = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return has_instructions and "AuthenticAMD" in _described_processor() and "amx_" not in _described_processor()
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AuthenticAMD" not in _described_processor():
+        return False
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        with torch.autocast("cpu", enabled=False), torch.no_grad():
+            factor = torch.full((64, 64), 1 + 2**-12, dtype=torch.float32, device="cpu")
+            return bool((factor @ factor > 64).all())
+    finally:
+        backend.fp32_precision = before
 
 
 @cache

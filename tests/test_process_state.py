@@ -23,7 +23,7 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
-from csrec_dist.process_state import matmul_precision, variables
+from csrec_dist.process_state import matmul_precision, onednn_is_as_exact, variables
 from csrec_dist.runs.pipeline import execute
 from tests.helpers.ranks import run_ranks
 from tests.helpers.shop import DATASET, MODEL, TRAINING, shop_log
@@ -201,6 +201,23 @@ def test_products_on_a_cpu_go_to_onednn_where_they_may(
     with matmul_precision(precision):
         assert backend.fp32_precision == ("bf16" if as_exact else "ieee")
     assert backend.fp32_precision == before
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize(
+    ("processor", "capability"), [("AuthenticAMD", "AVX512"), ("GenuineIntel", "AVX512"), ("AuthenticAMD", "AVX2")]
+)
+def test_onednn_is_as_exact_on_amd_with_avx512_unless_it_rounds(
+    rounds: bool, processor: str, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csrec_dist.process_state._described_processor", lambda: processor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    dtype = torch.bfloat16 if rounds else torch.float64
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: one.to(dtype).mm(other.to(dtype)).float())
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    expected = (rounds, processor, capability) == (False, "AuthenticAMD", "AVX512")
+    assert onednn_is_as_exact.__wrapped__() is expected
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
