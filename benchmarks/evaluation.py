@@ -29,6 +29,7 @@ from csrec_dist.evaluation import visit
 from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.sweep import SweepRequest, SweepResult, sweep
 from csrec_dist.evaluation.visit import LANES
+from csrec_dist.process_state import matmul_precision
 
 TOP_N = 20
 NEAR = 1e-5
@@ -160,10 +161,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    results = [
-        measure(options.rows, num_items, options.width, options.repeats, device, options.hide)
-        for num_items in options.items
-    ]
+    with matmul_precision("highest"):
+        results = [
+            measure(options.rows, num_items, options.width, options.repeats, device, options.hide)
+            for num_items in options.items
+        ]
     machine = f"{platform.machine()} {name}, {options.threads} threads"
     record = {"benchmark": "evaluation", "date": str(date.today()), "machine": machine, "torch": torch.__version__}
     print(json.dumps(record | {"results": results}))

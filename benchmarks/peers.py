@@ -189,7 +189,8 @@ def ratios(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for peer in rounds[0]:
         here = next((ours for ours, theirs in BASES.items() if theirs == peer), "csrec_dist")
-        pairs = [(each[here], each[peer]) for each in rounds if here in each and "failed" not in each[peer]]
+        pairs = [(each[here], each[peer]) for each in rounds if here in each]
+        pairs = [pair for pair in pairs if not any("failed" in found for found in pair)]
         if peer in (here, *BASES) or not pairs:
             continue
         found[peer] = {
