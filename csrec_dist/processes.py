@@ -106,8 +106,9 @@ class Children:
         with self._lock:
             if self.stopped_by:
                 return 128 + self.stopped_by
+            variables = {**environ, PARENT: str(os.getpid())}
             # A command of this package; no shell reads it.
-            process = subprocess.Popen(command, env={**environ, PARENT: str(os.getpid())}, **options)  # nosec B603
+            process = subprocess.Popen(command, env=variables, **options)  # nosec B603
             self._running.add(process)
         status = process.wait()
         with self._lock:

@@ -62,7 +62,7 @@ class Condition:
     def no_number(self, column: pl.Expr) -> pl.Expr:
         """Where a value that is compared with a number is none."""
         text = column.cast(pl.String).str.strip_chars()
-        return (text != "") & text.cast(pl.Float64, strict=False).is_null()
+        return ((text != "") & text.cast(pl.Float64, strict=False).is_null()).fill_null(False)
 
     def _is_one(self, text: pl.Expr) -> pl.Expr:
         texts = [spelling for value in self.values for spelling in _spellings(value)]

@@ -146,15 +146,20 @@ def _why_none_is_kept(num_rows: int, scanned: _Scanned, layout: Layout) -> str:
 
 
 def _no_numbers(scans: list[_Scanned], layout: Layout) -> Iterator[tuple[_Scanned, str, pl.Series]]:
-    """The columns that dataset.keep compares with a number, each with its values that are none, as text."""
+    """The columns that dataset.keep compares with a number, each with its values that are none, as text.
+
+    A row that has several of them counts in the first of these columns.
+    """
     for scanned in scans:
         part, scan = scanned
+        rows = scan.every_row
         names = scan.every_row.collect_schema().names()
         for name, condition in conditions_on(layout.keep, names, scan.taken, part.path).items():
             if condition.is_numeric:
                 column = pl.col(name).cast(pl.String)
-                wrong = scan.every_row.filter(condition.no_number(column)).select(column)
-                yield scanned, name, wrong.collect(engine="streaming")[name]
+                wrong = condition.no_number(column)
+                yield scanned, name, rows.filter(wrong).select(column).collect(engine="streaming")[name]
+                rows = rows.filter(~wrong)
 
 
 def _refuse_what_is_no_number(scans: list[_Scanned], layout: Layout) -> None:

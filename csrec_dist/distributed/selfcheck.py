@@ -28,7 +28,7 @@ def try_all_reduce(world_size: int = 2, timeout_seconds: float = 30) -> str | No
     command = [sys.executable, "-P", __file__, str(timeout_seconds)]
     ranks = [
         # This file, by this interpreter.
-        subprocess.Popen(command, env=environ | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)  # nosec B603
+        subprocess.Popen(command, env=environ | {"RANK": f"{rank}"}, stderr=subprocess.PIPE, text=True)  # nosec B603
         for rank in range(world_size)
     ]
     try:

@@ -183,6 +183,14 @@ def test_values_of_a_column_that_is_compared_with_a_number(tmp_path: Path) -> No
     assert dataset.statistics["rows_not_kept"] == USERS
 
 
+def test_a_row_with_several_values_that_are_no_numbers_counts_once(tmp_path: Path) -> None:
+    source = bad_log(tmp_path, ["u1,i1,good,soon", f"u1,i1,bad,{FIRST_TIME}", "u1,i1,,later"])
+    dataset = prepared(tmp_path / "a", source, keep={"rating": ">= 1", "time": "> 1"}, on_bad_rows="skip")
+    assert dataset.info["reading"]["bad_rows"] == {"rating": 2, "time": 1}
+    assert dataset.statistics["rows_unreadable"] == 3
+    assert dataset.statistics["rows_not_kept"] == USERS
+
+
 @pytest.mark.parametrize("kind", ["parquet", "pandas"])
 def test_typed_logs(tmp_path: Path, kind: str) -> None:
     times = [str(FIRST_TIME + k) for k in range(30)]
@@ -236,6 +244,21 @@ def test_a_line_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(BAD_LOG.encode() + "é,i1,1,1500000000\n".encode("latin-1"))
     log = source_of(DatasetOptions(source=str(tmp_path / "log.csv"), on_bad_rows="skip")).log
     assert [(row.line, row.problem) for row in log.bad_rows.first] == [(32, "it is not UTF-8")]
+
+
+def test_a_row_of_several_lines_that_is_not_utf8_is_one(tmp_path: Path) -> None:
+    bad = 'u1,"é\ni1",1,1500000000\nu1,i1,1,soon\n'.encode("latin-1")
+    (tmp_path / "log.csv").write_bytes(BAD_LOG.encode() + bad)
+    log = source_of(DatasetOptions(source=str(tmp_path / "log.csv"), on_bad_rows="skip")).log
+    assert [(row.line, row.value) for row in log.bad_rows.first] == [(32, 'u1,"\ufffd\ni1",1,1500000000'), (34, "soon")]
+    assert len(log.bad_rows) == 2
+
+
+def test_lines_after_quotes_that_are_never_closed_are_read_again(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(BAD_LOG + 'u1,"i1,1,5\n' * 3 + f"u1,i1,1,{FIRST_TIME}\n" + 'u1,"i1,1,5')
+    log = source_of(DatasetOptions(source=str(tmp_path / "log.csv"), on_bad_rows="skip")).log
+    assert [row.line for row in log.bad_rows.first] == [32, 33, 34, 36]
+    assert len(log.frame) == USERS * ITEMS + 1
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

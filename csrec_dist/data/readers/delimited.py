@@ -5,8 +5,8 @@ as data is never taken as a header, because it would be lost.
 """
 
 import csv
+from collections import deque
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,16 +124,10 @@ def rows_of(part: Part, separator: str) -> Iterator[Row]:
     and the next line as the beginning of another row.
     """
     with opened(part.text) as file:
-        lines: Iterator[tuple[int, bytes]] = enumerate(file, 1)
+        lines, again = enumerate(file, 1), deque[tuple[int, bytes]]()
         num_fields = 0
-        while True:
-            taken: list[tuple[int, bytes]] = []
-            row = _next_row(lines, taken, separator)
-            if row is None:
-                return
-            if row.problem:
-                lines = chain(taken[1:], lines)
-            elif num_fields and len(row.fields) > num_fields:
+        while (row := _next_row(lines, again, separator)) is not None:
+            if not row.problem and num_fields and len(row.fields) > num_fields:
                 has = f"it has {len(row.fields)} fields ({listed(map(quoted, row.fields))})"
                 row = row._replace(problem=f"{has}, where the first row has {num_fields}")
             num_fields = num_fields or len(row.fields)
@@ -141,13 +135,17 @@ def rows_of(part: Part, separator: str) -> Iterator[Row]:
                 yield row
 
 
-def _next_row(lines: Iterator[tuple[int, bytes]], taken: list[tuple[int, bytes]], separator: str) -> Row | None:
-    """The next row, None after the last; the numbered lines that were read for it are added to `taken`."""
+def _next_row(lines: Iterator[tuple[int, bytes]], again: deque[tuple[int, bytes]], separator: str) -> Row | None:
+    """The next row, None after the last, of the numbered lines: first those to be read `again`, then the others.
+
+    If its quote is never closed, the lines after its first one come into `again`.
+    """
+    taken: list[tuple[int, bytes]] = []
 
     def texts() -> Iterator[str]:
-        for number, line in lines:
-            taken.append((number, line))
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace")
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            taken.append(line)
+            yield line[1].decode("utf-8-sig" if line[0] == 1 else "utf-8", errors="replace")
 
     problem, row = "", []
     try:
@@ -157,16 +155,17 @@ def _next_row(lines: Iterator[tuple[int, bytes]], taken: list[tuple[int, bytes]]
             row = next(texts(), "").rstrip("\r\n").split(separator)
     except csv.Error as error:
         problem = f"it cannot be cut into fields ({error})"
+        again.extendleft(reversed(taken[1:]))
+        del taken[1:]
     if not taken:
         return None
-    number = taken[0][0]
-    raw = taken[0][1] if problem else b"".join(line for _, line in taken)
+    raw = b"".join(line for _, line in taken)
     if not problem:
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError:
             problem = "it is not UTF-8"
-    return Row(number, raw, row, problem)
+    return Row(taken[0][0], raw, row, problem)
 
 
 def field_lines(part: Part, separator: str) -> FindLines:
