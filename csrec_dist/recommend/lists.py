@@ -77,7 +77,7 @@ def recommend(
                 )
         if group.size > 1:
             group.barrier()
-            ranks.on_main(lambda: _join(output))
+            ranks.on_main(lambda: _join(output, group.size))
         if ranks.is_main:
             say(f"wrote {num_lists:,} lists of {n} items" + (f"; {skipped}" if skipped else ""))
     return output
@@ -93,15 +93,17 @@ def _write(path: Path, lists: Iterable[Ranked], items: RawIds, schema: pa.Schema
     return num_lists
 
 
-def _join(output: Path) -> None:
-    """Put the ranks' lists one below the other, a batch in memory at a time, and remove their files."""
-    folder = part_path(output, 0).parent
-    parts = [pq.ParquetFile(path) for path in sorted(folder.iterdir())]
+def _join(output: Path, num_ranks: int) -> None:
+    """Put the ranks' lists one below the other, a batch in memory at a time, and remove their files.
+
+    A launch of more ranks that was killed may have left others beside them.
+    """
+    parts = [pq.ParquetFile(part_path(output, rank)) for rank in range(num_ranks)]
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, parts[0].schema_arrow) as writer:
         for part in parts:
             for batch in range(part.num_row_groups):
                 writer.write_table(part.read_row_group(batch))
-    shutil.rmtree(folder)
+    shutil.rmtree(part_path(output, 0).parent)
 
 
 def _refuse_foreign(output: Path) -> None:

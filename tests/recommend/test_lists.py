@@ -117,6 +117,8 @@ def test_ranks_share_out_the_histories_and_the_table_and_write_one_file(run: Pat
     expected = lists_on_ranks(0, 1, str(run), str(tmp_path / "1"), str(histories))
     for world_size in (2, 3):
         folder = tmp_path / str(world_size)
+        (folder / ".users.parts").mkdir(parents=True)
+        shutil.copy(tmp_path / "1/users.parquet", folder / ".users.parts/00003.parquet")  # of a launch that was killed
         said = run_ranks(lists_on_ranks, world_size, str(run), str(folder), str(histories))
         assert said == [expected, *[[]] * (world_size - 1)]
         assert sorted(path.name for path in folder.iterdir()) == ["file.parquet", "users.parquet"]
