@@ -1,11 +1,11 @@
-"""The Markdown of cards: the head that the Hub reads, and tables whose cells may come from logs and configs."""
+"""The Markdown of cards: the head that the Hub reads, tables, and text of logs and configs, which is no markup."""
 
+import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
-
-MARKUP = "`*_[]|<>"
 
 
 def card(head: Mapping[str, Any], sections: Iterable[str]) -> str:
@@ -21,11 +21,11 @@ def table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that anybody may have written, without markup and in one line."""
-    escaped = " ".join(text.split()).replace("\\", "\\\\")
-    for sign in MARKUP:
+    """Text in one line that Markdown shows as it is. An underscore within a word means nothing to it."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    for sign in "\\`*[]|":
         escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
 
 
 def code(text: str) -> str:

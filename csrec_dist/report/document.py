@@ -3,13 +3,14 @@
 Whatever stands in them is text, never markup: names and ids of a log come out as they are in both forms.
 """
 
-import html
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, Self
+
+from csrec_dist.hub.markdown import plain
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -180,14 +181,6 @@ def _table_markdown(table: Table) -> str:
 def _cell_markdown(cell: Cell) -> str:
     text = f"**{plain(cell.text)}**" if cell.is_best else plain(cell.text)
     return f"{text}<br>{plain(cell.below)}" if cell.below else text
-
-
-def plain(text: str) -> str:
-    """Text in one line that Markdown shows as it is. An underscore within a word means nothing to it."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    for sign in "\\`*[]|":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
 
 
 def to_html(page: Page) -> str:

@@ -45,7 +45,7 @@ def test_quoted_text_of_any_kind_is_read_as_it_is(
 def test_text_without_quotes_is_read_as_it_is_or_refused(
     pairs: list[tuple[str, str]], skips: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A tab or a line feed in an id makes rows of other lengths; what is left is never another id."""
+    """Ids with a tab or an end of a line make other rows: these may be read or refused, but with no other error."""
     path = tmp_path_factory.mktemp("ids") / "log.tsv"
     lines = ["user\titem\ttime", *(f"{user}\t{item}\t{time}" for time, (user, item) in enumerate(pairs))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")

@@ -153,5 +153,5 @@ def test_a_card_of_no_cache_is_an_error(tmp_path: Path) -> None:
 
 def test_text_of_a_log_is_no_markup() -> None:
     assert table(["name"], [["<b>*a*</b> | [x](y)\n`z`"]]).splitlines()[2] == (
-        r"| \<b\>\*a\*\</b\> \| \[x\](y) \`z\` |"
+        r"| &lt;b&gt;\*a\*&lt;/b&gt; \| \[x\](y) \`z\` |"
     )

@@ -99,7 +99,7 @@ def test_the_card_says_what_the_model_was_made_of(run: Path, tmp_path: Path) -> 
         "2026-03-01 10:00:00 UTC to 2026-03-09 10:00:00 UTC",
         "the last item of each window",
         "temperature 3, beta 0.5, kl reverse",
-        "csrec\\_dist 0.1.0",
+        "csrec_dist 0.1.0",
         "soft labels of 2 teachers",
         "histories=[['sku",
         "latest 5 items",
