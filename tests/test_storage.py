@@ -139,24 +139,24 @@ distributed: {reassign: false}
 """
 
 
-def meet_a_full_disk(rank: int, world_size: int, folder: str, dataset: str, fails_at: str) -> tuple[list[int], str]:
-    """This rank's group among those that train a member each, and what it raises when the disk of rank 1 is full."""
+def meet_a_full_disk(
+    rank: int, world_size: int, folder: str, dataset: str, full: int, fails_at: str, *overrides: str
+) -> str:
+    """What this rank raises when the disk of rank `full` is full at the first file with `fails_at` in its path."""
     path = Path(folder, f"config-{rank}.yaml")
     path.write_text(RUN % dataset)
 
     def fail(call: str, name: str) -> None:
-        if call == "open" and rank == 1 and fails_at in name:
+        if call == "open" and rank == full and fails_at in name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
-    said, runtime = "", Runtime.start()
-    ranks = next(slot.ranks for slot in teaching_rounds([0, 1], world_size, 1)[0] if rank in slot.ranks)
     with before_calls(Path(folder), fail):
         try:
-            with runtime:
-                execute(load_config(path, [f"output={folder}"]), runtime)
+            with Runtime.start() as runtime:
+                execute(load_config(path, [f"output={folder}", *overrides]), runtime)
         except (StorageError, RankFailure) as error:
-            said = f"{type(error).__name__}: {error}"
-    return list(ranks), said
+            return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @pytest.mark.parametrize("fails_at", ["teacher-1/.metrics.json", "teacher-1/.step-", "labels/.labels-"])
@@ -164,11 +164,25 @@ def test_what_the_first_rank_of_a_group_cannot_write_is_said_on_all_of_it_and_re
     tmp_path: Path, small_dataset: Path, fails_at: str
 ) -> None:
     """Rank 1 trains the second member with rank 2, and labels shards of its own."""
-    found = run_ranks(meet_a_full_disk, 3, str(tmp_path), str(small_dataset), fails_at)
-    assert [ranks for ranks, _ in found] == [[0], [1, 2], [1, 2]]
-    of_disk = [said for _, said in found if said.startswith("StorageError")]
+    assert [slot.ranks for slot in teaching_rounds([0, 1], 3, 1)[0]] == [(0,), (1, 2)]
+    found = run_ranks(meet_a_full_disk, 3, str(tmp_path), str(small_dataset), 1, fails_at)
+    of_disk = [said for said in found if said.startswith("StorageError")]
     assert len(set(of_disk)) == 1
     assert "No space left on device" in of_disk[0]
     assert len(of_disk) == (2 if "teacher" in fails_at else 1)
-    for _, said in found:
+    for said in found:
         assert said in of_disk or "because of this:" in said or "The ranks' store is gone" in said, said
+
+
+@pytest.mark.parametrize(("full", "fails_at"), [(0, "student/.model.safetensors"), (1, "ranks/.student")])
+def test_ranks_that_share_a_table_are_not_left_waiting_in_a_collective_for_one_that_cannot_write(
+    tmp_path: Path, small_dataset: Path, full: int, fails_at: str
+) -> None:
+    """It writes what they compute together, one block or batch after the other."""
+    overrides = ["method=base", "distributed.catalog_parallel=2"]
+    found = run_ranks(meet_a_full_disk, 2, str(tmp_path), str(small_dataset), full, fails_at, *overrides)
+    assert "No space left on device" in found[full]
+    assert found[full].startswith("StorageError")
+    other = found[1 - full]
+    assert other.startswith("RankFailure")
+    assert "because of this:" in other or "The ranks' store is gone" in other, other

@@ -155,16 +155,20 @@ class Group:
         """The leader's JSON value, on every rank."""
         return self.gather_objects(value if self.is_leader else None, "broadcast_object")[0]
 
-    def on_all(self, work: Callable[[], Any], name: str = "on_all") -> list[Any]:
+    def on_all(self, work: Callable[[], Any], name: str = "on_all", *, meets: bool = False) -> list[Any]:
         """The JSON values of every rank's `work`, in rank order, on every rank.
 
-        What one rank cannot do is said on all of them, so that none waits for it in vain.
+        What one rank cannot do is said on all of them, so that none waits for it in vain. Work that `meets` the others
+        in collectives of its own has them wait in one of those: there the rank raises its error alone, and at once.
 
         Raises:
             StorageError: the disk of one of the ranks is full, failing or read-only.
             UserError: what the first of them that met a mistake of the user's says.
         """
-        results = self.gather_objects(_attempted(work), name)
+        mine = _attempted(work)
+        if meets and "value" not in mine:
+            raise (StorageError if mine["is_of_disk"] else UserError)(mine["error"])
+        results = self.gather_objects(mine, name)
         for result in results:
             if "value" not in result:
                 raise self._error_of_all(**result)

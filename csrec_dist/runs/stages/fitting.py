@@ -216,7 +216,7 @@ def origin_rows(run: ActiveRun, config: ModelConfig, init_from: str) -> tuple[Or
 def _say_start(run: ActiveRun, task: Fit, trainer: Trainer, checkpoints: Path, layout: Layout, log: StageLog) -> None:
     """Evaluate what a training starts from, unless it goes on from a checkpoint."""
     assert task.init_from is not None
-    if not run.runtime.on_main(lambda: last_state(checkpoints) is None):
+    if not layout.group.on_leader(lambda: last_state(checkpoints) is None):
         return
     _, rows = origin_rows(run, task.model, task.init_from)
     with layout.group.watch.doing("evaluating"):
@@ -230,7 +230,7 @@ def _say_start(run: ActiveRun, task: Fit, trainer: Trainer, checkpoints: Path, l
 
 def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, engine: Engine) -> None:
     """Write a trained model into its folder, metrics.json last; all ranks that trained it call this."""
-    layout = engine.layout
+    layout, catalog = engine.layout, model.item_table.catalog
 
     def begin() -> None:
         if task.folder.is_symlink():  # a model that was borrowed from another run is not written to
@@ -239,7 +239,6 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
         (task.folder / "metrics.json").unlink(missing_ok=True)
 
     def write() -> None:
-        catalog = model.item_table.catalog
         if layout.group.is_leader if catalog.is_whole else layout.group.ranks[0] in catalog.group.ranks:
             model.save_pretrained(task.folder, sharded=run.config.distributed.export == "sharded")
 
@@ -249,7 +248,7 @@ def save(run: ActiveRun, task: Fit, model: SequentialModel, state: TrainState, e
         write_record(task.folder / "metrics.json", {**origin, **settings, **state.summary()})
 
     layout.group.on_leader(begin)
-    layout.group.on_all(write, "the weights")
+    layout.group.on_all(write, "the weights", meets=not catalog.is_whole)
     layout.group.on_leader(end)
 
 
