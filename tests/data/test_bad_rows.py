@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,6 +260,17 @@ def test_lines_after_quotes_that_are_never_closed_are_read_again(tmp_path: Path)
     log = source_of(DatasetOptions(source=str(tmp_path / "log.csv"), on_bad_rows="skip")).log
     assert [row.line for row in log.bad_rows.first] == [32, 33, 34, 36]
     assert len(log.frame) == USERS * ITEMS + 1
+
+
+def test_days_that_do_not_exist_are_missing_times_among_the_tags_of_one_interaction(tmp_path: Path) -> None:
+    lines = ["userID\tartistID\ttagID\tday\tmonth\tyear", "1\t2\t7\t1\t13\t2009", "1\t2\t8\t2\t1\t2009"]
+    path = tmp_path / "user_taggedartists.dat"
+    path.write_text("\n".join([*lines, "1\t3\t9\t30\t2\t2009", "1\t4\t9\tx\t2\t2009"]) + "\n")
+    with pytest.raises(UserError, match="2009-13-1"):
+        assert source_of(DatasetOptions(source=str(path))).log
+    log = source_of(DatasetOptions(source=str(path), on_bad_rows="skip")).log
+    assert log.frame["timestamp"].to_list() == [int(datetime(2009, 1, 2, tzinfo=UTC).timestamp())]
+    assert (log.items.to_list(), log.num_without_time) == ([2], 2)
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

@@ -38,9 +38,8 @@ def scan(part: Part, layout: Layout) -> Scan:
     # What is no time becomes a missing one, which is counted, where rows may be skipped.
     name, strict = "timestamp", not layout.skips_bad_rows
     if "year" in log.collect_schema():
-        parts = (pl.col(part).cast(pl.Int32, strict=strict) for part in ("year", "month", "day"))
-        day = pl.date(*parts)
         name = "year, month, day"
+        day = pl.concat_str("year", "month", "day", separator="-").str.to_date("%Y-%m-%d", strict=strict)
         log = log.with_columns(day.cast(pl.Datetime("ms")).dt.epoch("s").alias(name))
     else:
         log = log.with_columns(pl.col(name).cast(pl.Int64, strict=strict))
@@ -49,6 +48,6 @@ def scan(part: Part, layout: Layout) -> Scan:
 
 
 def _first_of_each(log: pl.LazyFrame) -> pl.LazyFrame:
-    """Keep the earliest row of each (user, item); rows stay in the order of the file."""
-    earliest = log.with_row_index("line").sort("timestamp", "line")
+    """Keep the earliest row of each (user, item), one with a time if there is any; rows stay in the file's order."""
+    earliest = log.with_row_index("line").sort("timestamp", "line", nulls_last=True)
     return earliest.unique(["user", "item"], keep="first", maintain_order=True).sort("line").drop("line")
