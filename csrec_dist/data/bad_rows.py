@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import polars as pl
 
 from csrec_dist.data import BAD_ROWS
+from csrec_dist.data.columns import Scan
 from csrec_dist.errors import shortened
 
 MOST_KEPT = 10
@@ -66,6 +67,16 @@ class BadRows:
             # A value that several rows have is looked for once, and each row takes the next of its lines.
             path, line = next(found.setdefault(text, find(column, text)), (place, None))
             self._keep(BadRow(path.name, line, problem, text))
+
+    def add_no_numbers(self, scan: Scan, place: Path, find: Find) -> int:
+        """Count the rows with a value that `dataset.keep` compares with a number and that is none; how many they are.
+
+        `place` and `find` are as for `add_values`.
+        """
+        before = len(self)
+        for name, values in scan.no_numbers():
+            self.add_values(name, values, "it is no number, with which dataset.keep compares it", place, find)
+        return len(self) - before
 
     def __len__(self) -> int:
         return sum(self.counts.values())

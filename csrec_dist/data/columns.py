@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from csrec_dist.data.keep import Keep, Weights, conditions_on, weights_by
+from csrec_dist.data.keep import Condition, Keep, Weights, conditions_on, weights_by
 from csrec_dist.data.parts import Part
 from csrec_dist.errors import UserError, did_you_mean, listed, quoted
 
@@ -185,7 +185,7 @@ class Scan:
     `taken` has the file's column of each role, or None. `passed_over` are other columns whose names match a role.
     `typed`: the log gives its values types, so that an id that is text stays text, even if it looks like a number.
     `every_row` has the rows that `dataset.keep` leaves out too, with the columns of the file; `is_kept` says which it
-    keeps. `lines_of` finds a value in the file, for messages.
+    keeps, by the `conditions` on these columns. `lines_of` finds a value in the file, for messages.
     """
 
     frame: pl.LazyFrame
@@ -195,12 +195,26 @@ class Scan:
     passed_over: tuple[str, ...] = ()
     typed: bool = False
     lines_of: FindLines | None = None
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
 
     def num_not_kept(self) -> int:
         """How many rows `dataset.keep` leaves out: a pass over the file."""
         if self.is_kept is None:
             return 0
         return int(self.every_row.select((~self.is_kept).sum()).collect(engine="streaming").item())
+
+    def no_numbers(self) -> Iterator[tuple[str, pl.Series]]:
+        """The columns that `dataset.keep` compares with a number, each with its values that are none, as text.
+
+        A row that has several of them counts in the first of these columns.
+        """
+        rows = self.every_row
+        for name, condition in self.conditions.items():
+            if condition.is_numeric:
+                column = pl.col(name).cast(pl.String)
+                wrong = condition.no_number(column)
+                yield name, rows.filter(wrong).select(column).collect(engine="streaming")[name]
+                rows = rows.filter(~wrong)
 
 
 def pick(
@@ -245,7 +259,7 @@ def scan_of(
     frame = kept.select(columns)
     usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
     passed_over = tuple(name for name in names if name in usual)
-    return Scan(frame, taken, log, is_kept, passed_over, typed, lines_of)
+    return Scan(frame, taken, log, is_kept, passed_over, typed, lines_of, conditions)
 
 
 def choose(names: Sequence[str], columns: Columns, path: Path, hint: str = "") -> dict[str, str | None]:

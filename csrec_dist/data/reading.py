@@ -12,7 +12,6 @@ import polars as pl
 
 from csrec_dist.data.bad_rows import BadRows
 from csrec_dist.data.columns import BadLineError, ColumnError, Layout, Scan
-from csrec_dist.data.keep import conditions_on
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.data.parts import Part, parts_of
 from csrec_dist.data.readers import READERS, numbered_lines
@@ -104,7 +103,7 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
             unreadable = UserError(_why_unreadable(error, parts, files.format, layout, nested))
             if not layout.skips_bad_rows:
                 with suppress(pl.exceptions.PolarsError, OSError):  # they cannot be read again either
-                    _refuse_what_is_no_number(scans, layout)
+                    _refuse_what_is_no_number(scans)
                 raise unreadable from None
             nested |= {error.field} if isinstance(error, BadLineError) and error.field else set()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="csrec-log-")))
@@ -113,9 +112,9 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
                 raise unreadable from None
             bad_rows = without
     if layout.skips_bad_rows:
-        num_not_kept -= _skip_what_is_no_number(scans, layout, bad_rows)
+        num_not_kept -= _skip_what_is_no_number(scans, bad_rows)
     if num_not_kept and frame.is_empty():
-        raise UserError(f"{files.paths[0]}: {_why_none_is_kept(num_not_kept, scans[0], layout)}")
+        raise UserError(f"{files.paths[0]}: {_why_none_is_kept(num_not_kept, scans[0].scan)}")
     return _Read(frame, num_not_kept, bad_rows, scans)
 
 
@@ -137,54 +136,36 @@ def _without_bad_lines(
     return copies, bad_rows
 
 
-def _why_none_is_kept(num_rows: int, scanned: _Scanned, layout: Layout) -> str:
-    names = scanned.scan.every_row.collect_schema().names()
-    columns = list(conditions_on(layout.keep, names, scanned.scan.taken, scanned.part.path))
-    some = scanned.scan.every_row.head(1000).select(pl.col(columns).cast(pl.String)).collect()
+def _why_none_is_kept(num_rows: int, scan: Scan) -> str:
+    columns = list(scan.conditions)
+    some = scan.every_row.head(1000).select(pl.col(columns).cast(pl.String)).collect()
     values = "; ".join(f"{name} has {listed(map(quoted, some[name].unique(maintain_order=True)))}" for name in columns)
     return f"dataset.keep keeps none of its {num_rows:,} rows ({values}); change it."
 
 
-def _no_numbers(scans: list[_Scanned], layout: Layout) -> Iterator[tuple[_Scanned, str, pl.Series]]:
-    """The columns that dataset.keep compares with a number, each with its values that are none, as text.
-
-    A row that has several of them counts in the first of these columns.
-    """
-    for scanned in scans:
-        part, scan = scanned
-        rows = scan.every_row
-        names = scan.every_row.collect_schema().names()
-        for name, condition in conditions_on(layout.keep, names, scan.taken, part.path).items():
-            if condition.is_numeric:
-                column = pl.col(name).cast(pl.String)
-                wrong = condition.no_number(column)
-                yield scanned, name, rows.filter(wrong).select(column).collect(engine="streaming")[name]
-                rows = rows.filter(~wrong)
-
-
-def _refuse_what_is_no_number(scans: list[_Scanned], layout: Layout) -> None:
+def _refuse_what_is_no_number(scans: list[_Scanned]) -> None:
     """UserError for the first value that dataset.keep compares with a number and that is none."""
-    for scanned, name, values in _no_numbers(scans, layout):
-        for value in values.head(1):
-            line = next(_lines(scanned, name, value), None)
-            place = "" if line is None else f", {_unit(scanned.scan)} {line:,}"
-            raise UserError(
-                f"{scanned.part.path}{place}: {quoted(value)} in the column {name} is not a number, with which "
-                "dataset.keep compares it; mend the log, or keep rows by another condition."
-            )
+    for scanned in scans:
+        for name, values in scanned.scan.no_numbers():
+            for value in values.head(1):
+                line = next(_lines(scanned, name, value), None)
+                place = "" if line is None else f", {_unit(scanned.scan)} {line:,}"
+                raise UserError(
+                    f"{scanned.part.path}{place}: {quoted(value)} in the column {name} is not a number, with which "
+                    "dataset.keep compares it; mend the log, or keep rows by another condition."
+                )
 
 
-def _skip_what_is_no_number(scans: list[_Scanned], layout: Layout, bad_rows: BadRows) -> int:
+def _skip_what_is_no_number(scans: list[_Scanned], bad_rows: BadRows) -> int:
     """Count the rows with a value that dataset.keep compares with a number and that is none; how many they are."""
-    before = len(bad_rows)
-    for scanned, name, values in _no_numbers(scans, layout):
+    num = 0
+    for scanned in scans:
 
-        def find(column: str, value: str, scanned: _Scanned = scanned) -> Iterator[tuple[Path, int]]:
-            return ((scanned.part.path, line) for line in _lines(scanned, column, value))
+        def find(name: str, value: str, scanned: _Scanned = scanned) -> Iterator[tuple[Path, int]]:
+            return ((scanned.part.path, line) for line in _lines(scanned, name, value))
 
-        what = "it is no number, with which dataset.keep compares it"
-        bad_rows.add_values(name, values, what, scanned.part.path, find)
-    return len(bad_rows) - before
+        num += bad_rows.add_no_numbers(scanned.scan, scanned.part.path, find)
+    return num
 
 
 def _refuse_unlike(scans: list[_Scanned]) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from csrec_dist.data.bad_rows import BadRows
 from csrec_dist.data.columns import Layout, choose, scan_of
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.errors import UserError, shortened
@@ -36,14 +37,21 @@ def read_table(table: Any, layout: Layout, place: Path) -> Log:
         picked = kind.columns(table, sorted(names.index(name) for name in used))
         scan = scan_of(picked, taken, names, layout, place, typed=True)
         frame = scan.frame.collect()
-        num_not_kept = scan.num_not_kept()
+        num_not_kept, bad_rows = scan.num_not_kept(), BadRows()
+        if layout.skips_bad_rows:
+            num_not_kept -= bad_rows.add_no_numbers(scan, place, _nowhere)
     except (pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{place}: a column has values of several types, or of a type that is neither a number, a text nor a time "
             f"({shortened(str(error), LONGEST_REASON)}); convert it first, such as ids with astype(str)."
         ) from None
-    find = (lambda role, value: iter(())) if layout.skips_bad_rows else None
-    return replace(log_of(frame, scan, place, find), num_not_kept=num_not_kept)
+    log = log_of(frame, scan, place, _nowhere if layout.skips_bad_rows else None)
+    return replace(log, num_not_kept=num_not_kept, bad_rows=BadRows.joined([bad_rows, log.bad_rows]))
+
+
+def _nowhere(column: str, value: str) -> Iterator[tuple[Path, int]]:
+    """The lines of a table with a value: it has none."""
+    return iter(())
 
 
 def digest(log: Log) -> str:

@@ -190,6 +190,9 @@ def test_a_row_with_several_values_that_are_no_numbers_counts_once(tmp_path: Pat
     assert dataset.info["reading"]["bad_rows"] == {"rating": 2, "time": 1}
     assert dataset.statistics["rows_unreadable"] == 3
     assert dataset.statistics["rows_not_kept"] == USERS
+    options = DatasetOptions(source="table", keep={"rating": ">= 1", "time": "> 1"}, on_bad_rows="skip")
+    log = source_of(options, pl.read_csv(source, infer_schema=False)).log
+    assert (log.bad_rows.counts, log.num_not_kept) == ({"rating": 2, "time": 1}, USERS)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "pandas"])
