@@ -250,6 +250,14 @@ def test_a_line_that_is_not_utf8(tmp_path: Path) -> None:
     assert [(row.line, row.problem) for row in log.bad_rows.first] == [(32, "it is not UTF-8")]
 
 
+def test_lines_of_any_length_stay_beside_one_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "Beauty.txt").write_bytes(b"1 5 6\n2 \xe9\n3 7 5 6 8\n")
+    options = DatasetOptions(source=str(tmp_path / "Beauty.txt"), format="s3rec", on_bad_rows="skip")
+    log = source_of(options).log
+    assert [(row.line, row.problem) for row in log.bad_rows.first] == [(2, "it is not UTF-8")]
+    assert log.items.gather(log.frame["item"]).to_list() == [5, 6, 7, 5, 6, 8]
+
+
 def test_a_row_of_several_lines_that_is_not_utf8_is_one(tmp_path: Path) -> None:
     bad = 'u1,"é\ni1",1,1500000000\nu1,i1,1,soon\n'.encode("latin-1")
     (tmp_path / "log.csv").write_bytes(BAD_LOG.encode() + bad)

@@ -99,7 +99,9 @@ def numbered_lines(
     In `nested` fields of JSON objects, lists and objects are wrong. Of Parquet there are none.
     """
     if format not in NOT_DELIMITED:
-        for row in delimited.rows_of(part, delimited.separator_used(part, layout)):
+        # A line of S3-Rec's files has as many items as its user: it is one field, which no line feed divides.
+        separator = "\n" if format == "s3rec" else delimited.separator_used(part, layout)
+        for row in delimited.rows_of(part, separator):
             yield row.line, row.raw, row.problem
     elif format != "parquet":
         for number, line, record in json_lines.lines(part):
