@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import PlainTable
+from csrec_dist.evaluation import logits as tiling
 from csrec_dist.evaluation import visit
 from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.sweep import SweepRequest, SweepResult, sweep
@@ -156,10 +157,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--tile-mib", type=int, help="MiB of a tile of logits (default: evaluation's own)")
     parser.add_argument("--hide", action="store_true", help="leave 20 seen items of each row out of ranks and lists")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if options.tile_mib:
+        tiling.TILE_BYTES[device.type] = options.tile_mib << 20
     name = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     with matmul_precision("highest"):
         results = [

@@ -1,7 +1,8 @@
 """Runs the parts of `gpu.sh` in the order of their worth and writes what they say into a file named by card and date.
 
 A part is a command with a limit of its own. Of a benchmark the last line is kept, a JSON object, and of the tests what
-pytest counts; the output of all goes to a log beside the file. A part that lacks a package says so.
+pytest counts; the output of all goes to a log beside the file. A part that lacks a package says so. Parts that a file
+of the same card and date has from before stay in it.
 """
 
 import argparse
@@ -129,7 +130,9 @@ def main() -> None:
     card = re.sub(r"[^a-z0-9]+", "_", properties.name.lower()).strip("_")
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / f"gpu_{card}_{about['date']}.json"
-    with path.with_suffix(".log").open("w") as log:
+    if path.exists():
+        about["parts"] = json.loads(path.read_text())["parts"]
+    with path.with_suffix(".log").open("a") as log:
         for name in args.parts:
             about["parts"][name] = run(everything[name], log)
             path.write_text(json.dumps(about, indent=1) + "\n")

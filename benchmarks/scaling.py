@@ -308,7 +308,7 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
         engine, dataset, options, 0, lambda _: {"ndcg@10": 0.0}, StageLog("scaling", None, False),
         LabelCache(folder / "labels", dataset),
     )  # fmt: skip
-    checkpoints = Checkpoints(folder / "none", {}, layout, layout.catalog_slice(dataset.num_items))
+    checkpoints = Checkpoints(folder / "none", {}, layout.group)
     with StopSignals() as signals:
         state = trainer.run(checkpoints, signals)
     alone = reduce_alone(runtime, model)

@@ -128,8 +128,8 @@ def time_models(args: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
             with deterministic(wanted):
                 training = Training(name, args.items, runtime, graphs=graphs)
                 begin = time.perf_counter()
-                ready = [training.prepared(batch, number) for number in range(args.repeats)]
-                reading_ms = 1e3 * (time.perf_counter() - begin) / args.repeats
+                ready = [training.prepared(batch, number) for number in range(max(args.repeats, 3))]
+                reading_ms = 1e3 * (time.perf_counter() - begin) / len(ready)
                 one = timed(
                     lambda number, t=training, r=ready: t.train(r[number], number), runtime.device, args.repeats
                 )

@@ -207,6 +207,22 @@ def test_ranks_and_lists(exclude_seen: bool, kernel: bool, monkeypatch: pytest.M
     assert_near(found[1], found[0], 0)
 
 
+@pytest.mark.parametrize(("num_rows", "num_items"), [(1, 1), (300, 9001), (4096, 70_000)])
+def test_one_visit_to_a_tile(num_rows: int, num_items: int) -> None:
+    """By the kernel; what it compares is exact, and sums are those of float64."""
+    num_columns = -(-num_items // visit.LANES) * visit.LANES
+    tile = torch.full((num_rows, num_columns), -torch.inf, device=GPU)
+    tile[:, :num_items] = 3 * torch.randn(num_rows, num_items, device=GPU)
+    tile[num_rows // 2, num_items // 2] = 1e4
+    tile[-1] = -torch.inf
+    limits = tile[:, [0, num_items - 1]].clone()
+    found, logits = visit.visit(tile, num_items, limits, None, log_sums=True), tile[:, :num_items]
+    assert torch.equal(found.chunks, tile.view(num_rows, visit.LANES, -1).amax(1))
+    assert torch.equal(found.below, torch.stack([(logits < limit[:, None]).sum(1) for limit in limits.T], dim=1))
+    exact = torch.cat([rows.double().logsumexp(1) for rows in logits.split(512)])
+    torch.testing.assert_close(found.log_sums.double(), exact, rtol=1e-6, atol=1e-6)
+
+
 def batches(num: int = 10) -> list[Batch]:
     """Windows of different lengths and numbers, so that padded steps have several sizes; the last has no row."""
     shapes = [(NUM_WINDOWS, MAX_LENGTH + 1), (NUM_WINDOWS, 6), (5, MAX_LENGTH + 1), (NUM_WINDOWS, 9), (2, 3)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from csrec_dist.distributed.best_items import merged
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.evaluation.logits import Logits
-from csrec_dist.evaluation.visit import LANES, visit
+from csrec_dist.evaluation.visit import LANES, has_kernel, visit
 
 FEWEST_CHUNKS = 4
 """With this many chunks for each best item, the n-th largest maximum of a chunk is close below the n-th best logit."""
@@ -114,14 +114,18 @@ def _target_logits(logits: Logits, rows: slice, targets: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _buffers(tiles: list[slice], num_rows: int, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Each tile's items, and two buffers [R, C] for it, the same memory every time; columns without items are −inf."""
+def _buffers(tiles: list[slice], num_rows: int, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Each tile's items, and buffers [R, C] for it and, without a kernel, for scratch; the same memory every time.
+
+    Columns of a tile without items are −inf.
+    """
     widths = [-(-(items.stop - items.start) // LANES) * LANES for items in tiles]
-    memory = like.new_empty(2, num_rows * max(widths, default=0))
+    num_buffers = 1 if has_kernel(like.device, like.dtype) else 2
+    memory = like.new_empty(num_buffers, num_rows * max(widths, default=0))
     for items, width in zip(tiles, widths, strict=True):
-        tile, scratch = (part[: num_rows * width].view(num_rows, width) for part in memory)
+        tile, *scratch = (part[: num_rows * width].view(num_rows, width) for part in memory)
         tile[:, items.stop - items.start :] = -math.inf
-        yield items, tile, scratch
+        yield items, tile, scratch[0] if scratch else None
 
 
 class _Marks:

@@ -51,14 +51,19 @@ class Visit:
             self.chunks[rows, chunk] = by_lane[rows, :, chunk].amax(1)
 
 
-def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor, *, log_sums: bool) -> Visit:
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tiles are visited by the kernel there, which needs no scratch memory."""
+    return KERNELS_ARE_ON and dtype == torch.float32 and kernels.run_on(device)
+
+
+def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor | None, *, log_sums: bool) -> Visit:
     """Visit a tile [R, C] whose first `num_items` columns are items; the others are −inf.
 
     Args:
         limits: [R, T]; the logits below each of them are counted.
-        scratch: as large as the tile; it may be written over.
+        scratch: as large as the tile; it may be written over. None where `has_kernel`.
     """
-    if KERNELS_ARE_ON and tile.dtype == torch.float32 and len(tile) and kernels.run_on(tile.device):
+    if scratch is None:
         return _by_kernel(tile, num_items, limits, log_sums)
     chunks = tile.view(len(tile), LANES, -1).amax(1)
     sums = tile.new_full((len(tile),), -math.inf)

@@ -235,6 +235,6 @@ def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == torch.float32:
         sums.addmm_(left, right)
     elif left.device.type == "cuda":
-        sums += torch.mm(left, right, out_dtype=torch.float32)
+        torch.addmm(sums, left, right, out_dtype=torch.float32, out=sums)
     else:
         sums.addmm_(left.float(), right.float())

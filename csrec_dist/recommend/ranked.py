@@ -15,6 +15,7 @@ from csrec_dist.errors import UserError
 from csrec_dist.evaluation import top_items
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
+from csrec_dist.process_state import matmul_precision
 
 BATCH_SIZE = 256
 """Histories that are scored at once."""
@@ -82,8 +83,9 @@ def _top(
     model: SequentialModel, table: TableLike, histories: Iterable[list[int]], top_n: int, seen: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the table, from 1, and their scores [B, n]; the score of what is left out is −inf."""
-    states = states_of(model, histories)
-    items, scores = top_items(states, table, top_n, seen=None if seen is None else seen.to(states.device))
+    with matmul_precision("highest"):  # as evaluation multiplies: nearly equal items have one order in both
+        states = states_of(model, histories)
+        items, scores = top_items(states, table, top_n, seen=None if seen is None else seen.to(states.device))
     return items.cpu().numpy(), scores.float().cpu().numpy()
 
 

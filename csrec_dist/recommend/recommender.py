@@ -26,6 +26,7 @@ from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
 from csrec_dist.hub.repositories import CARD_FILE, check_hub_name, download, is_hub_name, upload
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
+from csrec_dist.process_state import matmul_precision
 from csrec_dist.recommend.card import model_card
 from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank, states_of
 from csrec_dist.recommend.raw_histories import KnownItems, checked, numbers_of_users, of_anybody
@@ -187,7 +188,8 @@ class Recommender:
             raise UserError(f"The {top_n} most similar of {others} other items were asked for; ask for 1…{others}.")
         weight = F.normalize(self.model.item_table.weight.detach().float(), dim=1)
         asked = torch.from_numpy(numbers).to(weight.device)
-        similar, scores = top_items(weight[asked - 1], PlainTable.whole(weight), top_n, seen=asked.unsqueeze(1))
+        with matmul_precision("highest"):  # as evaluation multiplies
+            similar, scores = top_items(weight[asked - 1], PlainTable.whole(weight), top_n, seen=asked.unsqueeze(1))
         frame = self._frame([_whole(numbers, similar.cpu().numpy(), scores.cpu().numpy())])
         item = self.items.of(np.repeat(numbers, top_n)).to_pandas()
         return frame.assign(user=item).rename(columns={"user": "item", "item": "similar_item"})
