@@ -3,7 +3,7 @@
 For each size of the catalog: target ranks, top-20 lists and the log-sum-exp of some rows, made by
 
 - `products`: the matrix products alone, in the same tiles; the physical limit of what has to make every logit,
-- `sweep`: one pass over tiles, as evaluation does it (csrec_dist/evaluation/sweep.py),
+- `sweep`: one pass over tiles (csrec_dist/evaluation/sweep.py), as evaluation does it where there is no kernel,
 - `kernel`, on a GPU: the same, each tile visited by one Triton kernel (csrec_dist/evaluation/kernels.py),
 - `plain`: blocks of whole rows of 8 MiB (128 MiB on a GPU), ranks, lists and log-sum-exp one after the other.
 
@@ -67,11 +67,11 @@ def plain(states: Tensor, table: PlainTable, targets: Tensor, seen: Tensor | Non
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def sweep_by_kernel(states: Tensor, table: PlainTable, asked: SweepRequest) -> SweepResult:
-    """The sweep with the kernel, whether it is in use or not."""
-    before, visit.KERNELS_ARE_ON = visit.KERNELS_ARE_ON, True
+def sweep_by(kernel: bool, states: Tensor, table: PlainTable, request: SweepRequest) -> SweepResult:
+    """The sweep with or without the kernel, which there is on GPUs alone."""
+    before, visit.KERNELS_ARE_ON = visit.KERNELS_ARE_ON, kernel
     try:
-        return sweep(Logits([states], [table]), asked)
+        return sweep(Logits([states], [table]), request)
     finally:
         visit.KERNELS_ARE_ON = before
 
@@ -115,12 +115,12 @@ def measure(
     asked = SweepRequest(targets.unsqueeze(1), top_n=TOP_N, seen=seen, log_sums=True, top=True)
     calls: dict[str, Callable[[], Any]] = {
         "products": lambda: products(states, table),
-        "sweep": lambda: sweep(Logits([states], [table]), asked),
+        "sweep": lambda: sweep_by(False, states, table, asked),
         "plain": lambda: plain(states, table, targets, seen),
     }
     memory = {}
     if device.type == "cuda":
-        calls["kernel"] = lambda: sweep_by_kernel(states, table, asked)
+        calls["kernel"] = lambda: sweep_by(True, states, table, asked)
         for name, call in calls.items():
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -163,7 +163,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if options.tile_mib:
-        tiling.TILE_BYTES[device.type] = options.tile_mib << 20
+        tiling.TILE_BYTES[device.type] = tiling.TILE_BYTES["kernel"] = options.tile_mib << 20
     name = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     with matmul_precision("highest"):
         results = [

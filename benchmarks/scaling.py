@@ -328,7 +328,10 @@ def over_ranks(
     result = []
     for number, (length, epoch) in enumerate(zip(lengths, epochs, strict=True)):
         own = [rank[number] for rank in ranks]
-        values = {f"{name}_ms": 1e3 * statistics.mean(each[name] for each in own) / length for name in ("step", *PARTS)}
+        values = {
+            f"{name}_ms": 1e3 * statistics.mean(each.get(name, 0.0) for each in own) / length
+            for name in ("step", *PARTS)
+        }
         values["cpu_ms"] = 1e3 * sum(each["cpu"] for each in own) / length
         values["examples_per_second"] = epoch["num_examples"] / max(each["step"] for each in own)
         result.append(values)

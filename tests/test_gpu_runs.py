@@ -115,7 +115,7 @@ def test_a_cut_off_run_goes_on_where_it_was(tmp_path: Path, small_dataset: Path,
 
     with at_each_batch(count), pytest.raises(CutOffError):
         execute(cut, Runtime.start(), ["prepare", "distill"])
-    assert list((cut.folder / "checkpoints/distill").glob("step-*"))
+    assert list((Run.of(cut).folder / "checkpoints/distill").glob("step-*"))
     execute(cut, Runtime.start())
     weights = [(Run.of(config).folder / "student/model.safetensors").read_bytes() for config in (cut, whole)]
     assert weights[0] == weights[1]

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import TableLike
+from csrec_dist.evaluation.visit import has_kernel
 
-TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}
-"""Bytes of a tile, of which two or three exist at once: on a CPU they stay in the cache while they are read."""
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28, "kernel": 1 << 30}
+"""Bytes of a tile, of which two or three exist at once: on a CPU they stay in the cache while they are read. Where the
+kernel visits tiles one exists, and fewer of them are less work for the host, which a GPU would wait for."""
 BLOCK_ROWS = {"cpu": 256, "cuda": 4096}
 """Rows of a block. Each block reads the item tables once: with few rows that would take longer than the products."""
 FEWEST_COLUMNS = 64
@@ -92,11 +94,12 @@ class Logits:
 
     @property
     def _kind(self) -> str:
-        return self.device.type if self.device.type in TILE_BYTES else "cpu"
+        return self.device.type if self.device.type in BLOCK_ROWS else "cpu"
 
     @property
     def _tile_size(self) -> int:
-        return TILE_BYTES[self._kind] // self.dtype.itemsize
+        kind = "kernel" if has_kernel(self.device, self.dtype) else self._kind
+        return TILE_BYTES[kind] // self.dtype.itemsize
 
 
 class MeanOfProbabilities(Logits):

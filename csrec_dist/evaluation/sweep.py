@@ -183,12 +183,15 @@ class _Best:
         """Add what a tile has of the best items; the first tile is at least n items wide."""
         is_first = self._bounds.shape[1] == 0
         if is_first:
-            sample = chunks if chunks.shape[1] >= FEWEST_CHUNKS * self._n else tile
-            self._bounds = _ordered(sample).topk(self._n, dim=1).values[:, -1:]
+            if chunks.shape[1] >= FEWEST_CHUNKS * self._n:
+                # Each finite maximum is a logit of its chunk; +inf may stand for NaN, which bounds nothing.
+                sample = chunks.masked_fill(chunks == math.inf, -math.inf)
+            else:
+                sample = _ordered(tile)
+            self._bounds = sample.topk(self._n, dim=1).values[:, -1:]
         # An item of a later tile has a higher id, so it stands behind an equal one and has to exceed the bound.
         reaches = torch.ge if is_first else torch.gt
-        # A chunk whose maximum is NaN may hold good items besides.
-        rows, chunk = reaches(chunks.nan_to_num(nan=math.inf, posinf=math.inf), self._bounds).nonzero(as_tuple=True)
+        rows, chunk = reaches(chunks, self._bounds).nonzero(as_tuple=True)
         values = _ordered(tile.view(len(tile), LANES, -1)[rows, :, chunk])
         pair, lane = reaches(values, self._bounds[rows]).nonzero(as_tuple=True)
         rows, column, values = rows[pair], chunk[pair] + lane * chunks.shape[1], values[pair, lane]

@@ -15,8 +15,8 @@ LANES = 16
 """Columns of a chunk: a search for the best items looks at the largest of each chunk first."""
 CHUNKS_OF_PART = 256
 """Chunks that a program of the kernel reads: 4,096 numbers, 32 for each of its threads."""
-KERNELS_ARE_ON = False
-"""The kernel has been compiled for GPUs and interpreted on a CPU, but no result file shows it on a GPU yet."""
+KERNELS_ARE_ON = True
+"""Whether tiles on a GPU that the kernels are for are visited by the kernel, or by operations of torch."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Visit:
     """Of a tile: the largest logit of each chunk [R, K], log Σ exp [R] (−inf where it was not requested), and how many
     items are below each limit [R, T].
 
-    Chunk k has the columns k, k + K, k + 2 K, …, so that whole runs of columns are compared with each other. NaN may
-    stand as +inf among the largest.
+    Chunk k has the columns k, k + K, k + 2 K, …, so that whole runs of columns are compared with each other. NaN stands
+    as +inf among the largest: such a chunk may hold good items besides.
     """
 
     chunks: Tensor
@@ -45,10 +45,15 @@ class Visit:
         by_lane = tile.view(len(tile), LANES, -1)
         # Scattered reads cost several times those in a row: of many chunks the whole tile is read again.
         if 8 * LANES * len(rows) > tile.numel():
-            torch.amax(by_lane, 1, out=self.chunks)
+            _without_nan(torch.amax(by_lane, 1, out=self.chunks))
         else:
             chunk = columns % self.chunks.shape[1]
-            self.chunks[rows, chunk] = by_lane[rows, :, chunk].amax(1)
+            self.chunks[rows, chunk] = _without_nan(by_lane[rows, :, chunk].amax(1))
+
+
+def _without_nan(largest: Tensor) -> Tensor:
+    """The same tensor with +inf in place of NaN."""
+    return largest.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -79,7 +84,7 @@ def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor | None, 
             # On a CPU sums of floats are several times as fast as sums of truth values, and just as exact below 2²⁴.
             is_below = torch.lt(tile[:, :num_items], limit, out=scratch[:, :num_items])
             below[:, column] = is_below.sum(1)
-    return Visit(chunks, sums, below)
+    return Visit(_without_nan(chunks), sums, below)
 
 
 def _by_kernel(tile: Tensor, num_items: int, limits: Tensor, log_sums: bool) -> Visit:

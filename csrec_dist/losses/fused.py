@@ -29,8 +29,8 @@ MOST_ROWS = 1 << 14
 """Examples of a piece."""
 PROGRAMS = 528
 """Four on each multiprocessor of an H100."""
-NO_LOGIT = -1e30
-"""The largest logit where there is none: finite, as in the kernels."""
+ROWS_OF_MERGE = 64
+"""Examples of a program that adds up the sums of the splits."""
 KERNELS = "csrec_dist.losses.kernels"
 LOSSES = {OneHot: 0, Reverse: 1, Forward: 2}
 
@@ -130,26 +130,25 @@ class Kernels:
     def statistics(self) -> tuple[Tensor, Statistics]:
         """The shifts [sides, N] of student and labels, which are the largest logits, and the sums above them."""
         problem, sides = self.problem, 1 if self.problem.labels is None else 2
-        partials = self._partial_sums(2 if sides == 1 else 5)
-        if len(partials):
-            shifts = partials[:, :sides].amax(0)
-        else:  # a rank may have no items
-            shifts = problem.weights.new_full((sides, self._num_examples), NO_LOGIT)
-        problem.catalog.all_max(shifts)
-        rise = partials[:, :sides] - shifts
-        factors, masses = rise.exp(), partials[:, sides : 2 * sides]
-        sums = (masses * factors).sum(0)
+        merged = self._sums(2 if sides == 1 else 5)
+        shifts, sums = merged[:sides], merged[sides:]
+        if not problem.catalog.is_whole:
+            own = shifts.clone()
+            problem.catalog.all_max(shifts)
+            rise = own - shifts
+            factors = rise.exp()
+            if sides == 2:
+                side = int(isinstance(problem.divergence, Forward))
+                sums[2] = (sums[2] + sums[side] * (rise[0] - rise[1])) * factors[side]
+            sums[:sides] *= factors
         label = None
         if sides == 2:
-            side = int(isinstance(problem.divergence, Forward))
-            difference = partials[:, 4] + masses[:, side] * (rise[:, 0] - rise[:, 1])
-            sums = torch.cat([sums, (difference * factors[:, side]).sum(0, keepdim=True)])
             assert problem.labels is not None
             label = problem.at_targets(problem.labels, self._all, shifts[1])
         return shifts, Statistics(problem.at_targets(problem.student, self._all, shifts[0]), label, sums)
 
-    def _partial_sums(self, num_sums: int) -> Tensor:
-        """What `statistics_kernel` writes [S, num_sums, N]; no splits where there are no items."""
+    def _sums(self, num_sums: int) -> Tensor:
+        """What `merge_kernel` writes [num_sums, N]: of the splits of this slice, of which no items have none."""
         blocks, number, size = self._blocks.statistics, 0, 0
         if self._num_items:
             most = min(MOST_SPLITS, -(-self._num_items // ITEMS_OF_SPLIT))
@@ -158,7 +157,12 @@ class Kernels:
         if number:
             sizes = self._num_examples, self._num_items, size, self._scale
             self._launch("statistics", self._num_examples, number, [partials, *sizes])
-        return partials
+        merged = partials.new_empty(num_sums, self._num_examples)
+        constants = {"LOSS": LOSSES[type(self.problem.divergence)], "BN": ROWS_OF_MERGE}
+        grid = -(-self._num_examples // ROWS_OF_MERGE), 1, 1
+        arguments = [partials, merged, self._num_examples, number]
+        kernels.launch(KERNELS, "merge_kernel", grid, arguments, constants, 4, 1)
+        return merged
 
     def add_gradients(self, shifts: Tensor, terms: Terms, gradients: Gradients) -> None:
         """Add the gradients of Σ weights · losses, a piece of the logits' gradients at a time."""

@@ -173,6 +173,51 @@ def statistics_kernel(
         tl.store(out + 4 * num_examples, difference, mask=row_mask)
 
 
+@triton.jit(do_not_specialize=["num_examples", "num_splits"])
+def merge_kernel(partials, merged, num_examples, num_splits, LOSS: tl.constexpr, BN: tl.constexpr):
+    """Write the sums of all splits, in their order: `merged` [2, N] or, with labels, [5, N], from `partials` of each.
+
+    Without splits the maxima are LOWEST and the sums 0.
+    """
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    mask = rows < num_examples
+    NUM_SUMS: tl.constexpr = 2 if LOSS == CROSS_ENTROPY else 5
+    max_z = tl.full((BN,), LOWEST, tl.float32)
+    max_t = tl.full((BN,), LOWEST, tl.float32)
+    for split in range(num_splits):
+        part = partials + split * NUM_SUMS * num_examples + rows
+        max_z = tl.maximum(max_z, tl.load(part, mask=mask, other=0.0))
+        if LOSS != CROSS_ENTROPY:
+            max_t = tl.maximum(max_t, tl.load(part + num_examples, mask=mask, other=0.0))
+    sum_z = tl.zeros((BN,), tl.float32)
+    sum_t = tl.zeros((BN,), tl.float32)
+    difference = tl.zeros((BN,), tl.float32)
+    for split in range(num_splits):
+        part = partials + split * NUM_SUMS * num_examples + rows
+        rise_z = tl.load(part, mask=mask, other=0.0) - max_z
+        if LOSS == CROSS_ENTROPY:
+            sum_z += tl.load(part + num_examples, mask=mask, other=0.0) * tl.exp(rise_z)
+        else:
+            rise_t = tl.load(part + num_examples, mask=mask, other=0.0) - max_t
+            of_z = tl.load(part + 2 * num_examples, mask=mask, other=0.0)
+            of_t = tl.load(part + 3 * num_examples, mask=mask, other=0.0)
+            of_both = tl.load(part + 4 * num_examples, mask=mask, other=0.0)
+            if LOSS == REVERSE:
+                difference += (of_both + of_z * (rise_z - rise_t)) * tl.exp(rise_z)
+            else:
+                difference += (of_both + of_t * (rise_z - rise_t)) * tl.exp(rise_t)
+            sum_z += of_z * tl.exp(rise_z)
+            sum_t += of_t * tl.exp(rise_t)
+    tl.store(merged + rows, max_z, mask=mask)
+    if LOSS == CROSS_ENTROPY:
+        tl.store(merged + num_examples + rows, sum_z, mask=mask)
+    else:
+        tl.store(merged + num_examples + rows, max_t, mask=mask)
+        tl.store(merged + 2 * num_examples + rows, sum_z, mask=mask)
+        tl.store(merged + 3 * num_examples + rows, sum_t, mask=mask)
+        tl.store(merged + 4 * num_examples + rows, difference, mask=mask)
+
+
 @triton.jit(do_not_specialize=["num_examples", "num_items", "items_of_split", "label_scale", "first_row", "first_item"])
 def coefficients_kernel(
     states, weight, bias, label_states, label_weight, label_bias,

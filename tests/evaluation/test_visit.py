@@ -89,14 +89,24 @@ def test_hidden_items_are_as_if_they_were_never_there(way: str, num_hidden: int)
 
 @pytest.mark.skipif(not IS_INTERPRETED, reason="Triton is not installed")
 @pytest.mark.parametrize("hide", [False, True])
-def test_a_sweep_by_the_kernel_finds_what_one_by_torch_finds(monkeypatch: pytest.MonkeyPatch, hide: bool) -> None:
+@pytest.mark.parametrize("has_nan", [False, True])
+def test_a_sweep_by_the_kernel_finds_what_one_by_torch_finds(
+    monkeypatch: pytest.MonkeyPatch, hide: bool, has_nan: bool
+) -> None:
+    """NaN of some items, so many that they could take all places of the first bound, stand in nobody's list."""
     monkeypatch.setitem(tiling.BLOCK_ROWS, "cpu", 30)
-    monkeypatch.setitem(tiling.TILE_BYTES, "cpu", 30 * 512 * 4)
+    for kind in ("cpu", "kernel"):
+        monkeypatch.setitem(tiling.TILE_BYTES, kind, 30 * 512 * 4)
     monkeypatch.setattr(kernels, "run_on", lambda device: True)
     states, table = drawn(1)
+    if has_nan:
+        table.weight[::9] = math.nan
     targets, seen = items_asked()
     asked = SweepRequest(targets, TOP_N, seen if hide else None, log_sums=True, top=True)
     by_torch = sweep(Logits([states], [table]), asked)
     monkeypatch.setattr(visiting, "KERNELS_ARE_ON", True)
     for one, other in zip(sweep(Logits([states], [table]), asked), by_torch, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
+    if has_nan:
+        assert by_torch.scores.isfinite().all()
+        assert not (by_torch.items % 9 == 1).any()

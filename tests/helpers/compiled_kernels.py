@@ -22,6 +22,7 @@ from csrec_dist.evaluation.kernels import visit_kernel
 from csrec_dist.evaluation.visit import CHUNKS_OF_PART, LANES
 from csrec_dist.losses import kernels
 from csrec_dist.losses.configurations import Blocks, chunk, configuration
+from csrec_dist.losses.fused import ROWS_OF_MERGE
 
 MOST_SHARED, MOST_SPILLS = 227 * 1024, 48
 """Bytes of shared memory that a multiprocessor gives a program, and spilled stores that are few."""
@@ -63,6 +64,17 @@ def visit_resources(num_targets: int, log_sums: bool) -> dict[str, Any]:
     return _compiled(ASTSource(function, signature, constexprs, attributes), 4, 1)
 
 
+def merge_resources(loss: int) -> dict[str, Any]:
+    """The same of the kernel that adds up the sums of the splits."""
+    function: Any = kernels.merge_kernel
+    constants = {"LOSS": loss, "BN": ROWS_OF_MERGE}
+    kinds = {"num_examples": "i32", "num_splits": "i32"}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in function.arg_names}
+    constexprs = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    attributes = {(place,): [["tt.divisibility", 16]] for place in range(2)}
+    return _compiled(ASTSource(function, signature, constexprs, attributes), 4, 1)
+
+
 def _compiled(source: ASTSource, warps: int, stages: int) -> dict[str, Any]:
     compiled = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages}
@@ -85,7 +97,7 @@ def _tool(name: str, *arguments: str) -> str:
 def fits(about: dict[str, Any]) -> bool:
     """Whether a kernel has room on the chip, few spilled registers, and products on the tensor cores."""
     has_room = about["shared"] <= MOST_SHARED and about["STL"] <= MOST_SPILLS
-    return has_room and (about["HGMMA"] > 0 or about["kernel"] == "visit")
+    return has_room and (about["HGMMA"] > 0 or about["kernel"] in ("visit", "merge"))
 
 
 def main() -> None:
@@ -100,6 +112,8 @@ def main() -> None:
             show(about | resources(name, getattr(chosen, name), width, max(label_width, 1), loss))
     for num_targets, log_sums in ((1, False), (2, True)):
         show({"kernel": "visit", "targets": num_targets, **visit_resources(num_targets, log_sums)})
+    for loss in (0, 1, 2):
+        show({"kernel": "merge", "loss": loss, **merge_resources(loss)})
 
 
 def show(about: dict[str, Any]) -> None:
