@@ -13,7 +13,7 @@ from torch import Tensor
 from csrec_dist.distributed.catalog import TableLike
 from csrec_dist.evaluation.visit import has_kernel
 
-TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28, "kernel": 1 << 30}
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28, "kernel": 1 << 31}
 """Bytes of a tile, of which two or three exist at once: on a CPU they stay in the cache while they are read. Where the
 kernel visits tiles one exists, and fewer of them are less work for the host, which a GPU would wait for."""
 BLOCK_ROWS = {"cpu": 256, "cuda": 4096}

@@ -75,7 +75,7 @@ def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepRes
     tiles = logits.tile_items(num_rows, request.top_n, LANES) if num_rows else []
     target_marks, seen_marks = (_Marks(catalog, tiles, items) for items in (targets, seen))
     below = torch.zeros_like(targets)
-    log_sums = target_logits.new_full((num_rows,), -math.inf)
+    log_sums = [target_logits.new_full((1, num_rows), -math.inf)]
     best = _Best(logits, num_rows, request.top_n)
     is_top_apart = request.top and (request.top_n == 0 or request.seen is not None)
     top = _Best(logits, num_rows, 1) if is_top_apart else best
@@ -86,7 +86,7 @@ def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepRes
         marked_rows, columns = target_marks.of(number)
         tile[marked_rows, columns] = target_marks.values(target_logits, number)
         visited = visit(tile, width, limits, scratch, log_sums=request.log_sums)
-        log_sums = torch.logaddexp(log_sums, visited.log_sums)
+        log_sums.append(visited.log_sums)
         if is_top_apart:  # before the seen items are hidden
             top.add(tile, visited.chunks, items)
         marked_rows, columns = seen_marks.of(number)
@@ -100,7 +100,7 @@ def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepRes
     return SweepResult(
         catalog.num_items - catalog.all_sum(below),
         *lists,
-        catalog.log_sum_exp(log_sums) if request.log_sums else log_sums,
+        catalog.log_sum_exp(torch.cat(log_sums).logsumexp(0)) if request.log_sums else log_sums[0][0],
         *(part[:, : int(request.top)] for part in tops),
     )
 
@@ -124,7 +124,8 @@ def _buffers(tiles: list[slice], num_rows: int, like: Tensor) -> Iterator[tuple[
     memory = like.new_empty(num_buffers, num_rows * max(widths, default=0))
     for items, width in zip(tiles, widths, strict=True):
         tile, *scratch = (part[: num_rows * width].view(num_rows, width) for part in memory)
-        tile[:, items.stop - items.start :] = -math.inf
+        if items.stop - items.start < width:
+            tile[:, items.stop - items.start :] = -math.inf
         yield items, tile, scratch[0] if scratch else None
 
 

@@ -21,8 +21,8 @@ KERNELS_ARE_ON = True
 
 @dataclass(frozen=True)
 class Visit:
-    """Of a tile: the largest logit of each chunk [R, K], log Σ exp [R] (−inf where it was not requested), and how many
-    items are below each limit [R, T].
+    """Of a tile: the largest logit of each chunk [R, K], log Σ exp of each part [P, R] (no parts where it was not
+    requested), and how many items are below each limit [R, T].
 
     Chunk k has the columns k, k + K, k + 2 K, …, so that whole runs of columns are compared with each other. NaN stands
     as +inf among the largest: such a chunk may hold good items besides.
@@ -71,11 +71,11 @@ def visit(tile: Tensor, num_items: int, limits: Tensor, scratch: Tensor | None, 
     if scratch is None:
         return _by_kernel(tile, num_items, limits, log_sums)
     chunks = tile.view(len(tile), LANES, -1).amax(1)
-    sums = tile.new_full((len(tile),), -math.inf)
+    sums = tile.new_empty(0, len(tile))
     if log_sums:
         largest = chunks.amax(1)
         torch.log_softmax(tile, 1, out=scratch)  # the one way to a log-sum-exp in a single visit
-        sums = torch.where(largest == -math.inf, largest, largest - scratch.amax(1))
+        sums = torch.where(largest == -math.inf, largest, largest - scratch.amax(1)).unsqueeze(0)
     below = torch.empty_like(limits, dtype=torch.int64)
     for column, limit in enumerate(limits.T.unsqueeze(2)):
         if tile.is_cuda:
@@ -93,15 +93,10 @@ def _by_kernel(tile: Tensor, num_items: int, limits: Tensor, log_sums: bool) -> 
     num_parts = -(-num_chunks // CHUNKS_OF_PART)
     chunks = tile.new_empty(num_rows, num_chunks)
     partials = tile.new_empty(num_parts, 2, num_rows)
-    counts = torch.zeros(num_parts, num_targets, num_rows, dtype=torch.int32, device=tile.device)
+    counts = torch.empty(num_parts, num_targets, num_rows, dtype=torch.int32, device=tile.device)
     constants = {"LANES": LANES, "NUM_TARGETS": num_targets, "LOG_SUMS": log_sums, "CHUNKS": CHUNKS_OF_PART}
     arguments = [tile, limits.contiguous(), chunks, partials, counts, num_rows, num_chunks, num_items]
     grid = num_rows, num_parts, 1
     kernels.launch("csrec_dist.evaluation.kernels", "visit_kernel", grid, arguments, constants, 4, 1)
-    sums = tile.new_full((num_rows,), -math.inf)
-    if log_sums:
-        # A row without a finite logit has −inf here, and one with NaN has NaN.
-        largest = partials[:, 0].amax(0)
-        rise = (partials[:, 0] - largest).masked_fill(partials[:, 0] == -math.inf, -math.inf)
-        sums = largest + (partials[:, 1] * rise.exp()).sum(0).log()
+    sums = partials[:, 0] + partials[:, 1].log() if log_sums else partials[:0, 0]
     return Visit(chunks, sums, counts.sum(0).T)
