@@ -1,0 +1,59 @@
+"""The scripts of benchmarks/ run, on sizes too small to measure anything: what they print last can be read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = pytest.mark.long
+
+SCRIPTS = [
+    "evaluation --items 300 --rows 10 --repeats 1 --hide",
+    "loss --examples 30 --items 300 --repeats 1",
+    pytest.param("catalog --items 3000 --windows 2 --ranks 2 --steps 1", marks=LONG),
+    pytest.param("gain", marks=LONG),
+    pytest.param("joining --processes 2", marks=LONG),
+    pytest.param(
+        "ranks --interactions 200000 --shards 8 --batch-size 64 --steps 1 --output {folder}/ranks", marks=LONG
+    ),
+    pytest.param("scaling --ranks 1 2 --repeats 1 --steps 2 --sizes gru4rec:8:4:200", marks=LONG),
+    pytest.param("sharded --items 4000 --idle-items 1000 --width 8 --ranks 1 --engines ddp", marks=LONG),
+    pytest.param(
+        "steps --models gru4rec --items 300 --windows 4 --examples 30 --tiles 8 --blocks 8 --repeats 1", marks=LONG
+    ),
+    pytest.param("stream --interactions 200000 --shards 4 --batch-size 16", marks=LONG),
+]
+
+
+def last_line(script: str, folder: Path) -> str:
+    """The last line that a script prints; it ends without an error."""
+    name, *arguments = script.format(folder=folder).split()
+    command = [sys.executable, ROOT / f"benchmarks/{name}.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_prints_its_results(script: str, tmp_path: Path) -> None:
+    assert json.loads(last_line(script, tmp_path))
+
+
+RUN_SCRIPTS = ["labels {run} --temperatures 1", "leaks {run}", "serve {run} --seconds 0.2 --clients 1 --lists 1"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", RUN_SCRIPTS)
+def test_a_script_that_reads_a_run(script: str, finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    assert last_line(script.replace("{run}", str(finished_run[1])), tmp_path)
+
+
+def test_the_parts_for_a_gpu_are_listed(tmp_path: Path) -> None:
+    assert "benchmarks/scaling.py" in last_line("gpu --list", tmp_path)
