@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from benchmarks import peers
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = pytest.mark.long
@@ -57,3 +60,39 @@ def test_a_script_that_reads_a_run(script: str, finished_run: tuple[Path, Path],
 
 def test_the_parts_for_a_gpu_are_listed(tmp_path: Path) -> None:
     assert "benchmarks/scaling.py" in last_line("gpu --list", tmp_path)
+
+
+def process(seconds: float, ndcg: float) -> dict[str, Any]:
+    """Figures of a process of `peers.py`, all of whose seconds are the same."""
+    names = ("epoch_s", "epoch_cpu_s", "evaluation_s", "evaluation_cpu_s", "preparing_s")
+    return dict.fromkeys(names, seconds) | {"ndcg@10": [0.1, ndcg]}
+
+
+def test_peers_are_compared_round_by_round() -> None:
+    """Medians of the rounds' own ratios, each with what it is to be compared with; a failed process counts for none."""
+    seconds = [(1, 9, 2, 8), (2, 8, 2, 6), (1, None, 1, 7)]
+    rounds = [
+        {
+            "csrec_dist": process(here, 0.2),
+            "recbole": {"failed": ["…"]} if there is None else process(there, 0.1),
+            "csrec_dist_m": process(student, 0.3),
+            "plain": process(plain, 0.3),
+        }
+        for here, there, student, plain in seconds
+    ]
+    found = peers.ratios(rounds)
+    assert found.keys() == {"recbole", "plain"}
+    assert (found["recbole"]["epoch_s"], found["recbole"]["ndcg"]) == (6.5, 2.0)
+    assert (found["plain"]["epoch_s"], found["plain"]["ndcg"]) == (4.0, 1.0)
+
+
+def test_peers_that_have_sasrec_alone_train_nothing_else() -> None:
+    assert peers.systems_for("sasrec", ["csrec_dist", "rectools"]) == ["csrec_dist", "rectools"]
+    assert peers.systems_for("narm", ["csrec_dist", "rectools"]) == ["csrec_dist"]
+
+
+def test_the_first_of_several_epochs_warms_up() -> None:
+    seconds = {"epoch": [(9.0, 9.0), (2.0, 1.0), (4.0, 3.0)], "preparing": [(0.5, 0.4)]}
+    found = peers.figures({"seconds": seconds, "examples": 300}, 7)
+    assert (found["epoch_s"], found["epoch_cpu_s"], found["preparing_s"]) == (3.0, 2.0, 0.5)
+    assert found["prefixes_per_second"] == 100
