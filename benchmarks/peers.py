@@ -3,7 +3,8 @@
 Everybody reads the same windows, each a user of its own (last item test, last but one validation), trains the same
 model (width, layers, heads, dropout, Adam, learning rate, seed) with the full softmax for as many epochs, in batches of
 as many prefixes, and ranks the whole catalog for the validation rows after each epoch, with recall, NDCG and MRR at 5,
-10 and 20. Nobody looks at test rows.
+10 and 20. Nobody looks at test rows. `encoding` is the encoder's own part of an evaluation: its pass over these rows
+again, without ranking (here and in RecBole).
 
 - `recbole`: RecBole without autograd's anomaly mode, which it switches on for all sequential models;
   `recbole_released`: with it, as it is released.

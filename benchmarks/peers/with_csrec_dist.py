@@ -6,7 +6,7 @@ import torch
 from driver import Measured, start
 
 from csrec_dist import CSRec, Dataset, __version__, models
-from csrec_dist.data.batches import to_batch
+from csrec_dist.data.batches import question, to_batch
 from csrec_dist.evaluation import evaluate
 from csrec_dist.files import read_json
 from csrec_dist.training.meter import Meter
@@ -50,10 +50,13 @@ if teachers:
     usage = read_json(run.folder / "label.done.json")["usage"]
     measured.seconds["labelling"] = [(each["seconds"], each["seconds"]) for each in usage]
 device = torch.device(settings["device"])
-model = models.load(run.folder / "student").to(device)
+model = models.load(run.folder / "student").to(device).eval()
 for _ in range(settings["epochs"]):
     with measured.timed("evaluation"):
         batches = (to_batch(row).to(device) for row in data.stream("valid", batch_size=256))
         evaluate(model, batches, top_n=[5, 10, 20], exclude_seen=False, reduce=lambda sums: sums)
+    with torch.no_grad(), measured.timed("encoding"):
+        for row in data.stream("valid", batch_size=256):
+            model.encode_last(question(to_batch(row).to(device)).histories)
 versions = {"csrec_dist": __version__, "torch": torch.__version__}
 measured.report(data.splits["train"].num_examples, versions)

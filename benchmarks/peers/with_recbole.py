@@ -148,5 +148,10 @@ model, trainer = make(settings["seed"])
 if teachers:
     model.calculate_loss = distilled(model, teachers, settings["temperature"], settings["beta"])
 train(trainer, (train_data, valid_data), "epoch")
+model.eval()
+for _ in range(settings["epochs"]):
+    with torch.no_grad(), measured.timed("encoding"):
+        for batch in valid_data:
+            states_and_table(model, batch[0].to(config["device"]))
 shutil.rmtree("saved", ignore_errors=True)
 measured.report(len(train_data.dataset), {"recbole": recbole.__version__, "torch": torch.__version__})
