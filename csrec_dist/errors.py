@@ -15,23 +15,35 @@ class UserError(Exception):
 
 
 class SharedUserError(UserError):
-    """A UserError that every rank raises with the same words, so that one of them says it."""
+    """A UserError that several ranks raise with the same words, so that one of them says it.
+
+    With `is_of_all` these are all ranks of the run, otherwise those of a group, beside which others may work on.
+    """
+
+    def __init__(self, message: str, *, is_of_all: bool = True) -> None:
+        super().__init__(message)
+        self.is_of_all = is_of_all
 
 
 class StorageError(Exception):
     """A disk is full, failing or read-only; what was begun goes on when that is mended. Exit status 1.
 
-    With `is_shared` every rank raises it with the same words.
+    With `is_shared` several ranks raise it with the same words, with `is_of_all` every rank of the run.
     """
 
-    def __init__(self, message: str, *, is_shared: bool = False) -> None:
+    def __init__(self, message: str, *, is_shared: bool = False, is_of_all: bool = False) -> None:
         super().__init__(message)
-        self.is_shared = is_shared
+        self.is_shared, self.is_of_all = is_shared, is_of_all
 
 
 def is_shared(error: BaseException) -> bool:
-    """Whether every rank raises the error: then none of them works on."""
+    """Whether several ranks raise the error, of which one says it."""
     return isinstance(error, SharedUserError) or (isinstance(error, StorageError) and error.is_shared)
+
+
+def is_of_all(error: BaseException) -> bool:
+    """Whether every rank of the run raises the error: then none of them works on."""
+    return isinstance(error, SharedUserError | StorageError) and error.is_of_all
 
 
 @contextmanager

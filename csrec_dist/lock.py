@@ -15,12 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from csrec_dist.errors import UserError, is_shared
+from csrec_dist.errors import UserError, is_of_all
 from csrec_dist.storage import FAILURES, storage_error
 from csrec_dist.writers import LEASE_SECONDS, boot_id, is_running, machine, server_time, started
 
 FILE = ".lock"
 HEARTBEAT_SECONDS = 10.0
+LOOK_SECONDS = 2.0
+"""Between two looks at the lock of a process of another machine, which may be dead."""
+LONGEST_WAIT_SECONDS = 2 * LEASE_SECONDS
+"""For such a process; the servers of some disks keep the kernel's locks of a dead machine for longer than the lease."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems answer that know no locks, such as Lustre without its option flock: there the lease decides."""
 
@@ -47,14 +51,18 @@ class Holder:
         except (ValueError, TypeError):
             return None
 
+    def has_this_kernel(self) -> bool:
+        """Whether it runs on this machine, perhaps in another container: the kernel's lock on its file tells of it."""
+        return self.machine.partition(" ")[0] == boot_id()
+
     def is_alive(self, seconds: float, *, has_locks: bool) -> bool:
         """Whether it may still be at work, once nobody has the kernel's lock on its file.
 
         On this machine the kernel's lock, or else the process itself, tells. Of a process on another machine, whatever
         that is called, the heartbeat tells: it was last heard of so many `seconds` ago.
         """
-        if has_locks and self.machine.partition(" ")[0] == boot_id():
-            return False  # also in another container: they have one kernel
+        if has_locks and self.has_this_kernel():
+            return False
         if self.machine == machine():
             return is_running(self.pid, self.started)
         return seconds <= LEASE_SECONDS
@@ -70,8 +78,9 @@ class FolderLock:
 
     The kernel's lock (flock) ends with its process, however that ends. Where the file system has none, or none that
     reaches other machines, the name in the file is a lease: its holder touches the file every `HEARTBEAT_SECONDS`, and
-    a process of another machine takes it over after `LEASE_SECONDS` without that. The file goes when it is released,
-    and so do folders that were made for it and have nothing else in them.
+    a process of another machine takes it over after `LEASE_SECONDS` without that, for which it waits: the launcher may
+    have begun anew after the first rank's machine died. The file goes when it is released, and so do folders that were
+    made for it and have nothing else in them.
     """
 
     def __init__(self, folder: Path, what: str, *, beside: bool = False) -> None:
@@ -85,8 +94,10 @@ class FolderLock:
         self._released = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, waits: bool = True) -> None:
         """Take the lock, making the folder if need be; nothing else is touched where that fails.
+
+        Of a process of another machine it `waits` until that is heard of, or its lease has ended.
 
         Raises:
             StorageError: the disk is full, failing or read-only.
@@ -95,20 +106,9 @@ class FolderLock:
         try:
             if kept := _KEPT.pop(self._path.resolve(), None):
                 kept.release()  # the ranks of its run are those that begin here now
-            # The folder may be removed, with its file, by a process that lets go between our opening it and locking it:
-            # a lock on a file that is no longer there protects nothing, so it is taken again.
-            while not self._is_current():
-                self._close()
-                self._made = [folder for folder in self._path.parents if not folder.exists()]
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-                self._flock()
-            holder = self._holder()
-            if holder and holder.is_alive(self._silence(), has_locks=self._has_locks):
-                self._refuse(holder)
+            if not self._try() and not (waits and self._wait_for_lease()):
+                self._refuse()
             self._write(json.dumps(asdict(self._this)) + "\n")
-        except BlockingIOError:
-            self._refuse(self._holder())
         except OSError as error:
             self._remove()
             if error.errno in FAILURES:
@@ -120,26 +120,69 @@ class FolderLock:
         self._heart = threading.Thread(target=self._beat_until_released, name="lock", daemon=True)
         self._heart.start()
 
+    def _try(self) -> bool:
+        """Open the file, and whether the lock is free now: it has the kernel's then, and its holder is dead."""
+        self._close()
+        try:
+            # The folder may be removed, with its file, by a process that lets go between our opening it and locking it:
+            # a lock on a file that is no longer there protects nothing, so it is taken again.
+            while not self._is_current():
+                self._close()
+                self._made = [folder for folder in self._path.parents if not folder.exists()]
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._flock()
+        except BlockingIOError:
+            return False
+        holder = self._holder()
+        return holder is None or not holder.is_alive(self._silence(), has_locks=self._has_locks)
+
+    def _wait_for_lease(self) -> bool:
+        """Whether the lock becomes free because its holder, on another machine, is not heard of within the lease."""
+        holder, sign, begin = self._holder(), self._sign(), time.monotonic()
+        if holder is None or (holder.has_this_kernel() and self._has_locks) or holder.machine == machine():
+            return False
+        print(
+            f"csrec-dist: {self._what} {self._folder} was in use by {holder}. Waiting until that process is heard of, "
+            f"or has been silent for {LEASE_SECONDS:.0f} seconds ...",
+            file=sys.stderr,
+            flush=True,
+        )
+        while time.monotonic() - begin <= LONGEST_WAIT_SECONDS:
+            self._close()  # others that look must not take this process for the holder
+            time.sleep(LOOK_SECONDS)
+            if self._try():
+                return True
+            if (self._holder(), self._sign()) != (holder, sign):
+                return False
+        return False
+
+    def _sign(self) -> int:
+        """What changes when the holder is heard of."""
+        assert self._file is not None
+        return os.fstat(self._file).st_mtime_ns
+
     def release(self) -> None:
         """Let go of the lock, if this process has it."""
         if self._file is None:
             return
         self._stop_beating()
-        if self._holder() == self._this and self._is_current():
-            self._remove()
+        with suppress(OSError):  # a disk that fails keeps the file, and must not hide the error that the work ended by
+            if self._holder() == self._this and self._is_current():
+                self._remove()
         self._close()
 
     @contextmanager
     def released_when_ranks_are_done(self, world_size: int) -> Iterator[None]:
         """Release the lock at the end of the block, which all ranks go through, when none of them writes any more.
 
-        After an error of one rank the others may write for a while. Then the lock ends with the process, as all of
-        them are ended by their launcher, or when the same processes begin there again.
+        After an error of one rank, or of a group of them, the others may write for a while. Then the lock ends with the
+        process, as all of them are ended by their launcher, or when the same processes begin there again.
         """
         try:
             yield
         except BaseException as error:
-            if world_size == 1 or is_shared(error):
+            if world_size == 1 or is_of_all(error):
                 self.release()
             else:
                 self._keep()
@@ -199,7 +242,8 @@ class FolderLock:
                 raise
             self._has_locks = False
 
-    def _refuse(self, holder: Holder | None) -> None:
+    def _refuse(self) -> None:
+        holder = self._holder()
         self._close()
         raise UserError(
             f"{self._what} {self._folder} is in use by {holder or 'another process'}. Wait for it to end, stop it, or "
@@ -242,10 +286,10 @@ class FolderLock:
 
 
 @contextmanager
-def locked(folder: Path, what: str, *, beside: bool = False) -> Iterator[None]:
+def locked(folder: Path, what: str, *, beside: bool = False, waits: bool = True) -> Iterator[None]:
     """Within the block this process alone writes to the folder; UserError where another one does."""
     lock = FolderLock(folder, what, beside=beside)
-    lock.acquire()
+    lock.acquire(waits=waits)
     try:
         yield
     finally:
@@ -262,7 +306,7 @@ def remove_dead_locks(folder: Path) -> None:
         if not beside and path.parent == folder:
             continue
         locks = path.with_name(path.name.removeprefix(".").removesuffix(FILE)) if beside else path.parent
-        with suppress(UserError), locked(locks, "The folder", beside=beside):
+        with suppress(UserError), locked(locks, "The folder", beside=beside, waits=False):
             pass
 
 

@@ -143,13 +143,24 @@ def examine(rank: int, world_size: int, folder: str, fault: str) -> list[tuple[s
                 Path, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system"))
             )
         if rank == 1 and fault == "version":
-            patch.setattr(ranks, "version", lambda name: "0.1")
+            patch.setattr(ranks, "installed_version", lambda name: "0.1")
+        if rank == 1 and fault == "package":
+            patch.setattr(machine, "version", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
         if rank == 1 and fault == "clock":
             now = ranks.time.time
             patch.setattr(ranks.time, "time", lambda: now() - 100)
         if rank == 1 and fault == "another disk":
-            exists = Path.exists
-            patch.setattr(Path, "exists", lambda path: "renamed" not in path.name and exists(path))
+            exists = os.path.exists
+            patch.setattr(os.path, "exists", lambda path: "renamed" not in str(path) and exists(path))
+        if rank == 1 and fault == "permission":
+            opened = Path.open
+
+            def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+                if path.name == "renamed":
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return opened(path, *arguments, **options)
+
+            patch.setattr(Path, "open", refuse)
         if rank == 1 and fault == "local locks":
             patch.setattr(fcntl, "flock", lambda *_: None)
         checks = ranks.check_ranks(runtime, Path(folder) / "runs")
@@ -161,9 +172,11 @@ def examine(rank: int, world_size: int, folder: str, fault: str) -> list[tuple[s
     [
         ("", "", "ok"),
         ("version", "versions", "FAIL"),
+        ("package", "versions", "FAIL"),
         ("clock", "clocks", "WARN"),
         ("another disk", "shared disk", "FAIL"),
         ("read-only", "shared disk", "FAIL"),
+        ("permission", "locks", "FAIL"),
         ("no locks", "locks", "WARN"),
         ("local locks", "locks", "WARN"),
         ("slow", "all-reduce", "WARN"),
@@ -174,5 +187,5 @@ def test_the_ranks_of_a_launch_are_checked_together(tmp_path: Path, fault: str, 
     assert first == second
     assert {each: found for each, found, _ in first if found != "ok"} == ({name: status} if name else {})
     assert not list(tmp_path.iterdir())
-    if fault == "version":
-        assert "torch is 2" in {each: text for each, _, text in first}["versions"]
+    words = {"version": "torch is 2", "package": "missing on rank 1", "permission": "rank 1: Permission denied"}
+    assert words.get(fault, "") in " ".join(text for _, _, text in first)

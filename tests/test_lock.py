@@ -17,8 +17,16 @@ import pytest
 from csrec_dist.cli import main
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
-from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.lock import FolderLock, Holder, locked, remove_dead_locks
+from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.lock import (
+    HEARTBEAT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    LOOK_SECONDS,
+    FolderLock,
+    Holder,
+    locked,
+    remove_dead_locks,
+)
 from csrec_dist.writers import LEASE_SECONDS, machine, remove_leftovers, writer_name
 from tests.helpers.finished_runs import refused
 from tests.helpers.study_files import write_study
@@ -145,14 +153,41 @@ def test_after_an_error_of_one_rank_its_process_alone_may_begin_again(tmp_path: 
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize(("world_size", "error"), [(1, UserError), (2, SharedUserError)])
-def test_after_an_error_of_all_ranks_any_process_may_begin(
-    tmp_path: Path, world_size: int, error: type[UserError]
+@pytest.mark.parametrize(
+    ("world_size", "error", "may_begin"),
+    [
+        (1, UserError("of all"), True),
+        (2, SharedUserError("of all"), True),
+        (2, StorageError("of all", is_shared=True, is_of_all=True), True),
+        (3, SharedUserError("of a group", is_of_all=False), False),
+        (3, StorageError("of a group", is_shared=True), False),
+    ],
+)
+def test_any_process_may_begin_after_an_error_of_all_ranks_and_none_after_that_of_a_group(
+    tmp_path: Path, world_size: int, error: Exception, may_begin: bool
 ) -> None:
+    """The other groups may write for a while."""
     lock = FolderLock(tmp_path / "r", WHAT)
-    with pytest.raises(error, match="of all"):
-        fail(lock, world_size, error("of all"))
-    assert not (tmp_path / "r").exists()
+    with pytest.raises(type(error), match="of a"):
+        fail(lock, world_size, error)
+    assert (tmp_path / "r").exists() != may_begin
+    assert (status_of_another(HOLD, tmp_path / "r")[0] == 0) == may_begin
+    lock.release()
+
+
+def test_a_disk_that_fails_when_the_lock_is_released_raises_nothing_that_would_hide_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_to_read(*_: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    lock = FolderLock(tmp_path / "r", WHAT)
+    lock.acquire()
+    monkeypatch.setattr(os, "pread", fail_to_read)
+    lock.release()
+    monkeypatch.undo()
+    with locked(tmp_path / "r", WHAT):
+        pass
 
 
 def test_a_process_that_ends_by_an_error_of_one_rank_leaves_no_lock(tmp_path: Path) -> None:
@@ -206,44 +241,98 @@ def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "time", lambda: now() + request.param)
 
 
-@pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize("other", [ELSEWHERE, NAMESAKE], ids=["elsewhere", "namesake"])
-@pytest.mark.parametrize("seconds", [0, LEASE_SECONDS / 2, LEASE_SECONDS + 60])
-def test_a_process_of_another_machine_is_replaced_when_it_was_not_heard_of_for_the_lease(
-    tmp_path: Path, seconds: float, other: Holder
-) -> None:
-    """A machine may have another one's name, and a clock that is not the server's."""
-    path = tmp_path / ".lock"
+class Waited:
+    """Seconds that a start has waited for a process of another machine; the test's clock alone goes on meanwhile."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seconds, self.heard_after, self.path = 0.0, float("inf"), Path()
+        silence, monotonic = FolderLock._silence, time.monotonic
+        patch.setattr(time, "sleep", self.sleep)
+        patch.setattr(time, "monotonic", lambda: monotonic() + self.seconds)
+        patch.setattr(FolderLock, "_silence", lambda lock: silence(lock) + self.seconds)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.seconds >= self.heard_after:
+            os.utime(self.path)
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> Waited:
+    return Waited(monkeypatch)
+
+
+def held_elsewhere(path: Path, other: Holder, seconds: float) -> None:
+    """A lock file of a process that was heard of so many seconds ago."""
     path.write_text(json.dumps(asdict(other)))
     last_beat = path.stat().st_mtime - seconds
     os.utime(path, (last_beat, last_beat))
-    before, lock = path.stat(), FolderLock(tmp_path, WHAT)
-    if seconds > LEASE_SECONDS:
-        lock.acquire()
-        lock.release()
-        return
-    with pytest.raises(UserError, match=f"in use by process {other.pid} on {other.host}, which began at 1970"):
-        lock.acquire()
-    assert (path.stat().st_mtime, path.read_text()) == (before.st_mtime, json.dumps(asdict(other)))
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("other", [ELSEWHERE, NAMESAKE], ids=["elsewhere", "namesake"])
+@pytest.mark.parametrize("seconds", [0, LEASE_SECONDS / 2, LEASE_SECONDS + 60])
+def test_a_dead_process_of_another_machine_is_replaced_when_its_lease_has_ended(
+    tmp_path: Path, waited: Waited, capsys: pytest.CaptureFixture[str], seconds: float, other: Holder
+) -> None:
+    """A machine may have another one's name, and a clock that is not the server's."""
+    held_elsewhere(tmp_path / ".lock", other, seconds)
+    with locked(tmp_path, WHAT):
+        assert Holder.parse((tmp_path / ".lock").read_text()) == Holder.this()
+    left = max(LEASE_SECONDS - seconds, 0)
+    assert left <= waited.seconds <= left + 2 * LOOK_SECONDS
+    said = f"was in use by process {other.pid} on {other.host}, which began at 1970"
+    assert (said in capsys.readouterr().err) == bool(left)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("heard_after", [0, HEARTBEAT_SECONDS])
+def test_a_living_process_of_another_machine_is_waited_for_until_it_is_heard_of(
+    tmp_path: Path, waited: Waited, heard_after: float
+) -> None:
+    path = tmp_path / ".lock"
+    held_elsewhere(path, ELSEWHERE, LEASE_SECONDS / 2)
+    waited.path, waited.heard_after = path, heard_after
+    with pytest.raises(UserError, match=f"in use by process {ELSEWHERE.pid} on {ELSEWHERE.host}, which began at 1970"):
+        FolderLock(tmp_path, WHAT).acquire()
+    assert heard_after <= waited.seconds <= heard_after + LOOK_SECONDS
+    assert path.read_text() == json.dumps(asdict(ELSEWHERE))
     assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_kernel_lock_that_a_dead_machine_has_left_on_the_server_is_waited_for_no_longer_than_is_said(
+    tmp_path: Path, waited: Waited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers free the locks of a dead machine after a time of their own."""
+    held_elsewhere(tmp_path / ".lock", ELSEWHERE, 0)
+    flock, freed_after = fcntl.flock, 1.5 * LEASE_SECONDS
+
+    def flock_when_freed(file: int, operation: int) -> None:
+        if waited.seconds < freed_after:
+            raise BlockingIOError
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_when_freed)
+    with locked(tmp_path, WHAT):
+        assert waited.seconds >= freed_after
+    held_elsewhere(tmp_path / ".lock", ELSEWHERE, 0)
+    waited.seconds, freed_after = 0.0, float("inf")
+    with pytest.raises(UserError, match="in use by process"):
+        FolderLock(tmp_path, WHAT).acquire()
+    assert waited.seconds <= LONGEST_WAIT_SECONDS + 2 * LOOK_SECONDS
 
 
 @pytest.mark.parametrize("has_locks", [True, False])
 def test_of_a_process_in_another_container_the_kernel_tells_or_else_the_heartbeat(
-    tmp_path: Path, has_locks: bool, request: pytest.FixtureRequest
+    tmp_path: Path, waited: Waited, has_locks: bool, request: pytest.FixtureRequest
 ) -> None:
     """Its number means nothing here, where another process may have it."""
     if not has_locks:
         request.getfixturevalue("no_locks")
     other = replace(Holder.this(), pid=2**22 + 1, machine=f"{machine().partition(' ')[0]} pid:[1]")
-    (tmp_path / ".lock").write_text(json.dumps(asdict(other)))
-    lock = FolderLock(tmp_path, WHAT)
-    if has_locks:
-        lock.acquire()
-        lock.release()
-    else:
-        with pytest.raises(UserError, match="in use by process"):
-            lock.acquire()
+    held_elsewhere(tmp_path / ".lock", other, 0)
+    with locked(tmp_path, WHAT):
+        assert bool(waited.seconds) != has_locks
 
 
 def test_a_beat_renews_the_lease_and_notices_who_has_taken_it_over(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ class Processes(Protocol):
         """Whether this is rank 0."""
 
     @property
+    def rank(self) -> int:
+        """This rank's number, from 0."""
+
+    @property
     def world_size(self) -> int:
         """Number of ranks."""
 
@@ -53,7 +57,7 @@ class Processes(Protocol):
 class SoleProcess:
     """A run's only process, without torch, groups and device: enough to prepare a dataset."""
 
-    is_main, world_size = True, 1
+    is_main, rank, world_size = True, 0, 1
 
     def __init__(self, engine: str = "ddp", precision: str = "fp32") -> None:
         """UserError when a launcher was asked for more, or for other than this engine and precision."""

@@ -43,6 +43,11 @@ class Group:
         return len(self.ranks)
 
     @property
+    def has_all_ranks(self) -> bool:
+        """Whether these are all ranks of the run."""
+        return self.size == self.watch.world_size
+
+    @property
     def is_leader(self) -> bool:
         """Whether this process is the group's first rank."""
         return self.rank == 0
@@ -188,8 +193,8 @@ class Group:
         """What each rank raises; where rank 0, which says what all ranks meet, is not among them, the first says it."""
         is_said_by_another = 0 in self.ranks or not self.is_leader
         if is_of_disk:
-            return StorageError(error, is_shared=is_said_by_another)
-        return SharedUserError(error) if is_said_by_another else UserError(error)
+            return StorageError(error, is_shared=is_said_by_another, is_of_all=self.has_all_ranks)
+        return SharedUserError(error, is_of_all=self.has_all_ranks) if is_said_by_another else UserError(error)
 
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""

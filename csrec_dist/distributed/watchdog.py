@@ -86,6 +86,11 @@ class Watch:
             self._thread = threading.Thread(target=self._beat, daemon=True)
             self._thread.start()
 
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of the run."""
+        return len(self._world)
+
     def at(self, stage: str, step: int = 0) -> None:
         """This rank is at this step of this stage."""
         self._place.stage, self._place.step = stage, step

@@ -69,12 +69,14 @@ def check_machine(output: Path | str = "runs", engine: str = "ddp", precision: s
 
 
 def _packages() -> list[Check]:
-    needed = [Check(name, "ok" if _version(name) else "FAIL", _version(name) or "not installed") for name in NEEDED]
+    versions = {name: installed_version(name) for name in (*NEEDED, *FOR_DEEPSPEED)}
+    needed = [Check(name, "ok" if versions[name] else "FAIL", versions[name] or "not installed") for name in NEEDED]
     missing = "not installed (only needed for DeepSpeed)"
-    return needed + [Check(name, "ok", _version(name) or missing) for name in FOR_DEEPSPEED]
+    return needed + [Check(name, "ok", versions[name] or missing) for name in FOR_DEEPSPEED]
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of a package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -8,15 +8,16 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import astuple, replace
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from csrec_dist import __version__
 from csrec_dist.distributed import Runtime
-from csrec_dist.doctor.machine import GIB, MIB, NEEDED, Check, check_machine, nearest_folder
+from csrec_dist.doctor.machine import GIB, MIB, NEEDED, Check, check_machine, installed_version, nearest_folder
 from csrec_dist.writers import machine, server_time
 
 CLOCK_SECONDS = 2.0
@@ -35,9 +36,12 @@ def check_ranks(
 
     Of the first machine all checks, of the others what is not ok, by the first rank there.
     """
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    mine = [astuple(check) for check in check_machine(output, engine, precision)] if is_first else []
-    first, *others = [[Check(*each) for each in part] for part in runtime.world.gather_objects(mine, "the machines")]
+    is_first = runtime.node == runtime.rank
+
+    def examined() -> list[Any]:
+        return [astuple(check) for check in check_machine(output, engine, precision)] if is_first else []
+
+    first, *others = [[Check(*each) for each in part] for part in runtime.world.on_all(examined, "the machines")]
     bad = [
         replace(check, name=f"rank {rank}: {check.name}")
         for rank, checks in enumerate(others, 1)
@@ -55,7 +59,8 @@ def check_ranks(
 
 
 def _versions(runtime: Runtime) -> Check:
-    mine = {"csrec_dist": __version__, "Python": platform.python_version(), **{name: version(name) for name in NEEDED}}
+    packages = {name: installed_version(name) or "missing" for name in NEEDED}
+    mine = {"csrec_dist": __version__, "Python": platform.python_version(), **packages}
     found = runtime.gather(mine)
     unlike = [
         f"{name} is {', '.join(f'{each[name]} on rank {rank}' for rank, each in enumerate(found))}"
@@ -96,8 +101,7 @@ def _shared_disk(runtime: Runtime, output: Path) -> list[Check]:
 
     Rank 0 makes a hidden folder beside the runs, which it removes.
     """
-    nearest = nearest_folder(output)
-    probe = Path(runtime.on_main(lambda: str((nearest / f".doctor-{secrets.token_hex(8)}").absolute())))
+    probe = Path(runtime.on_main(lambda: str(nearest_folder(output).absolute() / f".doctor-{secrets.token_hex(8)}")))
 
     def make() -> str | None:
         try:
@@ -110,13 +114,14 @@ def _shared_disk(runtime: Runtime, output: Path) -> list[Check]:
         return None
 
     if problem := runtime.on_main(make):
-        text = f"rank 0 cannot write to {nearest.absolute()}: {problem}; set another output"
+        text = f"rank 0 cannot write to {probe.parent}: {problem}; set another output"
         return [Check("shared disk", "FAIL", text)]
     try:
-        waited = runtime.gather(_seconds_until((probe / "renamed").exists))
+        # Of a folder that a rank may not enter os.path says False, where Path.exists raises and the others would wait.
+        waited = runtime.gather(_seconds_until(lambda: os.path.exists(probe / "renamed")))
         blind = [rank for rank, seconds in enumerate(waited) if seconds is None]
         if blind:
-            text = f"rank(s) {', '.join(map(str, blind))} do not see what rank 0 wrote to {nearest.absolute()}"
+            text = f"rank(s) {', '.join(map(str, blind))} do not see what rank 0 wrote to {probe.parent}"
             return [Check("shared disk", "FAIL", f"{text}: give an output on a disk that all machines have")]
         seconds = max(waited)
         checks = [Check("shared disk", "ok", f"a file that rank 0 renamed was seen by all after {seconds:.2f} s")]
@@ -128,8 +133,18 @@ def _shared_disk(runtime: Runtime, output: Path) -> list[Check]:
 
 def _lock(runtime: Runtime, path: Path) -> Check:
     """Whether a lock of rank 0 is one for the others, too."""
-    with path.open("r+") as file:
-        runtime.world.barrier()
+    with ExitStack() as stack:
+        problem = ""
+        try:
+            file = stack.enter_context(path.open("r+"))
+        except OSError as error:  # which this rank does not raise: the others would wait for it
+            problem = error.strerror or str(error)
+        problems = {rank: each for rank, each in enumerate(runtime.gather(problem)) if each}
+        if problems:
+            text = "; ".join(f"rank {rank}: {each}" for rank, each in problems.items())
+            return Check(
+                "locks", "FAIL", f"a file of rank 0 cannot be opened for writing ({text}): start all ranks as one user"
+            )
         if runtime.is_main:
             mine = _try_lock(file.fileno())
         runtime.world.barrier()

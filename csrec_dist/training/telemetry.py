@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from csrec_dist.distributed.alone import Waits
+from csrec_dist.storage import FAILURES
 from csrec_dist.training.notebook import NotebookBar
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class StageLog:
 
     `show` is true on the one rank that talks to the terminal; `folder` is the stage's TensorBoard
     folder on the rank that writes it, None elsewhere. Without a terminal or a notebook, one line is printed
-    for each epoch instead of a moving bar. What is said is appended to `file`, too, with its time.
+    for each epoch instead of a moving bar. What is said is appended to `file`, too, with its time, as long as its disk
+    takes it: a run does not end because of its log.
     """
 
     def __init__(self, stage: str, folder: Path | None, show: bool, file: Path | None = None) -> None:
@@ -124,7 +126,9 @@ class StageLog:
         self._bar.stop()
         self._note("ends" if kind is None else f"ends by {kind.__name__}")
         if "_writer" in self.__dict__ and self._writer:
-            self._writer.close()
+            # Its disk has perhaps failed already: the error that ended the stage is the one to be said.
+            with suppress(OSError) if kind else nullcontext():
+                self._writer.close()
 
     @cached_property
     def _writer(self) -> "SummaryWriter | None":
@@ -164,9 +168,17 @@ class StageLog:
         self._note(text)
 
     def _note(self, text: str) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             with open(self._file, "a", encoding="utf-8") as file:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {self.stage} {text}\n")
+        except OSError as error:
+            if error.errno not in FAILURES:
+                raise
+            reason = f"{self._file} cannot be written: {error.strerror}"
+            print(f"csrec-dist: {reason}; stage {self.stage} goes on without it.", file=sys.stderr, flush=True)
+            self._file = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars at `step`."""

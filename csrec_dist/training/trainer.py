@@ -294,7 +294,9 @@ class Trainer:
             f"training.clip_norm ({clip_norm} now), and start again with --restart {stage.partition('/')[0]}. Earlier "
             "checkpoints are kept."
         )
-        return UserError(text) if group.is_leader and 0 not in group.ranks else DivergedError(text)
+        if group.is_leader and 0 not in group.ranks:
+            return UserError(text)
+        return DivergedError(text, is_of_all=group.has_all_ranks)
 
     def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float]) -> None:
         state, epoch = self._state, self._state.epoch

@@ -12,7 +12,7 @@ from torch import nn
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.alone import check_launch
 from csrec_dist.distributed.engines import DataParallel
-from csrec_dist.errors import UserError
+from csrec_dist.errors import StorageError, UserError, is_of_all, is_shared
 from tests.helpers.ranks import run_ranks
 
 
@@ -31,6 +31,32 @@ def collectives(rank: int, world_size: int) -> dict[str, Any]:
         "leader": world.broadcast_object(f"from {rank}"),
         "group": (group.ranks, group.rank, group.gather_objects(rank)),
     }
+
+
+def errors(rank: int, world_size: int) -> list[tuple[str, bool, bool]]:
+    """What this rank raises where a rank of a group, or of all, cannot do its work: type, shared, of all."""
+    runtime, raised = Runtime.start(), []
+    group = runtime.join_group([(0, 1), (2, 3)])
+    for ranks in (group, runtime.world):
+        for kind in (UserError, StorageError):
+
+            def fail(kind: type[Exception] = kind) -> None:
+                if rank in (1, 2):
+                    raise kind("it cannot be done")
+
+            with pytest.raises((UserError, StorageError), match="it cannot be done") as met:
+                ranks.on_all(fail)
+            raised.append((type(met.value).__name__, is_shared(met.value), is_of_all(met.value)))
+    return raised
+
+
+def test_an_error_of_a_group_is_none_of_all_ranks_and_one_rank_says_it() -> None:
+    found = run_ranks(errors, 4)
+    of_all = [("SharedUserError", True, True), ("StorageError", True, True)]
+    of_group = [("SharedUserError", True, False), ("StorageError", True, False)]
+    says_it = [("UserError", False, False), ("StorageError", False, False)]
+    for rank, raised in enumerate(found):
+        assert raised == [*(says_it if rank == 2 else of_group), *of_all], rank
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -11,11 +11,12 @@ from csrec_dist import models
 from csrec_dist.config import Config, parse_config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.distributed import Runtime
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, is_of_all
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
 from csrec_dist.models import config_class
 from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.stages import teach
 from tests.helpers.ranks import run_ranks
 
 LEVELS = ("model_level", "data_level", "training_level")
@@ -103,9 +104,14 @@ def test_members_of_several_architectures_and_widths(small_dataset: Path, tmp_pa
     assert torch.as_tensor(labels.states).shape == (3, 24)
 
 
-def test_a_sample_without_rows_is_refused(small_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"teachers.sample"):
-        done(tmp_path, small_dataset, "data_level", teachers={"sample": 0.001})
+def test_a_sample_without_rows_is_refused_by_all_ranks_before_a_member_is_begun(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path, small_dataset, "data_level", teachers={"sample": 0.001})
+    run = execute(config, Runtime.start(), ["prepare"])
+    with pytest.raises(UserError, match=r"teachers\.sample") as refusal:
+        teach.check(run, {})
+    assert is_of_all(refusal.value)
 
 
 def on_ranks(rank: int, world_size: int, output: str, dataset: str, method: str) -> None:

@@ -1,6 +1,8 @@
-"""What a run writes for TensorBoard, read back: tags, HParams, and the loss curve of metrics.json."""
+"""What a run writes for TensorBoard, read back: tags, HParams, and the loss curve of metrics.json; and its logs."""
 
+import errno
 import math
+import os
 import re
 import warnings
 from itertools import pairwise
@@ -9,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from csrec_dist.config import load_config
-from csrec_dist.distributed import Runtime
+from csrec_dist.config import load_config, parse_config
+from csrec_dist.distributed import Runtime, SoleProcess
 from csrec_dist.files import read_json
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
+from csrec_dist.runs.stages.active import ActiveRun
+from csrec_dist.training.telemetry import StageLog
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -159,3 +163,46 @@ def test_charts_of_several_scalars_name_scalars_that_are_there(finished: Path, s
     assert len(named) == 14
     for tag in named:
         assert any(re.fullmatch(tag, scalar) for scalar in scalars), tag
+
+
+def test_a_failing_disk_of_logs_is_said_once_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, opened = tmp_path / "rank-00003.log", open
+
+    def full(path: Any, *arguments: Any, **options: Any) -> Any:
+        if path == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return opened(path, *arguments, **options)
+
+    with StageLog("distill", None, show=False, file=file) as log:
+        log.say("written")
+        monkeypatch.setattr("builtins.open", full)
+        log.say("not written")
+    with pytest.raises(ZeroDivisionError), StageLog("evaluate", None, show=False, file=file):
+        raise ZeroDivisionError
+    said = capsys.readouterr().err
+    for stage in ("distill", "evaluate"):
+        assert said.count(f"No space left on device; stage {stage} goes on without it.") == 1
+    assert [line.split(" ", 1)[1] for line in file.read_text().splitlines()] == ["distill begins", "distill written"]
+
+
+def test_a_failing_disk_of_tensorboard_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with StageLog("distill", tmp_path, show=False) as log:
+        log.scalars({"train/loss": 1.0}, 1)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", fail)
+    with pytest.raises(ZeroDivisionError), log:
+        raise ZeroDivisionError
+
+
+def test_the_log_of_a_rank_is_named_by_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is alone may be started where a variable of a launcher is left."""
+    config = parse_config({"name": "r", "dataset": {"source": "x"}, "distributed": {"log_dir": str(tmp_path / "logs")}})
+    run = ActiveRun(config, SoleProcess())
+    monkeypatch.setenv("RANK", "7")
+    with run.log("prepare"):
+        pass
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["rank-00000.log"]

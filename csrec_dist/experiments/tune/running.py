@@ -109,6 +109,8 @@ def _do(
     except PrunedError:
         return "pruned", ""
     except DivergedError as error:
+        if not error.is_of_all:  # other ranks are still training their members, and will not come to the next trial
+            raise
         return "failed", str(error)
     return "complete", ""
 

@@ -1,6 +1,5 @@
 """A run that is being worked on, with its processes; what a stage of it is, and what several stages check."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +109,7 @@ class ActiveRun(Run):
         if folder is None:
             return None
         make_folder(Path(folder))
-        return Path(folder) / f"rank-{os.environ.get('RANK', '0').zfill(5)}.log"
+        return Path(folder) / f"rank-{self.processes.rank:05}.log"
 
 
 Inputs = dict[str, Any]

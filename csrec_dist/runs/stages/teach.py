@@ -31,7 +31,7 @@ from csrec_dist.training import StopSignals, one_hot
 
 
 def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
-    """UserError on every rank when the dataset is damaged, or a trained model cannot be a member."""
+    """UserError on every rank when the dataset is damaged, a trained model cannot be a member, or one has no rows."""
     check_dataset(run)
 
     def on_main() -> None:
@@ -39,6 +39,9 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
             load_pretrained(run, folder)
 
     run.runtime.on_main(on_main)
+    if not run.config.teachers.pretrained:
+        for member in run.config.module.members:
+            row_sample(run, member)
 
 
 def trainings(run: ActiveRun, inputs: dict[str, Any], root: Path) -> list[Training]:
