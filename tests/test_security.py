@@ -19,8 +19,7 @@ from csrec_dist.cli import main
 from csrec_dist.config import load_config
 from csrec_dist.data.download import fetch
 from csrec_dist.errors import UserError
-from csrec_dist.hub.markdown import table
-from csrec_dist.hub.repositories import DOWNLOADED
+from csrec_dist.hub import DOWNLOADED, table
 from csrec_dist.report.document import Cell, Page, Section, Table, Text, to_html
 from csrec_dist.serve import build_app
 from tests.helpers.hub import COMMIT, local_hub, said

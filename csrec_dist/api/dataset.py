@@ -20,7 +20,7 @@ from csrec_dist.data.prepare import prepare_once
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError
 from csrec_dist.files import write_record
-from csrec_dist.hub.repositories import upload_with_card
+from csrec_dist.hub import upload_with_card
 from csrec_dist.training.telemetry import StageLog
 
 OF_FILES = ("format", "header", "encoding", "separator", "valid_source", "test_source")
@@ -84,18 +84,7 @@ class Dataset(prepared.Dataset):
             ranks.on_main(lambda: _prepare_once(settings, Path(folder), table))
         return cls(folder)
 
-    def append(
-        self,
-        log: Any,
-        folder: Path | str,
-        *,
-        user: str | int | None = None,
-        item: str | int | None = None,
-        rating: str | int | None = None,
-        timestamp: str | int | None = None,
-        true_item: str | int | None = None,
-        **options: Any,
-    ) -> Self:
+    def append(self, log: Any, folder: Path | str, **options: Any) -> Self:
         """Prepare this dataset's log together with a new one into a new folder; this dataset stays as it is.
 
         Items and users keep their numbers, and new ones follow, also those that had too few interactions before. But
@@ -104,8 +93,8 @@ class Dataset(prepared.Dataset):
 
         Args:
             log, folder: as for `prepare`.
-            user, item, rating, timestamp, true_item, options: as for `prepare`; by default those of this dataset, with
-                their columns where the new log has others.
+            options: as for `prepare`, user, item, rating, timestamp and true_item among them, which name columns of the
+                new log; those of this dataset by default.
 
         Raises:
             UserError: as `prepare`; the folder of this dataset has its log no more; or an option would leave out
@@ -120,7 +109,7 @@ class Dataset(prepared.Dataset):
         ...
         Dataset(data/shop_november: 21 users, 8 items, windows of 6)
         """
-        columns = _columns(user=user, item=item, rating=rating, timestamp=timestamp, true_item=true_item)
+        columns = _columns(**{role: options.pop(role, None) for role in ROLES})
         with _named_as_arguments(), processes() as ranks:
             keys = appended_options(self, options | {"columns": columns}, is_table=not isinstance(log, str | Path))
             settings, table = _settings(log, {}, keys, "append")

@@ -44,13 +44,13 @@ def add_export(commands: Commands) -> None:
 def _export(options: argparse.Namespace) -> int:
     choose_threads()
     from csrec_dist.distributed.joining import processes
-    from csrec_dist.recommend.recommender import Recommender, export_on_this_rank
+    from csrec_dist.recommend.recommender import Recommender
 
     folder = options.output or options.run / "export" / options.format
 
     def export() -> dict[str, Any]:
         recommender = Recommender.of_run(options.run)  # by the rank that writes; the others need no memory for it
-        return export_on_this_rank(recommender, folder, options.format, top_n=options.top_n, index=options.index)
+        return recommender.write_export(folder, options.format, options.top_n, options.index)
 
     with processes() as ranks:
         check = ranks.on_main(export)["check"]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from csrec_dist import __version__
 from csrec_dist.data.dataset import Dataset, without_places
-from csrec_dist.hub.markdown import bullets, card, code, table
+from csrec_dist.hub import bullets, card, code, table
 
 COLUMNS = {
     "row": "id of the row, the same wherever it is read",

@@ -126,7 +126,7 @@ LEAK_GROUPS = ("clean", "leaked")
 REPEAT_GROUPS = ("new", "repeated")
 
 
-class Examination:
+class ReportCard:
     """Sums of all that is evaluated over a model's examples; each rank has one, and adds the rows of its shards."""
 
     def __init__(

@@ -11,7 +11,7 @@ from csrec_dist.data.columns import NONE, REQUIRED, UnclearColumnError, UnclearH
 from csrec_dist.data.dataset import Split
 from csrec_dist.data.log import Log, drop_duplicates
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.prepare import kept, training_split
+from csrec_dist.data.selection import interactions_of, training_split
 from csrec_dist.data.sources import FileSource
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.init.asking import Decisions
@@ -64,7 +64,7 @@ def look_at(options: DatasetOptions, given: Mapping[str, Any], decisions: Decisi
         reading = _with_duplicates(reading, decisions)
     if "min_interactions" not in given:
         reading = _with_minimum(reading)
-    flat = kept(log, reading.options, place)
+    flat = interactions_of(log, reading.options, place)
     lengths = np.bincount(flat.users)[1:]
     if "window" not in given:
         reading = _with_window(reading, lengths)
@@ -161,7 +161,7 @@ def _with_minimum(reading: Reading) -> Reading:
     for minimum in MINIMA:
         options = with_options(reading.options, {"min_interactions": minimum})
         try:
-            left = len(kept(reading.log, options, reading.source.place).items)
+            left = len(interactions_of(reading.log, options, reading.source.place).items)
         except UserError:  # nothing is left
             continue
         if left >= SHARE_KEPT * total or minimum == MINIMA[-1]:

@@ -15,7 +15,7 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError
-from csrec_dist.hub.repositories import upload_with_card
+from csrec_dist.hub import upload_with_card
 from csrec_dist.labels.card import label_card
 from csrec_dist.labels.combine import Combination
 from csrec_dist.labels.format import INDEX_NAME, ItemShard, LabelShard, read_index

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from csrec_dist import __version__
-from csrec_dist.hub.markdown import bullets, card, code, table
+from csrec_dist.hub import bullets, card, code, table
 from csrec_dist.labels.contents import info
 from csrec_dist.labels.format import LabelIndex, read_index
 

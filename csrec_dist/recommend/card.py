@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from csrec_dist import __version__
 from csrec_dist.data.card import described
 from csrec_dist.evaluation.significance import METRICS, mean_interval
-from csrec_dist.hub.markdown import bullets, card, code, table
+from csrec_dist.hub import bullets, card, code, table
 from csrec_dist.runs.run import Evaluated, Run
 from csrec_dist.teachers import METHODS
 

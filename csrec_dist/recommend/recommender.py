@@ -23,7 +23,7 @@ from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
 from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
-from csrec_dist.hub.repositories import CARD_FILE, check_hub_name, download, is_hub_name, upload
+from csrec_dist.hub import CARD_FILE, check_hub_name, download, is_hub_name, upload
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE
 from csrec_dist.process_state import matmul_precision
@@ -316,9 +316,21 @@ class Recommender:
         40
         """
         with processes() as ranks:
-            return ranks.on_main(
-                lambda: export_on_this_rank(self, folder, format, top_n=top_n, index=index, histories=histories)
-            )
+            return ranks.on_main(lambda: self.write_export(folder, format, top_n, index, histories))
+
+    def write_export(
+        self,
+        folder: Path | str,
+        format: str,
+        top_n: int = 100,
+        index: str = "Flat",
+        histories: Iterable[Iterable[Any]] | None = None,
+    ) -> dict[str, Any]:
+        """What `export` does, on the rank that calls it: the other ranks need not have loaded the model."""
+        from csrec_dist.export import export_model  # which imports torch's tracers
+
+        numbers = self._to_check(histories)
+        return export_model(self.model, self.items, Path(folder), format, numbers, top_n=top_n, index=index)
 
     def _to_check(self, histories: Iterable[Iterable[Any]] | None) -> list[list[int]]:
         """Histories of item numbers that an export is checked with."""
@@ -381,19 +393,3 @@ class Recommender:
 def _whole(queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Ranked:
     """Lists [B, n] of which nothing is left out."""
     return Ranked(tuple(queries.tolist()), np.full(len(queries), items.shape[1]), items.ravel(), scores.ravel())
-
-
-def export_on_this_rank(
-    recommender: Recommender,
-    folder: Path | str,
-    format: str,
-    *,
-    top_n: int,
-    index: str,
-    histories: Iterable[Iterable[Any]] | None = None,
-) -> dict[str, Any]:
-    """What `Recommender.export` does, by this rank, whatever others do."""
-    from csrec_dist.export import export_model  # which imports torch's tracers
-
-    numbers = recommender._to_check(histories)
-    return export_model(recommender.model, recommender.items, Path(folder), format, numbers, top_n=top_n, index=index)

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, Self
 
-from csrec_dist.hub.markdown import plain
+from csrec_dist.hub import plain
 
 if TYPE_CHECKING:
     from jinja2 import Template

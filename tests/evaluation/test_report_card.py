@@ -15,7 +15,7 @@ from csrec_dist.evaluation.diversity import DiversitySums, compare_members, diff
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, Columns, TargetFacts
-from csrec_dist.evaluation.report_card import Examination
+from csrec_dist.evaluation.report_card import ReportCard
 from csrec_dist.evaluation.scoring import Ensemble
 from csrec_dist.models import SequentialModel, build, config_class
 from csrec_dist.runs.run import hidden_targets
@@ -48,30 +48,30 @@ def model(seed: int = 3) -> SequentialModel:
     return made.eval()
 
 
-def asked(**changes: Any) -> EvaluationOptions:
+def options(**changes: Any) -> EvaluationOptions:
     return EvaluationOptions.model_validate({"top_n": [2, 10]} | changes)
 
 
 def facts(ratings: np.ndarray = RATINGS, true: np.ndarray | None = None, leaked: tuple[int, ...] = ()) -> TargetFacts:
-    known = np.zeros(len(ratings), np.int32) if true is None else true
-    return TargetFacts(ratings, known, np.isin(np.arange(len(ratings)), leaked))
+    true_targets = np.zeros(len(ratings), np.int32) if true is None else true
+    return TargetFacts(ratings, true_targets, np.isin(np.arange(len(ratings)), leaked))
 
 
-def examine(
+def report_card(
     question: EvaluationOptions,
-    known: TargetFacts,
+    target_facts: TargetFacts,
     models: list[SequentialModel],
     combine: str | None = None,
     cut: int = 2,
 ) -> tuple[dict[str, Any], dict[str, list]]:
     """What is computed, and all columns, in two batches."""
-    examination = Examination(question, 8, POPULARITY, CPU)
+    card = ReportCard(question, 8, POPULARITY, CPU)
     rule = {}
     if combine is not None:
         weights = SHARES[: len(models)] if combine == "weighted" else [1 / len(models)] * len(models)
         rule["ensemble"] = Ensemble(combine, weights)
-    blocks = list(examination.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], known, **rule))
-    return examination.compute(identity), joined(blocks)
+    blocks = list(card.shard(models, [batch(ROWS[:cut]), batch(ROWS[cut:], cut)], target_facts, **rule))
+    return card.compute(identity), joined(blocks)
 
 
 def joined(blocks: list[Columns]) -> dict[str, list]:
@@ -80,11 +80,11 @@ def joined(blocks: list[Columns]) -> dict[str, list]:
 
 def scores_by_hand(one: SequentialModel, exclude_seen: bool = False) -> list[list[float]]:
     """Scores of items 1…V of each row's history, seen items at −inf if they are left out."""
-    found = []
+    results = []
     for *history, _ in ROWS:
         scores = one.score([history])[0, 1:].tolist()
-        found.append([-math.inf if exclude_seen and j + 1 in history else score for j, score in enumerate(scores)])
-    return found
+        results.append([-math.inf if exclude_seen and j + 1 in history else score for j, score in enumerate(scores)])
+    return results
 
 
 def rank_by_hand(scores: list[float], target: int) -> int:
@@ -93,14 +93,14 @@ def rank_by_hand(scores: list[float], target: int) -> int:
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_the_plain_metrics_are_those_of_evaluate(exclude_seen: bool) -> None:
-    found, _ = examine(asked(exclude_seen=exclude_seen), facts(np.full(6, np.nan, np.float32)), [model()])
+    results, _ = report_card(options(exclude_seen=exclude_seen), facts(np.full(6, np.nan, np.float32)), [model()])
     plain = evaluate(model(), [batch(ROWS)], top_n=[2, 10], exclude_seen=exclude_seen, reduce=identity)
-    assert found["test"] == pytest.approx(plain, rel=1e-14)
+    assert results["test"] == pytest.approx(plain, rel=1e-14)
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_columns_hold_each_row(exclude_seen: bool) -> None:
-    _, columns = examine(asked(exclude_seen=exclude_seen), facts(true=TRUE), [model()])
+    _, columns = report_card(options(exclude_seen=exclude_seen), facts(true=TRUE), [model()])
     scores = scores_by_hand(model(), exclude_seen)
     assert columns.keys() == set(RANKS_SCHEMA.names)
     assert columns["row"] == list(range(6))
@@ -117,7 +117,7 @@ def test_columns_hold_each_row(exclude_seen: bool) -> None:
 
 
 def test_groups_hold_the_right_rows() -> None:
-    found, columns = examine(asked(), facts(leaked=(1, 2, 5)), [model()])
+    results, columns = report_card(options(), facts(leaked=(1, 2, 5)), [model()])
     ranks = columns["rank"]
 
     def recall(rows: list[int]) -> float | None:
@@ -133,84 +133,86 @@ def test_groups_hold_the_right_rows() -> None:
     }
     for row, items in enumerate(ROWS):
         expected["popularity_decile"][str(1 + (items[-1] - 1) * 10 // NUM_ITEMS)].append(row)
-    assert found["groups"].keys() == expected.keys()
+    assert results["groups"].keys() == expected.keys()
     for name, groups in expected.items():
-        assert list(found["groups"][name]) == list(groups)
+        assert list(results["groups"][name]) == list(groups)
         for group, rows in groups.items():
-            assert found["groups"][name][group]["count"] == len(rows)
-            assert found["groups"][name][group]["recall@10"] == pytest.approx(recall(rows)), (name, group)
-    assert found["test"]["recall+@10"] == pytest.approx(recall([0, 1, 5]))
-    assert found["test"]["recall-@10"] == pytest.approx(recall([2, 4]))
-    assert found["test"]["ndcg+@2"] == found["groups"]["rating"]["at_least_4"]["ndcg@2"]
+            assert results["groups"][name][group]["count"] == len(rows)
+            assert results["groups"][name][group]["recall@10"] == pytest.approx(recall(rows)), (name, group)
+    assert results["test"]["recall+@10"] == pytest.approx(recall([0, 1, 5]))
+    assert results["test"]["recall-@10"] == pytest.approx(recall([2, 4]))
+    assert results["test"]["ndcg+@2"] == results["groups"]["rating"]["at_least_4"]["ndcg@2"]
 
 
 def test_repeated_targets_rank_last_where_seen_items_are_left_out_and_are_counted() -> None:
-    found, columns = examine(asked(exclude_seen=True), facts(), [model()])
+    results, columns = report_card(options(exclude_seen=True), facts(), [model()])
     assert columns["rank"][4] == NUM_ITEMS
-    repeat = found["groups"]["repeat"]
+    repeat = results["groups"]["repeat"]
     assert (repeat["repeated"]["count"], repeat["repeated"]["recall@10"]) == (1, 0)
-    assert repeat["new"]["recall@10"] == pytest.approx(found["test"]["recall@10"] * 6 / 5)
-    assert hidden_targets(found["groups"], exclude_seen=True).startswith("1 of 6 test targets are in their own history")
-    assert hidden_targets(found["groups"], exclude_seen=False) == ""
+    assert repeat["new"]["recall@10"] == pytest.approx(results["test"]["recall@10"] * 6 / 5)
+    assert hidden_targets(results["groups"], exclude_seen=True).startswith(
+        "1 of 6 test targets are in their own history"
+    )
+    assert hidden_targets(results["groups"], exclude_seen=False) == ""
 
 
 def test_without_repeated_targets_there_is_no_such_group() -> None:
     rows = [row for place, row in enumerate(ROWS) if place != 4]
-    examination = Examination(asked(), 8, POPULARITY, CPU)
-    deque(examination.shard([model()], [batch(rows)], facts(RATINGS[:5])), maxlen=0)
-    groups = examination.compute(identity)["groups"]
+    card = ReportCard(options(), 8, POPULARITY, CPU)
+    deque(card.shard([model()], [batch(rows)], facts(RATINGS[:5])), maxlen=0)
+    groups = card.compute(identity)["groups"]
     assert "repeat" not in groups
     assert hidden_targets(groups, exclude_seen=True) == ""
 
 
 def test_a_log_without_ratings_has_no_filtered_metrics() -> None:
-    found, _ = examine(asked(), facts(np.full(6, np.nan, np.float32)), [model()])
-    assert "rating" not in found["groups"]
-    assert not [name for name in found["test"] if "+" in name or "-" in name]
+    results, _ = report_card(options(), facts(np.full(6, np.nan, np.float32)), [model()])
+    assert "rating" not in results["groups"]
+    assert not [name for name in results["test"] if "+" in name or "-" in name]
 
 
 def test_a_log_without_disliked_targets_says_so_by_a_count_of_zero() -> None:
-    found, _ = examine(asked(), facts(np.full(6, 5, np.float32)), [model()])
-    empty = found["groups"]["rating"]["below_4"]
+    results, _ = report_card(options(), facts(np.full(6, 5, np.float32)), [model()])
+    empty = results["groups"]["rating"]["below_4"]
     assert empty["count"] == 0
     assert {value for name, value in empty.items() if name != "count"} == {None}
-    assert found["test"]["recall+@10"] == found["test"]["recall@10"]
-    assert "recall-@10" not in found["test"]
+    assert results["test"]["recall+@10"] == results["test"]["recall@10"]
+    assert "recall-@10" not in results["test"]
 
 
 def test_true_targets_are_scored_where_they_are_known() -> None:
-    found, columns = examine(asked(), facts(true=TRUE), [model()])
+    results, columns = report_card(options(), facts(true=TRUE), [model()])
     ranks = [rank for rank, target in zip(columns["true_rank"], TRUE, strict=True) if target]
-    assert found["test"]["recall_true@2"] == pytest.approx(sum(rank <= 2 for rank in ranks) / 5)
-    assert found["test"]["mrr_true"] == pytest.approx(sum(1 / rank for rank in ranks) / 5)
-    assert not [name for name in examine(asked(), facts(), [model()])[0]["test"] if "true" in name]
+    assert results["test"]["recall_true@2"] == pytest.approx(sum(rank <= 2 for rank in ranks) / 5)
+    assert results["test"]["mrr_true"] == pytest.approx(sum(1 / rank for rank in ranks) / 5)
+    assert not [name for name in report_card(options(), facts(), [model()])[0]["test"] if "true" in name]
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_lists_and_calibration_equal_lists_by_hand(exclude_seen: bool) -> None:
-    found, _ = examine(asked(top_n=(2, 50), exclude_seen=exclude_seen), facts(), [model()])
+    results, _ = report_card(options(top_n=(2, 50), exclude_seen=exclude_seen), facts(), [model()])
     scores = scores_by_hand(model(), exclude_seen)
     lists = [[j + 1 for j in np.argsort(-np.array(row)) if row[j] > -math.inf] for row in scores]
     for n in (2, 50):
-        held = [item for row in lists for item in row[:n]]
-        assert found["lists"][f"coverage@{n}"] == pytest.approx(len(set(held)) / NUM_ITEMS)
-        mean = sum(NUM_ITEMS + 1 - item for item in held) / len(held)
-        assert found["lists"][f"average_popularity@{n}"] == pytest.approx(mean)
+        listed = [item for row in lists for item in row[:n]]
+        assert results["lists"][f"coverage@{n}"] == pytest.approx(len(set(listed)) / NUM_ITEMS)
+        mean = sum(NUM_ITEMS + 1 - item for item in listed) / len(listed)
+        assert results["lists"][f"average_popularity@{n}"] == pytest.approx(mean)
     whole = torch.tensor(scores_by_hand(model())).softmax(1)
-    assert found["calibration"]["confidence"] == pytest.approx(float(whole.max(1).values.mean()), rel=1e-6)
+    assert results["calibration"]["confidence"] == pytest.approx(float(whole.max(1).values.mean()), rel=1e-6)
     hits = [int(row.argmax()) + 1 == items[-1] for row, items in zip(whole, ROWS, strict=True)]
-    assert found["calibration"]["accuracy"] == pytest.approx(sum(hits) / 6)
+    assert results["calibration"]["accuracy"] == pytest.approx(sum(hits) / 6)
 
 
 def test_extras_can_be_left_out() -> None:
-    found, _ = examine(asked(lists=False, calibration=False), facts(), [model()])
-    assert found.keys() == {"test", "groups"}
+    results, _ = report_card(options(lists=False, calibration=False), facts(), [model()])
+    assert results.keys() == {"test", "groups"}
 
 
 @pytest.mark.parametrize("rule", ["logit_mean", "weighted", "prob_mean"])
 def test_members_rank_together_by_their_rule(rule: str) -> None:
     members = [model(1), model(2), model(3)]
-    _, columns = examine(asked(), facts(), members, combine=rule)
+    _, columns = report_card(options(), facts(), members, combine=rule)
     parts = torch.stack([torch.tensor(scores_by_hand(one)) for one in members])
     shares = torch.tensor(SHARES if rule == "weighted" else [1 / 3] * 3, dtype=parts.dtype)
     together = torch.einsum("m,mnv->nv", shares, parts.softmax(2) if rule == "prob_mean" else parts)
@@ -218,10 +220,10 @@ def test_members_rank_together_by_their_rule(rule: str) -> None:
 
 
 def test_blocks_and_batches_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, columns = examine(asked(), facts(true=TRUE), [model()])
+    whole, columns = report_card(options(), facts(true=TRUE), [model()])
     monkeypatch.setitem(logits.TILE_BYTES, "cpu", 2 * 16 * 4)
     monkeypatch.setitem(logits.BLOCK_ROWS, "cpu", 2)
-    parts, others = examine(asked(), facts(true=TRUE), [model()], cut=5)
+    parts, others = report_card(options(), facts(true=TRUE), [model()], cut=5)
     assert others.keys() == columns.keys()
     for name, values in columns.items():
         assert others[name] == pytest.approx(values, nan_ok=True), name

@@ -26,7 +26,7 @@ from csrec_dist.evaluation.per_row import (
     join_parts,
     write_part,
 )
-from csrec_dist.evaluation.report_card import Examination
+from csrec_dist.evaluation.report_card import ReportCard
 from csrec_dist.evaluation.scoring import Ensemble
 from csrec_dist.files import flatten, sha256_file, write_record
 from csrec_dist.labels import read_index
@@ -110,14 +110,14 @@ def results_on_test(
 ) -> dict[str, Any]:
     """The results of a model, or of members together, on test; the ranks go into ranks/<name>-test.parquet."""
     dataset, popularity = run.dataset, ItemPopularity.read(run.dataset)
-    examination = Examination(run.config.evaluation, dataset.window - 1, popularity, run.runtime.device)
+    card = ReportCard(run.config.evaluation, dataset.window - 1, popularity, run.runtime.device)
 
     def shard_ranks(shard: int | None) -> Iterator[Columns]:
         facts = TargetFacts.none() if shard is None else TargetFacts.read(dataset, shard)
-        return examination.shard(members, shard_rows(run, shard), facts, ensemble)
+        return card.shard(members, shard_rows(run, shard), facts, ensemble)
 
     write_test_rows(run, f"{name}-test.parquet", RANKS_SCHEMA, shard_ranks)
-    return examination.compute(run.runtime.world.all_reduce_sum)
+    return card.compute(run.runtime.world.all_reduce_sum)
 
 
 def diversity(run: ActiveRun) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
-from csrec_dist.hub.markdown import plain, table
+from csrec_dist.hub import plain, table
 from csrec_dist.labels.card import label_card
 from csrec_dist.labels.contents import info
 from tests.helpers.hub import local_hub, said

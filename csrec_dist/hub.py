@@ -1,11 +1,14 @@
-"""Folders on the Hugging Face Hub, or on a server that HF_ENDPOINT names, as repositories of models or datasets."""
+"""The Hugging Face Hub, or the server that HF_ENDPOINT names: repositories of models and datasets, and their cards."""
 
+import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 from csrec_dist.errors import UserError, quoted, shortened
 
@@ -91,3 +94,33 @@ def _explained(what: str) -> Iterator[None]:
             f"{what} ({constants.ENDPOINT}): {reason or type(error).__name__}. Check the name and the network; where "
             "the repository asks who you are, log in with `hf auth login` or give a token."
         ) from None
+
+
+def card(head: Mapping[str, Any], sections: Iterable[str]) -> str:
+    """A card: its head as YAML between lines of dashes, then its sections, a blank line between them."""
+    opening = f"---\n{yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)}---"
+    return "\n\n".join([opening, *sections]) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table; the cells of its rows are plain text."""
+    lines = [list(header), ["---"] * len(header), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text in one line that Markdown shows as it is. An underscore within a word means nothing to it."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    for sign in "\\`*[]|":
+        escaped = escaped.replace(sign, f"\\{sign}")
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
+
+
+def code(text: str) -> str:
+    """A block of Python."""
+    return f"```python\n{text}\n```"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list, an item a line."""
+    return "\n".join(f"- {line}" for line in lines)
