@@ -60,7 +60,8 @@ def restored(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def _described_processor() -> str:
+def described_processor() -> str:
+    """What Linux says of the processor, its vendor and instructions among it; empty elsewhere."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -74,7 +75,7 @@ def onednn_is_as_exact() -> bool:
     MKL takes no more than AVX2 there. torch leaves fp32 products to oneDNN only where it may round factors to bf16,
     which oneDNN does with AMX alone, as far as is known: so a product is made whose factors bf16 would round to 1.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AuthenticAMD" not in _described_processor():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AuthenticAMD" not in described_processor():
         return False
     backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before, backend.fp32_precision = backend.fp32_precision, "bf16"
@@ -89,7 +90,7 @@ def onednn_is_as_exact() -> bool:
 @cache
 def cpu_multiplies_bf16() -> bool:
     """Whether the processor has products of bf16 numbers that are summed in fp32."""
-    return "avx512_bf16" in _described_processor()
+    return "avx512_bf16" in described_processor()
 
 
 @contextmanager

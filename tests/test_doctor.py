@@ -101,14 +101,15 @@ def test_an_output_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypat
 
 def test_too_little_of_something_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shared_memory(tmp_path / "none").status == "ok"
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**26, 2**26, 100))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=2**26, used=2**26, free=100))
     assert shared_memory(tmp_path).status == "WARN"
     assert [check.status for check in disk(tmp_path)] == ["WARN"], "there is no room to measure its speed"
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 100))
     assert limits().status == "WARN"
     monkeypatch.setattr(machine, "cgroup_quota", lambda: 1.0)
-    assert machine._threads({"OMP_NUM_THREADS": "2"}).status == "WARN"
-    assert machine._threads({}).status == "ok"
+    assert machine.threads({"OMP_NUM_THREADS": "2"}).status == "WARN"
+    assert machine.threads({}).status == "ok"
 
 
 @pytest.mark.usefixtures("no_processes")

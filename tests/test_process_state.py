@@ -210,7 +210,7 @@ def test_products_on_a_cpu_go_to_onednn_where_they_may(
 def test_onednn_is_as_exact_on_amd_with_avx512_unless_it_rounds(
     rounds: bool, processor: str, capability: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csrec_dist.process_state._described_processor", lambda: processor)
+    monkeypatch.setattr("csrec_dist.process_state.described_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     dtype = torch.bfloat16 if rounds else torch.float64
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: one.to(dtype).mm(other.to(dtype)).float())

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from csrec_dist.processes import Children
+from tests.helpers.ranks import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120
@@ -39,11 +39,12 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 def until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
     """Look until something is so, while a process runs."""
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
+
+    def is_so_while_it_runs() -> bool:
         assert process.poll() is None, (folder / "said").read_text()
-        assert time.monotonic() < deadline, (folder / "said").read_text()
-        time.sleep(0.02)
+        return is_so()
+
+    wait_until(is_so_while_it_runs, PATIENCE, "what the process does")
 
 
 def begun(runs: Path) -> set[Path]:

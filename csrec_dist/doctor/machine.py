@@ -54,7 +54,7 @@ def check_machine(output: Path | str = "runs", engine: str = "ddp", precision: s
         Check("Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         *_packages(),
         _processor(),
-        _threads(os.environ),
+        threads(os.environ),
         limits(),
         _gpus(),
         *_backends(),
@@ -90,15 +90,15 @@ def _processor() -> Check:
     return Check("processor", "ok", f"{text}{memory.available / GIB:.1f} GiB of it free")
 
 
-def _threads(environ: Mapping[str, str]) -> Check:
+def threads(environ: Mapping[str, str]) -> Check:
     """More threads than cores, or than the container's quota, wait for each other at every step."""
-    usable, quota, asked = num_usable_cpus(), cgroup_quota(), environ.get("OMP_NUM_THREADS", "")
+    usable, quota, omp_threads = num_usable_cpus(), cgroup_quota(), environ.get("OMP_NUM_THREADS", "")
     ranks = int(environ.get("LOCAL_WORLD_SIZE") or "1")
     allowed = usable if quota is None else min(usable, max(1, int(quota)))
     limit = "no quota" if quota is None else f"a quota of {quota:g} CPUs"
-    threads = int(asked) if asked.isdigit() else max(1, allowed // ranks)
+    num_threads = int(omp_threads) if omp_threads.isdigit() else max(1, allowed // ranks)
     text = f"{ranks} rank(s) of {threads} thread(s) here; {usable} CPUs and {limit}"
-    if ranks * threads > allowed:
+    if ranks * num_threads > allowed:
         return Check("threads", "WARN", f"{text}: more threads than they can run at once; set OMP_NUM_THREADS")
     return Check("threads", "ok", text)
 

@@ -8,7 +8,8 @@ import pytest
 
 from csrec_dist.files import read_json
 from tests.helpers.cluster_runs import EPOCHS, arguments, check_equal, said_epochs
-from tests.helpers.machines import DEVICE, ROOT, wait_until
+from tests.helpers.machines import DEVICE, ROOT
+from tests.helpers.ranks import wait_until
 from tests.helpers.slurm import MISSING, Slurm, slurm_cluster
 
 pytestmark = [

@@ -15,7 +15,8 @@ import pytest
 
 from csrec_dist.files import read_json
 from tests.helpers.cluster_runs import EPOCHS, arguments, check_equal, said_epochs, student
-from tests.helpers.machines import DEVICE, NAMESPACES, ROOT, Machine, environment, two_machines, wait_until
+from tests.helpers.machines import DEVICE, NAMESPACES, ROOT, Machine, environment, two_machines
+from tests.helpers.ranks import wait_until
 
 pytestmark = pytest.mark.cluster
 PORT = "29577"  # nobody else is on these networks

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from csrec_dist.distributed import Group, RankFailure, Runtime
 from csrec_dist.distributed.failure import has_died, this_process, who_is_behind
-from tests.helpers.ranks import come, run_ranks, wait_for
+from tests.helpers.ranks import come, run_ranks, wait_for, wait_until
 
 TIMEOUT = 2.0  # seconds
 
@@ -53,7 +53,7 @@ def killed(rank: int, world_size: int, folder: str) -> None:
     runtime, group = start()
     runtime.watch.at("teach/teacher-0", 5)
     group.all_reduce_sum(torch.ones(3))
-    time.sleep(TIMEOUT / 2)
+    time.sleep(TIMEOUT / 2)  # two beats, with which rank 1 publishes its step
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(RankFailure) as caught:
@@ -160,8 +160,7 @@ def frozen(rank: int, world_size: int, folder: str, work: str) -> None:
     if rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
         return
-    while process.status() != psutil.STATUS_STOPPED:
-        time.sleep(0.01)
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED, TIMEOUT, "rank 0 to stop")
     waits = {
         "meeting": runtime.world.barrier,
         "sum": lambda: group.all_reduce_sum(torch.ones(1)),

@@ -3,8 +3,7 @@
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +114,3 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
     """This process's environment, without the ranks of a launcher around it."""
     kept = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | extra
-
-
-def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until `happened()`; the test fails after `seconds`, and says `what` it waited for."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.1)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,14 @@ def wait_for(event: str) -> None:
     _make_fifo(event)
     with open(event) as fifo:
         fifo.read()
+
+
+def wait_until(happened: Callable[[], object], seconds: float, what: str) -> None:
+    """Wait until `happened()`, for what no process can announce; after `seconds` the test fails and names `what`."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
 
 
 def _make_fifo(path: str) -> None:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.machines import Machine, environment, two_machines, wait_until
+from tests.helpers.machines import Machine, environment, two_machines
+from tests.helpers.ranks import wait_until
 
 SEARCH_PATH = f"{os.environ['PATH']}:/usr/sbin"
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "srun") if shutil.which(name, path=SEARCH_PATH) is None]

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from csrec_dist.runs.stages import elastic as teamwork
 from csrec_dist.runs.stages.fitting import Training
 from csrec_dist.training import Stopped, Trainer
 from csrec_dist.training import trainer as loop
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import run_ranks, wait_until
 
 RUN = """
 name: small
@@ -45,10 +44,7 @@ class CutOffError(Exception):
 
 def wait_for(path: Path) -> None:
     """Wait for a file that another rank writes."""
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not come"
-        time.sleep(0.02)
+    wait_until(path.exists, PATIENCE, str(path))
 
 
 def offered(block: int, turn: int = 1) -> str:

@@ -27,7 +27,7 @@ from csrec_dist.training import Stopped, StopSignals
 from csrec_dist.training import trainer as loop
 from csrec_dist.training.checkpoints import Checkpoints, TrainState
 from csrec_dist.training.stopping import Requests
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import run_ranks, wait_until
 from tests.helpers.training_streams import at_each_batch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -337,9 +337,7 @@ def test_a_launcher_brings_a_run_with_a_killed_rank_back(tmp_path: Path, small_l
     with open(tmp_path / "said", "w") as said:
         launched = subprocess.Popen(two, cwd=tmp_path, env=environment, stdout=said, stderr=said)
         try:
-            deadline = time.monotonic() + 120
-            while not list((tmp_path / "two").rglob("step-*/state.json")) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until(lambda: list((tmp_path / "two").rglob("step-*/state.json")), 120, "a checkpoint")
             kill_rank(launched, 1)
             assert launched.wait(timeout=240) == 0, (tmp_path / "said").read_text()
         finally:
