@@ -42,7 +42,7 @@ class Processes(Protocol):
         """Do `work` on rank 0; its result on every rank."""
 
     def begin(self, stage: str) -> Waits:
-        """This rank begins a stage; what it has waited so far, which goes on growing."""
+        """Begin a stage on this rank; returns the rank's waits so far, which go on growing."""
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank."""
@@ -94,10 +94,10 @@ def check_launch(environ: Mapping[str, str], engine: str = "ddp", precision: str
             "accelerate was asked for several processes but started one: its CPU launcher does not "
             f"start ranks. {LAUNCH_HINT}"
         )
-    asked = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
-    if asked not in ("no", precision):
+    launcher_precision = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+    if launcher_precision not in ("no", precision):
         raise UserError(
-            f"The launcher asks for mixed precision {asked}, but training.precision, which decides, is {precision} "
+            f"The launcher asks for mixed precision {launcher_precision}, but training.precision, which decides, is {precision} "
             "(fp32 or bf16). Ask the launcher for `no`."
         )
     for name, meant in LAUNCHER_ENGINES.items():

@@ -37,12 +37,16 @@ def _top_of_block(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def merged(items: Tensor, scores: Tensor, n: int, catalog: CatalogSlice) -> tuple[Tensor, Tensor]:
-    """The n best [N, n] of what each slice found best [N, n or less]; nothing stands behind every item."""
+    """The n best items [N, n] of the catalog from the best items [N, n or fewer] of each slice.
+
+    A slice with fewer than n items is filled up with −inf under an id above all others, which sorts last.
+    """
     if catalog.is_whole or n == 0:
         return items, scores
     missing = n - items.shape[1]
     items = F.pad(items, (0, missing), value=catalog.num_items + 1)
     scores = F.pad(scores, (0, missing), value=-math.inf)
+    # First by id, then stably by score: among equal scores the lower id stays first.
     items, order = torch.cat(catalog.group.all_gather(items).unbind(), dim=1).sort(dim=1)
     scores = torch.cat(catalog.group.all_gather(scores).unbind(), dim=1).gather(1, order)
     scores, order = scores.sort(dim=1, descending=True, stable=True)

@@ -101,13 +101,14 @@ class CatalogSlice:
         return slices
 
     def cut(self, table: Tensor) -> Tensor:
-        """The slice of a table [V, ...]; a table that is the slice already, as it is."""
+        """This slice's rows of a table [V, ...]; a tensor that has these rows alone is returned as it is."""
         return table if len(table) == self.num_rows else table[self.rows]
 
-    def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the slice that are the items' (1…V, 0 for none), and a mask of those in it; elsewhere row 0.
+    def local_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of each item (1…V, 0 for none) in this slice, and a mask of the items that are in it.
 
-        One rank has row −1 for no item: nobody looks there, and a mask would cost as much as the row.
+        Items of other slices have row 0. With one rank, item 0 has row −1: callers apply the mask, and another pass to
+        clear these rows would cost as much as reading them.
         """
         if self.is_whole:
             return items - 1, items != 0
@@ -115,11 +116,11 @@ class CatalogSlice:
         return (items - 1 - self.first).masked_fill(~mask, 0), mask
 
     def at_items(self, values: Tensor, items: Tensor) -> Tensor:
-        """Of `values` [N, n items of the slice] that of one item (1…V) for each row [N], from the rank that has it."""
+        """One item's (1…V) value for each row [N] of `values` [N, n items of the slice], from the rank that has it."""
         if self.is_whole:
             return values.gather(1, (items - 1).unsqueeze(1)).squeeze(1)
         of_items = values.new_zeros(len(items))
-        rows, mask = self.places(items)
+        rows, mask = self.local_rows(items)
         of_items[mask] = values[mask, rows[mask]]
         return self.all_sum(of_items)  # exact: one rank has the value, the others 0
 
@@ -157,17 +158,17 @@ class CatalogSlice:
         return bool(flag if self.is_whole else self.all_max((~flag).float()) == 0)
 
     def share(self, num_rows: int, device: torch.device) -> "SharedRows":
-        """How many rows each rank brings, this one `num_rows`; gathering rows needs these counts."""
+        """The numbers of rows of all ranks, `num_rows` on this one: gathering rows needs these counts."""
         return SharedRows(self, self.group.row_counts(num_rows, device))
 
     def most_calls(self, num_calls: int, device: torch.device) -> int:
-        """The largest number on any rank; a rank that has fewer calls to make enters the others with nothing."""
+        """The largest number on any rank; a rank with fewer calls to make enters the remaining ones with no rows."""
         return num_calls if self.is_whole else int(self.all_max(torch.tensor(num_calls, device=device)))
 
     def look_up(self, table: Tensor, items: Tensor) -> Tensor:
         """Vectors [.., d] of items [..] in 0…V, of which `table` [n, d] is this rank's slice; zeros where 0.
 
-        Each rank asks for items of its own. Gradients go to the rows' owners, summed over all ranks that asked.
+        Each rank passes its own items. Gradients go to the ranks that hold the rows, summed over all ranks.
         """
         if self.is_whole:
             vectors = embedding((items - 1).clamp(min=0), table)
@@ -200,36 +201,36 @@ class CatalogSlice:
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Rows that the ranks of a catalog group bring together, one rank's below the other's: `counts` of each rank."""
+    """The rows of all ranks of a catalog group, concatenated in rank order; `counts` are the ranks' numbers of rows."""
 
     part: CatalogSlice
     counts: tuple[int, ...]
 
     @property
-    def own(self) -> slice:
-        """Which of all rows are this rank's."""
+    def local(self) -> slice:
+        """The slice of all rows that came from this rank."""
         start = sum(self.counts[: self.part.group.rank])
         return slice(start, start + self.counts[self.part.group.rank])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """All rows [N, ...], of each rank's [n, ...]; gradients go back to where a row came from, summed over ranks."""
+        """All rows [N, ...] from each rank's [n, ...]; gradients return to a row's rank, summed over all ranks."""
         return self.part.group.gather_counted(rows, self.counts)
 
-    def only_own(self, values: Tensor) -> Tensor:
-        """Values [N] of all rows from this rank's [n], 0 for other ranks' rows: so that each rank counts its own."""
+    def only_local(self, values: Tensor) -> Tensor:
+        """Values [N] of all rows from this rank's [n], 0 in other ranks' rows, so that each rank counts its own."""
         if self.part.is_whole:
             return values
         of_all = values.new_zeros(sum(self.counts))
-        of_all[self.own] = values
+        of_all[self.local] = values
         return of_all
 
     def gather_ids(self, ids: Tensor) -> Tensor:
-        """All lists of ids [N, L], of each rank's [n, L], whose L may differ from rank to rank; padded with 0."""
+        """All lists of ids [N, L] from each rank's [n, L], whose L may differ between ranks; padded with 0."""
         most = self.part.most_calls(ids.shape[1], ids.device)
         return self.gather(ids if most == ids.shape[1] else F.pad(ids, (0, most - ids.shape[1])))
 
     def exchange_columns(self, rows: Tensor) -> Tensor:
-        """The columns of this rank's slice of all rows [N, V / k], of each rank's whole rows [n, V]."""
+        """This rank's columns of all rows [N, V / k] from each rank's whole rows [n, V]."""
         group, most = self.part.group, self.part.most_rows
         if group.handle is None:
             return rows
@@ -276,9 +277,9 @@ class PlainTable(NamedTuple):
 def in_step(
     batches: Iterable[Batch], part: CatalogSlice, device: torch.device, blank: Callable[[], Batch]
 ) -> Iterator[Batch]:
-    """This rank's batches, then `blank` ones until every rank of the group has none left.
+    """This rank's batches, then `blank` ones until no rank of the group has any left.
 
-    Ranks with different numbers of batches so read the table together. With one rank there are no blank ones.
+    Ranks with different numbers of batches thus read the table in step. With one rank there are no blank batches.
     """
     iterator = iter(batches)
     while True:
@@ -338,7 +339,7 @@ def embedding(index: Tensor, table: Tensor) -> Tensor:
 
 
 class _LookUp(torch.autograd.Function):
-    """Each rank looks up those of the group's items that it holds; a reduce-scatter brings the vectors to who asked.
+    """Each rank looks up those of the group's items that it holds; a reduce-scatter returns the vectors to their ranks.
 
     The gradient is an all-gather of the vectors' gradients, of which each rank adds up those of its rows. Both go in
     steps of EXCHANGED_ROWS items of each rank.
@@ -352,10 +353,10 @@ class _LookUp(torch.autograd.Function):
         ctx.part, ctx.dtype, ctx.num_items = part, table.dtype, len(items)
         vectors, looked_up = [], []
         for step in ctx.steps:
-            rows, mask = part.places(part.group.all_gather(_padded(items, step)))
+            rows, mask = part.local_rows(part.group.all_gather(_padded(items, step)))
             of_step = table.new_zeros(*rows.shape, table.shape[1])
             of_step[mask] = table[rows[mask]]
-            vectors.append(part.group.reduce_scatter_sum(of_step))
+            vectors.append(part.group.reduce_scatter_sum(of_step))  # exact: all ranks but the row's own give zeros
             looked_up += [rows, mask]
         ctx.save_for_backward(*looked_up)
         return torch.cat(vectors)[: len(items)] if vectors else table.new_zeros(0, table.shape[1])
@@ -392,7 +393,7 @@ def _drawn_parts(num_rows: int, width: int, draw: Callable[[Tensor], Any]) -> It
 
 
 def _padded(rows: Tensor, step: slice) -> Tensor:
-    """The rows of a step; zeros stand for those that this rank does not have."""
+    """The rows of a step, filled up with zeros on a rank that has fewer."""
     part = rows[step]
     padded = rows.new_zeros(step.stop - step.start, *rows.shape[1:])
     padded[: len(part)] = part

@@ -1,4 +1,4 @@
-"""What is said when another rank died or stalled: one sentence that names the rank, stage, step and collective."""
+"""The message when another rank died or stalled: one sentence that names the rank, stage, step and collective."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from csrec_dist.writers import is_running, machine, started
 MOST_NAMED = 4
 
 Note = dict[str, Any]
-"""What a rank last told of itself (see `Watch`); empty for a rank that has told nothing."""
+"""What a rank last published about itself (see `Watch`); empty for a rank that has published nothing."""
 
 
 class RankFailure(SystemExit):
@@ -52,8 +52,8 @@ _BLAMES: tuple[tuple[Callable[[Note, Note], bool], str], ...] = (
         "rank {rank} is in {place}, {doing} for {seconds:.0f} s",
     ),
     (
-        lambda before, after: after["state"] == "ended" and bool(after["said"]),
-        "rank {rank} has ended in {place}, because of this: {said}",
+        lambda before, after: after["state"] == "ended" and bool(after["reason"]),
+        "rank {rank} has ended in {place}, because of this: {reason}",
     ),
     (lambda before, after: after["state"] == "ended", "rank {rank} has ended in {place}; see what it said"),
     (
@@ -68,7 +68,7 @@ A rank that waits too is blamed last: it is a victim, unless all are.
 
 
 def who_is_behind(before: Mapping[int, Note], after: Mapping[int, Note]) -> str:
-    """A sentence about the likeliest culprits, from what the other ranks told before and a few beats later."""
+    """A sentence about the likeliest culprits, from the other ranks' notes before and a few beats later."""
     for is_meant, words in _BLAMES:
         blamed = [
             words.format(rank=rank, **note).removesuffix(".")

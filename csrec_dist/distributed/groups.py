@@ -22,10 +22,10 @@ class Group:
     `handle` is the torch process group, or None for a group of one rank, whose collectives are
     the identity. Every member must enter every collective, in the same order.
 
-    `watch` takes the time of the collectives and, when one fails because another rank died or stalled, raises a
-    `RankFailure` that names it. Collectives of tensors wait for the process group's timeout. `gather_objects`,
-    `broadcast_object`, `on_all`, `on_leader`, `sum_after_work` and `barrier` come after work of different length, and
-    wait for as long as the others work.
+    `watch` times the collectives and, when one fails because another rank died or stalled, raises a `RankFailure` that
+    names it. Collectives of tensors wait for the process group's timeout. `gather_objects`, `broadcast_object`,
+    `on_all`, `on_leader`, `sum_after_work` and `barrier` follow work of unequal length, and wait as long as other ranks
+    work.
     """
 
     ranks: tuple[int, ...]
@@ -91,30 +91,31 @@ class Group:
         return scattered
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
-        """Give every rank, in place, the tensor of the rank at place `source` of the group, and return it."""
+        """Copy the tensor of rank `source` of the group to every rank, in place, and return it."""
         if self.handle is not None:
             with self._collective("broadcast", tensor):
                 dist.broadcast(tensor, self.ranks[source], group=self.handle)
         return tensor
 
-    def exchange_runs(self, numbers: torch.Tensor, held: Sequence[range], wanted: Sequence[range]) -> torch.Tensor:
-        """This rank's `wanted` run of a flat tensor, of which each rank's `numbers` are its `held` run.
+    def exchange_runs(self, numbers: torch.Tensor, before: Sequence[range], after: Sequence[range]) -> torch.Tensor:
+        """Divide a flat tensor over the ranks in another way: this rank's `numbers` are its run of `before`.
 
-        Both have a run for each rank of the group; the held ones follow each other and are all of the tensor.
+        Both have a run for each rank of the group; those of `before` follow each other and cover the tensor. Returns
+        this rank's run of `after`.
         """
-        mine, wants = held[self.rank], wanted[self.rank]
-        sent = [_common(run, mine) for run in wanted]
-        parts = torch.cat([numbers[run.start - mine.start : run.stop - mine.start] for run in sent])
+        source, target = before[self.rank], after[self.rank]
+        sent = [_common(run, source) for run in after]
+        parts = torch.cat([numbers[run.start - source.start : run.stop - source.start] for run in sent])
         if self.handle is None:
             return parts
-        received = numbers.new_empty(len(wants))
-        sizes = [len(_common(run, wants)) for run in held], [len(run) for run in sent]
+        received = numbers.new_empty(len(target))
+        sizes = [len(_common(run, target)) for run in before], [len(run) for run in sent]
         with self._collective("all_to_all", received):
             dist.all_to_all_single(received, parts, *sizes, group=self.handle)
         return received
 
     def gather_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
-        """The ranks' `rows` [n, d] one below the other in rank order, and which of them are this rank's.
+        """The `rows` [n, d] of all ranks, concatenated in rank order, and the slice of them that came from this rank.
 
         n may differ between ranks, and be 0. Gradients flow back as in `gather_counted`.
         """
@@ -123,21 +124,21 @@ class Group:
         return self.gather_counted(rows, counts), slice(start, start + len(rows))
 
     def row_counts(self, num_rows: int, device: torch.device) -> tuple[int, ...]:
-        """How many rows each rank has, this one `num_rows`; gathering them needs these counts."""
+        """The numbers of rows of all ranks, `num_rows` on this one: gathering rows needs these counts."""
         if self.handle is None:
             return (num_rows,)
         return tuple(self.all_gather(torch.tensor(num_rows, device=device)).tolist())
 
     def gather_counted(self, rows: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
-        """The ranks' `rows` [n, ...], of which there are `counts`, one below the other in rank order.
+        """The `rows` [n, ...] of all ranks, concatenated in rank order; `counts` are the ranks' numbers of rows.
 
-        Gradients flow back to the rank that a row came from, summed over all ranks that used it, in at least fp32;
-        every rank enters the backward pass too.
+        Gradients return to a row's rank, summed over all ranks in at least fp32; every rank enters the backward pass
+        too.
         """
         return rows if self.handle is None else _GatherRows.apply(rows, self, counts)
 
     def sum_after_work(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """Sum `tensor` over the group in place after work (`name`) of different length, waiting while others work."""
+        """Sum `tensor` over the group in place after work (`name`) of unequal length, waiting while others work."""
         if self.handle is not None:
             self.watch.meet(name, self.ranks)
         return self.all_reduce_sum(tensor)
@@ -163,24 +164,24 @@ class Group:
     def on_all(self, work: Callable[[], Any], name: str = "on_all", *, meets: bool = False) -> list[Any]:
         """The JSON values of every rank's `work`, in rank order, on every rank.
 
-        What one rank cannot do is said on all of them, so that none waits for it in vain. Work that `meets` the others
-        in collectives of its own has them wait in one of those: there the rank raises its error alone, and at once.
+        An error of one rank is raised on all of them, so that none waits for it in vain. Where the work itself enters
+        collectives (`meets`), the other ranks wait in one of these: the rank then raises its error alone, at once.
 
         Raises:
             StorageError: the disk of one of the ranks is full, failing or read-only.
-            UserError: what the first of them that met a mistake of the user's says.
+            UserError: the message of the first rank that met a mistake of the user's.
         """
-        mine = _attempted(work)
-        if meets and "value" not in mine:
-            raise (StorageError if mine["is_of_disk"] else UserError)(mine["error"])
-        results = self.gather_objects(mine, name)
+        outcome = _attempted(work)
+        if meets and "value" not in outcome:
+            raise (StorageError if outcome["is_of_disk"] else UserError)(outcome["error"])
+        results = self.gather_objects(outcome, name)
         for result in results:
             if "value" not in result:
                 raise self._error_of_all(**result)
         return [result["value"] for result in results]
 
     def on_leader(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on the first rank while the others wait; its JSON value, or its error, on every rank.
+        """Do `work` on the first rank while the others wait; every rank returns its JSON value, or raises its error.
 
         Raises what `on_all` does.
         """
@@ -190,11 +191,11 @@ class Group:
         return result["value"]
 
     def _error_of_all(self, error: str, is_of_disk: bool) -> UserError | StorageError:
-        """What each rank raises; where rank 0, which says what all ranks meet, is not among them, the first says it."""
-        is_said_by_another = 0 in self.ranks or not self.is_leader
+        """The error that each rank raises. Rank 0 alone prints it, or in a group without rank 0 the first rank."""
+        is_printed_elsewhere = 0 in self.ranks or not self.is_leader
         if is_of_disk:
-            return StorageError(error, is_shared=is_said_by_another, is_of_all=self.has_all_ranks)
-        return SharedUserError(error, is_of_all=self.has_all_ranks) if is_said_by_another else UserError(error)
+            return StorageError(error, is_shared=is_printed_elsewhere, is_of_all=self.has_all_ranks)
+        return SharedUserError(error, is_of_all=self.has_all_ranks) if is_printed_elsewhere else UserError(error)
 
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""
@@ -205,20 +206,20 @@ class Group:
 
     @contextmanager
     def _collective(self, name: str, tensor: torch.Tensor) -> Iterator[None]:
-        """On a GPU the host goes on before the ranks have met: no time is taken there."""
+        """On a GPU the host goes on before the ranks have met, so no wait is measured there."""
         described = f"{name} of {list(tensor.shape)}"
         with self.watch.collective(described, self.ranks, timed=tensor.device.type == "cpu"):
             yield
 
 
 def _common(first: range, second: range) -> range:
-    """What two runs have in common."""
+    """The intersection of two ranges."""
     start = max(first.start, second.start)
     return range(start, max(start, min(first.stop, second.stop)))
 
 
 def _attempted(work: Callable[[], Any]) -> dict[str, Any]:
-    """{"value": of `work`}, or what the user or the disk has to do with its failure."""
+    """{"value": …} of `work`, or {"error": …, "is_of_disk": …} where the user's input or the disk made it fail."""
     try:
         return {"value": work()}
     except UserError as error:

@@ -134,10 +134,10 @@ class Runtime:
 
     def _join_team(self, ranks: tuple[int, ...]) -> Group:
         """The group of `ranks`: one that all ranks know, one of this team from before, or a new one."""
-        known = self._groups if ranks in self._groups else self._teams
-        if ranks not in known:
-            known[ranks] = None if len(ranks) == 1 else self._new_team(ranks)
-        return self._group(ranks, known[ranks])
+        handles = self._groups if ranks in self._groups else self._teams
+        if ranks not in handles:
+            handles[ranks] = None if len(ranks) == 1 else self._new_team(ranks)
+        return self._group(ranks, handles[ranks])
 
     def _new_team(self, ranks: tuple[int, ...]) -> Any:
         """A process group that its members make without the other ranks, under a name that was never used before.
@@ -173,7 +173,7 @@ class Runtime:
         self._teams.clear()
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on rank 0 while the others wait, however long; its JSON value, or its error, on every rank."""
+        """Do `work` on rank 0 while the others wait, however long; all return its JSON value, or raise its error."""
 
         def alone() -> Any:
             with self.watch.working_alone():
@@ -182,7 +182,7 @@ class Runtime:
         return self.world.on_leader(alone)
 
     def leave(self) -> None:
-        """End this runtime: groups that it made go, and the process group stays for another one to begin in."""
+        """End this runtime: its groups are destroyed, and the process group stays for the next runtime."""
         self.watch.close()
         for handle in [*self._groups.values(), *self._teams.values()]:
             if handle is not None and handle is not self.world.handle:
@@ -195,9 +195,9 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self.close(str(error) if isinstance(error, UserError | StorageError) else "")
 
-    def close(self, said: str = "") -> None:
-        """Leave the process group. Ranks that wait for this one repeat what it `said` that it could not do."""
-        self.watch.close(said)
+    def close(self, reason: str = "") -> None:
+        """Leave the process group; ranks that wait for this one give the `reason` for which it failed."""
+        self.watch.close(reason)
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""The ranks' key-value store, with a deadline on every call; and the launcher's, which outlives the ranks' meetings."""
+"""The ranks' key-value store, with a deadline on every call; and the launcher's, which outlives their process group."""
 
 import queue
 import threading
@@ -70,14 +70,14 @@ class DeadlineStore:
         """The method's result or error; StoreSilentError when there is none within the deadline."""
         if self._calls is None:
             return method(*arguments)
-        outcome: dict[str, Any] = {}
+        answer: dict[str, Any] = {}
         ended = threading.Event()
 
         def call() -> None:
             try:
-                outcome["value"] = method(*arguments)
+                answer["value"] = method(*arguments)
             except RuntimeError as error:
-                outcome["error"] = error
+                answer["error"] = error
             ended.set()
 
         self._calls.put(call)
@@ -85,9 +85,9 @@ class DeadlineStore:
             raise StoreSilentError(
                 f"the ranks' store, which rank 0 or its launcher serves, has not answered for {self._seconds:.0f} s"
             )
-        if "error" in outcome:
-            raise outcome["error"]
-        return outcome["value"]
+        if "error" in answer:
+            raise answer["error"]
+        return answer["value"]
 
 
 def _make_calls(calls: Calls) -> None:

@@ -1,4 +1,4 @@
-"""Each rank tells the others through the store where it is; one that has waited too long names who is behind."""
+"""Each rank publishes its position in the store; one that has waited too long names the ranks that are behind."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ class Watch:
         self._meets: dict[tuple[int, ...], int] = {}
         self._beats = self._active = self._seen_moves = 0
         self._seen_cpu, self._seen_time = time.process_time(), time.monotonic()
-        self._state, self._said, self._process = "here", "", this_process()
+        self._state, self._reason, self._process = "here", "", this_process()
         self._store: DeadlineStore | None = None
         if store is not None:
             self._store = DeadlineStore(store.clone(), timeout_seconds).prefixed(f"csrec_dist-{next(_INSTANCES)}")
@@ -92,7 +92,7 @@ class Watch:
         return len(self._world)
 
     def at(self, stage: str, step: int = 0) -> None:
-        """This rank is at this step of this stage."""
+        """Note that this rank has come to this step of this stage."""
         self._place.stage, self._place.step = stage, step
         self._place.moves += 1
 
@@ -173,25 +173,26 @@ class Watch:
 
     def _check_meeting(self, store: DeadlineStore, name: str, ranks: tuple[int, ...], key: str) -> None:
         """Refuse to meet ranks that are at another meeting: their order of collectives is not this rank's."""
-        mine = json.dumps([name, self._rank, str(self._place)])
-        other, rank, place = json.loads(store.compare_set(f"{key}-name", "", mine))
-        if other != name:
+        meeting = json.dumps([name, self._rank, str(self._place)])
+        # The first rank to come names the meeting; the others read its name.
+        first_name, rank, place = json.loads(store.compare_set(f"{key}-name", "", meeting))
+        if first_name != name:
             self._say("gave up")
             raise RankFailure(
                 f"csrec-dist: rank {self._rank}: {self._place}: is at {name} of ranks {_listed(ranks)}, but rank "
-                f"{rank} ({place}) is at {other} of the same ranks. Collectives are out of order: a mistake in "
+                f"{rank} ({place}) is at {first_name} of the same ranks. Collectives are out of order: a mistake in "
                 "csrec_dist; please report it with this line."
             )
 
     def largest(self, name: str, ranks: tuple[int, ...], value: int) -> int:
-        """Meet `ranks` as `meet` does; the largest value ≥ 0 that one of them brings."""
+        """Meet `ranks` as `meet` does; returns the largest of the values ≥ 0 that they pass."""
         if self._store is None:
             return value
         key = f"largest-{fingerprint(list(ranks))}-{self._meets.get(ranks, 0) + 1}"
         # Another rank may set the key between two looks at it: try again until it is this value, or one as large.
         before, largest = "", str(value)
-        while (stored := self._store.compare_set(key, before, largest)) != largest and int(stored) < value:
-            before = stored
+        while (current := self._store.compare_set(key, before, largest)) != largest and int(current) < value:
+            before = current
         self.meet(name, ranks)
         return int(self._store.get(key))
 
@@ -212,9 +213,9 @@ class Watch:
         """A store of that name that all ranks see; in one process, a local one."""
         return DeadlineStore(dist.HashStore(), None) if self._store is None else self._store.prefixed(name)
 
-    def close(self, said: str = "") -> None:
-        """Tell the others that this rank has ended, and what it said of it, and stop the thread."""
-        self._said = said
+    def close(self, reason: str = "") -> None:
+        """Publish that this rank has ended, and the reason for which it failed if it did, and stop the thread."""
+        self._reason = reason
         if self._store is not None and not self._stopped.is_set():
             self._stopped.set()
             self._thread.join()
@@ -224,7 +225,7 @@ class Watch:
 
     @contextmanager
     def doing(self, what: str, waits_for_ranks: bool = False) -> Iterator[None]:
-        """The block is `what`, as the message of a rank that waits for this one will say."""
+        """Within the block this rank is doing `what`: a rank that waits for it in vain names that in its message."""
         before = self._place.doing, self._place.waits_for_ranks
         self._set_doing(what, waits_for_ranks)
         try:
@@ -269,12 +270,12 @@ class Watch:
             "meeting": place.meeting,
             "seconds": now - place.since,
             "process": self._process,
-            "said": self._said,
+            "reason": self._reason,
         }
         self._beat_store.set(f"rank-{self._rank}", json.dumps(note))
 
     def _say(self, state: str) -> None:
-        """Tell the others once more, if the store is still there."""
+        """Publish this rank's state, if the store is still there."""
         self._state = state
         with suppress(RuntimeError):
             self._publish()
@@ -294,7 +295,7 @@ class Watch:
                 look = time.monotonic() + patience
 
     def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[int, float]]) -> str:
-        """What is wrong with one of the ranks, or nothing; `signs`: of their work, and when they changed last.
+        """What is wrong with one of the ranks, or ""; `signs`: each rank's count of work, and when it last changed.
 
         A rank of this machine is looked up among its processes, so that nobody waits for a killed one. One of another
         machine may only be slow to answer: it has until the timeout.
@@ -320,7 +321,7 @@ class Watch:
         return {rank: json.loads(store.get(f"rank-{rank}") or "{}") for rank in ranks if rank != self._rank}
 
     def _failure(self, name: str, ranks: Sequence[int], seconds: float, cause: str) -> RankFailure:
-        """The sentence that says where this rank waited, and who of the others is behind."""
+        """An error that says where this rank waited, and which other ranks are behind."""
         return RankFailure(
             f"csrec-dist: rank {self._rank}: {self._place}: waited {seconds:.0f} s in {name} of ranks "
             f"{_listed(ranks)} and gave up ({cause}). {self._who_is_behind(ranks)}"

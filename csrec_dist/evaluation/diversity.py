@@ -116,7 +116,7 @@ def compare_members(
         shared = models[0].item_table.catalog.share(len(histories), histories.device)
         seen = shared.gather_ids(histories) if exclude_seen else None
         members = [logits_of([model], histories, shared) for model in models]
-        values = differences(members, sums.top_n, seen)[shared.own]
+        values = differences(members, sums.top_n, seen)[shared.local]
         if not batch.weights.any():
             continue
         sums.update(values)

@@ -82,7 +82,7 @@ class Logits:
         scalar product would be summed in another order, and items of equal vectors would stand above or below one
         another by chance.
         """
-        index, mask = self.catalog.places(items)
+        index, mask = self.catalog.local_rows(items)
         width = min(states.shape[1] for states in self._states)
         num_columns = max(FEWEST_COLUMNS, -(-FEWEST_TERMS // max(len(index) * width, 1)))
         # A tile of a small catalog is narrower itself.

@@ -29,7 +29,7 @@ def target_ranks(states: Tensor, table: TableLike, targets: Tensor, *, seen: Ten
     shared = table.catalog.share(len(states), states.device)
     all_seen = None if seen is None else shared.gather_ids(seen)
     request = SweepRequest(shared.gather(targets).unsqueeze(1), seen=all_seen)
-    return sweep(Logits([shared.gather(states)], [table]), request).ranks[shared.own, 0]
+    return sweep(Logits([shared.gather(states)], [table]), request).ranks[shared.local, 0]
 
 
 def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -50,4 +50,4 @@ def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None =
     shared = table.catalog.share(len(states), states.device)
     request = SweepRequest(top_n=n, seen=None if seen is None else shared.gather_ids(seen))
     best = sweep(Logits([shared.gather(states)], [table]), request)
-    return best.items[shared.own], best.scores[shared.own]
+    return best.items[shared.local], best.scores[shared.local]

@@ -236,7 +236,7 @@ class ReportCard:
             self._calibration.update(result, examples.targets, examples.weights)
         if self._lists:
             self._lists.update(result.items.masked_fill(result.scores == -math.inf, 0)[examples.weights > 0])
-        ranks = result.ranks[shared.own]
+        ranks = result.ranks[shared.local]
         return ranks[:, 0], ranks[:, -1], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
@@ -284,4 +284,4 @@ class _Examples(NamedTuple):
     def of_group(self, shared: SharedRows) -> "_Examples":
         """The group's; the weights of other ranks' examples are 0, so that each counts its own."""
         targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
-        return _Examples(shared.gather_ids(self.histories), targets, true_targets, shared.only_own(self.weights))
+        return _Examples(shared.gather_ids(self.histories), targets, true_targets, shared.only_local(self.weights))

@@ -134,7 +134,7 @@ class _Marks:
 
     def __init__(self, catalog: CatalogSlice, tiles: list[slice], items: Tensor) -> None:
         """`items` [R, K] in 1…V, 0 for none."""
-        index, mask = catalog.places(items)
+        index, mask = catalog.local_rows(items)
         # One number for each (item, row), so that one sort orders both.
         keys = index * len(items) + torch.arange(len(items), device=items.device).unsqueeze(1)
         keys, order = keys[mask].sort()

@@ -120,7 +120,7 @@ class _Sample:
         num_items = labeller.dataset.num_items
         size = max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, SAMPLE_NUMBERS // num_items))
         batch = sampled_rows(labeller.dataset, size).to(labeller.device)
-        states, targets = member_states(labeller.own_models, batch), batch.targets[batch.targets > 0]
+        states, targets = member_states(labeller.local_models, batch), batch.targets[batch.targets > 0]
         chosen = torch.from_numpy(np.random.default_rng(SAMPLE_SEED).permutation(len(targets))[:size])
         chosen = chosen.to(labeller.device)
         gathered = labeller.gather_states([part[chosen] for part in states])

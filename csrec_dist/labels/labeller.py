@@ -44,9 +44,9 @@ class Labeller:
         widths = self.combination.widths
         self.members = self.column.members_of(self.group.rank, len(widths))
         assert tuple(sorted(self.models)) == self.members, f"{self.members} are this rank's, got {sorted(self.models)}"
-        self.own_models = [self.models[member].to(self.device).eval() for member in self.members]
-        self.catalog = self.own_models[0].item_table.catalog
-        for member, model in zip(self.members, self.own_models, strict=True):
+        self.local_models = [self.models[member].to(self.device).eval() for member in self.members]
+        self.catalog = self.local_models[0].item_table.catalog
+        for member, model in zip(self.members, self.local_models, strict=True):
             table = model.item_table
             shape = table.catalog.num_items, table.weight.shape[1]
             if shape != (self.dataset.num_items, widths[member]):
@@ -77,7 +77,7 @@ class Labeller:
                 # here that one more comes, and `keep_step` answers for those that have none.
                 self.catalog.most_calls(1, self.device)
                 moved = batch.to(self.device)
-                yield member_states(self.own_models, moved), moved.targets[moved.targets > 0]
+                yield member_states(self.local_models, moved), moved.targets[moved.targets > 0]
             next_example += len(ids)
             self.advance(len(ids))
 
@@ -87,7 +87,7 @@ class Labeller:
         `also` stands for the collectives of that group that come with a batch.
         """
         while self.catalog.most_calls(0, self.device):
-            member_states(self.own_models, blank_batch(self.dataset.window).to(self.device))
+            member_states(self.local_models, blank_batch(self.dataset.window).to(self.device))
             also()
 
     def gathered_rows(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -137,7 +137,7 @@ class Labeller:
             for first in range(0, len(states[0]), num_rows):
                 rows = slice(first, first + num_rows)
                 summed = torch.zeros(len(states[0][rows]), num_items, dtype=torch.float64, device=self.device)
-                for member, model, part in zip(self.members, self.own_models, states, strict=True):
+                for member, model, part in zip(self.members, self.local_models, states, strict=True):
                     logits = model.item_table.logits(part[rows])
                     summed += logits * weights[member] if weights else logits
                 yield summed
@@ -150,7 +150,7 @@ class Labeller:
         """
         low = max(first, self.rows.start) - self.rows.start
         rows = slice(low, max(low, min(stop, self.rows.stop) - self.rows.start))
-        tables = [model.item_table for model in self.own_models]
+        tables = [model.item_table for model in self.local_models]
         weights = torch.cat([table.weight[rows] for table in tables], dim=1)
         gathered = {"item_weight": self.gather_members(weights, self.combination.widths)}
         if has_bias:
@@ -160,7 +160,7 @@ class Labeller:
 
     def has_bias(self) -> bool:
         """Whether any member's item table has a bias: the same answer on every rank of the column."""
-        return any(self.group.gather_objects(any(model.item_table.bias is not None for model in self.own_models)))
+        return any(self.group.gather_objects(any(model.item_table.bias is not None for model in self.local_models)))
 
     def gather_members(self, columns: Tensor, widths: Sequence[int]) -> Tensor:
         """Columns of all members [n, Σ widths], in member order, from each rank's columns [n, its members' widths].

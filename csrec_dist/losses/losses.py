@@ -24,14 +24,14 @@ from csrec_dist.options import MatmulPrecision
 class Examples(NamedTuple):
     """N examples: states [N, d], targets [N] in 1…V, weights [N], labels, and M's rows at the targets [N, r].
 
-    They are this rank's own, or those of a catalog group, of which a rank counts the losses where `own_weights` [N] are
-    not 0: those of its own.
+    They are this rank's, or those of all ranks of a catalog group. `local_weights` [N] are 0 at other ranks' examples, so
+    that each rank counts the losses of its own.
     """
 
     states: Tensor
     targets: Tensor
     weights: Tensor
-    own_weights: Tensor
+    local_weights: Tensor
     labels: SoftLabels | None
     observed: Tensor | None
 
@@ -48,7 +48,7 @@ class Examples(NamedTuple):
             shared.gather(self.states.to(dtype)),
             shared.gather(self.targets),
             shared.gather(self.weights),
-            shared.only_own(self.weights),
+            shared.only_local(self.weights),
             None if self.labels is None else self.labels.shared(shared),
             None if self.observed is None else shared.gather(self.observed.to(dtype)),
         )
@@ -236,7 +236,7 @@ def _loss(
     weights = states.new_ones(states.shape[0], dtype=dtype) if weights is None else weights.detach().to(dtype)
     observed = None if noise is None else catalog.rows_at(noise.observed, targets - 1)
     examples = Examples(states, targets, weights, weights, labels, observed).of_group(catalog)
-    index, here = catalog.places(examples.targets)
+    index, here = catalog.local_rows(examples.targets)
     costs = () if noise is None else (examples.observed, noise.preferred, noise.maxima)
     factors = (examples.states, item_weight, item_bias, *costs)
     computed = [None if f is None else f.detach().to(dtype) for f in factors]
@@ -246,7 +246,7 @@ def _loss(
         index,
         here,
         examples.weights,
-        examples.own_weights,
+        examples.local_weights,
         None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
         divergence or OneHot(),
         NoiseCosts(*computed[3:], num_items=catalog.num_items) if costs else None,  # type: ignore

@@ -49,7 +49,7 @@ class Problem:
     """[N], whether the target is in this rank's slice."""
     weights: Tensor
     """[N] in the computing type."""
-    own_weights: Tensor
+    local_weights: Tensor
     """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
     labels: TemperedLabels | None
     divergence: Divergence
@@ -63,7 +63,7 @@ class Problem:
 
     def sums(self, terms: Terms, rows: slice) -> Tensor:
         """Of examples `rows` the weighted sums [3] of the loss, of CE and of the divergence."""
-        shares, weights = self.divergence.shares, self.own_weights[rows]
+        shares, weights = self.divergence.shares, self.local_weights[rows]
         cross_entropy, divergence = torch.dot(weights, terms.cross_entropy), torch.dot(weights, terms.divergence)
         return torch.stack([cross_entropy * shares[0] + divergence * shares[1], cross_entropy, divergence])
 

@@ -20,16 +20,16 @@ from csrec_dist.models.rng import key_of, normal, prefix_keys, uniform
 from csrec_dist.models.sasrec import INITIAL_DEVIATION, SASRec
 
 
-def kept_variance(num_steps: int, first: float, last: float) -> Tensor:
+def alphas_cumprod(num_steps: int, first: float, last: float) -> Tensor:
     """ā_0 … ā_T [T + 1] float64, for noise variances β_1 … β_T that grow by one factor from `first` to `last`."""
     betas = torch.logspace(math.log10(first), math.log10(last), num_steps, dtype=torch.float64)
     return torch.cat([betas.new_ones(1), torch.cumprod(1 - betas, 0)])
 
 
 @cache
-def kept_variance_on(device: torch.device, dtype: torch.dtype, num_steps: int, first: float, last: float) -> Tensor:
-    """`kept_variance` in this type on this device, copied there once: the host waits for each copy."""
-    return kept_variance(num_steps, first, last).to(device, dtype)
+def alphas_cumprod_on(device: torch.device, dtype: torch.dtype, num_steps: int, first: float, last: float) -> Tensor:
+    """`alphas_cumprod` in this type on this device, copied there once: the host waits for each copy."""
+    return alphas_cumprod(num_steps, first, last).to(device, dtype)
 
 
 def noised(start: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class DreamRec(SASRec):
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
         """x̂_0 [N, d] of all examples, each from its own step, noise and dropped or kept condition."""
         conditions = pick(super().encode(inputs.histories), inputs.positions.index, inputs.positions.inverse)
-        steps, noise, dropped = self.training_draws(inputs.drawn["examples"], inputs.seed)
+        steps, noise, dropped = self.training_noise(inputs.drawn["examples"], inputs.seed)
         conditions = torch.where(dropped, self.no_condition, conditions)
         start = self.item_table(inputs.targets).detach()
         x = noised(start, noise.to(start.dtype), self._alpha_bars(start)[steps].unsqueeze(-1))
@@ -121,7 +121,7 @@ class DreamRec(SASRec):
         conditions = super().encode(histories)[torch.arange(histories.shape[0], device=histories.device), last]
         return self._sample(conditions, key_of(histories))
 
-    def training_draws(self, examples: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def training_noise(self, examples: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Steps [N] in 1…T, noise [N, d], and whether the condition is dropped [N, 1]."""
         steps = (uniform(examples, seed, STEPS, 1).squeeze(-1) * self.config.num_steps).long() + 1
         dropped = uniform(examples, seed, DROPS, 1) < self.config.condition_drop
@@ -154,7 +154,7 @@ class DreamRec(SASRec):
         """ā_0 … ā_T in the type and on the device of `like`."""
         config = self.config
         schedule = config.num_steps, config.first_variance, config.last_variance
-        return kept_variance_on(like.device, like.dtype, *schedule)
+        return alphas_cumprod_on(like.device, like.dtype, *schedule)
 
 
 class Denoiser(nn.Module):

@@ -19,7 +19,7 @@ from csrec_dist.losses import Loss, RobustLoss
 from csrec_dist.losses.soft_labels import LabelReader, SoftLabels
 from csrec_dist.models import TrainingInputs
 from csrec_dist.training.options import LoopOptions
-from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws
+from csrec_dist.training.step import MicroBatch, TrainStep, seed_dropout
 
 MEASURED_RANKS = frozenset({1})
 """Numbers of ranks with which a file of benchmarks/results shows what graphs gain: `auto` uses them with no others."""
@@ -105,7 +105,7 @@ class StepGraphs:
         for name, tensor in sources.items():
             captured.buffers[name].copy_(tensor, non_blocking=True)
         self._factor.copy_(factor)
-        seed_draws(seed, self._device)
+        seed_dropout(seed, self._device)
         captured.graph.replay()
         for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
             parameter.grad = gradient

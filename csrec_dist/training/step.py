@@ -158,7 +158,7 @@ def step_seed(seed: int, step: int, place: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + place) % 2**63
 
 
-def seed_draws(seed: int, device: torch.device) -> None:
+def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed what dropout draws from on a device and on the host.
 
     `torch.manual_seed` does so for all devices, and where CUDA has not started it keeps a stack trace of every call

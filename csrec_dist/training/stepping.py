@@ -15,10 +15,10 @@ from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.process_state import matmul_precision
 from csrec_dist.training.graphs import graphs_of
 from csrec_dist.training.options import LoopOptions
-from csrec_dist.training.step import MicroBatch, TrainStep, seed_draws, step_seed
+from csrec_dist.training.step import MicroBatch, TrainStep, seed_dropout, step_seed
 from csrec_dist.training.stopping import Requests
 
-SHARED_PLACE = 65_536
+SHARED_STREAM = 65_536
 """The place, above all ranks, of the draws that do not depend on the rank."""
 
 
@@ -47,7 +47,7 @@ class Stepper:
 
     def prepare(self, batch: Batch, step: int, most_rows: int) -> list[MicroBatch]:
         """The micro-batches of a step from its batch, of at most `most_rows`; the reading thread calls this."""
-        seed, num = step_seed(self._seed, step, SHARED_PLACE), self._options.accumulate
+        seed, num = step_seed(self._seed, step, SHARED_STREAM), self._options.accumulate
         rows = -(-most_rows // num)
         return [self._prepared(part, rows, seed) for part in batch.split(num)]
 
@@ -73,7 +73,7 @@ class Stepper:
             with self._group.watch.computing("the forward and backward pass", self._group.ranks):
                 losses = [self.graphs.run(micro_batch, factor, seed)]
         else:
-            seed_draws(seed, self._device)
+            seed_dropout(seed, self._device)
             # MKL is twice as fast as oneDNN on a few rows, and half as fast on many.
             is_left_to_mkl = self._device.type != "cpu" or self._inner.model.is_recurrent
             with nullcontext() if is_left_to_mkl else matmul_precision("highest"):

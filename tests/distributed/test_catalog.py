@@ -77,7 +77,7 @@ def share(rank: int, world_size: int) -> dict[str, Any]:
     shard = CatalogSlice.of(NUM_ITEMS, group)
     num_rows = [2, 0, 3][rank]
     shared = shard.share(num_rows, torch.device("cpu"))
-    assert shared.own == [slice(0, 2), slice(2, 2), slice(2, 5)][rank]
+    assert shared.local == [slice(0, 2), slice(2, 2), slice(2, 5)][rank]
     rows = (torch.arange(num_rows * NUM_ITEMS, dtype=torch.float32).view(num_rows, NUM_ITEMS) + 100 * rank).bfloat16()
     rows.requires_grad_()
     gathered = shared.gather(rows)
@@ -123,9 +123,9 @@ def test_a_whole_catalog_is_a_group_of_one() -> None:
     rows = torch.ones(4, 7)
     assert shared.gather(rows) is rows
     assert shared.exchange_columns(rows) is rows
-    places, held = shard.places(torch.tensor([0, 1, 7]))
-    assert places[held].tolist() == [0, 6]
-    assert held.tolist() == [False, True, True]
+    rows, mask = shard.local_rows(torch.tensor([0, 1, 7]))
+    assert rows[mask].tolist() == [0, 6]
+    assert mask.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(("num_items", "width"), [(100, 1), (47, 3), (5, 2), (33, 16), (31, 7)])

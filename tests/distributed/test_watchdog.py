@@ -227,7 +227,7 @@ def test_other_errors_are_left_alone() -> None:
 
 def note(**changes: Any) -> dict[str, Any]:
     place = {"place": "stage label, step 0", "doing": "computing", "seconds": 70.0, "waits": False}
-    return {"state": "here", "beats": 1, "said": "", **place, **changes}
+    return {"state": "here", "beats": 1, "reason": "", **place, **changes}
 
 
 def test_the_likeliest_culprits_are_named_first() -> None:

@@ -14,10 +14,10 @@ from csrec_dist.models.dreamrec import (
     SAMPLING_SEED,
     DreamRec,
     DreamRecConfig,
+    alphas_cumprod,
     ancestral_step,
     ddim_step,
     guided,
-    kept_variance,
     noised,
     sampled_steps,
     sinusoids,
@@ -49,22 +49,22 @@ def training_batch(num: int) -> Batch:
     return batch_of(windows(num, MAX_LENGTH + 1))
 
 
-def kept_by_loop(num_steps: int = 500, first: float = 1e-4, last: float = 2e-2) -> list[float]:
+def alphas_by_loop(num_steps: int = 500, first: float = 1e-4, last: float = 2e-2) -> list[float]:
     """ā_0 … ā_T, multiplied step by step."""
-    kept = [1.0]
+    alphas = [1.0]
     for step in range(num_steps):
         beta = first * (last / first) ** (step / (num_steps - 1))
-        kept.append(kept[-1] * (1 - beta))
-    return kept
+        alphas.append(alphas[-1] * (1 - beta))
+    return alphas
 
 
 def test_the_schedule_grows_by_one_factor_from_its_first_to_its_last_variance() -> None:
-    kept = kept_variance(500, 1e-4, 2e-2)
-    assert kept.tolist() == pytest.approx(kept_by_loop(), rel=1e-11)
-    betas = 1 - kept[1:] / kept[:-1]
+    alphas = alphas_cumprod(500, 1e-4, 2e-2)
+    assert alphas.tolist() == pytest.approx(alphas_by_loop(), rel=1e-11)
+    betas = 1 - alphas[1:] / alphas[:-1]
     assert betas[0].item() == pytest.approx(1e-4, rel=1e-9)
     assert betas[-1].item() == pytest.approx(2e-2, rel=1e-9)
-    assert kept[-1].item() == pytest.approx(0.1505, abs=0.0005)
+    assert alphas[-1].item() == pytest.approx(0.1505, abs=0.0005)
 
 
 def test_noised_vectors_have_the_mean_and_variance_of_the_forward_process() -> None:
@@ -124,7 +124,7 @@ def state_by_loop(model: DreamRec, history: list[int], guidance: float, steps: l
     condition = super(DreamRec, model).encode(items)[0, -1]
     norm = math.sqrt(sum(v * v for v in model.item_table.weight.flatten().tolist()) / NUM_ITEMS)
     x = normal(key_of(items), SAMPLING_SEED, 500, WIDTH)[0].double()
-    kept = kept_by_loop()
+    kept = alphas_by_loop()
 
     def predicted(step: int) -> Tensor:
         steps = torch.tensor([step])
@@ -179,14 +179,14 @@ def test_an_empty_history_has_some_state() -> None:
 
 def test_draws_cover_the_steps_drop_a_tenth_and_follow_from_the_examples() -> None:
     model, examples = make(), training_batch(300).examples.flatten()
-    steps, noise, dropped = model.training_draws(examples, 3)
+    steps, noise, dropped = model.training_noise(examples, 3)
     assert (int(steps.min()), int(steps.max())) == (1, 500)
     assert steps.double().mean().item() == pytest.approx(250.5, abs=10)
     assert dropped.double().mean().item() == pytest.approx(0.1, abs=0.02)
     assert noise.shape == (len(examples), WIDTH)
-    for whole, part in zip((steps, noise, dropped), model.training_draws(examples[5:9], 3), strict=True):
+    for whole, part in zip((steps, noise, dropped), model.training_noise(examples[5:9], 3), strict=True):
         assert torch.equal(whole[5:9], part)
-    assert not torch.equal(model.training_draws(examples, 4)[0], steps)
+    assert not torch.equal(model.training_noise(examples, 4)[0], steps)
 
 
 def test_training_states_predict_from_the_noised_target() -> None:
@@ -195,8 +195,8 @@ def test_training_states_predict_from_the_noised_target() -> None:
     given = model.training_states(inputs)
     assert torch.equal(inputs.targets, batch.targets.flatten())
     conditions = super(DreamRec, model).encode(batch.histories).flatten(0, 1)
-    steps, noise, dropped = model.training_draws(batch.examples.flatten(), SEED)
-    kept = kept_by_loop()
+    steps, noise, dropped = model.training_noise(batch.examples.flatten(), SEED)
+    kept = alphas_by_loop()
     assert 0 < int(dropped.sum()) < len(dropped)
     for place in range(0, len(steps), 7):
         step = int(steps[place])

@@ -47,9 +47,9 @@ def wait_for(path: Path) -> None:
     wait_until(path.exists, PATIENCE, str(path))
 
 
-def offered(block: int, turn: int = 1) -> str:
-    """The file that says that a block of ranks waits to help, for the turn-th time."""
-    return f"offered-{block}-{turn}"
+def offered(block: int, number: int = 1) -> str:
+    """The file that says that a block of ranks waits to help, by the offer of this number."""
+    return f"offered-{block}-{number}"
 
 
 def is_saved(training: Training) -> bool:
@@ -87,9 +87,9 @@ def teach(
                 wait_for(Path(folder, file))
         return done
 
-    def offer_and_tell(scheduler: Scheduler, block: int, turn: int) -> None:
-        offer(scheduler, block, turn)
-        Path(folder, offered(block, turn)).touch()
+    def offer_and_tell(scheduler: Scheduler, block: int, number: int) -> None:
+        offer(scheduler, block, number)
+        Path(folder, offered(block, number)).touch()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Trainer, "is_finished", is_finished)

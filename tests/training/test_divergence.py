@@ -19,7 +19,7 @@ from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import step_seed
-from csrec_dist.training.stepping import SHARED_PLACE
+from csrec_dist.training.stepping import SHARED_STREAM
 from tests.helpers.ranks import run_ranks
 
 RUN = """
@@ -35,7 +35,7 @@ LAST_GOOD = "step-000000004"
 @contextmanager
 def broken_at(step: int, part: str) -> Iterator[None]:
     """The loss, or only the gradient, of this step (from 1) is not finite."""
-    real, seed = GRU4Rec.training_states, step_seed(0, step - 1, SHARED_PLACE)
+    real, seed = GRU4Rec.training_states, step_seed(0, step - 1, SHARED_STREAM)
 
     def training_states(model: GRU4Rec, inputs: TrainingInputs) -> TrainingStates:
         given = real(model, inputs)

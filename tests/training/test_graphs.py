@@ -20,7 +20,7 @@ from csrec_dist.models import MODELS
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import graphs
 from csrec_dist.training.options import LoopOptions
-from csrec_dist.training.step import seed_draws
+from csrec_dist.training.step import seed_dropout
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training_steps import METHODS, labels_for, make_step, windows
 
@@ -96,10 +96,10 @@ def test_what_is_captured_is_the_eager_step(name: str, method: str) -> None:
     engine = DataParallel(step, runtime.layout([(0,)], 1), CPU)
     reader, inputs = labels_for(method, batch, dtype=torch.float32), step.model.inputs(batch, 7, padded=True)
     labels, factor = reader.labels(reader.fields(inputs.examples)) if reader else None, torch.tensor(0.01)
-    seed_draws(3, CPU)
+    seed_dropout(3, CPU)
     loss, gradients = graphs.loss_and_gradients(step, inputs, labels, factor)
     assert all(parameter.grad is None for parameter in step.parameters())
-    seed_draws(3, CPU)
+    seed_dropout(3, CPU)
     expected = engine.forward(inputs, labels)
     engine.backward(expected.sum * factor)
     assert all(map(torch.equal, loss, expected))

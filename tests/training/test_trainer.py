@@ -21,7 +21,7 @@ from csrec_dist.runs.stages import evaluate as evaluating
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.training import TrainStep
 from csrec_dist.training.limits import Epochs
-from csrec_dist.training.step import one_hot, seed_draws
+from csrec_dist.training.step import one_hot, seed_dropout
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training_streams import at_each_batch
 
@@ -70,7 +70,7 @@ def test_draws_follow_the_seed_as_torchs_own_do() -> None:
     torch.manual_seed(5)
     expected = torch.rand(8)
     for seed, is_same in ((5, True), (6, False)):
-        seed_draws(seed, torch.device("cpu"))
+        seed_dropout(seed, torch.device("cpu"))
         assert torch.equal(torch.rand(8), expected) is is_same
 
 

@@ -74,7 +74,7 @@ class _Teamwork:
         self._runtime, self._scheduler, self._catalog_parallel = runtime, scheduler, catalog_parallel
         self._signals, self._layout = signals, layout
         self._team: Team | None = first
-        self._block, self._turn = scheduler.block_of(runtime.rank), 0
+        self._block, self._offer = scheduler.block_of(runtime.rank), 0
 
     def work(self, train: TrainMember) -> None:
         """Train as long as there is something to train."""
@@ -105,7 +105,7 @@ class _Teamwork:
     def _after(self, team: Team) -> Team | None:
         """The team that this rank trains in after its team's member is trained; None when all members are.
 
-        Where no member waits, the rank's block is offered, and waits until a team asks it.
+        Where no member waits, the rank's block is offered, and waits until a team requests it.
         """
         group, following = self._layout.group, None
         if group.is_leader:
@@ -114,16 +114,16 @@ class _Teamwork:
         following = group.broadcast_object(following)
         if following is not None:
             return Team(following, team.ranks)
-        self._turn += 1
+        self._offer += 1
         if self._scheduler.is_first(self._runtime.rank):
-            self._scheduler.offer(self._block, self._turn)
+            self._scheduler.offer(self._block, self._offer)
         self._runtime.watch.wait_until("waiting to help", self._runtime.world.ranks, self._is_over)
-        return self._scheduler.asked(self._block, self._turn)
+        return self._scheduler.requested_by(self._block, self._offer)
 
     def _is_over(self) -> bool:
-        """Whether the wait is over. A block that was asked joins, and its team handles its signals from then on."""
+        """Whether the wait is over. A block that was requested joins, and its team handles its signals from then on."""
         scheduler, signum = self._scheduler, self._signals.received
-        asked = scheduler.asked(self._block, self._turn)
-        if asked is None and signum and scheduler.withdraw(self._block, self._turn):
+        team = scheduler.requested_by(self._block, self._offer)
+        if team is None and signum and scheduler.withdraw(self._block, self._offer):
             raise Stopped(signum)
-        return asked is not None or scheduler.num_unfinished == 0
+        return team is not None or scheduler.num_unfinished == 0
