@@ -97,8 +97,8 @@ def check_launch(environ: Mapping[str, str], engine: str = "ddp", precision: str
     launcher_precision = environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     if launcher_precision not in ("no", precision):
         raise UserError(
-            f"The launcher asks for mixed precision {launcher_precision}, but training.precision, which decides, is {precision} "
-            "(fp32 or bf16). Ask the launcher for `no`."
+            f"The launcher asks for mixed precision {launcher_precision}, but training.precision, which decides, is "
+            f"{precision} (fp32 or bf16). Ask the launcher for `no`."
         )
     for name, meant in LAUNCHER_ENGINES.items():
         if environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and engine != meant:

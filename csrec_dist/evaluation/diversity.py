@@ -1,4 +1,4 @@
-"""How much the members of a teacher module differ: in what they would recommend, and in their probabilities.
+"""How much the members of a teacher module differ: in the items that they recommend, and in their probabilities.
 
 Shapes: N examples, V items, M members, P = M (M − 1)/2 pairs of members.
 """
@@ -51,8 +51,8 @@ def disagreement(first: Tensor, second: Tensor, n: int) -> Tensor:
 def jensen_shannon(members: Sequence[Logits], log_sums: Sequence[Tensor]) -> Tensor:
     """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2 of each pair of members, in nats, between 0 and ln 2: [N, P].
 
-    `log_sums` [N] are the members' over the catalog. In sums over the items that is ½ Σ p ln p + ½ Σ q ln q − Σ m ln m,
-    whose terms nearly cancel: they are float64.
+    `log_sums` [N] are the members' over the catalog. The divergence is ½ Σ p ln p + ½ Σ q ln q − Σ m ln m over the
+    items, in float64, because its terms nearly cancel.
     """
     like = members[0]  # all have the same rows, items and tiles
     pairs = list(combinations(range(len(members)), 2))
@@ -106,7 +106,7 @@ class DiversitySums:
 def compare_members(
     models: Sequence[SequentialModel], batches: Iterable[Batch], sums: DiversitySums, *, exclude_seen: bool
 ) -> Iterator[Columns]:
-    """Add the members' differences on some batches to `sums`; each row's means over the pairs, as columns.
+    """Add the members' differences on some batches to `sums`; yields each row's means over the pairs, as columns.
 
     Where the members hold slices of the catalog, all ranks that share it bring equally many batches, some of them
     blank.

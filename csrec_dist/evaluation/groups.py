@@ -56,13 +56,13 @@ class GroupSums:
         """[G, 1 + number of metrics]: of each group the sum of weights, then the sums of its metrics."""
 
     def update(self, groups: Tensor, ranks: Tensor, weights: Tensor) -> None:
-        """Add examples of groups [N] in 0…G−1 (another number: of no group), with these ranks [N] and weights [N]."""
+        """Add examples with their groups [N] in 0…G−1 (any other number: no group), ranks [N] and weights [N]."""
         members = groups.unsqueeze(1) == torch.arange(len(self.names), device=groups.device)
         weighted = members.double() * weights.double().unsqueeze(1)
         self.tensor += weighted.T @ values_to_sum(ranks, self.top_n).T
 
     def compute(self) -> dict[str, GroupMetrics]:
-        """Of each group its count and mean metrics; count 0 and None where it is empty."""
+        """The count and mean metrics of each group; 0 and None where it is empty."""
         metrics = metric_names(self.top_n)
         groups: dict[str, GroupMetrics] = {}
         for name, (count, *sums) in zip(self.names, self.tensor.tolist(), strict=True):

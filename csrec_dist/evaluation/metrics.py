@@ -52,7 +52,7 @@ def metric_names(top_n: Sequence[int]) -> list[str]:
 
 
 def values_to_sum(ranks: Tensor, top_n: Sequence[int]) -> Tensor:
-    """What each example adds: 1 for the count, then its metrics in the order of `metric_names`.
+    """What each example adds to the sums: 1 for the count, then its metrics in the order of `metric_names`.
 
     Args:
         ranks: [N] int64.

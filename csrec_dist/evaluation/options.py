@@ -1,4 +1,4 @@
-"""The `evaluation` section of the config: what is computed of the models, and what readers call it."""
+"""The `evaluation` section of the config: what is computed for the models, and what readers call it."""
 
 from typing import Annotated
 

@@ -41,7 +41,7 @@ def diversity_schema(names: Sequence[str]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a log says of the targets of some rows besides their items, in file order.
+    """What a log says about the targets of some rows besides their items, in file order.
 
     `ratings` float32 [rows], NaN for none; `true_targets` int32 [rows], what the users truly preferred: 0 where that
     is not in the catalog, or not known. `leaked` bool [rows]: whether training has the target of the same user.
@@ -53,7 +53,7 @@ class TargetFacts:
 
     @classmethod
     def read(cls, dataset: Dataset, shard: int) -> Self:
-        """Those of a shard of test."""
+        """The facts of a shard of test."""
         path = dataset.file(dataset.shard_file("test", shard).name)
         table = pq.read_table(path, columns=["rating", LEAKED], page_checksum_verification=True)
         ratings = table["rating"].to_numpy(zero_copy_only=False).astype(np.float32)
@@ -64,11 +64,11 @@ class TargetFacts:
 
     @classmethod
     def none(cls) -> Self:
-        """Those of no rows."""
+        """The facts of no rows."""
         return cls(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
 
     def __getitem__(self, rows: slice) -> Self:
-        """Those of some of the rows."""
+        """The facts of some of the rows."""
         return replace(self, ratings=self.ratings[rows], true_targets=self.true_targets[rows], leaked=self.leaked[rows])
 
 

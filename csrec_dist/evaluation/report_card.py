@@ -1,4 +1,4 @@
-"""All that is computed of a model on test, in one pass over the logits: metrics, groups, lists, calibration, ranks.
+"""All that is computed for a model on test, in one pass over the logits: metrics, groups, lists, calibration, ranks.
 
 Shapes: B examples of a batch, V items.
 """
@@ -71,7 +71,7 @@ def confidences(result: SweepResult, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ListCounts:
-    """How often each of V items stands in the top-n lists, for each n; counts add up over batches and ranks.
+    """How often each of V items is in the top-n lists, for each n; counts add up over batches and ranks.
 
     Memory: one integer for each item and n.
     """
@@ -100,7 +100,7 @@ class ListCounts:
 
 
 def coverage(counts: np.ndarray) -> float:
-    """Share of the catalog that is recommended at all, from how often [V] each item is."""
+    """Share of the catalog that is recommended at all, from how often [V] each item is listed."""
     return float((counts > 0).mean())
 
 
@@ -116,7 +116,7 @@ def gini(counts: np.ndarray) -> float:
 
 
 def average_popularity(counts: np.ndarray, popularity: np.ndarray) -> float:
-    """Mean training count of what the lists hold, from how often [V] each item stands in one."""
+    """Mean training count of the listed items, from how often [V] each item is listed."""
     return float((counts.astype(np.float64) * popularity).sum() / counts.sum())
 
 
@@ -127,7 +127,7 @@ REPEAT_GROUPS = ("new", "repeated")
 
 
 class ReportCard:
-    """Sums of all that is evaluated over a model's examples; each rank has one, and adds the rows of its shards."""
+    """The sums behind all figures of a model on test; each rank has one, and adds the rows of its shards."""
 
     def __init__(
         self, options: EvaluationOptions, longest: int, popularity: ItemPopularity, device: torch.device
@@ -155,7 +155,7 @@ class ReportCard:
         facts: TargetFacts,
         ensemble: Ensemble | None = None,
     ) -> Iterator[Columns]:
-        """Add a shard's batches, about whose targets the facts are known; the columns of `RANKS_SCHEMA`, by batch.
+        """Add a shard's batches, with the facts about their targets; yields the columns of `RANKS_SCHEMA` by batch.
 
         Args:
             models: one model, or the members that score together; on the batches' device and in evaluation mode. Where
@@ -188,7 +188,7 @@ class ReportCard:
             yield {"rating": batch_facts.ratings, **{name: column.cpu().numpy() for name, column in columns.items()}}
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """All of it by name; `reduce` sums a tensor over the ranks and is called as often on each of them.
+        """All figures by name; `reduce` sums a tensor over the ranks, and is called equally often on each of them.
 
         Raises:
             ValueError: no rank has an example.
@@ -218,7 +218,7 @@ class ReportCard:
         batch: Batch,
         true_targets: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ranks [B] of targets and true targets, and the targets; lists and confidences are added on the way."""
+        """Ranks [B] of targets and true targets, and the targets; adds lists and confidences to their sums."""
         histories, targets = question(batch)
         shared = models[0].item_table.catalog.share(len(histories), histories.device)
         # All ranks of the catalog group score the examples of all of them, each over its slice of the items.
@@ -240,7 +240,7 @@ class ReportCard:
         return ranks[:, 0], ranks[:, -1], targets
 
     def _groups(self) -> dict[str, dict[str, GroupMetrics]]:
-        """Metrics and counts of each group; by rating, leak and repeat only where some target has, does or is one."""
+        """Metrics and counts of each group; groups by rating, leak or repeat only if some target has one, or is one."""
         popularity = {"popular_20%": slice(0, POPULAR_DECILES), "rest_80%": slice(POPULAR_DECILES, NUM_DECILES)}
         groups = {
             "popularity": self._decile.joined(popularity).compute(),
@@ -282,6 +282,6 @@ class _Examples(NamedTuple):
         return torch.stack(columns if bool(self.true_targets.any()) else columns[:1], dim=1)
 
     def of_group(self, shared: SharedRows) -> "_Examples":
-        """The group's; the weights of other ranks' examples are 0, so that each counts its own."""
+        """The examples of all ranks of the group; weights of other ranks' are 0, so that each rank counts its own."""
         targets, true_targets = shared.gather(self.targets), shared.gather(self.true_targets)
         return _Examples(shared.gather_ids(self.histories), targets, true_targets, shared.only_local(self.weights))

@@ -1,4 +1,4 @@
-"""What ranks the catalog: a model, or several together; metrics on validation.
+"""Scoring the catalog by one model, or by several together; metrics on validation.
 
 Shapes: B examples of a batch, L positions.
 """
@@ -30,7 +30,7 @@ class Ensemble:
 def logits_of(
     models: Sequence[SequentialModel], histories: Tensor, shared: SharedRows, ensemble: Ensemble | None = None
 ) -> Logits:
-    """The logits of one model, or of several together, for the examples that the ranks of the catalog group bring.
+    """The logits of one model, or of several together, for the examples of all ranks of the catalog group.
 
     The models are in evaluation mode, without gradients; `shared` is of these histories and the models' slice. Logits
     are averaged with the ensemble's weights (Alg. 1, line 7), or for prob_mean probabilities are.
@@ -40,7 +40,7 @@ def logits_of(
 
 
 def ensemble_logits(states: Sequence[Tensor], tables: Sequence[TableLike], ensemble: Ensemble | None) -> Logits:
-    """The logits of models with these states and tables; of one, where there is no ensemble."""
+    """The logits of models with these states and tables; without an ensemble there is one model."""
     if ensemble is None:
         return Logits(states, tables)
     if ensemble.combine != "prob_mean":
@@ -75,7 +75,7 @@ def evaluate(
     sums = MetricSums(top_n, device=model.item_table.weight.device)
     with _evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            histories, targets = question(batch)  # rows that only fill the batch get some rank, and weight 0
+            histories, targets = question(batch)  # rows that only fill the batch have weight 0, whatever their rank
             seen = histories if exclude_seen else None
             ranks = target_ranks(model.encode_last(histories), model.item_table, targets, seen=seen)
             sums.update(ranks, batch.weights)

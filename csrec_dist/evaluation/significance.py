@@ -20,7 +20,7 @@ METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "ndcg": lambda ranks: 1 / np.log2(ranks + 1),
     "mrr": lambda ranks: 1 / ranks,
 }
-"""What a rank up to the cut-off is worth: the metrics of evaluation/metrics.py, without torch."""
+"""The gain of a rank up to the cut-off: the metrics of evaluation/metrics.py, without torch."""
 SIGNS = {"+": 0, "-": 1}  # the filtered and the adverse metrics, by their number in `rating_group`
 
 
@@ -107,7 +107,7 @@ def mean_interval(
 
 
 def standard_error(values: np.ndarray, users: np.ndarray | None = None) -> float:
-    """That of the mean of values [N], with users [N] as the sample; at least two of them."""
+    """The standard error of the mean of values [N], with users [N], at least two, as the sample."""
     sums, sizes = _by_user(values.astype(np.float64), users)
     return _standard_error(sums, sizes)
 
@@ -134,7 +134,7 @@ def _resampled_means(sums: np.ndarray, sizes: np.ndarray, num_resamples: int | N
 
 
 def _p_value(sums: np.ndarray, sizes: np.ndarray) -> float:
-    """The t-test's; where all users differ by one number, whose variance is 0: 1 if that is 0, else 0."""
+    """The p-value of the t-test; where all users have one difference, and so no variance: 1 if it is 0, else 0."""
     means = sums / sizes
     if np.ptp(means) == 0:
         return float(means[0] == 0)
@@ -145,7 +145,7 @@ def _p_value(sums: np.ndarray, sizes: np.ndarray) -> float:
 
 
 def _standard_error(sums: np.ndarray, sizes: np.ndarray) -> float:
-    """Of Σ sums / Σ sizes as a ratio of users' totals: its residuals are what a user's sum has above the mean."""
+    """The standard error of Σ sums / Σ sizes as a ratio estimator over users, by its residuals sum − size · mean."""
     num, total = len(sums), sizes.sum()
     residuals = sums - sizes * (sums.sum() / total)
     return float((num / (num - 1) * (residuals**2).sum()) ** 0.5 / total)
@@ -177,8 +177,8 @@ def compare_ranks(
 ) -> list[Line]:
     """Recall, NDCG and MRR at each n of two sides, from the ranks [S, N] of the targets: S seeds, N rows in one order.
 
-    `groups` [N] are those that `rating_group` numbers, for the filtered and the adverse metrics; `users` [N] as in
-    `paired`. Metrics of the rows of fewer than two users are left out.
+    `groups` [N] come from `rating_group`, for the filtered and the adverse metrics; `users` [N] as in `paired`. Metrics
+    of rows of fewer than two users are left out.
     """
     users = np.arange(len(groups)) if users is None else users
     lines = []

@@ -1,4 +1,4 @@
-"""The soft-label cache, read by example id: any batch order, any world size; from disk, or from a GPU where it fits."""
+"""The soft-label cache, read by example id: any batch order, any world size; from disk, or from a GPU if it fits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -95,20 +95,20 @@ class LabelCache:
             return ranks.on_main(lambda: upload_with_card(files, label_card(self.folder), name, private, token))
 
     def check_shards(self, shards: Iterable[int]) -> list[str]:
-        """What is wrong, by their checksums, with the shards of `shards` and the item tables read; one sentence each.
+        """A sentence for each shard of `shards`, and each file of the item tables read here, that fails its checksum.
 
-        A rank calls this for the shards it owns: a byte changed since labelling would otherwise be trained on.
+        A rank calls this for the shards that it owns, so that no byte that changed since labelling is trained on.
         """
         files: list[LabelShard | ItemShard] = [*(self.index.shards[shard] for shard in shards), *self._item_shards]
         problems = [self.index.file_problem(self.folder / entry.file, entry, deep=True) for entry in files]
         return [problem for problem in problems if problem]
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """The stored part of the examples as it is stored, on the CPU.
+        """What is stored for each of the examples, in the stored type, on the CPU.
 
         {"states": [N, Σ widths]}, {"logits": [N, V]}, or {"values": [N, K], "items": [N, K], "logsumexp": [N]}.
         The ids [N] may come in any order, from any shards and more than once; within a shard they are read in
-        file order. Fit for a background thread.
+        file order. May be called in a background thread.
 
         Raises:
             IndexError: an id outside 0 … num_examples − 1.
@@ -146,7 +146,7 @@ class LabelCache:
         return combination.labels(moved["states"].float(), *self._tables[device])
 
     def shard_fields(self, shard: int) -> dict[str, Tensor]:
-        """What `fields` gives of all examples of a shard, in their order."""
+        """The `fields` of all examples of a shard, in their order."""
         first = int(self._first_examples[shard])
         return self.fields(np.arange(first, first + self.index.shards[shard].num_examples))
 
@@ -156,7 +156,7 @@ class LabelCache:
 
     @cached_property
     def item_tables(self) -> tuple[Tensor, Tensor | None]:
-        """The members' item tables side by side [V, K] and the labels' bias or None, on the CPU; of a slice, its rows.
+        """The members' item tables side by side [V, K] and the labels' bias or None, on the CPU: the rows of the slice.
 
         The bias is [V]; for prob_mean [V, m], each member's own.
 
@@ -168,11 +168,12 @@ class LabelCache:
         for shard in self._item_shards:
             path, num, first = self._sound_file(shard), shard.num_items, shard.first_item - 1
             low, high = max(first, self._items.start), min(first + num, self._items.stop)
-            stored, rows = slice(low - first, high - first), slice(low - self._items.start, high - self._items.start)
+            file_rows = slice(low - first, high - first)
+            table_rows = slice(low - self._items.start, high - self._items.start)
             specs = self.index.item_tensors(num, bias is not None)
-            weight[rows] = map_tensor(path, "item_weight", specs["item_weight"])[stored]
+            weight[table_rows] = map_tensor(path, "item_weight", specs["item_weight"])[file_rows]
             if bias is not None:
-                bias[rows] = map_tensor(path, "item_bias", specs["item_bias"])[stored]
+                bias[table_rows] = map_tensor(path, "item_bias", specs["item_bias"])[file_rows]
         return torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias)
 
     @property
@@ -197,7 +198,7 @@ class LabelCache:
         return self._maps[shard, name]
 
     def _sound_file(self, entry: LabelShard | ItemShard) -> Path:
-        """The path of a file, after its checksum was compared in this process; UserError where it is damaged."""
+        """The path of a file whose checksum was compared in this process; UserError where it is damaged."""
         path = self.folder / entry.file
         if problem := self.index.file_problem(path, entry, deep=True):
             raise UserError(f"{self.folder}: {problem} Label again.")
@@ -205,9 +206,9 @@ class LabelCache:
 
 
 def on_device(labels: LabelCache, shards: Sequence[int], device: torch.device, most_bytes: int) -> LabelReader:
-    """A reader of these shards' labels: the cache itself, or one whose rows lie on the GPU if they take few bytes.
+    """A reader of these shards' labels: the cache, or one that keeps the rows on the GPU if they take few bytes.
 
-    A batch then brings only the numbers of its rows to the GPU.
+    A batch then copies only its row numbers to the GPU.
     """
     num_examples = sum(labels.index.shards[shard].num_examples for shard in shards)
     specs = labels.index.label_tensors(num_examples).values()
@@ -216,7 +217,7 @@ def on_device(labels: LabelCache, shards: Sequence[int], device: torch.device, m
 
 
 class DeviceLabels:
-    """Read by example id as the cache is, for the examples of some shards, whose rows are copied to `device` here."""
+    """The labels of some shards' examples by example id, as from the cache; their rows are copied to `device` once."""
 
     def __init__(self, labels: LabelCache, shards: Sequence[int], device: torch.device) -> None:
         self._labels = labels
@@ -231,7 +232,7 @@ class DeviceLabels:
         self._rows = {name: torch.cat([part[name].to(device) for part in parts]) for name in parts[0]}
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """Which rows on the device are the examples', {"rows": [N]}.
+        """The examples' rows on the device, {"rows": [N]}.
 
         Raises:
             IndexError: an id of another shard.

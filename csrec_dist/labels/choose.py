@@ -1,4 +1,4 @@
-"""What each form and number type of labels costs and loses, measured on a sample; and the choice among them.
+"""The bytes and the error of each form and number type of labels, measured on a sample; and the choice among them.
 
 Letters: S sampled examples, D the sum of the members' widths, n items of this rank's slice, m members. Sums over
 items are over the whole catalog.
@@ -40,7 +40,7 @@ NOISE = 1e-10
 
 
 class Reading(NamedTuple):
-    """How a student reads the labels: the temperature, and the direction of KL."""
+    """How a student reads the labels: at which temperature, and in which direction of KL."""
 
     temperature: float = 1.0
     kl: str = "reverse"
@@ -62,11 +62,11 @@ def candidates(options: LabelOptions, kl: str) -> list[tuple[Form, DType]]:
 def choose_form(
     labeller: Labeller, options: LabelOptions, reading: Reading, has_bias: bool
 ) -> tuple[Form, DType, Measured | None]:
-    """The form and number type to store, and what was measured; the same on all ranks, which all call this.
+    """The form and number type to store, and what was measured; every rank calls this and gets the same answer.
 
-    `reading` is how the labels will be read, which decides which errors matter. Of the candidates whose divergence is
-    within the tolerance, the one of fewest bytes is chosen; of equal ones the one of least divergence. In slices of the
-    catalog dense labels are measured, but not chosen.
+    `reading` decides which errors matter. Of the candidates whose divergence is within the tolerance, the one with the
+    fewest bytes is chosen, and among equals the one with the least divergence. With slices of the catalog, dense labels
+    are measured, but not chosen.
 
     Raises:
         UserError: no candidate is within the tolerance, or the sample has numbers that the given type cannot hold.
@@ -91,7 +91,7 @@ def choose_form(
 
 
 def _smallest(errors: Sequence[LabelError], tolerance: float, is_whole: bool) -> LabelError:
-    """The candidate of fewest bytes within the tolerance; UserError when there is none."""
+    """The candidate with the fewest bytes within the tolerance; UserError when there is none."""
     whole = [error for error in errors if error.form != "dense" or is_whole]
     fitting = [error for error in whole if error.divergence <= tolerance]
     if not fitting:
@@ -105,7 +105,7 @@ def _smallest(errors: Sequence[LabelError], tolerance: float, is_whole: bool) ->
 
 @dataclass(frozen=True)
 class _Sample:
-    """Sampled examples: their combined states [S, D], their targets [S], and the way to their logits."""
+    """Sampled examples: their combined states [S, D] and targets [S], and what their logits are computed with."""
 
     labeller: Labeller
     reading: Reading
@@ -116,7 +116,7 @@ class _Sample:
 
     @classmethod
     def of(cls, labeller: Labeller, keep: int, reading: Reading, has_bias: bool) -> "_Sample":
-        """Encode them, all ranks together: each its own members, all of them the same examples."""
+        """Encode the sample on all ranks together: each encodes the same examples with its own members."""
         num_items = labeller.dataset.num_items
         size = max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, SAMPLE_NUMBERS // num_items))
         batch = sampled_rows(labeller.dataset, size).to(labeller.device)
@@ -134,7 +134,7 @@ class _Sample:
         return self._logits(self.states)
 
     def errors(self, candidates: list[tuple[Form, DType]]) -> list[LabelError]:
-        """What each way of storing the labels does to them; those whose numbers do not fit their type are left out."""
+        """The error of each way of storing the labels; those whose numbers do not fit their type are left out."""
         totals = dict.fromkeys(candidates, (0.0, 0.0, 0.0))
         num_rows = max(1, ROWS_BYTES // (8 * self.top_k.num_items))
         for first in range(0, len(self.targets), num_rows):
@@ -160,9 +160,9 @@ class _Sample:
         return LabelError(form=form, dtype=dtype, keep=keep, bytes=num_bytes, **rounded)
 
     def _figures(self, form: Form, dtype: DType) -> tuple[float, float, float]:
-        """The largest difference of logits, and the sums over the examples of the mean ones and of the divergences."""
+        """The largest difference of logits, and the sums over the examples of mean differences and of divergences."""
         if form == "topk":
-            largest, mean, log_q = self._stored_top_k(dtype)
+            largest, mean, log_q = self._top_k_figures(dtype)
         else:
             if form == "factored":
                 logits = self._logits(self.states.to(getattr(torch, dtype)))
@@ -170,8 +170,8 @@ class _Sample:
                 logits = [part.float().to(getattr(torch, dtype)).double() for part in self.exact]
             largest, mean = self._differences(logits)
             log_q = self._log_q(logits)
-        exact, stored = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
-        of, to = (exact, stored) if self.reading.kl == "forward" else (stored, exact)
+        reference, approximate = self._mixed(self._log_q(self.exact)), self._mixed(log_q)
+        of, to = (reference, approximate) if self.reading.kl == "forward" else (approximate, reference)
         return largest, mean * len(self.targets), self._sum((of.exp() * (of - to)).sum())
 
     def _logits(self, states: Tensor) -> list[Tensor]:
@@ -197,13 +197,13 @@ class _Sample:
         for part in logits:
             tempered = part / self.reading.temperature
             logs.append(tempered - self.top_k.catalog.log_sum_exp(tempered.logsumexp(1)).unsqueeze(1))
-        weights = self.labeller.combination.weights
-        shares = weights if len(logs) > 1 and weights else [1 / len(logs)] * len(logs)
-        parts = [log + math.log(share) for log, share in zip(logs, shares, strict=True) if share > 0]
+        fitted = self.labeller.combination.weights
+        weights = fitted if len(logs) > 1 and fitted else [1 / len(logs)] * len(logs)
+        parts = [log + math.log(share) for log, share in zip(logs, weights, strict=True) if share > 0]
         return torch.stack(parts).logsumexp(0)
 
-    def _stored_top_k(self, dtype: DType) -> tuple[float, float, Tensor]:
-        """Largest and mean difference of the stored logits, and log q with the others' mass spread evenly over them."""
+    def _top_k_figures(self, dtype: DType) -> tuple[float, float, Tensor]:
+        """Largest and mean difference of the stored logits, and log q with the other items' mass spread evenly."""
         top_k, num_items = self.top_k(self.states, self.targets), self.top_k.num_items
         values = top_k["values"].to(getattr(torch, dtype)).float()
         sums = log_sums(values, top_k["sums"], self.reading.temperature).double()
@@ -237,7 +237,7 @@ class _Sample:
 
 
 def sampled_rows(dataset: Dataset, most: int) -> Batch:
-    """About `most` training rows, or fewer, drawn from all shards: some groups of each, and rows of these."""
+    """About `most` training rows, or fewer, sampled from all shards: some row groups of each, and rows of these."""
     random = np.random.default_rng(SAMPLE_SEED)
     rows: list[np.ndarray] = []
     num_groups = max(1, SAMPLE_GROUPS // dataset.num_shards)

@@ -45,8 +45,8 @@ def info(folder: Path | str, num_items: int | None = None) -> dict[str, Any]:
         raise UserError(f"A catalog of {num_items} items was asked for; give at least 1.")
     index = read_index(folder)
     sizes = (index.num_examples, index.num_items if num_items is None else num_items, index.widths)
-    stored = sum(entry.bytes for entry in index.files)
-    total = stored
+    file_bytes = sum(entry.bytes for entry in index.files)
+    total = file_bytes
     if num_items is not None:
         total = label_bytes(index.form, *sizes, index.has_bias, index.combine, index.dtype, index.keep)
     dense = label_bytes("dense", *sizes)

@@ -1,4 +1,4 @@
-"""The files of a soft-label cache, and their index: what they hold, of which dataset and members."""
+"""The files of a soft-label cache and their index, which says of which dataset and members they are."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,11 +52,11 @@ class ItemShard(_StoredFile):
 
 
 class LabelError(_Value):
-    """What storing labels in one form and number type does to them, on a sample of examples.
+    """The error of storing labels in one form and number type, on a sample of examples.
 
     `largest` and `mean` are absolute differences of logits (for topk, of those that are stored). `divergence` is the
-    mean, in nats, of KL between the r of Eq. 19 that exact labels give and the r′ of stored ones, the items that topk
-    leaves out sharing their mass evenly: KL(r ‖ r′) for the forward direction and KL(r′ ‖ r) for the reverse.
+    mean, in nats, of KL between the r of Eq. 19 from exact labels and the r′ from stored ones, where the items that
+    topk leaves out share their mass evenly: KL(r ‖ r′) for the forward direction and KL(r′ ‖ r) for the reverse.
     """
 
     form: Form
@@ -82,7 +82,7 @@ class Measured(_Value):
 
 
 class LabelSource(_Value):
-    """What a cache is made of. Caches of equal source and version hold equal bytes on one kind of machine.
+    """All that decides the content of a cache. Caches of equal source and version have equal bytes on equal machines.
 
     `dtype` is the number type of what is stored for each example (states, logits or values). `keep` and `temperature`
     are those of top-k labels: items kept of each row, and the T of its log-sum-exp. Raises ValueError when the members
@@ -142,15 +142,15 @@ class LabelSource(_Value):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that depend on what is set only."""
+        """16 hexadecimal digits that depend on the fields that are set."""
         return fingerprint(self.model_dump(mode="json", include=set(LabelSource.model_fields), exclude_none=True))
 
-    def differences(self, wanted: "LabelSource") -> list[str]:
-        """What differs from `wanted`, one phrase for each value."""
-        return differences(self._values(), wanted._values())
+    def differences(self, expected: "LabelSource") -> list[str]:
+        """What differs from `expected`, one phrase for each value."""
+        return differences(self._values(), expected._values())
 
     def _values(self) -> dict[str, Any]:
-        """What is set; the members in their order, in which their states stand side by side."""
+        """The fields; members as texts, in the order in which their states stand side by side."""
         members = [f"{member.name} ({member.width} wide, {member.fingerprint})" for member in self.members]
         return self.model_dump(mode="json", include=set(LabelSource.model_fields)) | {"members": members}
 
@@ -185,9 +185,9 @@ class LabelIndex(LabelSource):
             "number of examples": (self.num_examples, dataset.splits["train"].num_examples),
         }
         return [
-            f"{what} {str(labelled)[:16]} was labelled, {str(given)[:16]} is given"
-            for what, (labelled, given) in pairs.items()
-            if labelled != given
+            f"{what} {str(labelled)[:16]} was labelled, {str(current)[:16]} is given"
+            for what, (labelled, current) in pairs.items()
+            if labelled != current
         ]
 
     def file_problem(self, path: Path, entry: LabelShard | ItemShard, *, deep: bool) -> str | None:
@@ -236,13 +236,13 @@ def read_index(folder: Path | str) -> LabelIndex:
         return LabelIndex.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "files"
-        raise UserError(f"{path} is damaged: {place}: {first['msg']}. Remove the folder and label again.") from None
+        location = ".".join(str(part) for part in first["loc"]) or "files"
+        raise UserError(f"{path} is damaged: {location}: {first['msg']}. Remove the folder and label again.") from None
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A file that the cache has to have: its kind and number, its range, and all that its header must say."""
+    """A file that belongs to the cache: its kind and number, its range, and the header that it must have."""
 
     kind: Literal["labels", "items"]
     number: int

@@ -1,4 +1,4 @@
-"""The numbers of the soft labels: members' states and logits, put together by a column's collectives.
+"""The numbers of the soft labels: members' states and logits, gathered by a column's collectives.
 
 Letters: n examples at hand, D the sum of the members' widths, V items, m members. Every row is computed in
 batches whose shapes depend on the shard only, so that its bytes do not depend on who computes it.
@@ -28,8 +28,8 @@ CHUNK_BYTES = 64 * 2**20
 class Labeller:
     """One rank's part of a column: its members' models (by member index), and its place in the group.
 
-    The models hold this rank's slice of their item tables, and the ranks of its group encode in step: `shard_states`
-    waits for them before each batch, and `keep_step` encodes nothing until all have no batch left.
+    The models hold this rank's slice of their item tables, and the ranks of its catalog group encode in step:
+    `shard_states` meets them before each batch, and `keep_step` encodes blank batches until no rank has one left.
     """
 
     dataset: Dataset
@@ -82,9 +82,9 @@ class Labeller:
             self.advance(len(ids))
 
     def keep_step(self, also: Callable[[], object] = lambda: None) -> None:
-        """Encode nothing, and do what `also` is, until no rank of the catalog group has a batch left.
+        """Encode blank batches, calling `also` after each, until no rank of the catalog group has a batch left.
 
-        `also` stands for the collectives of that group that come with a batch.
+        `also` enters the collectives of that group that follow a batch.
         """
         while self.catalog.most_calls(0, self.device):
             member_states(self.local_models, blank_batch(self.dataset.window).to(self.device))
@@ -104,12 +104,12 @@ class Labeller:
         return self.combination.states(gathered)
 
     def dense_rows(self, shards: Sequence[int | None]) -> Iterator[Tensor]:
-        """Mean or weighted logits [n, V] of the shard at this rank's place in `shards`; None is a rank without a shard.
+        """Mean or weighted logits [n, V] of this rank's shard in `shards`, one for each rank; None: it has no shard.
 
-        All ranks go through the same chunks of all these shards, and each ends with the sum over the
-        ranks of its own shard's rows. A chunk's rows depend on V only. Sums run in float64, where those of a
-        few float32 numbers are exact unless their exponents differ by more than 28: their order, and so
-        the number of ranks, does not show in the float32 result.
+        All ranks go through the same chunks of all these shards, and each ends with the sum over the ranks of its own
+        shard's rows. The number of rows in a chunk depends on V only. Sums are taken in float64, where those of a few
+        float32 numbers are exact unless their exponents differ by more than 28: their order, and so the number of
+        ranks, does not show in the float32 result.
         """
         num_members, weights = len(self.combination.widths), self.combination.weights
         chunks = [self._logit_chunks(shard) if shard is not None else iter(()) for shard in shards]
@@ -119,10 +119,10 @@ class Labeller:
             for position, logits in enumerate(step):
                 if logits is not None:
                     sums[position, : len(logits)] = logits
-            mine = step[self.group.rank]
+            local_logits = step[self.group.rank]
             summed = self.group.reduce_scatter_sum(sums)
-            if mine is not None:
-                logits = summed[: len(mine)]
+            if local_logits is not None:
+                logits = summed[: len(local_logits)]
                 yield (logits if weights else logits / num_members).float()
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class Labeller:
 
     @torch.no_grad()
     def slice_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
-        """Rows first … stop − 1 of all members' item tables, those in this rank's slice.
+        """Rows first … stop − 1 of all members' item tables, as far as they are in this rank's slice.
 
         `item_weight` [n, D], and `item_bias` as it is stored.
         """

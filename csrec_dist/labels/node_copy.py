@@ -1,4 +1,4 @@
-"""A copy of a part of a label cache on a node's own disk, which reads as the whole cache does."""
+"""A copy of a part of a label cache on a node's own disk, which is read as the whole cache is."""
 
 import hashlib
 import os

@@ -29,15 +29,14 @@ def target_counts(dataset: Dataset) -> np.ndarray:
 def popularity_labels(counts: np.ndarray | Tensor, num_examples: int, device: torch.device = CPU) -> FactoredLabels:
     """Labels softmax(e/T) with e_j = log(count_j + 1) for `num_examples` examples, as one member of width 1.
 
-    At T = 1 they are the shares of the items among the targets, an item that is no target counting once; a larger T
-    flattens them.
+    At T = 1 they are the items' shares of the targets, with one added to each count; a larger T flattens them.
     """
     logits = torch.as_tensor(counts, dtype=torch.float64).log1p().float().to(device)
     return FactoredLabels(torch.ones(num_examples, 1, device=device), logits.unsqueeze(1))
 
 
 class PopularityLabels:
-    """Read by example id as a soft-label cache is, for a training on SoftRec's labels."""
+    """SoftRec's labels by example id, as from a soft-label cache."""
 
     def __init__(self, dataset: Dataset) -> None:
         """Read how often each item is a target."""
@@ -46,7 +45,7 @@ class PopularityLabels:
         self._tables: dict[torch.device, Tensor] = {}
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """The part of the examples that is their own, {"states": [N, 1]}: ones."""
+        """{"states": [N, 1]}: ones, since all examples have the same labels."""
         return {"states": torch.ones(len(example_ids), 1)}
 
     def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:

@@ -1,4 +1,4 @@
-"""A sample of a cache's shards, computed again from the teachers: what they give, which no checksum tells."""
+"""A sample of a cache's shards, computed again from the teachers: whether they are these teachers' labels at all."""
 
 import math
 import random
@@ -33,8 +33,8 @@ def recompute(
 ) -> tuple[list[str], list[str]]:
     """Compute a share of a cache's label shards, at least one, and its first item tables again.
 
-    On the machine that labelled, the bytes are equal; elsewhere numbers may differ by `TOLERANCE`. Of top-k labels
-    the values and log-sums are compared, not the items, of which equal ones may change places.
+    On the machine that labelled, the bytes are equal; elsewhere numbers may differ by `TOLERANCE`. Of top-k labels the
+    values and log-sums are compared, but not the items, because items of equal logits may change places.
 
     Args:
         models: all members of the cache, in its order.
@@ -49,25 +49,25 @@ def recompute(
     labeller = Labeller(dataset, models, combination, ranks.column, ranks.group, device)
     files = label_files(source, dataset, index.has_bias)
     labels = [file for file in files if file.kind == "labels"]
-    drawn = random.Random(seed).sample(labels, max(1, math.ceil(share * len(labels))))  # nosec B311
-    chosen = sorted(drawn, key=lambda file: file.number) + [file for file in files if file.kind == "items"][:1]
+    sample = random.Random(seed).sample(labels, max(1, math.ceil(share * len(labels))))  # nosec B311
+    chosen = sorted(sample, key=lambda file: file.number) + [file for file in files if file.kind == "items"][:1]
     with TemporaryDirectory() as again, matmul_precision("highest"):
         write_files(Path(again), chosen, labeller, source, index.has_bias, None)
         compared = [_difference(folder / file.name, Path(again) / file.name, file) for file in chosen]
     return [file.name for file in chosen], [problem for problem in compared if problem]
 
 
-def _difference(stored: Path, again: Path, file: LabelFile) -> str | None:
+def _difference(path: Path, recomputed: Path, file: LabelFile) -> str | None:
     """How a file differs from the one that was computed again, in a sentence; None if it does not."""
-    if stored.read_bytes() == again.read_bytes():
+    if path.read_bytes() == recomputed.read_bytes():
         return None
-    before, now = load_file(stored), load_file(again)
-    for name in before.keys() - {"items"}:
-        largest, tolerance = float(now[name].double().abs().max()), TOLERANCE[file.tensors[name].dtype]
-        off = float((before[name].double() - now[name].double()).abs().max())
-        if not off <= tolerance * max(largest, 1e-30):
+    stored, expected = load_file(path), load_file(recomputed)
+    for name in stored.keys() - {"items"}:
+        largest, tolerance = float(expected[name].double().abs().max()), TOLERANCE[file.tensors[name].dtype]
+        error = float((stored[name].double() - expected[name].double()).abs().max())
+        if not error <= tolerance * max(largest, 1e-30):
             return (
-                f"{file.name}: {name} differ from what the teachers give by up to {off:.3g} (the largest is "
+                f"{file.name}: {name} differ from what the teachers give by up to {error:.3g} (the largest is "
                 f"{largest:.3g}). Label again with --restart label."
             )
     return None

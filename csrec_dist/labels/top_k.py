@@ -1,8 +1,8 @@
-"""Top-k labels of rows: logits over the whole catalog a block of items at a time, the largest kept, the rest summed up.
+"""Top-k labels of rows: logits over the whole catalog by blocks of items, the largest kept, the rest summed up.
 
-Letters: n examples, D the sum of the members' widths, V items, K kept. What comes out does not depend on how the
-catalog is cut into slices: products are made of blocks of items with the same bounds and shape everywhere, and
-exponentials are summed as whole numbers.
+Letters: n examples, D the sum of the members' widths, V items, K kept. The result does not depend on how the catalog is
+cut into slices: products are taken over blocks of items with the same bounds and shape everywhere, and exponentials are
+summed as whole numbers.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class ItemBlock:
     bias: Tensor | None
 
     def within(self, rows: slice) -> tuple[slice, slice]:
-        """The block's rows that are among the table's `rows`, and which of those they are."""
+        """The block's rows that are among the table's `rows`, and their positions in these."""
         low, high = max(self.first, rows.start), min(self.first + len(self.weight), rows.stop)
         return slice(low - self.first, high - self.first), slice(low - rows.start, high - rows.start)
 
@@ -105,7 +105,7 @@ class TopKRows:
         return logits
 
     def _top_rows(self, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What `__call__` gives of one rank's rows, a chunk of them at a time."""
+        """The result of `__call__` for one rank's rows, a chunk of them at a time."""
         chunks = [
             {
                 "items": states.new_empty(0, self.keep, dtype=torch.int32),
@@ -119,7 +119,7 @@ class TopKRows:
         return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def _top_of(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What `__call__` gives, from the slice's logits."""
+        """The result of `__call__` from the slice's logits."""
         largest = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
         largest = self.catalog.all_max(largest).double()
         total = self.catalog.all_sum(self._whole(logits, largest).sum(1))
@@ -144,20 +144,20 @@ def row_chunks(num_rows: int, num_items: int) -> list[slice]:
 
 
 def top_k_rows(labeller: Labeller, find: TopKRows, shard: int) -> Iterator[dict[str, Tensor]]:
-    """What `find` gives of the shard's examples, in the order of their ids, on every rank of the column.
+    """The results of `find` for the shard's examples, in the order of their ids, on every rank of the column.
 
-    Each rank of the column finds a part of the rows.
+    Each rank of the column computes a part of the rows.
     """
     for states, targets in labeller.gathered_rows(shard):
         chunks = row_chunks(len(states), find.num_items)
-        mine = split_ranks(len(chunks), labeller.group.size)[labeller.group.rank]
-        rows = slice(chunks[mine[0]].start, chunks[mine[-1]].stop) if mine else slice(0, 0)
+        chunk_indices = split_ranks(len(chunks), labeller.group.size)[labeller.group.rank]
+        rows = slice(chunks[chunk_indices[0]].start, chunks[chunk_indices[-1]].stop) if chunk_indices else slice(0, 0)
         top = find(states[rows], targets[rows])
         yield {name: labeller.group.gather_rows(part)[0] for name, part in top.items()}
 
 
 def find_nothing(labeller: Labeller, find: TopKRows) -> None:
-    """Take part in what the catalog group's other ranks find."""
+    """Enter the collectives of a search in which this rank has no rows, for the other ranks of its catalog group."""
     no_states = torch.zeros(0, sum(labeller.combination.widths), device=labeller.device)
     find(no_states, torch.zeros(0, dtype=torch.int64, device=labeller.device))
 

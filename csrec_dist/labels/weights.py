@@ -31,9 +31,9 @@ class FittedWeights:
 def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: Tensor) -> FittedWeights:
     """The weights that minimise the mean −log softmax(Σ w_k e_k)_y over the simplex, T being 1.
 
-    It is a convex function of w, being a log-sum-exp of linear functions less a linear one. Value and gradient are
-    computed tile by tile in float64. The weights have 6 decimals and sum to 1 (to rounding); they are the equal
-    ones where those are the best found.
+    The function is convex in w: a log-sum-exp of linear functions minus a linear one. Value and gradient are computed
+    tile by tile in float64. The weights have 6 decimals and sum to 1 (to rounding); they are equal where no better ones
+    were found.
 
     Args:
         states: [N, d_k] of each member, for the same N ≥ 1 examples; `tables`: the members'.
@@ -55,7 +55,7 @@ def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: 
     )
     positive = np.clip(minimum.x, 0, None)
     weights = np.round(positive / positive.sum(), DECIMALS)
-    weights[weights.argmax()] += 1 - weights.sum()  # the largest takes up what rounding leaves
+    weights[weights.argmax()] += 1 - weights.sum()  # the largest absorbs the rounding
     weights = np.round(weights, DECIMALS)
     after = loss(weights)[0]
     if not after < before:
@@ -69,21 +69,21 @@ def validation_states(
 ) -> tuple[list[Tensor], Tensor]:
     """States [N, d_k] of each member, and targets [N], of at most `most` validation examples from all shards.
 
-    Puts the models into eval mode on `device`. What it gives does not depend on the number of ranks.
+    Puts the models into eval mode on `device`. The result does not depend on the number of ranks.
     """
     models = [model.to(device).eval() for model in models]
     states: list[list[Tensor]] = [[] for _ in models]
     targets = []
-    share = -(-most // dataset.num_shards)
+    num_of_shard = -(-most // dataset.num_shards)
     for shard in range(dataset.num_shards):
-        left = share
+        num_left = num_of_shard
         for batch in map(to_batch, dataset.stream("valid", batch_size=BATCH_ROWS, shards=[shard])):
             histories, of_batch = question(batch.to(device))
             for parts, model in zip(states, models, strict=True):
-                parts.append(model.encode_last(histories)[:left])
-            targets.append(of_batch[:left])
-            left -= len(targets[-1])
-            if left == 0:
+                parts.append(model.encode_last(histories)[:num_left])
+            targets.append(of_batch[:num_left])
+            num_left -= len(targets[-1])
+            if num_left == 0:
                 break
     return [torch.cat(parts) for parts in states], torch.cat(targets)
 

@@ -1,4 +1,4 @@
-"""Labelling by all ranks together: who writes which file, what is there already, number types, and the index last."""
+"""Labelling by all ranks together: who writes which file, which files exist already, number types, the index last."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ from csrec_dist.tensor_files import write_rows
 Progress = Callable[[int, int], None]
 
 CACHE_FILE = re.compile(r"(labels|items)-\d{5}-of-\d{5}\.safetensors|\.(labels|items)-\d{5}-of-\d{5}\..*\.tmp")
-"""The names of a cache's files and of what a killed process left of one; what else is in the folder is not touched."""
+"""The names of a cache's files and of the temporary files of a killed process; other files are not touched."""
 
 
 def write_labels(
@@ -64,9 +64,9 @@ def write_labels(
     labelling therefore runs on one thread, whatever the process is set to: the order of a sum may change with the
     number of threads.
 
-    A file that is already there with the right header and size is left, so that labelling resumes where it was
-    interrupted; where an index of the same source stands too, files are left if their checksum is right. Whole labels
-    are left as they are. Label files of other shards or another form are removed.
+    A file that exists with the right header and size is not written again, so that labelling resumes where it was
+    interrupted; where there is an index of the same source, its checksum has to be right, too. Complete labels are not
+    touched. Label files of other shards or another form are removed.
 
     Args:
         models: by member index, those that `ranks.column.members_of(ranks.group.rank, len(members))` gives this rank;
@@ -104,7 +104,7 @@ def write_labels(
 
 
 def _check_combining(options: LabelOptions, labeller: Labeller) -> None:
-    """UserError when the members cannot be combined, or their labels not be stored, as the options ask."""
+    """UserError if the members cannot be combined, or their labels cannot be stored, as the options say."""
     form = options.form if options.form != "auto" else "factored"
     problem = combining_problem(options.combine, options.weights, len(labeller.combination.widths), form)
     if options.form == "dense" and not labeller.catalog.is_whole:
@@ -116,7 +116,7 @@ def _check_combining(options: LabelOptions, labeller: Labeller) -> None:
 def label_source(
     labeller: Labeller, members: Sequence[LabelMember], keep: int, temperature: float, form: Form, dtype: DType
 ) -> LabelSource:
-    """What the labels of these members for the dataset's train split are made of."""
+    """The source of the labels of these members for the dataset's train split."""
     dataset, is_top_k = labeller.dataset, form == "topk"
     return LabelSource(
         form=form,
@@ -136,9 +136,9 @@ def label_source(
 def _open_folder(
     folder: Path, source: LabelSource, files: list[LabelFile], world: Group, lock: FolderLock
 ) -> tuple[LabelIndex | None, bool]:
-    """The index that is already there and whether its files are too, as the leader finds it, on every rank.
+    """The index that the folder has already, and whether its files are complete; the same on every rank.
 
-    The leader takes the lock for all of them.
+    The leader looks, and takes the lock for all ranks.
     """
 
     def inspect() -> dict[str, Any]:
@@ -170,22 +170,22 @@ def _inspect_folder(folder: Path, source: LabelSource, files: list[LabelFile]) -
 def _missing_files(
     folder: Path, files: list[LabelFile], labeller: Labeller, index: LabelIndex | None
 ) -> list[LabelFile]:
-    """The column's files that are not there yet, and those of the columns beside it that hold the other slices.
+    """The missing files of this column and of those beside it, which hold the other slices of the same members.
 
-    The same on all ranks of these columns: they encode their shards in step.
+    The list is the same on all ranks of these columns, because they encode their shards in step.
     """
     checksums = {entry.file: entry.sha256 for entry in index.files} if index else {}
 
-    def mine() -> list[str]:
-        own = [file for file in files if labeller.column.writer(file.number) == labeller.group.rank]
+    def names_to_write() -> list[str]:
+        local_files = [file for file in files if labeller.column.writer(file.number) == labeller.group.rank]
         return [
             file.name
-            for file in own
+            for file in local_files
             if not file.is_whole(folder / file.name)
             or checksums.get(file.name) not in (None, sha256_file(folder / file.name))
         ]
 
-    of_column = {name for part in labeller.group.on_all(mine) for name in part}
+    of_column = {name for part in labeller.group.on_all(names_to_write) for name in part}
     of_columns = {name for part in labeller.catalog.group.gather_objects(sorted(of_column)) for name in part}
     return [file for file in files if file.name in of_columns]
 
@@ -198,22 +198,22 @@ def write_files(
     has_bias: bool,
     progress: Progress | None,
 ) -> None:
-    """Write the files: of the labels this column's, of the item tables those of all columns beside it."""
+    """Write this column's files of labels, and the item tables together with the columns beside it."""
     labels = [file for file in files if file.kind == "labels" and labeller.column.writer(file.number) is not None]
-    total, done = sum(file.count for file in labels), 0
+    total, num_done = sum(file.count for file in labels), 0
 
     def advance(num_examples: int) -> None:
-        nonlocal done
-        done += num_examples
+        nonlocal num_done
+        num_done += num_examples
         if progress:
-            progress(done, total)
+            progress(num_done, total)
 
     labeller.advance = advance
     with _one_thread(labeller.device):
         _WRITERS[source.form](folder, labels, labeller, source)
         for file in files:
             if file.kind == "items":
-                # The rows of the catalog group's ranks one below the other, which is the order of the items.
+                # The rows of the catalog group's ranks, concatenated in rank order, are in the order of the items.
                 tables = labeller.slice_rows(file.first - 1, file.first - 1 + file.count, has_bias)
                 shared = labeller.catalog.share(len(tables["item_weight"]), labeller.device)
                 with _open_rows(folder, file, labeller) as append:
@@ -224,12 +224,12 @@ def _write_factored(folder: Path, files: list[LabelFile], labeller: Labeller, so
     for file in files:
         with _open_rows(folder, file, labeller) as append:
             for states, _ in labeller.gathered_rows(file.number):
-                append({"states": _stored(states, "states", source)})
+                append({"states": in_stored_type(states, "states", source)})
     labeller.keep_step()
 
 
 def _write_dense(folder: Path, files: list[LabelFile], labeller: Labeller, source: LabelSource) -> None:
-    """Rounds of shards, one for each rank of the column; a rank that is out of shards still takes part."""
+    """Rounds of shards, one for each rank of the column; a rank without a shard left still enters the collectives."""
     by_rank = [
         [file for file in files if labeller.column.writer(file.number) == rank] for rank in range(labeller.group.size)
     ]
@@ -237,7 +237,7 @@ def _write_dense(folder: Path, files: list[LabelFile], labeller: Labeller, sourc
         shards = [file.number if file else None for file in one_each]
         with _open_rows(folder, one_each[labeller.group.rank], labeller) as append:
             for logits in labeller.dense_rows(shards):
-                append({"logits": _stored(logits, "logits", source)})
+                append({"logits": in_stored_type(logits, "logits", source)})
 
 
 def _write_top_k(folder: Path, files: list[LabelFile], labeller: Labeller, source: LabelSource) -> None:
@@ -250,7 +250,7 @@ def _write_top_k(folder: Path, files: list[LabelFile], labeller: Labeller, sourc
     for file in files:
         with _open_rows(folder, file, labeller) as append:
             for rows in top_k_rows(labeller, find, file.number):
-                values = _stored(rows["values"], "logits", source)
+                values = in_stored_type(rows["values"], "logits", source)
                 # The stored values are rounded, so the log-sum-exp is that of these, not of the exact ones.
                 sums = log_sums(values, rows["sums"], source.temperature)
                 append({"items": rows["items"], "logsumexp": sums, "values": values})
@@ -264,21 +264,21 @@ _WRITERS: dict[Form, Callable[[Path, list[LabelFile], Labeller, LabelSource], No
 }
 
 
-def _stored(numbers: Tensor, what: str, source: LabelSource) -> Tensor:
-    """States [n, D] of the members side by side, or their logits, in the type that is stored.
+def in_stored_type(numbers: Tensor, what: str, source: LabelSource) -> Tensor:
+    """Convert states [n, D] of the members side by side, or their logits, to the stored type.
 
     Raises:
         UserError: some are not finite, or do not fit the type; it names the member whose states they are.
     """
     dtype = getattr(torch, source.dtype)
-    stored = numbers.to(dtype)
-    if bool(stored.isfinite().all()):
-        return stored
-    giving = {f"the members {', '.join(member.name for member in source.members)} give logits": numbers}
+    converted = numbers.to(dtype)
+    if bool(converted.isfinite().all()):
+        return converted
+    sources = {f"the members {', '.join(member.name for member in source.members)} give logits": numbers}
     if what == "states":
         names = [f"member {member.name} gives states" for member in source.members]
-        giving = dict(zip(names, numbers.split(source.widths, 1), strict=True))
-    for who, part in giving.items():
+        sources = dict(zip(names, numbers.split(source.widths, 1), strict=True))
+    for who, part in sources.items():
         if not bool(part.isfinite().all()):
             raise UserError(
                 f"labels: {who} that are not finite: look at the curves of their trainings, and teach again."
@@ -288,13 +288,13 @@ def _stored(numbers: Tensor, what: str, source: LabelSource) -> Tensor:
                 f"labels.dtype: {who} up to {float(part.abs().max()):.4g}; {source.dtype} ends at "
                 f"{torch.finfo(dtype).max:.4g}. Choose bfloat16, which has fewer digits, or float32."
             )
-    return stored
+    return converted
 
 
 def _open_rows(
     folder: Path, file: LabelFile | None, labeller: Labeller
 ) -> AbstractContextManager[Callable[[Mapping[str, Tensor]], None]]:
-    """The file's appending function; one that drops the rows where another rank writes them, or for None."""
+    """A context whose value appends rows to the file, or drops them where another rank writes it or there is none."""
     if file is None or labeller.column.writer(file.number) != labeller.group.rank:
         return nullcontext(lambda rows: None)
     return write_rows(folder / file.name, file.tensors, file.metadata)
@@ -311,8 +311,8 @@ def _write_index(
     """Gather the checksums, which also waits for every file, then write the index on the leader."""
 
     def sums() -> dict[str, tuple[int, str]]:
-        mine = [file.name for file in files if file.number % world.size == world.rank]
-        return {name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in mine}
+        names = [file.name for file in files if file.number % world.size == world.rank]
+        return {name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in names}
 
     entries = {name: entry for part in world.on_all(sums, "the checksums") for name, entry in part.items()}
     shards, item_shards = [], []

@@ -12,10 +12,10 @@ from csrec_dist.process_state import matmul_precision
 
 
 class DifferentiableLoss(torch.autograd.Function):
-    """Computes the loss and, where a gradient will be asked for, the gradients in the same go.
+    """Computes the loss and, where a gradient is needed, the gradients in the same forward pass.
 
-    So nothing of the examples × items problem is kept for the backward pass, which only multiplies. `factors` are
-    those whose gradients `evaluate` gives, in its order, of which `problem` holds detached copies.
+    Nothing of the size of examples × items is thus saved for the backward pass, which only multiplies. `factors` are
+    the tensors whose gradients `evaluate` returns, in its order; `problem` has detached copies of them.
     """
 
     @staticmethod

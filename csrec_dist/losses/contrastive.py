@@ -22,34 +22,34 @@ class ContrastOptions(Protocol):
 def info_nce(
     first: Tensor,
     second: Tensor,
-    own: slice = slice(None),
+    local: slice = slice(None),
     *,
     temperature: float = 1.0,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE of the windows `own` among all M, as (Σ loss, their number).
+    """InfoNCE of this rank's windows, the slice `local` of all M, as (Σ loss, their number).
 
-    `first` and `second` [M, d] are the two views of each window. A view is to pick the other view of its window, by
-    dot products over τ, among the 2M − 1 views that are not itself (CL4SRec, Eq. 2–3; SimCLR's NT-Xent without
+    `first` and `second` [M, d] are the two views of each window. A view has to pick the other view of its window, by
+    dot products over τ, among the 2M − 1 views other than itself (CL4SRec, Eq. 2–3; SimCLR's NT-Xent without
     normalised vectors); a window's loss is the mean of its two views'. Half-precision inputs are computed in fp32.
-    Windows of weight 0 among `weights` [M] of 0 and 1 are padding: no view meets theirs, and they do not count.
-    Memory holds 2·|own| × 2M numbers. ValueError where the shapes differ or τ ≤ 0.
+    Windows of weight 0 among `weights` [M] of 0 and 1 are padding: their views are no negatives, and they do not count.
+    Takes memory for 2·|local| × 2M numbers. ValueError where the shapes differ or τ ≤ 0.
     """
     if first.shape != second.shape or first.dim() != 2 or not temperature > 0:
         raise ValueError(f"need two views [M, d] and temperature > 0: {first.shape}, {second.shape}, {temperature}")
     num_windows = len(first)
-    windows = torch.arange(num_windows, device=first.device)[own]
+    windows = torch.arange(num_windows, device=first.device)[local]
     with torch.autocast(first.device.type, enabled=False):
         dtype = torch.promote_types(first.dtype, torch.float32)
         views = torch.cat([first, second]).to(dtype)
-        themselves = torch.cat([windows, windows + num_windows])
+        selves = torch.cat([windows, windows + num_windows])
         partners = torch.cat([windows + num_windows, windows])
-        similarities = views[themselves] @ views.T / temperature
-        others = similarities.scatter(1, themselves.unsqueeze(1), -torch.inf)
+        similarities = views[selves] @ views.T / temperature
+        others = similarities.scatter(1, selves.unsqueeze(1), -torch.inf)
         if weights is None:
             return F.cross_entropy(others, partners, reduction="sum") / 2, first.new_full((), len(windows), dtype=dtype)
         # A padding window meets its own partner alone, so that its loss is finite and its gradient 0.
         hidden = (weights == 0).repeat(2).expand_as(others).scatter(1, partners.unsqueeze(1), False)
         losses = F.cross_entropy(others.masked_fill(hidden, -torch.inf), partners, reduction="none")
-        counted = weights[own].to(dtype)
+        counted = weights[local].to(dtype)
         return losses @ counted.repeat(2) / 2, counted.sum()

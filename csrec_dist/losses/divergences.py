@@ -1,4 +1,4 @@
-"""What each loss keeps of a tile, sums over the catalog, and makes of the sums: one class for each.
+"""The losses as sums over the catalog: what each keeps of a tile, what it sums, and what follows from the sums.
 
 For one example, z are the student's logits and t the tempered labels', both already shifted by a constant of
 the example (any constant: the formulas do not see it), y is the target, p = softmax(z), q = softmax(t) and
@@ -6,7 +6,7 @@ r = ½(q + onehot(y)), the paper's Eq. 19. The gradient with respect to z always
 
     scale · (part₀_j + ratio₁ · part₁_j + …) + target · [j = y]
 
-with numbers `part_j` that a tile's first pass leaves in its buffers, and the others of the example.
+where the numbers `part_j` are left in a tile's buffers by its first pass, and the other numbers are the example's.
 """
 
 import math
@@ -37,7 +37,7 @@ def exp_floored_(logits: Tensor) -> Tensor:
 
 @dataclass
 class Statistics:
-    """Sums over the catalog for a row block, each [R]: what ranks that share a catalog add up."""
+    """Sums over the catalog for a row block, each [R], which ranks that share a catalog add up."""
 
     target_logit: Tensor
     """z_y."""
@@ -47,7 +47,7 @@ class Statistics:
     """[num_sums, R]: Σ exp z_j, Σ exp t_j, then the divergence's own."""
 
     def over(self, catalog: CatalogSlice) -> "Statistics":
-        """The sums over a catalog group's slices; z_y and t_y are those of the slice that has y, and 0 elsewhere."""
+        """The sums over a catalog group's slices; z_y and t_y come from the slice that has y, and are 0 elsewhere."""
         if catalog.is_whole:
             return self
         of_target = [self.target_logit] if self.target_label is None else [self.target_logit, self.target_label]
@@ -68,7 +68,7 @@ class Terms(NamedTuple):
 
 
 class Divergence(Protocol):
-    """What the tiled evaluation asks of a loss."""
+    """The interface of a loss for its tiled evaluation."""
 
     @property
     def num_kept(self) -> int:
@@ -97,7 +97,7 @@ class Divergence(Protocol):
 
 class _WithoutCosts:
     def cost_parts(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """Never asked for: there are no costs."""
+        """Never called: there are no costs."""
         raise AssertionError("this divergence has no costs")
 
 
@@ -203,12 +203,12 @@ class Forward(_Mixed):
 
 @dataclass(frozen=True)
 class ForwardOfKept(_Mixed):
-    """(1−β) CE + β KL of what top-k labels know: r and p over the kept items one by one, and all the others together.
+    """(1−β) CE + β KL of what top-k labels know: r and p of each kept item, and of all other items as one.
 
-    With S the kept items, of which y is one, and the masses q_rest and p_rest of the others,
-    KL = Σ_S r_j log(r_j / p_j) + ½ q_rest log(½ q_rest / p_rest). It is at least 0, at most KL(r ‖ p) over all items,
-    and equal to it where all are kept. ∂KL/∂z_j = p_j − r_j in S and p_j (1 − ½ q_rest / p_rest) elsewhere: nothing is
-    said of how the others share their mass. t = log q needs no shift. `is_whole` says that there are no others.
+    S are the kept items, which include y, and q_rest and p_rest the masses of the others:
+    KL = Σ_S r_j log(r_j / p_j) + ½ q_rest log(½ q_rest / p_rest). It is at least 0 and at most KL(r ‖ p) over all
+    items, which it equals where all are kept. ∂KL/∂z_j = p_j − r_j in S and p_j (1 − ½ q_rest / p_rest) elsewhere: how
+    the other items divide their mass is left open. t = log q needs no shift. `is_whole` says that there are no others.
     """
 
     is_whole: bool
@@ -216,7 +216,7 @@ class ForwardOfKept(_Mixed):
     num_sums: ClassVar[int] = 4
 
     def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
-        """Turn tiles of z and t into exp z, q and the others' exp z; the own sums are Σ (z − t) q and the latter's."""
+        """Turn tiles of z and t into exp z, q and the others' exp z; sums 2 and 3 are Σ (z − t) q and the last's."""
         logits, labels, others, scratch = tile
         torch.sub(logits, labels, out=scratch)
         torch.le(labels, NOT_KEPT, out=others)
@@ -265,7 +265,7 @@ class Robust:
         return 3 + self.with_costs
 
     def reduce(self, tile: Tile, sums: Tensor, exponentiate: Exponentiate) -> None:
-        """Turn tiles of z, t, c and ∂c/∂h into what is kept; the own sums are Σ g exp z and Σ (z − t) exp t."""
+        """Turn tiles of z, t, c and ∂c/∂h into what is kept; sums 2 and 3 are Σ g exp z and Σ (z − t) exp t."""
         logits, labels, weighted, *slope, scratch = tile
         torch.sub(logits, labels, out=scratch)
         if self.with_costs:
@@ -298,5 +298,5 @@ class Robust:
 
 
 DIVERGENCES: dict[str, type[Reverse] | type[Forward]] = {"reverse": Reverse, "forward": Forward}
-"""The student's divergences by the name of their direction; each is made with β. Of top-k labels there is the forward
-one alone, `ForwardOfKept`."""
+"""The student's divergences by the name of their direction; each is made with β. Top-k labels have the forward one
+alone, `ForwardOfKept`."""

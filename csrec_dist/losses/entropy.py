@@ -11,13 +11,13 @@ from csrec_dist.losses.top_k_labels import TopKLabels
 
 @torch.no_grad()
 def label_entropy(labels: SoftLabels, temperature: float) -> Tensor:
-    """−Σ q ln q of each example's labels at T, in nats [N], float32: 0 of one item, ln V where all are alike.
+    """−Σ q ln q of each example's labels at T, in nats [N], float32: 0 for a single item, ln V for equal shares.
 
-    Of top-k labels it is the least that fits what is known: all items that are not kept count as one. Labels of a slice
-    of the catalog have none, as the other slices belong to other ranks.
+    For top-k labels it is a lower bound: all items that are not kept count as one. Labels on a slice of the catalog are
+    not supported, because the sum would need the other ranks.
     """
     if isinstance(labels, TopKLabels):
-        return _of_kept(labels)
+        return _top_k_entropy(labels)
     like = _like(labels)
     if labels.num_examples == 0:
         return like.new_zeros(0)
@@ -37,12 +37,12 @@ def label_entropy(labels: SoftLabels, temperature: float) -> Tensor:
 def _like(labels: FactoredLabels | DenseLabels | MixtureLabels) -> Tensor:
     """A float32 tensor on the labels' device."""
     part = labels.parts[0] if isinstance(labels, MixtureLabels) else labels
-    stored = part.logits if isinstance(part, DenseLabels) else part.states
-    return torch.empty((), dtype=torch.float32, device=stored.device)
+    factor = part.logits if isinstance(part, DenseLabels) else part.states
+    return torch.empty((), dtype=torch.float32, device=factor.device)
 
 
-def _of_kept(labels: TopKLabels) -> Tensor:
+def _top_k_entropy(labels: TopKLabels) -> Tensor:
     logs = labels.values.float() / labels.temperature - labels.logsumexp.float().unsqueeze(1)
-    kept = logs.exp()
-    rest = (1 - kept.sum(1)).clamp(min=0)
-    return (-(kept * logs).sum(1) - torch.special.xlogy(rest, rest)).clamp(min=0)
+    probabilities = logs.exp()
+    rest = (1 - probabilities.sum(1)).clamp(min=0)
+    return (-(probabilities * logs).sum(1) - torch.special.xlogy(rest, rest)).clamp(min=0)

@@ -133,11 +133,13 @@ class Kernels:
         merged = self._sums(2 if sides == 1 else 5)
         shifts, sums = merged[:sides], merged[sides:]
         if not problem.catalog.is_whole:
+            # The sums are above this slice's largest logits m; above the group's M they are exp(m − M) times as large.
             own = shifts.clone()
             problem.catalog.all_max(shifts)
             rise = own - shifts
             factors = rise.exp()
             if sides == 2:
+                # Σ (z' − t') exp: each difference moves by its two shifts, too; before the other sums are rescaled.
                 side = int(isinstance(problem.divergence, Forward))
                 sums[2] = (sums[2] + sums[side] * (rise[0] - rise[1])) * factors[side]
             sums[:sides] *= factors

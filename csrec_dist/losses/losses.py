@@ -24,8 +24,8 @@ from csrec_dist.options import MatmulPrecision
 class Examples(NamedTuple):
     """N examples: states [N, d], targets [N] in 1…V, weights [N], labels, and M's rows at the targets [N, r].
 
-    They are this rank's, or those of all ranks of a catalog group. `local_weights` [N] are 0 at other ranks' examples, so
-    that each rank counts the losses of its own.
+    They are this rank's, or those of all ranks of a catalog group. `local_weights` [N] are 0 at other ranks' examples,
+    so that each rank counts the losses of its own.
     """
 
     states: Tensor
@@ -36,10 +36,10 @@ class Examples(NamedTuple):
     observed: Tensor | None
 
     def of_group(self, catalog: CatalogSlice) -> "Examples":
-        """These examples among those of all ranks of the group, their labels on this rank's slice.
+        """The examples of all ranks of the group, with their labels on this rank's slice.
 
-        States and M's rows are gathered in the type of the weights, in which their gradients are summed over the
-        slices on the way back. One rank has them all.
+        States and M's rows are gathered in the type of the weights, in which the backward pass sums their gradients
+        over the slices. With one rank these are the same examples.
         """
         if catalog.is_whole:
             return self
@@ -101,8 +101,8 @@ def cross_entropy(
     [N]. fp16 and bf16 inputs are computed and summed in fp32, also under autocast; float64 in float64. `precision` is
     that of fp32 products: "highest" (as exact as fp32), "high" (TF32 on a GPU) or "medium" (bf16 with fp32 sums, on
     GPUs and on CPUs that multiply it).
-    Raises ValueError when shapes disagree, or targets lie outside 1…V (looked at on the CPU only: on CUDA it
-    would wait for the device, whose own index check answers instead).
+    Raises ValueError when shapes disagree, or targets lie outside 1…V (checked on the CPU only: on CUDA the host
+    would wait for the device, which checks indices itself).
     """
     table = PlainTable.whole(item_weight, item_bias)
     loss = cross_entropy_parts(states, table, targets, weights=weights, precision=precision)
@@ -169,8 +169,8 @@ def distillation_parts(
     goes to `labels`. Shapes, types and errors are those of `cross_entropy`; ValueError also for T ≤ 0, β outside
     0…1, an unknown `kl`, and labels of another N or V.
 
-    Of top-k labels, KL is that of the kept items and of all others together (`ForwardOfKept`); ValueError for the
-    reverse direction, for another temperature than theirs, and (looked at on the CPU; on CUDA the loss is NaN) for a
+    For top-k labels, KL is that of the kept items and of all others as one (`ForwardOfKept`); ValueError for the
+    reverse direction, for another temperature than theirs, and (checked on the CPU; on CUDA the loss is NaN) for a
     target that is not kept.
     """
     if not temperature > 0 or not 0 <= beta <= 1:
@@ -182,7 +182,7 @@ def distillation_parts(
         return _loss(states, table, targets, None, weights, precision)
     divergence: Divergence = DIVERGENCES[kl](beta)
     if isinstance(labels, TopKLabels):
-        _check_kept(labels, targets, temperature, kl)
+        _check_top_k(labels, targets, temperature, kl)
         divergence = ForwardOfKept(beta, bool(labels.is_whole))
     return _loss(states, table, targets, labels, weights, precision, divergence, 1 / temperature)
 
@@ -236,7 +236,7 @@ def _loss(
     weights = states.new_ones(states.shape[0], dtype=dtype) if weights is None else weights.detach().to(dtype)
     observed = None if noise is None else catalog.rows_at(noise.observed, targets - 1)
     examples = Examples(states, targets, weights, weights, labels, observed).of_group(catalog)
-    index, here = catalog.local_rows(examples.targets)
+    index, is_local = catalog.local_rows(examples.targets)
     costs = () if noise is None else (examples.observed, noise.preferred, noise.maxima)
     factors = (examples.states, item_weight, item_bias, *costs)
     computed = [None if f is None else f.detach().to(dtype) for f in factors]
@@ -244,7 +244,7 @@ def _loss(
         catalog,
         FactoredLabels(*computed[:3]),  # type: ignore[arg-type]
         index,
-        here,
+        is_local,
         examples.weights,
         examples.local_weights,
         None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
@@ -264,7 +264,7 @@ def _check_labels(labels: SoftLabels, states: Tensor, table: TableLike) -> None:
         )
 
 
-def _check_kept(labels: TopKLabels, targets: Tensor, temperature: float, kl: str) -> None:
+def _check_top_k(labels: TopKLabels, targets: Tensor, temperature: float, kl: str) -> None:
     if kl != "forward":
         raise ValueError(f"the {kl} direction {INFINITE}")
     if not math.isclose(temperature, labels.temperature):

@@ -19,9 +19,9 @@ class NoiseMatrix(nn.Module):
 
     `maximum` says what stands for max_k h̃_kj in Eq. 17:
 
-    - "exact": h̃ at the row that was the largest when it was last looked for, every `refresh` steps, in V² · r
-      operations and without a V × V tensor. With `refresh` 1 it is the maximum and Eq. 15 is an upper bound; in the
-      steps between, the value can fall below it, by as much as the parameters have moved, and the bound with it.
+    - "exact": h̃ at the row that was the largest in the last search, which is made every `refresh` steps, in V² · r
+      operations and without a V × V tensor. With `refresh` 1 it is the maximum, and Eq. 15 is an upper bound; between
+      searches the value can fall below the maximum, by as much as the parameters have moved, and the bound with it.
     - "norm": ‖N_j‖ · max_k ‖M_k‖, in V · r operations. By Cauchy–Schwarz it is at least the maximum, so Eq. 15 is
       always an upper bound, a looser one. For catalogs where V² · r is too much.
 
@@ -46,13 +46,13 @@ class NoiseMatrix(nn.Module):
         super().__init__()
         assert refresh >= 1, f"refresh every {refresh} steps"
         generator = torch.Generator().manual_seed(seed)
-        draws = catalog.drawn(2, rank, lambda rows: rows.normal_(generator=generator))
-        self.observed, self.preferred = (nn.Parameter(draw / rank**0.5) for draw in draws)
+        tables = catalog.drawn(2, rank, lambda rows: rows.normal_(generator=generator))
+        self.observed, self.preferred = (nn.Parameter(table / rank**0.5) for table in tables)
         self.maximum, self.refresh, self.catalog = maximum, refresh, catalog
         if maximum == "exact":
             self.register_buffer("maximisers", torch.zeros(len(self.observed), dtype=torch.int64))
             self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
-        # What `num_steps` says, known to the host without asking a GPU at each step; None until it has asked once.
+        # The host's copy of `num_steps`, so that it need not read a GPU at each step; None until it has read it once.
         self._steps_done: int | None = None
         self.register_load_state_dict_post_hook(_forget_steps)
 
@@ -62,7 +62,7 @@ class NoiseMatrix(nn.Module):
         return Noise(self.observed, self.preferred, maxima)
 
     def _exact(self) -> Tensor:
-        """h̃ at the kept maximisers; the gradient of max_k goes to the maximiser's row."""
+        """h̃ at the maximisers of the last search; the gradient of max_k goes to the maximiser's row."""
         maximisers, num_steps = self.get_buffer("maximisers"), self.get_buffer("num_steps")
         if self._steps_done is None:
             self._steps_done = int(num_steps)
@@ -71,19 +71,20 @@ class NoiseMatrix(nn.Module):
         if self.training:
             num_steps += 1
             self._steps_done += 1
-        rows = maximisers.clone()  # kept for the backward pass, while the next search writes over the buffer
+        rows = maximisers.clone()  # the backward pass needs them after the next search has written over the buffer
         return (self.catalog.rows_at(self.observed, rows) * self.preferred).sum(1)
 
     def _search(self) -> Tensor:
         """argmax_k h̃_kj of each j, among all rows of M."""
         observed, preferred = self.observed.detach(), self.preferred.detach()
         values = preferred.new_full((len(preferred),), -torch.inf)
-        places = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
+        rows = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
         for first, block in self.catalog.row_blocks(observed):
-            found, place = column_maxima(block, preferred)
-            better = found > values
-            values, places = torch.where(better, found, values), torch.where(better, place + first, places)
-        return places
+            block_values, block_rows = column_maxima(block, preferred)
+            is_larger = block_values > values
+            values = torch.where(is_larger, block_values, values)
+            rows = torch.where(is_larger, block_rows + first, rows)
+        return rows
 
     def _norm(self) -> Tensor:
         return torch.linalg.vector_norm(self.preferred, dim=1) * torch.linalg.vector_norm(self._longest())
@@ -99,7 +100,7 @@ class NoiseMatrix(nn.Module):
 
 
 def _forget_steps(module: nn.Module, _: Any) -> None:
-    """A checkpoint's steps were read: the host's number is another one's."""
+    """Forget the host's number of steps once a checkpoint's was loaded."""
     module._steps_done = None  # type: ignore[assignment]
 
 
@@ -111,16 +112,16 @@ def column_maxima(observed: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
     most = TILE_BYTES.get(observed.device.type, TILE_BYTES["cpu"]) // observed.element_size()
     size = max(1, int(most**0.5))
     values = preferred.new_full((len(preferred),), -torch.inf)
-    places = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
+    rows = torch.zeros(len(preferred), dtype=torch.int64, device=preferred.device)
     with torch.autocast(observed.device.type, enabled=False):
         for first in range(0, len(preferred), size):
             columns = slice(first, first + size)
             for start in range(0, len(observed), size):
-                found, place = (preferred[columns] @ observed[start : start + size].T).max(1)
-                better = found > values[columns]
-                values[columns] = torch.where(better, found, values[columns])
-                places[columns] = torch.where(better, place + start, places[columns])
-    return values, places
+                tile_values, tile_rows = (preferred[columns] @ observed[start : start + size].T).max(1)
+                is_larger = tile_values > values[columns]
+                values[columns] = torch.where(is_larger, tile_values, values[columns])
+                rows[columns] = torch.where(is_larger, tile_rows + start, rows[columns])
+    return values, rows
 
 
 class RobustLoss(nn.Module):

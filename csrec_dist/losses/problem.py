@@ -18,7 +18,7 @@ class NoiseCosts:
     """c_ij = log(1 + exp(−h_ij)) + log V + maxima_j, with h = states [N, r] · item_weight [V, r]ᵀ.
 
     `states` are the rows of M at the examples' targets, `item_weight` is N, and `maxima` [V] are max_k h_kj: all in
-    the computing type. `num_items` is V of the whole catalog.
+    the type of computation. `num_items` is V of the whole catalog.
     """
 
     states: Tensor
@@ -36,21 +36,21 @@ class NoiseCosts:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that a loss is computed from. The student's factors [N, d], [V, d], [V] have the computing type.
+    """Everything that a loss is computed from. The student's factors [N, d], [V, d], [V] have the type of computation.
 
-    All tables are those of this rank's slice of the catalog, and the examples those of all ranks of its group.
+    Tables are this rank's slice of the catalog; the examples are those of all ranks of its group.
     """
 
     catalog: CatalogSlice
     student: FactoredLabels
     index: Tensor
-    """[N] item rows of the targets, in the slice; 0 where the target is in another rank's."""
+    """[N]: rows of the targets in this rank's slice; 0 where the target is in another rank's."""
     here: Tensor
-    """[N], whether the target is in this rank's slice."""
+    """[N]: whether the target is in this rank's slice."""
     weights: Tensor
-    """[N] in the computing type."""
+    """[N] in the type of computation."""
     local_weights: Tensor
-    """[N] weights of this rank's own examples, 0 for those of others: whose losses are summed here."""
+    """[N]: the weights of this rank's own examples, 0 for those of other ranks: only its own losses are summed here."""
     labels: TemperedLabels | None
     divergence: Divergence
     costs: NoiseCosts | None
@@ -77,7 +77,7 @@ class Problem:
 
 @dataclass
 class Gradients:
-    """The gradients with respect to a product's factors [N, K], [V, K] and [V]; None where none was asked for."""
+    """The gradients with respect to a product's factors [N, K], [V, K] and [V]; None where none is needed."""
 
     states: Tensor | None
     item_weight: Tensor | None
@@ -86,11 +86,11 @@ class Gradients:
     @classmethod
     def zeros(cls, factors: Sequence[Tensor | None], needed: Sequence[bool]) -> "Gradients":
         """Zero gradients for those factors that are there and needed."""
-        made = (
+        gradients = (
             torch.zeros_like(f, memory_format=torch.contiguous_format) if n and f is not None else None
             for f, n in zip(factors, needed, strict=True)
         )
-        return cls(*made)
+        return cls(*gradients)
 
     @property
     def all(self) -> tuple[Tensor | None, ...]:

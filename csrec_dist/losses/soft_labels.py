@@ -15,10 +15,10 @@ from csrec_dist.losses.top_k_labels import TopKLabels
 
 
 class TemperedLabels(Protocol):
-    """Labels at one temperature T, ready to be read: t, of which the labels are softmax(t)."""
+    """Labels at one temperature T, ready to be read by tiles of t: the labels are softmax(t)."""
 
     is_shifted: ClassVar[bool]
-    """Whether a row's largest t has to be taken from it before exponentials, where t may be large."""
+    """Whether a row's largest t has to be subtracted before exponentials are taken, because t may be large."""
 
     def tile(self, rows: slice, items: slice, *, out: Tensor) -> Tensor:
         """t of examples `rows` and item rows `items`, written into `out` [R, C]."""
@@ -144,9 +144,9 @@ class DenseLabels:
 
     def tile(self, rows: slice, items: slice, *, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
         """scale · logits of examples `rows` and item rows `items`, [R, C], in `out` if it is given."""
-        stored = self.logits[rows, items]
-        out = torch.empty_like(stored) if out is None else out
-        out.copy_(stored)
+        logits = self.logits[rows, items]
+        out = torch.empty_like(logits) if out is None else out
+        out.copy_(logits)
         return out if scale == 1.0 else out.mul_(scale)
 
     def at(self, rows: slice, items: Tensor, dtype: torch.dtype) -> Tensor:
@@ -194,8 +194,8 @@ class Tempered:
 class MixtureLabels:
     """Labels that are a mean of probabilities, q = Σ w_k softmax(e_k / T), of parts with logits e_k.
 
-    They have no logits of their own: what they are depends on T. `weights` are at least 0 and sum to 1. Raises
-    ValueError when there is no part, when parts differ in examples or items, or for other weights.
+    They have no logits of their own, because q depends on T. `weights` are at least 0 and sum to 1. Raises ValueError
+    when there is no part, when parts differ in examples or items, or for other weights.
     """
 
     parts: tuple[FactoredLabels | DenseLabels, ...]
@@ -239,11 +239,11 @@ class MixtureLabels:
         together.
         """
         weighted = [(part, weight) for part, weight in zip(self.parts, self.weights, strict=True) if weight > 0]
-        kept = [(part.tempered(scale, like, catalog), weight) for part, weight in weighted]
-        sums = torch.stack([log_sums(part, self.num_examples, self.num_items, like) for part, _ in kept])
+        parts = [(part.tempered(scale, like, catalog), weight) for part, weight in weighted]
+        sums = torch.stack([log_sums(part, self.num_examples, self.num_items, like) for part, _ in parts])
         sums = catalog.log_sum_exp(sums)
-        shares = torch.cat([like.new_full((1, 1), math.log(w)) for _, w in kept])
-        return TemperedMixture(tuple(part for part, _ in kept), shares - sums)
+        log_weights = torch.cat([like.new_full((1, 1), math.log(w)) for _, w in parts])
+        return TemperedMixture(tuple(part for part, _ in parts), log_weights - sums)
 
 
 @dataclass(frozen=True)
@@ -301,15 +301,15 @@ def log_sums(labels: TemperedLabels, num_examples: int, num_items: int, like: Te
 
 SoftLabels = FactoredLabels | DenseLabels | MixtureLabels | TopKLabels
 """The first three give any tile of the full catalog's labels. Top-k labels know some items of a row and the row's
-log-sum-exp: only the forward divergence has a meaning on them."""
+log-sum-exp, on which only the forward divergence is defined."""
 CPU = torch.device("cpu")
 
 
 class LabelReader(Protocol):
-    """What a training reads soft labels from: first, in a background thread, what is stored of some examples."""
+    """What a training reads soft labels from: first the stored fields, in a background thread, then the labels."""
 
     def fields(self, example_ids: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """The examples' own part of their labels, on the CPU."""
+        """What is stored for each of the examples, on the CPU."""
 
     def labels(self, fields: Mapping[str, Tensor], device: torch.device = CPU) -> SoftLabels:
         """The soft labels of what `fields` gave, on `device`."""

@@ -1,4 +1,4 @@
-"""A loss and its gradients tile by tile: of each block of examples the statistics, the losses and the gradients."""
+"""A loss and its gradients tile by tile: for each block of examples the statistics, the losses and the gradients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ SAFE_LOGIT = 40.0
 
 
 class RoundedFactors:
-    """Factors of logits in bf16, for a CPU that multiplies it: sums are fp32, and what comes of them is bf16 again."""
+    """Factors of logits in bf16, for a CPU that multiplies it: sums are taken in fp32, and results rounded to bf16."""
 
     def __init__(self, factors: FactoredLabels, scale: float = 1.0) -> None:
         self._states, self.item_weight = (factors.states * scale).bfloat16(), factors.item_weight.bfloat16()
@@ -31,14 +31,14 @@ class RoundedFactors:
 
 @dataclass(frozen=True)
 class Multiplied:
-    """What the tiles of a problem are multiplied from: its factors as they are, or rounded."""
+    """The factors whose products are a problem's tiles: as they are, or rounded to bf16."""
 
     student: FactoredLabels | RoundedFactors
     labels: TemperedLabels | RoundedFactors | None
 
     @classmethod
     def of(cls, problem: Problem) -> "Multiplied":
-        """Rounded if the problem asks for it and the processor gains by it; labels of other forms are as they are."""
+        """Rounded if the problem asks for it and the processor gains by it; labels of other forms stay as they are."""
         weights, labels = problem.weights, problem.labels
         is_rounded = problem.precision == "medium" and weights.device.type == "cpu" and weights.dtype == torch.float32
         if not is_rounded or not cpu_multiplies_bf16():
@@ -97,7 +97,7 @@ class RowBlock:
         self._filled = False
 
     def tile(self, index: int, items: slice) -> Tile:
-        """The buffers of a tile, with what the last step left in them."""
+        """The buffers of a tile, with the content that the last pass left in them."""
         return self.space.tile(index, self.num_rows, items.stop - items.start)
 
     def filled_tile(self, index: int, items: slice) -> Tile:
@@ -116,10 +116,10 @@ class RowBlock:
             for shift, logits in zip(self.shifts, self.filled_tile(index, items), strict=False):
                 torch.maximum(shift, logits.amax(1), out=shift)
         self.problem.catalog.all_max(self.shifts)
-        self._filled = self.plan.kept
+        self._filled = self.plan.is_kept
 
     def reduced_tile(self, index: int, items: slice, sums: Tensor) -> Tile:
-        """Bring a tile to what its divergence keeps of it, and add it to `sums` [num_sums, R]."""
+        """Replace a tile by what its divergence keeps of it, and add it to `sums` [num_sums, R]."""
         tile = (self.tile if self._filled else self.filled_tile)(index, items)
         if self.problem.costs is not None:
             self.problem.costs.tile(self.rows, items, tile[2], tile[3])
@@ -144,7 +144,7 @@ class RowBlock:
         return Statistics(target, label, sums).over(problem.catalog)
 
     def add_gradients(self, terms: Terms, of_student: Gradients, of_costs: Gradients | None) -> None:
-        """Pass 2: add this block's share to the gradients, from kept tiles or from tiles made again."""
+        """Pass 2: add this block's share to the gradients, from kept tiles or from recomputed ones."""
         student, costs, weights = self.problem.student, self.problem.costs, self.problem.weights[self.rows]
         scale = terms.scale * weights
         block = BlockGradients(student.states, self.multiplied.student.item_weight, of_student, self.rows, scale)
@@ -153,7 +153,9 @@ class RowBlock:
         if costs is not None and of_costs is not None:
             cost_block = BlockGradients(costs.states, costs.item_weight, of_costs, self.rows, scale)
         for index, items in enumerate(self.plan.item_slices()):
-            tile = self.tile(index, items) if self.plan.kept else self.reduced_tile(index, items, unused)
+            tile = self.tile(index, items) if self.plan.is_kept else self.reduced_tile(index, items, unused)
+            # part₀ + ratio₁ · part₁ + …: the logits' gradients but for `scale`, which is applied to the sums, and for
+            # the target's term, which is added once at the end (see divergences.py).
             first, *others = self.problem.divergence.parts(tile)
             for part, ratio in zip(others, terms.ratios, strict=True):
                 first.addcmul_(part, ratio.unsqueeze(1))
@@ -184,12 +186,13 @@ class RowBlock:
 def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Weighted sums of the losses, and the gradients of the first of them.
 
-    The sums are over this rank's own examples, and the gradients those of the sums of all ranks of the catalog group:
-    whole for the item tables, and the slice's share for the states. The ranks go through the same row blocks.
+    The sums are over this rank's own examples; the gradients are those of the sums of all ranks of the catalog group:
+    complete for the item tables, and this slice's share for the states. The ranks go through the same row blocks.
 
-    Returns the sums [3] over the examples of the loss, of CE and of the divergence, and the gradients with respect
-    to those of the student's states, item weight and item bias, and of the costs' states, item weight and
-    maxima where there are costs, that are `needed` (3 or 6 answers).
+    Returns:
+        The sums [3] over the examples of the loss, of CE and of the divergence; and the gradients of the student's
+        states, item weight and item bias, and with costs of their states, item weight and maxima: None where `needed`
+        (3 or 6 answers) is false.
     """
     student, costs, weights = problem.student, problem.costs, problem.weights
     of_student = Gradients.zeros((student.states, student.item_weight, student.item_bias), needed[:3])
@@ -206,7 +209,7 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
         plan(student.num_examples, most, num_kept, weights.dtype, weights.device), num_items=student.num_items
     )
     space = Workspace(cut, num_kept, weights)
-    # To learn whether shifts are needed, the host of a GPU would wait for it: there they are always found.
+    # The host of a GPU would have to wait for it to learn whether shifts are needed: there they are always computed.
     safe = weights.device.type == "cpu" and _is_safe(problem)
     multiplied = Multiplied.of(problem)
     for rows in cut.row_blocks():

@@ -28,7 +28,7 @@ class Plan:
     num_items: int
     rows: int
     items: int
-    kept: bool
+    is_kept: bool
 
     @property
     def num_tiles(self) -> int:
@@ -62,15 +62,15 @@ def plan(num_examples: int, num_items: int, num_kept: int, dtype: torch.dtype, d
     kind = device.type if device.type in TILE_BYTES else "cpu"
     element = dtype.itemsize
     rows = min(KEPT_ROWS[kind], num_examples)
-    kept = rows * num_items * num_kept * element <= KEPT_BYTES[kind]
-    if not kept:
+    is_kept = rows * num_items * num_kept * element <= KEPT_BYTES[kind]
+    if not is_kept:
         rows = min(RECOMPUTED_ROWS[kind], num_examples)
     items = _even(num_items, max(1, TILE_BYTES[kind] // (rows * element)))
-    return Plan(num_examples, num_items, rows, items, kept)
+    return Plan(num_examples, num_items, rows, items, is_kept)
 
 
 class _Memory(threading.local):
-    """A thread's work buffers on the CPU, by their place in a workspace and their type."""
+    """A thread's work buffers on the CPU, by their slot in a workspace and their type."""
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -79,40 +79,40 @@ class _Memory(threading.local):
 _MEMORY = _Memory()
 
 
-def work_buffer(place: int, numel: int, like: Tensor) -> Tensor:
-    """Uninitialised numbers [numel] of the type and on the device of `like`, until the next call for this place.
+def work_buffer(slot: int, numel: int, like: Tensor) -> Tensor:
+    """Uninitialised numbers [numel] of the type and on the device of `like`, valid until the next call for this slot.
 
     On a CPU it is the same memory every time: pages that the system hands out anew at each step cost as much as a
-    product. CUDA's allocator keeps memory by itself.
+    product. CUDA's allocator reuses memory by itself.
     """
     if like.device.type != "cpu":
         return like.new_empty(numel)
-    kept = _MEMORY.buffers.get((place, like.dtype))
-    if kept is None or kept.numel() < numel:
+    buffer = _MEMORY.buffers.get((slot, like.dtype))
+    if buffer is None or buffer.numel() < numel:
         with torch.inference_mode(False):
-            kept = _MEMORY.buffers[place, like.dtype] = like.new_empty(numel)
-    return kept[:numel]
+            buffer = _MEMORY.buffers[slot, like.dtype] = like.new_empty(numel)
+    return buffer[:numel]
 
 
 Tile = tuple[Tensor, ...]
-"""The buffers [R, C] of one tile: one for each number kept of a logit and, for two, a scratch one after them."""
+"""The buffers [R, C] of one tile: one for each number kept of a logit and, if these are several, a scratch buffer."""
 
 
 class Workspace:
     """Buffers for the tiles of one row block at a time, allocated once and written over.
 
-    A thread's workspaces on the CPU share their memory: one is done with before the next is made.
+    A thread's workspaces on the CPU share their memory, so one has to be finished before the next is made.
     """
 
     def __init__(self, plan: Plan, num_kept: int, like: Tensor) -> None:
         self._size = plan.rows * plan.items
-        self._slots = plan.num_tiles if plan.kept else 1
+        self._slots = plan.num_tiles if plan.is_kept else 1
         self._scratch = [work_buffer(0, self._size, like)] if num_kept > 1 else []
-        self._kept = [work_buffer(1 + place, self._slots * self._size, like) for place in range(num_kept)]
+        self._buffers = [work_buffer(1 + number, self._slots * self._size, like) for number in range(num_kept)]
 
     def tile(self, index: int, rows: int, items: int) -> Tile:
         """The buffers of tile `index` as [rows, items]; all tiles share them where none are kept."""
         start = (index % self._slots) * self._size
-        flat = [buffer[start : start + rows * items] for buffer in self._kept]
+        flat = [buffer[start : start + rows * items] for buffer in self._buffers]
         flat += [buffer[: rows * items] for buffer in self._scratch]
         return tuple(buffer.view(rows, items) for buffer in flat)

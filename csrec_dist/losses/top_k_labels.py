@@ -1,4 +1,4 @@
-"""Soft labels of which only some items of each row are known: their logits, and the log-sum-exp of the whole row."""
+"""Soft labels that know only some items of each row: their logits, and the log-sum-exp of the whole row."""
 
 import math
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class TopKLabels:
     """K kept items of every example with their untempered logits, for one temperature T.
 
     `values` [N, K] and `items` [N, K] (1…V, no item twice in a row); `logsumexp` [N] is log Σ exp(e_j / T) over the
-    whole row, kept logits counting as they are in `values`. So q_j = exp(value / T − logsumexp) of a kept item, and
-    the others share what is left of 1. An example's target must be among its kept items: so what a student is taught of
-    it is known. `num_items` is V; of a slice of the catalog, the slice's size, whose rows begin at item `first` + 1,
+    whole row, in which kept logits count as they are in `values`. A kept item thus has q_j = exp(value / T −
+    logsumexp), and the others have the rest of 1. An example's target must be among its kept items, so that its label
+    is known. `num_items` is V; on a slice of the catalog it is the slice's size, whose rows begin at item `first` + 1,
     while the kept items are still those of the whole row.
 
     Raises ValueError when shapes disagree, for K outside 1…V, or T ≤ 0.
@@ -87,7 +87,7 @@ class TopKLabels:
 
 @dataclass(frozen=True)
 class TemperedTopK:
-    """Kept items with t = log q [N, K], of which nothing has to be taken to be exponentiated: `is_shifted` is False."""
+    """Kept items with t = log q [N, K] ≤ 0, which needs no shift before exponentials are taken."""
 
     labels: TopKLabels
     log_q: Tensor
@@ -95,21 +95,21 @@ class TemperedTopK:
 
     @cached_property
     def columns(self) -> Tensor:
-        """Places [N, K] of the kept items among the rows of the slice; outside 0 … n−1 for those of other slices."""
+        """Rows [N, K] of the kept items in the slice; outside 0 … n−1 for items of other slices."""
         return self.labels.items.long() - 1 - self.labels.first
 
     def tile(self, rows: slice, items: slice, *, out: Tensor) -> Tensor:
         """t of examples `rows` and item rows `items`, NOT_KEPT where an item is not kept, written into `out` [R, C]."""
         columns = self.columns[rows] - items.start
         elsewhere = (columns < 0) | (columns >= out.shape[1])
-        found = self.log_q[rows].masked_fill(elsewhere, NOT_KEPT)
-        return out.fill_(NOT_KEPT).scatter_reduce_(1, columns.clamp_(0, out.shape[1] - 1), found, "amax")
+        log_q = self.log_q[rows].masked_fill(elsewhere, NOT_KEPT)
+        return out.fill_(NOT_KEPT).scatter_reduce_(1, columns.clamp_(0, out.shape[1] - 1), log_q, "amax")
 
     def at(self, rows: slice, items: Tensor, dtype: torch.dtype) -> Tensor:
         """t of one item row for each example of `rows`: [R], in `dtype`; NaN where it is not kept."""
-        is_it = self.columns[rows] == items.unsqueeze(1)
-        found = self.log_q[rows].to(dtype).masked_fill(~is_it, 0).sum(1)
-        return found.masked_fill(~is_it.any(1), math.nan)
+        is_item = self.columns[rows] == items.unsqueeze(1)
+        log_q = self.log_q[rows].to(dtype).masked_fill(~is_item, 0).sum(1)
+        return log_q.masked_fill(~is_item.any(1), math.nan)
 
     def bound(self) -> Tensor:
         """0: whatever t is, its exponential is at most 1."""

@@ -1,4 +1,4 @@
-"""What every sequential model is: a config, an item table, and states for all positions of a window."""
+"""The base class of sequential models: a config, an item table, and states for all positions of a window."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,12 +22,12 @@ from csrec_dist.models.weight_files import StoredWeights
 
 
 class TrainingStates(NamedTuple):
-    """What a model gives the loss: n states [n, d], whose targets and weights [n] are those of its inputs.
+    """A model's output for the loss: n states [n, d], whose targets and weights [n] are those of its inputs.
 
     The first of them are the states of `inputs.examples`, which may have soft labels. A model that may have further
-    states sets `more_than_examples` in every batch, also where there are none: all ranks must compute the same losses.
-    `views` are two states [M, d] of each of M windows, of two disturbed copies of it, which a contrastive loss draws
-    towards each other; where there are `view_weights` [M], those of weight 0 are padding.
+    states sets `more_than_examples` in every batch, even if it has none: all ranks must compute the same losses.
+    `views` are two states [M, d] of each of M windows, from two disturbed copies of it, which a contrastive loss draws
+    towards each other; windows of weight 0 in `view_weights` [M] are padding.
     """
 
     states: Tensor
@@ -37,7 +37,7 @@ class TrainingStates(NamedTuple):
 
 
 def picked(mask: Tensor, *values: Tensor) -> list[Tensor]:
-    """The rows [n, ..] of each of `values` [B, L, ..] where `mask` [B, L] is set: for labelling and evaluation."""
+    """The rows [n, ..] of each of `values` [B, L, ..] where `mask` [B, L] is set, for labelling and evaluation."""
     # The host waits for a GPU once, to learn n; `value[mask]` would wait for each of the values.
     index = mask.flatten().nonzero().squeeze(1)
     return [value.flatten(0, 1).index_select(0, index) for value in values]
@@ -54,7 +54,7 @@ class SequentialModel(nn.Module, ABC):
     has_views: ClassVar[bool] = False
     """Whether its training states come with `views`."""
     is_recurrent: ClassVar[bool] = False
-    """Whether it multiplies the vectors of one position at a time, which are few in training."""
+    """Whether its matrix products take the vectors of one position at a time, which are few in training."""
 
     def __init__(self, config: ModelConfig, num_items: int, max_length: int) -> None:
         super().__init__()
@@ -77,15 +77,15 @@ class SequentialModel(nn.Module, ABC):
         return self.encode(histories)[torch.arange(histories.shape[0], device=histories.device), last]
 
     def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
-        """What `training_states` is to train on of a batch, in the step of this seed; made and kept on the host.
+        """The inputs of `training_states` for a batch, in the step of this seed, on the host.
 
-        If `padded`, the tensors have few different shapes, those that a batch of its rows and positions can have at
-        most: states of weight 0 fill them up.
+        If `padded`, the tensors have one of a few shapes for the batch's numbers of rows and positions: states of
+        weight 0 fill them up.
         """
         return of_examples(batch, seed, padded=padded)
 
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
-        """The states to train with: by default those of all examples, from one pass. The host waits for nothing."""
+        """The states to train: by default those of all examples, from one pass. The host does not wait for a GPU."""
         states = pick(self.encode(inputs.histories), inputs.positions.index, inputs.positions.inverse)
         return TrainingStates(states)
 

@@ -61,11 +61,11 @@ class BERT4Rec(SequentialModel):
     def inputs(self, batch: Batch, seed: int, *, padded: bool = False) -> TrainingInputs:
         """The Cloze task in two forms, both in every step.
 
-        Of each window, `prefixes` of its prefixes (all, where it has fewer) are read with a mask behind them, as in
+        Of each window, `prefixes` of its prefixes (or all, if it has fewer) are read with a mask after them, as in
         evaluation: these are examples, and have soft labels. The window with its last target is read once more with
-        `mask_ratio` of its items, and at least one, masked at random; a mask amid items that come later is no example,
-        so these states come last and have no labels. Both are drawn by example id from the step's seed. A pass over the
-        data thus costs few passes through the layers, and reads some prefixes of each window.
+        `mask_ratio` of its items, and at least one, masked at random. A mask with items after it is no example, so
+        these states come last and have no labels. Both are drawn by example id from the step's seed. An epoch thus
+        costs few passes through the layers, and reads some prefixes of each window.
         """
         # The prefixes, repeated up to the padded size with weight 0.
         rows, ends = self._draw_prefixes(batch, seed)
@@ -93,7 +93,7 @@ class BERT4Rec(SequentialModel):
         )
 
     def training_states(self, inputs: TrainingInputs) -> TrainingStates:
-        """The states of what `inputs` has drawn: of the prefixes, then of the masks amid items."""
+        """The states of the prefixes that `inputs` has drawn, then those of the masks amid items."""
         rows, ends, masked = (inputs.drawn[name] for name in ("rows", "ends", "masked"))
         cut = ends.device.type == "cpu"  # a GPU's host would wait to learn the lengths
         last = encode_prefixes(inputs.histories, rows, ends, self.encode_last, self.item_table, cut=cut)
@@ -103,19 +103,19 @@ class BERT4Rec(SequentialModel):
     def _draw_prefixes(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Rows and ends [n] of different prefixes of each window, the shortest first."""
         has_target = batch.targets > 0
-        draws = uniform(batch.examples, seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~has_target, 2.0)
+        scores = uniform(batch.examples, seed, PREFIX_STREAM, 1).squeeze(-1).masked_fill(~has_target, 2.0)
         num = min(self.config.prefixes, has_target.shape[1])
-        is_drawn = torch.zeros_like(has_target).scatter(1, draws.topk(num, largest=False).indices, True)
+        is_drawn = torch.zeros_like(has_target).scatter(1, scores.topk(num, largest=False).indices, True)
         ends, rows = (is_drawn & has_target).T.nonzero(as_tuple=True)
         return rows, ends
 
     def _draw_masks(self, batch: Batch, seed: int) -> Tensor:
-        """Which items of the windows [B, L + 1] are masked."""
-        items, draws = batch.items, uniform(batch.examples, seed, MASK_STREAM, 2)
+        """A mask [B, L + 1] of the windows' items that are masked."""
+        items, scores = batch.items, uniform(batch.examples, seed, MASK_STREAM, 2)
         # Item l + 1 is drawn by example l; the first item, which no example has, by the second number of example 0.
-        draws = torch.cat([draws[:, :1, 1], draws[..., 0]], dim=1).masked_fill(items == 0, 2.0)
-        is_least = draws == draws.amin(1, keepdim=True)
-        return ((draws < self.config.mask_ratio) | is_least) & (items != 0)
+        scores = torch.cat([scores[:, :1, 1], scores[..., 0]], dim=1).masked_fill(items == 0, 2.0)
+        is_least = scores == scores.amin(1, keepdim=True)
+        return ((scores < self.config.mask_ratio) | is_least) & (items != 0)
 
     def _read(self, items: Tensor, masked: Tensor, queries: Tensor | None = None) -> Tensor:
         """States [B, Q, d] at the positions `queries` [B, Q], or at all, of items [B, L], some of them masked."""

@@ -16,9 +16,9 @@ CHOICES, MASKS, ORDERS, PREFIXES = range(4)  # streams of random numbers
 
 
 class CL4SRec(SASRec):
-    """SASRec's encoder; in training also the states of two copies of a history of each window, disturbed differently.
+    """SASRec's encoder; in training also the states of two differently disturbed copies of a history of each window.
 
-    The history is a prefix of the window, drawn anew at each step. Whole windows would not do: most have the same
+    The history is a prefix of the window, drawn anew at each step. Whole windows do not work: most have the same
     length, so all their copies would end at two or three positions, and the contrastive loss would spoil those.
     """
 
@@ -77,9 +77,10 @@ def drawn_prefixes(histories: Tensor, keys: Tensor, seed: int) -> Tensor:
 def disturbed_copies(
     histories: Tensor, keys: Tensor, seed: int, config: CL4SRecConfig, mask_item: int
 ) -> tuple[Tensor, Tensor]:
-    """Two copies [B, L] of each history [B, L], disturbed in two of three ways; `keys` [B] and `seed` draw all of it.
+    """Two copies [B, L] of each history [B, L], disturbed in two of three ways, drawn from `keys` [B] and `seed`.
 
-    Each pair of ways is as likely. One item stays one item: there is nothing to crop or reorder, and no third to mask.
+    All pairs of ways are equally likely. A history of one item stays as it is: there is nothing to crop or reorder, and
+    the share that is masked rounds down to no item.
     """
     choices = uniform(keys, seed, CHOICES, 3).double()
     ways = torch.stack(

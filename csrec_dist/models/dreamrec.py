@@ -1,6 +1,6 @@
 """DreamRec (Yang et al., 2023): Gaussian diffusion of item vectors, conditioned on a causal transformer's states.
 
-ā_t is the share of the start's variance that is kept after t of T steps (Ho et al., 2020); ā_0 = 1.
+ā_t is the share of x_0's variance that is left after t of T steps (Ho et al., 2020); ā_0 = 1.
 """
 
 import math
@@ -80,9 +80,9 @@ class DreamRec(SASRec):
     In training x_0 is the target's vector, and the loss sees the predictions from one random step of each
     example. `encode` runs the diffusion backward from noise that the history's own content draws.
 
-    Cross-entropy on x̂_0 · Eᵀ, in place of the squared error, asks two things of a diffusion. x_0 is read without
-    gradient: with it the item vectors grow until no noise hides them, and the denoiser copies x_t instead of reading
-    the history. And x̂_0 has the norm of logits' factors, not of item vectors: a step backward brings it to theirs.
+    Cross-entropy on x̂_0 · Eᵀ, in place of the squared error, needs two changes to the diffusion. x_0 is read without
+    gradient: otherwise the item vectors grow until no noise hides them, and the denoiser copies x_t instead of reading
+    the history. And x̂_0 has the norm of a factor of logits, not of an item vector, so each reverse step rescales it.
     """
 
     Config = DreamRecConfig
@@ -160,7 +160,7 @@ class DreamRec(SASRec):
 class Denoiser(nn.Module):
     """x̂_0 from [x_t, condition, embedded step] by one linear layer, as the authors' code does by default.
 
-    Its layers keep torch's own initial weights: from N(0, 0.02²) they pass next to nothing on for many epochs.
+    Its layers keep torch's initial weights: with N(0, 0.02²) its output stays close to 0 for many epochs.
     """
 
     def __init__(self, width: int) -> None:

@@ -22,10 +22,10 @@ SIZES = 8
 
 @dataclass(frozen=True)
 class Picked:
-    """n of the positions of an array [B, W], row by row; padding repeats the first ones, with weight 0.
+    """n positions of an array [B, W], in row order; padding repeats the first ones, with weight 0.
 
-    `index` [n] are positions in the flat array, and `inverse` [B·W] says where in `index` each position is, −1 where it
-    was not picked. `num` of them are not padding.
+    `index` [n] are indices into the flat array, and `inverse` [B·W] is the place in `index` of each position, −1 for
+    those that were not picked. The first `num` of them are no padding.
     """
 
     index: Tensor
@@ -47,7 +47,7 @@ class Picked:
 
 
 def repeats(num: int, size: int | None) -> np.ndarray:
-    """Indices of the entries, of `num`, that are repeated to have `size`; none if there are no entries, or no size."""
+    """Indices of those of `num` entries that are repeated to reach `size`; none without entries or without a size."""
     if size is None or num == 0:
         return np.zeros(0, np.int64)
     return np.arange(size - num) % num
@@ -62,7 +62,7 @@ def padded_size(num: int, most: int) -> int:
 def pick(values: Tensor, picked_index: Tensor, inverse: Tensor) -> Tensor:
     """The picked rows [n, d] of `values` [B, W, d]; the gradients of repeated ones are left out.
 
-    A position is picked once, so its gradient is gathered: nothing is added up, by atomics or after a sort.
+    Each position is picked once, so the backward pass gathers: no gradients are summed, by atomics or after a sort.
     """
     rows: Tensor = _Pick.apply(values, picked_index, inverse)
     return rows
@@ -87,7 +87,7 @@ class _Pick(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a model sees of a batch in training, and what its loss asks for.
+    """A model's inputs for a batch in training, and what its loss needs.
 
     `items` [B, L + 1] are the windows, targets included, and `positions` those of `items` or of its histories whose
     states are trained. `targets` [n] in 1…V and `weights` [n] belong to the n states that the model gives; states of
@@ -95,8 +95,9 @@ class TrainingInputs:
     from it and the example's id, so it does not depend on the number of ranks. `drawn` is what the model has drawn on
     the host.
 
-    On the host stay `examples` [m], the ids of the examples whose soft labels the first m states have; `predicted` [n],
-    the ids of the examples that have the states' targets (−1: none has it); and `num_states`, how many states count.
+    These stay on the host: `examples` [m], the ids of the examples of the first m states, which have soft labels;
+    `predicted` [n], the ids of the examples that have the states' targets (−1: none); and `num_states`, the number of
+    states that are no padding.
     """
 
     items: Tensor
@@ -132,7 +133,7 @@ class TrainingInputs:
         return self.with_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def weighted(self, example_weights: ExampleWeights) -> Self:
-        """The same, with each state weighing as much as the example that has its target."""
+        """The same, with each state weighted by the weight of the example that has its target."""
         return replace(self, weights=self.weights * torch.from_numpy(example_weights.of(self.predicted.numpy())))
 
     def to(self, device: torch.device) -> Self:

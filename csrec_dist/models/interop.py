@@ -26,9 +26,9 @@ RECBOLE_MAX_LENGTH = 50
 
 
 class Converter(NamedTuple):
-    """How one RecBole model is read: a parameter that tells it, and its config and weights as ours.
+    """How one RecBole model is read: a parameter that identifies it, and its config and weights as ours.
 
-    With a `mask_token` the last row of the item embedding is no item's, nor is one of the positions.
+    With a `mask_token` the last row of the item embedding is the mask's, and one of the positions is, too.
     """
 
     telltale: str
@@ -42,8 +42,8 @@ def from_recbole(
 ) -> SequentialModel:
     """The model whose scores equal those of a RecBole checkpoint, in evaluation mode.
 
-    RecBole's BERT4Rec drops the oldest item of every history, for a place for the mask; the model here only drops
-    that of a full one, so its scores are equal for full histories, and for others without their oldest item.
+    RecBole's BERT4Rec drops the oldest item of every history to make room for the mask; the model here does so only for
+    full histories. Its scores are therefore equal for full histories, and for others without their oldest item.
 
     Args:
         state_dict: RecBole's parameters by name, row 0 of `item_embedding.weight` being padding.

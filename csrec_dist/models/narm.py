@@ -39,7 +39,7 @@ class NARM(SequentialModel):
         return self.output(self.state_dropout(torch.cat([purpose, hidden], dim=-1)))
 
     def encode_last(self, histories: Tensor) -> Tensor:
-        """See `SequentialModel.encode_last`: attention of the last position alone, a factor of L less."""
+        """See `SequentialModel.encode_last`: attention from the last position alone, which costs 1/L of `encode`."""
         hidden, _ = self.gru(self.dropout(self.item_table(histories)))
         rows, lengths = torch.arange(histories.shape[0], device=histories.device), (histories != 0).sum(1)
         last = hidden[rows, (lengths - 1).clamp(min=0)]

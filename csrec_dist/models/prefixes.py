@@ -1,4 +1,4 @@
-"""Models that read each prefix for itself: one row per prefix, and its state back to where the prefix ends."""
+"""Encoding for models that read each prefix by itself: a row per prefix, whose state goes to where the prefix ends."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from csrec_dist.models.table import ItemTable
 
 PREFIXES_AT_ONCE = 128
-"""Of a piece on a CPU, where short padding saves more than large pieces do."""
+"""Prefixes of a piece on a CPU, where less padding saves more than large pieces do."""
 POSITIONS_AT_ONCE = 80_000
-"""Of a piece on a GPU, whose time depends on the number of pieces."""
+"""Positions of a piece on a GPU, where the number of pieces decides the time."""
 
 
 def encode_every_prefix(histories: Tensor, encode_last: Callable[[Tensor], Tensor], table: ItemTable) -> Tensor:
@@ -31,9 +31,9 @@ def encode_prefixes(
 ) -> Tensor:
     """States [n, d] of the prefixes histories[rows, : ends + 1], with `rows` and `ends` [n].
 
-    They are read in pieces; if `cut`, a piece has no more positions than its longest prefix, so ascending `ends` cost
-    least. A GPU's host has to wait to learn that length. Each `encode_last` reads the `table` once by a collective, so
-    ranks that share it go through equally many pieces: the last ones of some may be empty.
+    They are read in pieces. If `cut`, a piece has no more positions than its longest prefix, so ascending `ends` cost
+    least; a GPU's host has to wait to learn that length. Each `encode_last` reads the `table` once by a collective, so
+    ranks that share it go through equally many pieces, of which the last ones may be empty.
     """
     states = []
     size = PREFIXES_AT_ONCE

@@ -31,7 +31,7 @@ def normal(keys: Tensor, seed: int | Tensor, stream: int, size: int) -> Tensor:
 
 
 def key_of(items: Tensor) -> Tensor:
-    """A key [...] int64 of each history [..., L] (right-padded with 0): of its items in order, whatever the padding."""
+    """A key [...] int64 of each history [..., L] (right-padded with 0), which depends on its items and their order."""
     return _mixed(_located(items).cumsum(-1)[..., -1])
 
 
@@ -41,7 +41,7 @@ def prefix_keys(items: Tensor) -> Tensor:
 
 
 def _located(items: Tensor) -> Tensor:
-    """Hashes [..., L] of (position, item) pairs, 0 at padding; a sum of them names a history."""
+    """Hashes [..., L] of (position, item) pairs, 0 at padding; their sum identifies a history."""
     positions = torch.arange(1, items.shape[-1] + 1, device=items.device) * _signed(_STEP)
     return _mixed(_mixed(items.long()) + positions).masked_fill(items == 0, 0)
 

@@ -18,8 +18,8 @@ from csrec_dist.models.rng import Dropout
 class SRGNN(SequentialModel):
     """Item vectors → gated steps on the history's graph → [attention from the last item, last] → linear.
 
-    The graph of a history has its items as nodes and an edge from each item to the next one; an edge counts once
-    however often it is walked. Here a node has a place at every position of its item, all with one state.
+    The graph of a history has its items as nodes and an edge from each item to the next one; an edge counts once,
+    however often it occurs. Here a node stands at every position of its item, with the same state at each.
     """
 
     Config = SRGNNConfig
@@ -41,10 +41,10 @@ class SRGNN(SequentialModel):
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. With one step all prefixes share their work.
 
-        A prefix differs from the one before by the edge between its last two items. One step carries news no
-        further than an edge, so only these two nodes change: each prefix brings two new node states, `latest` of the
-        item at its end and `settled` of the item before that, which now has a successor. All other nodes are as their
-        items' last occurrence left them. Takes memory for B·L²·d numbers. More steps need a graph for each prefix.
+        A prefix differs from the one before by the edge between its last two items. One step passes messages along one
+        edge, so only these two nodes change: each prefix adds two new node states, `latest` of the item at its end and
+        `settled` of the item before it, which now has a successor. All other nodes have the state of their item's last
+        occurrence. Takes memory for B·L²·d numbers. More steps need a graph for each prefix.
         """
         if self.config.num_steps > 1:
             return encode_every_prefix(histories, self.encode_last, self.item_table)
@@ -126,17 +126,17 @@ class GatedStep(nn.Module):
 def neighbours(histories: Tensor, same: Tensor, ends: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weights [B, L, L] of position k as predecessor and as successor of the item at position i.
 
-    Those of i are equal and sum to 1, or to 0 where it has none; of a neighbour's positions one counts. Row i knows
-    the graph of the items at 0…ends[i], with `ends` [L] and `same` [B, L, L] from `_same_items`.
+    The weights of i are equal and sum to 1, or to 0 where it has no neighbour; one position of each neighbour counts.
+    Row i sees the graph of the items at 0…ends[i], with `ends` [L] and `same` [B, L, L] from `_same_items`.
     """
     reach = ends.unsqueeze(1) - torch.arange(ends.shape[0], device=ends.device)
     before = F.pad(same, (0, 1))[..., 1:] & (reach >= 1)
     behind = F.pad(same, (1, 0))[..., :-1] & (reach >= 0) & (histories != 0).unsqueeze(1)
     earlier = same.triu(1).to(dtype)
-    return _shares(before, earlier), _shares(behind, earlier)
+    return _equal_weights(before, earlier), _equal_weights(behind, earlier)
 
 
-def _shares(neighbour: Tensor, earlier: Tensor) -> Tensor:
+def _equal_weights(neighbour: Tensor, earlier: Tensor) -> Tensor:
     """Equal weights for the first position of each different item in each row of `neighbour` [B, L, L]."""
     again = neighbour.to(earlier.dtype) @ earlier > 0
     mask = (neighbour & ~again).to(earlier.dtype)

@@ -1,4 +1,4 @@
-"""The item table of a model, of which a rank holds a slice: with one rank, the whole."""
+"""The item table of a model: a rank's slice of it, or with one rank the whole table."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from csrec_dist.distributed.catalog import CatalogSlice
 
 _TABLE_DEVICE: ContextVar[torch.device | None] = ContextVar("table_device", default=None)
-DRAWS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+RANDOM_FILLS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ class ItemTable(nn.Module):
         return F.linear(states, self.weight, self.bias)
 
     def take(self, catalog: CatalogSlice) -> None:
-        """Hold this slice of the rows from now on, without values yet."""
+        """Keep only this slice of the rows from now on, without values yet."""
         device, self.catalog = self.weight.device, catalog
         self.weight = nn.Parameter(torch.empty(catalog.num_rows, self.weight.shape[1], device=device))
         if self.bias is not None:
@@ -66,7 +66,7 @@ class ItemTable(nn.Module):
         return self.catalog.mean(self.weight.detach().square().sum(1))
 
     def most_calls(self, num_calls: int) -> int:
-        """How often every rank that shares the table is to call `forward`, if this one has cause for `num_calls`."""
+        """How often every rank that shares the table has to call `forward`, if this rank needs `num_calls`."""
         return self.catalog.most_calls(num_calls, self.weight.device)
 
 
@@ -80,11 +80,11 @@ ModelT = TypeVar("ModelT", bound=HasItemTable)
 
 
 def sliced(make: Callable[[], ModelT], catalog: CatalogSlice) -> ModelT:
-    """The model that `make` makes, with this rank's slice of the item table alone: equal to the rows of the whole one.
+    """The model that `make` builds, with this rank's slice of the item table alone, equal to those rows of the whole.
 
-    A whole table is made as it is. For a part, the table has its shape but no memory while `make` runs; what is drawn
-    into it is drawn part by part, and the slice kept. All other weights come out as they would, too. `make` initialises
-    the table by normal or uniform draws.
+    A whole table is built as usual. For a slice, the table has its shape but no memory while `make` runs; the random
+    numbers that fill it are drawn part by part, and those of the slice are kept. All other weights come out the same.
+    `make` has to fill the table with normal or uniform numbers.
     """
     if catalog.is_whole:
         return make()
@@ -100,22 +100,22 @@ def sliced(make: Callable[[], ModelT], catalog: CatalogSlice) -> ModelT:
 
 
 class _TableSlices(TorchDispatchMode):
-    """Meets what fills tables [V, d] without memory, and keeps the slice of what they would hold."""
+    """Intercepts the random filling of tables [V, d] without memory, and keeps the slice of the numbers drawn."""
 
     def __init__(self, catalog: CatalogSlice) -> None:
         super().__init__()
         self._catalog = catalog
-        self._kept: dict[int, Tensor] = {}
+        self._slices: dict[int, Tensor] = {}
 
     def of(self, whole: Tensor) -> Tensor:
         """The slice of a table that was filled."""
-        assert id(whole) in self._kept, "an item table was left without initial values"
-        return self._kept[id(whole)]
+        assert id(whole) in self._slices, "an item table was left without initial values"
+        return self._slices[id(whole)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         target = args[0] if args else None
-        if func in DRAWS and isinstance(target, Tensor) and target.is_meta:
-            (self._kept[id(target)],) = self._catalog.drawn(
+        if func in RANDOM_FILLS and isinstance(target, Tensor) and target.is_meta:
+            (self._slices[id(target)],) = self._catalog.drawn(
                 1, target.shape[1], lambda part: func(part, *args[1:], **(kwargs or {}))
             )
             return target

@@ -22,10 +22,10 @@ TABLE = "item_table."
 def extended(model: SequentialModel, num_items: int) -> SequentialModel:
     """The model, in evaluation mode, for a catalog whose first items are its own and that goes on after them.
 
-    A new item has the mean vector and the mean bias of all known ones. As logits are products with these vectors, its
-    logit is the mean of theirs, whatever the history, and exp(logit) their geometric mean: the model has no opinion of
-    it. Known items keep their logits, and in a history a new item counts as the average one. Only a DreamRec's states
-    change a little: the noise that it starts from is as large as all vectors are on average.
+    A new item gets the mean vector and the mean bias of all known ones. As logits are products with these vectors, its
+    logit is the mean of theirs, whatever the history, and exp(logit) their geometric mean: the model is neutral about
+    it. Known items keep their logits, and in a history a new item counts as the average item. Only a DreamRec's states
+    change a little, because its item norm is the mean over all vectors.
 
     The item table must be whole.
     """
@@ -71,7 +71,7 @@ def start_from(model: SequentialModel, folder: Path, rows: np.ndarray) -> None:
 def require_architecture(folder: Path, config: ModelConfig, max_length: int) -> Description:
     """What the folder's config.json says; UserError that names what differs unless the model is of this architecture.
 
-    Dropout may differ: it is no part of what was learnt.
+    Dropout may differ: no weight depends on it.
     """
     description = read_description(folder)
     if description.model_type != config.name:

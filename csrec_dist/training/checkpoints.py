@@ -33,7 +33,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class EpochSums:
-    """What an epoch that is not at its end has summed so far.
+    """The sums of an epoch that has not ended yet.
 
     `total` and `window` are (examples, loss, cross-entropy, divergence), summed over the ranks up to the last point of
     the loss curve and in the `window_steps` since. Seconds and waits are the writing rank's.
@@ -54,10 +54,10 @@ class EpochSums:
 
 @dataclass
 class TrainState:
-    """Where a training stands. `epoch` and `step` name the next global batch; `total_steps` counts all so far.
+    """The position of a training. `epoch` and `step` name the next global batch; `total_steps` counts all so far.
 
-    `environments` are those that it was trained in, in their order: one, unless a later start had another.
-    After the last batch of an epoch, and before its evaluation, `step` is the number of its batches.
+    `environments` are those in which it was trained, in order: one, unless a later start had another. After the last
+    batch of an epoch, and before its evaluation, `step` is the number of its batches.
     """
 
     epoch: int = 0
@@ -71,47 +71,47 @@ class TrainState:
     so_far: EpochSums = field(default_factory=EpochSums)
 
     def summary(self) -> dict[str, Any]:
-        """What is worth keeping of a finished training."""
+        """The state of a finished training, without the sums of an unfinished epoch."""
         return {name: value for name, value in asdict(self).items() if name != "so_far"}
 
 
 class StoredState:
     """A checkpoint's folder, opened for reading.
 
-    Each part has a file of every rank that wrote some of it. A tensor is whole in one of them, or in several runs of
-    its numbers: flat tensors, whose names say which numbers they are.
+    Each part has a file from every rank that wrote some of it. A tensor is whole in one of them, or divided into runs
+    of its numbers: flat tensors, whose names say which numbers they are.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._stored: dict[str, dict[str, list[_Stored]]] = {part: {} for part in PARTS}
+        self._stored: dict[str, dict[str, list[_StoredRun]]] = {part: {} for part in PARTS}
         for path in sorted(folder.glob("*.safetensors")):
             file, part = open_tensors(path), path.name.removesuffix(".safetensors").partition("-")[0]
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 tensor, first = named_run(name)
-                self._stored[part].setdefault(tensor, []).append(_Stored(file, name, first))
+                self._stored[part].setdefault(tensor, []).append(_StoredRun(file, name, first))
 
     def names(self, part: str) -> Collection[str]:
-        """What a part holds."""
+        """The names of a part's tensors."""
         return self._stored[part].keys()
 
     def copy(self, part: str, name: str, numbers: Tensor, first: int = 0) -> None:
         """Fill `numbers` [n] with those of a tensor from `first` on, in C order; KeyError where it is not whole.
 
-        The files are mapped: nothing of them is read beside the numbers, and nothing takes memory beside them.
+        The files are mapped, so that only these numbers are read, and no other memory is taken.
         """
         num_copied = 0
-        for stored in self._stored[part].get(name, ()):
-            values = stored.values()
-            low, high = max(first, stored.first), min(first + len(numbers), stored.first + len(values))
+        for run in self._stored[part].get(name, ()):
+            values = run.values()
+            low, high = max(first, run.first), min(first + len(numbers), run.first + len(values))
             if low < high:
-                numbers[low - first : high - first] = values[low - stored.first : high - stored.first]
+                numbers[low - first : high - first] = values[low - run.first : high - run.first]
                 num_copied += high - low
         if num_copied != len(numbers):
             raise KeyError(f"{part} holds {num_copied} of {len(numbers)} numbers of {name}")
 
 
-class _Stored(NamedTuple):
-    """A tensor of a file: some numbers of a tensor of the training, from `first` on."""
+class _StoredRun(NamedTuple):
+    """A tensor in a file: a run of the numbers of one of the training's tensors, from `first` on."""
 
     file: Any
     name: str
@@ -124,13 +124,13 @@ class _Stored(NamedTuple):
 
 
 def named_run(name: str) -> tuple[str, int]:
-    """The tensor that a tensor of a checkpoint's file belongs to, and which of its numbers is the first."""
+    """The training's tensor to which a tensor in a checkpoint's file belongs, and the index of its first number."""
     match = ROW_NAME.fullmatch(name)
     return (match[1], int(match[2])) if match else (name, 0)
 
 
 def in_file(pieces: Pieces) -> Tensors:
-    """What is written of a rank's pieces: whole tensors as they are, and runs of numbers under names that say which."""
+    """A rank's pieces as they are written: whole tensors in their shape, runs of numbers under names that say so."""
     tensors = {}
     for name, (numbers, first, shape) in pieces.items():
         is_whole = len(numbers) == math.prod(shape)
@@ -143,7 +143,7 @@ class Checkpoints:
     """A folder of checkpoints of one training on the ranks of a group; `inputs` are all that decides the training.
 
     A thread of each rank writes that rank's pieces while the training goes on, one checkpoint at a time; the first
-    rank's waits for the files of all, and then writes state.json, which names them. What one of them cannot write is
+    rank's thread waits for the files of all, and then writes state.json, which names them. A failure of one thread is
     raised on all ranks of the group, which call the methods together.
     """
 
@@ -168,7 +168,7 @@ class Checkpoints:
     def save(self, state: TrainState, snapshot: Snapshot, writers: Sequence[int] = (0,)) -> None:
         """Begin to write a checkpoint, after the one before it; every rank that trains the model calls this.
 
-        `writers` are the places in the group of the ranks that have pieces, the first among them.
+        `writers` are the ranks, within the group, that have pieces; the first rank is one of them.
         """
         self.wait()
         self._num_saved += 1
@@ -181,8 +181,8 @@ class Checkpoints:
         # `asdict` copies, as the snapshot has: the training goes on and changes both while the thread writes.
         values = {"inputs": self._inputs, **asdict(state)}
         thread = ThreadPoolExecutor(1, "checkpoint")
-        mine = files[writers.index(self._group.rank)]
-        tensors = thread.submit(self._write, temporary, snapshot, mine)
+        local_files = files[writers.index(self._group.rank)]
+        tensors = thread.submit(self._write, temporary, snapshot, local_files)
         self._parts = [tensors]
         if self._group.is_leader:
             self._parts.append(thread.submit(self._complete, tensors, final, temporary, values, files))
@@ -199,7 +199,7 @@ class Checkpoints:
         Raises:
             StorageError: one of the ranks could not write its part of it.
         """
-        if self._num_writers > 1:  # the first rank's thread waits for their files, which must not be in vain
+        if self._num_writers > 1:  # first of all: the first rank's thread would wait for a file that failed
             self._group.on_all(lambda: self._result_of(self._parts[:1]))
         self._group.on_leader(lambda: self._result_of(self._parts))
         self._parts = []
@@ -215,9 +215,9 @@ class Checkpoints:
             ) from error
 
     def restore(self) -> tuple[TrainState, StoredState] | None:
-        """The newest whole checkpoint: where it stands, and its tensors; None where there is none.
+        """The newest whole checkpoint: its state and its tensors; None if there is none.
 
-        The group's first rank chooses it; every rank calls this. Damaged ones that are newer are renamed to
+        The group's first rank chooses it; every rank calls this. Newer ones that are damaged are renamed to
         damaged-step-…, so that they are never taken for the newest again; `set_aside` names them.
 
         Raises:
@@ -229,9 +229,9 @@ class Checkpoints:
             if chosen is None:
                 return None
             folder = self.folder / chosen["name"]
-            # All tensors once, a share of the files on each rank.
-            mine = chosen["files"][self._group.rank :: self._group.size]
-            if all(self._group.on_all(partial(_are_whole, folder, mine))):
+            # Each rank checks a share of the files, so that all tensors are read once.
+            local_files = chosen["files"][self._group.rank :: self._group.size]
+            if all(self._group.on_all(partial(_are_whole, folder, local_files))):
                 break
             damaged.append(chosen["name"])
         self.set_aside = chosen["damaged"]
@@ -247,7 +247,7 @@ class Checkpoints:
         return TrainState(**saved, so_far=so_far), StoredState(folder)
 
     def conclude(self) -> None:
-        """Keep the last checkpoint alone, from which a training goes on when its limits are raised."""
+        """Remove all checkpoints but the last, from which a training goes on when its limits are raised."""
         for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
             shutil.rmtree(folder)
 
@@ -280,11 +280,11 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.folder / name, aside)
 
-    def _write(self, temporary: Path, snapshot: Snapshot, mine: dict[str, str]) -> None:
+    def _write(self, temporary: Path, snapshot: Snapshot, local_files: dict[str, str]) -> None:
         """Write this rank's files."""
         for part in PARTS:
             # Each part's memory is free for the next copy as soon as it is written.
-            save_tensors(temporary / mine[part], in_file(snapshot.pop(part)))
+            save_tensors(temporary / local_files[part], in_file(snapshot.pop(part)))
 
     def _complete(
         self,
@@ -294,11 +294,11 @@ class Checkpoints:
         values: dict[str, Any],
         of_all: list[dict[str, str]],
     ) -> None:
-        """On the first rank, all else, unless its `tensors` failed. Only a whole checkpoint gets its final name."""
+        """Write the rest on the first rank, unless its `tensors` failed; a whole checkpoint gets its final name."""
         if tensors.exception() is not None:
             return
         files = [name for names in of_all for name in names.values()]
-        # By looking for their files, not by a collective: this thread works beside the training's collectives, and the
+        # By looking for their files, not by a collective: this thread runs beside the training's collectives, and the
         # ranks would enter the two in different orders.
         self._await(temporary, files)
         checksums = {name: stored_checksum(temporary / name) for name in files}
@@ -311,9 +311,9 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def _await(self, folder: Path, files: list[str]) -> None:
-        """Wait for the files of other ranks, each of which appears whole; not much longer once the training broke off.
+        """Wait for other ranks' files, each of which appears whole; only for GRACE_SECONDS once the training broke off.
 
-        A rank that is alive then writes its files to the end, and one that died never does.
+        A rank that is alive finishes its files by then, and one that died never does.
         """
         deadline = math.inf
         while not all((folder / name).exists() for name in files):
@@ -335,10 +335,10 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself; None when it, or a file that it names, is missing, cut off or no such file.
+    """The content of a checkpoint's state.json; None if it, or a file that it names, is missing, cut off or malformed.
 
-    The tensors' checksums are not compared (see `is_whole_file`). Raises OSError or UserError when one cannot be read,
-    which may be whole.
+    The tensors' checksums are not compared (see `is_whole_file`). Raises OSError or UserError when a file cannot be
+    read, though it may be whole.
     """
     try:
         saved = parse_record((folder / "state.json").read_text(encoding="utf-8"))
@@ -353,7 +353,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """What cannot be read, which is not damage: it may be whole."""
+    """Turn an error of reading into a UserError: such a file is not taken for damaged, because it may be whole."""
     try:
         yield
     except OSError as error:
@@ -367,7 +367,7 @@ def _are_whole(folder: Path, files: Sequence[tuple[str, str]]) -> bool:
 
 
 def is_whole_file(path: Path, sha256: str) -> bool:
-    """Whether a checkpoint's file of tensors is the one with this checksum, and its bytes have it."""
+    """Whether a checkpoint's file of tensors names this checksum, and its bytes have it."""
     try:
         return stored_checksum(path) == sha256 and checksum_problem(path) is None
     except (UserError, FileNotFoundError):
@@ -375,5 +375,5 @@ def is_whole_file(path: Path, sha256: str) -> bool:
 
 
 def last_state(folder: Path) -> dict[str, Any] | None:
-    """What the newest whole checkpoint in a folder says of itself; None where there is none."""
+    """The state of the newest whole checkpoint in a folder; None if there is none."""
     return next((saved for path in reversed(checkpoint_folders(folder)) if (saved := read_state(path))), None)

@@ -1,4 +1,4 @@
-"""What a training takes from the size of its log, where the config leaves it open. Imports no torch.
+"""Defaults of a training by the size of its log, for options that the config leaves open. Imports no torch.
 
 The figures were chosen on validation NDCG@10 of Base with SASRec: "Defaults by the size of a log" in benchmarks/LOG.md.
 """
@@ -9,25 +9,25 @@ from csrec_dist.data.dataset import Split
 from csrec_dist.training.options import ResolvedTraining, TrainingOptions
 
 STEPS_OF_EPOCH, FEWEST_STEPS = 150, 32
-"""An epoch has about so many steps, unless these have fewer or more examples than EXAMPLES allow; and at least such."""
+"""An epoch has about STEPS_OF_EPOCH steps, if their batches are within EXAMPLES, and at least FEWEST_STEPS."""
 EXAMPLES = (256, 4096)
-"""Of a batch: about as few were best for the smallest log that was tried, and 2,800 are the most that were tried."""
+"""Examples of a batch: 256 were best for the smallest log that was tried, and 2,800 are the most that were tried."""
 FEWEST_WINDOWS = 2
-"""Of a batch: models that contrast its windows have nothing to tell one of them from."""
+"""Windows of a batch: models that contrast windows need at least two."""
 LEARNING_RATE, AT_EXAMPLES, HIGHEST_RATE = 1e-3, 512, 4e-3
-"""Of batches of up to AT_EXAMPLES; above, it grows with the square root of the batch."""
+"""Of batches of up to AT_EXAMPLES examples; above, the learning rate grows with the square root of their number."""
 WARMUP_STEPS = 100
-"""Of the learning rate, or the steps of the first epoch if these are fewer."""
+"""Warm-up steps of the learning rate, or the steps of the first epoch if these are fewer."""
 STEPS, EPOCHS = 20_000, (10, 200)
-"""A training has about so many steps at most, within these numbers of epochs."""
+"""A training has at most about STEPS steps, within these numbers of epochs."""
 PATIENT_STEPS, PATIENCE = 1_000, (3, 20)
-"""Early stopping waits about so many steps, within these numbers of epochs."""
+"""Early stopping waits about PATIENT_STEPS steps, within these numbers of epochs."""
 
 
 def resolve(options: TrainingOptions, train: Split) -> ResolvedTraining:
-    """The options with all that is None chosen by the numbers of training windows and examples.
+    """The options, with everything that is None chosen by the numbers of training windows and examples.
 
-    It depends on the training split alone, so that runs on one dataset share their teachers, whatever trains there.
+    The choice depends on the training split alone, so that runs on one dataset share their teachers.
 
     >>> small = Split("train", shard_rows=(600, 600), shard_examples=(48_000, 48_000))
     >>> resolve(TrainingOptions(), small).batch_size
@@ -51,6 +51,6 @@ def resolve(options: TrainingOptions, train: Split) -> ResolvedTraining:
 
 
 def _within(value: float, limits: tuple[int, int]) -> int:
-    """The next whole number, or the limit that it is beyond."""
+    """The value rounded up to a whole number, or the limit that it exceeds."""
     low, high = limits
     return min(max(ceil(value), low), high)

@@ -31,7 +31,7 @@ WARM_UPS = 3
 def graphs_of(
     engine: Engine, options: LoopOptions, labels: LabelReader | None, say: Callable[[str], None]
 ) -> "StepGraphs | None":
-    """The graphs of a training, or None where its steps run without; `say` gets the reason where that may surprise."""
+    """The graphs of a training, or None if its steps run without; `say` is called with a reason that may surprise."""
     choice, num_ranks = options.cuda_graph, engine.layout.group.size
     is_meant = choice == "on" or (choice == "auto" and engine.device.type == "cuda" and num_ranks in MEASURED_RANKS)
     if not is_meant:
@@ -89,7 +89,7 @@ class StepGraphs:
 
     @property
     def num_graphs(self) -> int:
-        """How many shapes have been met."""
+        """The number of shapes captured so far."""
         return len(self._captured)
 
     def run(self, micro_batch: MicroBatch, factor: Tensor, seed: int) -> Loss:
@@ -141,7 +141,8 @@ def loss_and_gradients(
 ) -> tuple[Loss, list[Tensor | None]]:
     """The losses, and the gradients of the loss times `factor` for each trained parameter; None where it has no part.
 
-    They are not added to the parameters' `grad`: what does that belongs to the stream that it was made on.
+    They are not accumulated in the parameters' `grad`: autograd's accumulation belongs to the stream where it was
+    created, which is not the capturing one.
     """
     loss: Loss = step(inputs, labels)
     parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""When a training ends: a pure function of its limits and of what its epochs have found; what else can end it."""
+"""When a training ends: a pure function of its limits and of its epochs' metrics; what else can end it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class DivergedError(SharedUserError):
 
 
 def num_epochs(epochs: Epochs, options: ResolvedTraining) -> int | None:
-    """After how many of these epochs a training with these limits ends; None when it goes on after all of them."""
+    """The number of these epochs after which a training with these limits ends; None if it goes on after all."""
     best, best_epoch = -1.0, 0
     for number, epoch in enumerate(epochs, 1):
         if epoch["valid"][SELECTION_METRIC] > best:
@@ -31,7 +31,7 @@ def num_epochs(epochs: Epochs, options: ResolvedTraining) -> int | None:
 
 
 def exceeded(epochs: Epochs, is_within: bool, options: ResolvedTraining) -> str | None:
-    """The limit, in a few words, that these epochs (and a part of one more, `is_within`) have gone beyond; or None."""
+    """The limit, in a few words, that these epochs (and a part of one more, if `is_within`) have exceeded; or None."""
     ended = num_epochs(epochs, options)
     if ended is None or (ended == len(epochs) and not is_within):
         return None

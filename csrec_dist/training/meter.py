@@ -14,8 +14,8 @@ LOSS_PARTS = ("loss", "cross_entropy", "divergence")
 class Meter:
     """Sums losses on the device and reduces them over the group every few steps.
 
-    It begins with what a checkpoint holds of the epoch; seconds and waits of before the checkpoint are those of the
-    rank that wrote it.
+    It begins with a checkpoint's sums of the epoch; seconds and waits before the checkpoint are those of the rank that
+    wrote it.
     """
 
     def __init__(self, group: Group, so_far: EpochSums, log_steps: int, device: torch.device) -> None:
@@ -42,17 +42,17 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Of training in this epoch."""
+        """Seconds of training in this epoch."""
         return time.perf_counter() - self._begin
 
     @property
     def data_wait(self) -> float:
-        """Seconds of them that this rank has waited for data."""
+        """Seconds of these that this rank has waited for data."""
         return self._waits.data - self._data_begin
 
     @property
     def collective_wait(self) -> float:
-        """Seconds of them that this rank has waited in collectives."""
+        """Seconds of these that this rank has waited in collectives."""
         return self._waits.ranks - self._ranks_begin
 
     def add(self, loss: Loss) -> None:
@@ -73,7 +73,7 @@ class Meter:
         return {f"train/{name}": value for name, value in zip(LOSS_PARTS, averages, strict=True)}
 
     def so_far(self) -> EpochSums:
-        """The epoch so far; every rank of the group calls this."""
+        """The epoch's sums so far; every rank of the group calls this."""
         window = self._group.all_reduce_sum(self._sums.clone()).tolist()
         waits = self.data_wait, self.collective_wait
         return EpochSums(self._total.tolist(), window, self._steps, self.seconds, *waits)
@@ -82,8 +82,8 @@ class Meter:
         """Seconds of the epoch's training: busy, waiting for data and in collectives, over the ranks of the group.
 
         The gradients' all-reduce overlaps with the backward pass and counts as busy. Where ranks differ in speed, the
-        fast ones wait in the sum of the step's count, which stands before the backward pass: on a CPU that is the
-        wait for the slowest. On GPUs the host does not wait there, and only the waits between epochs are seen.
+        fast ones wait for the sum of the step's count before the backward pass: on a CPU that is the wait for the
+        slowest rank. On GPUs the host does not wait there, and only the waits between epochs are measured.
         """
         seconds = [self.seconds - self.data_wait - self.collective_wait, self.data_wait, self.collective_wait]
         ranks = self._group.all_gather(torch.tensor(seconds, dtype=torch.float64, device=self._sums.device)).cpu()

@@ -1,4 +1,4 @@
-"""One step's forward: model and loss as one module, for a wrapper of gradients to take."""
+"""The forward pass of a step: model and loss as one module, which engines wrap."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self, cast
@@ -58,7 +58,7 @@ def student_loss(options: TrainingOptions) -> LossFunction:
 
 
 class MicroBatch(NamedTuple):
-    """What a part of a step trains on: the model's inputs, and what is kept of its examples' labels."""
+    """The data of a part of a step: the model's inputs, and the stored fields of its examples' labels."""
 
     inputs: TrainingInputs
     fields: dict[str, Tensor]
@@ -78,12 +78,12 @@ class MicroBatch(NamedTuple):
 
 
 class TrainStep(nn.Module):
-    """Model and loss as one module, so that a wrapper gathers the item table for both uses in one forward.
+    """Model and loss as one module, so that a wrapper gathers the item table for both uses in one forward pass.
 
-    The loss may be a module with parameters of its own; they are trained and kept with the model's. `group` are
-    the ranks that train the model: a contrastive loss looks at the windows of all of them. `one_hot_weight` is the
-    weight that the loss gives to the one-hot targets (1 − β of Eq. 20): the contrastive loss, which is the model's
-    own too, gets it as well. With `precision` bf16 the model computes under autocast; what comes after its states is
+    The loss may be a module with parameters of its own, which are trained and checkpointed with the model's. `group`
+    are the ranks that train the model: a contrastive loss contrasts the windows of all of them. `one_hot_weight` is the
+    weight of the one-hot targets in the loss (1 − β of Eq. 20), and also that of the contrastive loss, which is a part
+    of the model's own loss. With `precision` bf16 the model computes under autocast; everything after its states is
     fp32, and so are all weights. `matmul_precision` is that of the loss's products with the tables.
     """
 
@@ -106,30 +106,31 @@ class TrainStep(nn.Module):
 
     def forward(self, inputs: TrainingInputs, labels: SoftLabels | None) -> Loss:
         """The summed loss of what the model trains with, and the number of its states."""
-        given = self._states(inputs)
-        if labels is None or not given.more_than_examples:
+        outputs = self._states(inputs)
+        if labels is None or not outputs.more_than_examples:
             table, precision = self.model.item_table, self.matmul_precision
-            loss = self.loss_function(given.states, table, inputs.targets, labels, inputs.weights, precision)
+            loss = self.loss_function(outputs.states, table, inputs.targets, labels, inputs.weights, precision)
         else:
-            loss = self._partly_labelled(given.states, inputs, labels)
-        if given.views is None:
+            loss = self._partly_labelled(outputs.states, inputs, labels)
+        if outputs.views is None:
             return loss
-        return loss._replace(sum=loss.sum + self._contrast(given.views, given.view_weights, loss.count))
+        return loss._replace(sum=loss.sum + self._contrast(outputs.views, outputs.view_weights, loss.count))
 
     def _states(self, inputs: TrainingInputs) -> TrainingStates:
         """The model's states, in fp32."""
         if self.precision == "fp32":
             return self.model.training_states(inputs)
         with torch.autocast(inputs.histories.device.type, torch.bfloat16):
-            given = self.model.training_states(inputs)
-        views = None if given.views is None else (given.views[0].float(), given.views[1].float())
-        return given._replace(states=given.states.float(), views=views)
+            outputs = self.model.training_states(inputs)
+        views = None if outputs.views is None else (outputs.views[0].float(), outputs.views[1].float())
+        return outputs._replace(states=outputs.states.float(), views=views)
 
     def _contrast(self, views: tuple[Tensor, Tensor], view_weights: Tensor | None, num_states: Tensor) -> Tensor:
-        """What, divided by the global number of states, is (1 − β) λ times the mean of InfoNCE over the global windows.
+        """The contrastive term, scaled for the later division by the global number of states.
 
-        So the model's own loss, of weight 1 − β, is mean over examples + λ · mean over windows. Every rank enters, also
-        one without windows.
+        After it the term is (1 − β) λ times the mean of InfoNCE over the global windows: the model's own loss, of
+        weight 1 − β, is the mean over examples plus λ times the mean over windows. Every rank enters, even without
+        windows.
         """
         options = cast(ContrastOptions, self.model.config)
         columns = views if view_weights is None else (*views, view_weights.unsqueeze(1))
@@ -143,9 +144,9 @@ class TrainStep(nn.Module):
         return total * (weight * counts[0] / counts[1].clamp(min=1))
 
     def _partly_labelled(self, states: Tensor, inputs: TrainingInputs, labels: SoftLabels) -> Loss:
-        """The loss of the states of examples, which come first and have labels, and cross-entropy of the others."""
+        """The loss of the examples' states, which come first and have labels, plus cross-entropy of the others."""
         table, targets, weights, num = self.model.item_table, inputs.targets, inputs.weights, len(inputs.examples)
-        # Copies of the weights: the order in which a CPU adds up depends on where in memory they begin.
+        # Copies of the weights: a CPU's order of summation depends on their alignment in memory.
         first, second = weights[:num].clone(), weights[num:].clone()
         soft = self.loss_function(states[:num], table, targets[:num], labels, first, self.matmul_precision)
         bare = one_hot(states[num:], table, targets[num:], None, second, self.matmul_precision)
@@ -153,16 +154,16 @@ class TrainStep(nn.Module):
         return Loss(soft.sum + bare.sum, soft.count + bare.count, cross_entropy, soft.divergence)
 
 
-def step_seed(seed: int, step: int, place: int) -> int:
-    """A seed that depends on the position only, so that a resumed run draws the same; for dropout `place` is a rank."""
-    return ((seed * 1_000_003 + step) * 65_537 + place) % 2**63
+def step_seed(seed: int, step: int, stream: int) -> int:
+    """A seed of the position alone, so that a resumed run draws the same; for dropout `stream` is the rank."""
+    return ((seed * 1_000_003 + step) * 65_537 + stream) % 2**63
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what dropout draws from on a device and on the host.
+    """Seed the generators of dropout on a device and on the host.
 
-    `torch.manual_seed` does so for all devices, and where CUDA has not started it keeps a stack trace of every call
-    instead, which took a millisecond or two of each step.
+    `torch.manual_seed` seeds all devices; where CUDA is not initialised it saves a stack trace of every call instead,
+    which took a millisecond or two of each step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

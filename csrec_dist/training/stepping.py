@@ -1,4 +1,4 @@
-"""One update after the other: what a step trains on, made in the reading thread, and the step itself."""
+"""The steps of a training: their data, prepared in the reading thread, and the update itself."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,14 +19,14 @@ from csrec_dist.training.step import MicroBatch, TrainStep, seed_dropout, step_s
 from csrec_dist.training.stopping import Requests
 
 SHARED_STREAM = 65_536
-"""The place, above all ranks, of the draws that do not depend on the rank."""
+"""The stream, above all ranks, of random numbers that do not depend on the rank."""
 
 
 class Stepper:
     """Trains an engine's `TrainStep` batch by batch; every rank of its layout makes the same steps.
 
-    On a GPU the host waits for nothing in a step: it knows from the batch how many states there are, copies from
-    pinned memory, and gives the GPU work of few different shapes, `window` items long.
+    On a GPU the host never waits within a step: it knows from the batch how many states there are, copies from pinned
+    memory, and launches work of few different shapes, `window` items long.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Stepper:
         say: Callable[[str], None],
         example_weights: ExampleWeights | None = None,
     ) -> None:
-        """`say` gets what a user may want to know of how steps run; examples weigh 1 unless they have weights."""
+        """`say` is called with what a user may want to know about how steps run. Examples without weights weigh 1."""
         self._engine, self._inner, self._group = engine, cast(TrainStep, engine.module), engine.layout.group
         self._options, self._labels, self._seed, self._window = options, labels, seed, window
         self._device, self._example_weights = engine.device, example_weights
@@ -63,9 +63,10 @@ class Stepper:
     def train(self, micro_batches: list[MicroBatch], step: int, learning_rate: float, requests: Requests) -> Loss:
         """One update, divided by the global count, so that each state weighs the same on any number of ranks.
 
-        The losses are this rank's, without gradient. `requests` go along with the count.
+        Returns this rank's losses, without gradient. `requests` travel in the all-reduce of the count.
         """
         seed = step_seed(self._seed, step, self._group.rank)
+        # The all-reduce of the count runs during the forward pass; `_factor` waits for it before the backward pass.
         count = requests.begin_count(sum(inputs.num_states for inputs, _ in micro_batches))
         if self.graphs:
             (micro_batch,) = micro_batches
@@ -74,7 +75,7 @@ class Stepper:
                 losses = [self.graphs.run(micro_batch, factor, seed)]
         else:
             seed_dropout(seed, self._device)
-            # MKL is twice as fast as oneDNN on a few rows, and half as fast on many.
+            # MKL is twice as fast as oneDNN on products of a few rows, and half as fast on those of many.
             is_left_to_mkl = self._device.type != "cpu" or self._inner.model.is_recurrent
             with nullcontext() if is_left_to_mkl else matmul_precision("highest"):
                 losses = self._computed(micro_batches, count)
@@ -82,7 +83,7 @@ class Stepper:
         return Loss(*map(sum_of, zip(*losses, strict=True)))
 
     def _computed(self, micro_batches: list[MicroBatch], count: Callable[[], Tensor]) -> list[Loss]:
-        """The losses of each micro-batch, one kernel after the other."""
+        """The losses of each micro-batch, computed without a CUDA graph."""
         watch, ranks = self._group.watch, self._group.ranks
         losses: list[Loss] = []
         for number, (inputs, fields) in enumerate(micro_batches):
@@ -97,7 +98,7 @@ class Stepper:
         return losses
 
     def _factor(self, count: Callable[[], Tensor]) -> Tensor:
-        """What engines that average over ranks are to multiply a summed loss by."""
+        """The factor of a summed loss for engines that average gradients over ranks: ranks / global count."""
         return self._group.size / count().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""What one rank asks of all ranks: a checkpoint, or an end; agreed on with the sum of the examples of each step."""
+"""Requests of one rank to all ranks, for a checkpoint or an end, carried by the all-reduce of each step's count."""
 
 import signal
 import threading
@@ -15,11 +15,11 @@ from csrec_dist.distributed import Group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECONDS = 3.0
-"""A launcher passes Ctrl-C on to ranks that had it from the terminal already; a later one is meant."""
+"""A launcher passes Ctrl-C on to ranks that got it from the terminal already; one that comes later is a second one."""
 
 
 class Stopped(SystemExit):
-    """A training was asked to end and has left a checkpoint. The status is 128 + the signal: 143 or, by Ctrl-C, 130."""
+    """A training ended by a signal, after a checkpoint. The exit status is 128 + the signal: 143 or, by Ctrl-C, 130."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -29,8 +29,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Within the block SIGTERM and SIGINT are noted instead of ending the process at once.
 
-    SIGINT ends it at once when it comes again, more than three seconds later. A signal that nobody acted on is
-    delivered at the end of the block. In another thread than the main one, signals are left alone.
+    A second SIGINT, more than three seconds later, ends it at once. A signal that nobody acted on is delivered at the
+    end of the block. Outside the main thread signals are left alone.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,9 @@ class Agreed:
 class Requests:
     """Carries each rank's requests in the all-reduce of the step's count, so that all ranks learn of them together.
 
-    The group's first rank asks for a checkpoint when `minutes` have gone by since the last one, and any rank says when
-    it `has_failed` to write its part of one. One rank alone asks nobody, and its host does not wait for its GPU.
+    The group's first rank requests a checkpoint when `minutes` have passed since the last one, and any rank reports
+    that it `has_failed` to write its part of one. A single rank enters no collective, and its host does not wait for
+    its GPU.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Requests:
         self._copied = torch.cuda.Event() if self._is_pinned else None
 
     def begin_count(self, count: float) -> Callable[[], Tensor]:
-        """Begin to sum `count` over the ranks; what is returned gives the sum, for which a CPU waits."""
+        """Begin to sum `count` over the ranks; the function returned gives the sum, for which it waits on a CPU."""
         values = torch.tensor([count, *self._requested()], pin_memory=self._is_pinned)
         if self._group.size == 1:
             self._host = values[1:]
@@ -111,19 +112,19 @@ class Requests:
         return summed
 
     def agreed(self) -> Agreed:
-        """What the ranks asked for with the last count. On a GPU it is read while the backward pass runs."""
+        """The ranks' requests with the last count. On a GPU they are read while the backward pass runs."""
         if self._copied:
             with self._group.watch.collective("the count of the step", self._group.ranks, timed=False):
                 self._copied.synchronize()
         save, has_failed, *signals = (self._host > 0).tolist()
-        signum = next((each for each, asked in zip(SIGNALS, signals, strict=True) if asked), None)
+        signum = next((each for each, is_requested in zip(SIGNALS, signals, strict=True) if is_requested), None)
         return Agreed(save, signum, has_failed)
 
     def saved(self) -> None:
-        """A checkpoint was written now."""
+        """Note that a checkpoint was begun now."""
         self._saved = self._clock()
 
     def _requested(self) -> list[float]:
-        """What this rank asks for: a checkpoint, an end because of one, and each of the signals."""
+        """This rank's requests: a checkpoint, an end because writing one failed, and each of the signals."""
         is_due = self._group.is_leader and self._clock() - self._saved >= self._seconds
         return [float(is_due), float(self._has_failed()), *(float(each == self._signals.received) for each in SIGNALS)]

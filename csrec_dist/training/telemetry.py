@@ -1,4 +1,4 @@
-"""What a run says about itself: progress on the terminal, TensorBoard scalars, seconds and peak memory of a stage."""
+"""What a run reports: progress on the terminal, TensorBoard scalars, seconds and peak memory of a stage."""
 
 import sys
 import time
@@ -46,7 +46,7 @@ CHARTS: dict[str, dict[str, list[Any]]] = {
 
 @dataclass
 class Usage:
-    """What a stage took on this rank; its seconds are those waited for data, those waited for other ranks, and work."""
+    """The resources of a stage on this rank; its seconds consist of waits for data, waits for other ranks, and work."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -134,7 +134,7 @@ class StageLog:
     def _writer(self) -> "SummaryWriter | None":
         """Made by the first value, so that a stage without values leaves no file.
 
-        In a resumed stage it hides what was written after the checkpoint that the stage goes on from.
+        In a resumed stage it hides the values written after the checkpoint from which the stage goes on.
         """
         if self._folder is None:
             return None

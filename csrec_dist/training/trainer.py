@@ -29,7 +29,7 @@ from csrec_dist.training.stopping import Agreed, Requests, Stopped, StopSignals
 from csrec_dist.training.telemetry import StageLog, peak_memory_mib
 
 MODEL = "model."
-"""How the names of a `TrainStep`'s weights begin that are the model's."""
+"""Prefix of the names of the model's weights in a `TrainStep`."""
 MOST_LOGGED = 256
 """Examples whose labels' entropy is logged at the end of an epoch."""
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -37,7 +37,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
 }
-"""Share of the learning rate by the share of the steps after warm-up that are done, 0 to 1."""
+"""Learning-rate multiplier as a function of progress after warm-up, 0 to 1."""
 
 
 def learning_rate(options: ResolvedTraining, step: int, num_steps: int) -> float:
@@ -53,7 +53,7 @@ def learning_rate(options: ResolvedTraining, step: int, num_steps: int) -> float
 
 
 class Trainer:
-    """Trains an engine's `TrainStep` on the ranks of its layout; every rank of them calls the same methods."""
+    """Trains an engine's `TrainStep` on the ranks of its layout, which all call the same methods."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Trainer:
 
     @property
     def stage(self) -> str:
-        """What is trained, as the log calls it: `distill`, `teach/teacher-0`."""
+        """The stage of the training, as the log names it: `distill`, `teach/teacher-0`."""
         return self._log.stage
 
     @property
@@ -102,13 +102,13 @@ class Trainer:
     ) -> TrainState | None:
         """Train until patience or the limits end it, from the newest checkpoint if there is one.
 
-        None when `hands_over`, which all ranks ask after each epoch but the last, said that the training goes on
+        Returns None if `hands_over`, which all ranks call after each epoch but the last, says that the training goes on
         elsewhere, from the checkpoint that is written then. `after_epoch` is called by all ranks after each epoch.
 
         Raises:
             Stopped: one of the ranks got a signal; a checkpoint is written.
-            DivergedError: the loss or a weight is no longer finite, on all ranks at the same step. Where one rank of
-                several groups has to say so, a plain UserError.
+            DivergedError: the loss or a weight is no longer finite, on all ranks at the same step. In a group without
+                rank 0, the first rank raises a plain UserError, which it prints.
         """
         restored = checkpoints.restore()
         if checkpoints.set_aside:
@@ -140,14 +140,14 @@ class Trainer:
         return self._state
 
     def _note_environment(self) -> None:
-        """Record what the bits depend on, and say where it is other than before; ranks may come and go at any epoch."""
-        known, now = self._state.environments, environment(self._group.size)
-        if known and (known[-1] == now or self.is_finished()):
+        """Record the environment, and report how it differs from the last one; ranks may come and go at any epoch."""
+        environments, current = self._state.environments, environment(self._group.size)
+        if environments and (environments[-1] == current or self.is_finished()):
             return
-        changes = differences(known[-1] | {"ranks": self._group.size}, now) if known else []
+        changes = differences(environments[-1] | {"ranks": self._group.size}, current) if environments else []
         if changes:
             self._log.say(f"resumes in another environment: {'; '.join(changes)}. The last bits may differ")
-        known.append(now)
+        environments.append(current)
 
     def _order(self) -> EpochOrder:
         rows = self._dataset.splits["train"].shard_rows
@@ -159,7 +159,7 @@ class Trainer:
         return min(steps, self._options.max_steps or steps)
 
     def _learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return learning_rate(self._options, self._state.total_steps, self._num_steps())
 
     def is_finished(self) -> bool:
@@ -168,14 +168,14 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         meter = self.train_epoch()
-        done, times = meter.so_far(), meter.times()
+        sums, times = meter.so_far(), meter.times()
         self._log.scalars(times, self._state.total_steps)
         self._log_entropy()
         begin = time.perf_counter()
         with self._group.watch.doing("evaluating"):
             metrics = self._evaluation(self.model())
-        self._state.seconds += done.seconds + time.perf_counter() - begin
-        self._conclude_epoch(done, metrics)
+        self._state.seconds += sums.seconds + time.perf_counter() - begin
+        self._conclude_epoch(sums, metrics)
 
     def train_epoch(self) -> Meter:
         """The steps of the epoch that are still to do; the epoch's whole curve."""
@@ -199,9 +199,9 @@ class Trainer:
         return meter
 
     def _log_entropy(self) -> None:
-        """Write how sure the teachers are of some of the examples that were trained on last, by this rank.
+        """Log the entropy of the soft labels of some examples of this rank's last step.
 
-        Of a slice of the catalog nobody knows it without the other ranks, which are not asked.
+        On a slice of the catalog it is left out, because it would need a collective with the other ranks.
         """
         is_sliced = self._engine.layout.catalog.size > 1
         if self._labels is None or not self._log.is_written or is_sliced or not self._trained_last:
@@ -221,7 +221,7 @@ class Trainer:
             raise self._diverged("the loss is")
 
     def _batches(self, order: EpochOrder) -> Iterator[list[MicroBatch]]:
-        """What the steps of the epoch train on, from the state's step on, read ahead."""
+        """The micro-batches of the epoch's steps, from the state's step on, read ahead."""
         state, watch = self._state, self._group.watch
         last = state.step + self._num_steps() - state.total_steps
         steps = range(state.step, min(order.num_steps, last))
@@ -271,11 +271,12 @@ class Trainer:
             raise Stopped(agreed.signal)
 
     def _save(self) -> None:
-        """Begin to write a checkpoint, unless the weights are good for nothing: the one before it stays then."""
+        """Begin to write a checkpoint, unless a weight is not finite: then the one before it stays."""
         snapshot = self._engine.snapshot()
         weights = snapshot["model"].values()
         num_wrong = sum(num_not_finite(piece.numbers) for piece in weights)
         num_pieces = sum(map(len, snapshot.values()))
+        # All ranks learn which of them have pieces, and raise together if one of them has a weight that is not finite.
         of_ranks = self._group.all_gather(torch.tensor([num_wrong, num_pieces], device=self._device)).tolist()
         if any(wrong for wrong, _ in of_ranks):
             raise self._diverged("weights are")
@@ -284,7 +285,7 @@ class Trainer:
         self._requests.saved()
 
     def _diverged(self, what: str) -> UserError:
-        """What all ranks of the group raise, and one of them says; the checkpoint in flight is written first."""
+        """The error that all ranks of the group raise and one prints; the checkpoint in flight is written first."""
         self._checkpoints.wait()
         options, group, stage = self._options, self._group, self._log.stage
         clip_norm = "null" if options.clip_norm is None else f"{options.clip_norm:g}"
@@ -298,14 +299,14 @@ class Trainer:
             return UserError(text)
         return DivergedError(text, is_of_all=group.has_all_ranks)
 
-    def _conclude_epoch(self, done: EpochSums, metrics: dict[str, float]) -> None:
+    def _conclude_epoch(self, sums: EpochSums, metrics: dict[str, float]) -> None:
         state, epoch = self._state, self._state.epoch
-        count = done.total[0]
-        averages = {name: total / count for name, total in zip(LOSS_PARTS, done.total[1:], strict=True)}
+        count = sums.total[0]
+        averages = {name: total / count for name, total in zip(LOSS_PARTS, sums.total[1:], strict=True)}
         if metrics[SELECTION_METRIC] > state.best:
             state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
             self._best = self._engine.copy_weights(MODEL)
-        rates = {"examples_per_second": count / done.seconds, "data_wait_share": done.data_wait / done.seconds}
+        rates = {"examples_per_second": count / sums.seconds, "data_wait_share": sums.data_wait / sums.seconds}
         where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
         where["num_ranks"] = self._group.size
         state.epochs.append({**where, **averages, **rates, "valid": metrics})
