@@ -270,8 +270,8 @@ class Header:
 
     def holds(self, specs: Mapping[str, TensorSpec]) -> bool:
         """Whether the tensors are exactly these."""
-        found = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in self.tensors.items()}
-        return found == {name: (SAFETENSORS_TYPES[spec.dtype], spec.shape) for name, spec in specs.items()}
+        shapes = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in self.tensors.items()}
+        return shapes == {name: (SAFETENSORS_TYPES[spec.dtype], spec.shape) for name, spec in specs.items()}
 
 
 def read_header(path: Path | str) -> Header:

@@ -139,14 +139,14 @@ def _lines(path: Path) -> list[str]:
 
 def wait_policy(environ: Mapping[str, str] = os.environ) -> str:
     """How this process's threads wait, as the environment says it; "default" is to spin for some milliseconds."""
-    said = [f"{name}={environ[name]}" for name in POLICIES if environ.get(name)]
-    return " ".join(said).lower().replace("omp_wait_policy=", "") or "default"
+    settings = [f"{name}={environ[name]}" for name in POLICIES if environ.get(name)]
+    return " ".join(settings).lower().replace("omp_wait_policy=", "") or "default"
 
 
 def crowding(machine: Machine, threads: int, policy: str) -> str | None:
     """A sentence that names what to do where others have come for whom, beside `threads` a rank, no CPU is left."""
-    wanted = threads * machine.ranks + machine.busy
-    if threads == 1 or wanted < machine.cpus + 0.5:
+    num_threads = threads * machine.ranks + machine.busy
+    if threads == 1 or num_threads < machine.cpus + 0.5:
         return None
     fewer = f"OMP_NUM_THREADS={machine.fitting_threads} (which changes the last bits of the weights)"
     passive = "" if policy == "passive" else "OMP_WAIT_POLICY=passive or "
@@ -179,9 +179,9 @@ def _look(ended: threading.Event, threads: int, say: Callable[[str], None], seco
     before = time.monotonic(), busy_seconds(cpus), time.process_time()
     while not ended.wait(seconds):
         now = time.monotonic(), busy_seconds(cpus), time.process_time()
-        passed, busy, own = (b - a for a, b in zip(before, now, strict=True))
+        passed, busy, own_seconds = (b - a for a, b in zip(before, now, strict=True))
         # The ranks of a machine do the same work: what this one has used, the others have, too.
-        others = max(0.0, (busy - own * ranks) / passed)
+        others = max(0.0, (busy - own_seconds * ranks) / passed)
         if sentence := crowding(Machine(len(cpus), cores, quota, ranks, others), threads, wait_policy()):
             say(sentence)
             return

@@ -103,11 +103,11 @@ def appended_options(dataset: Dataset, given: Mapping[str, Any], is_table: bool)
     columns = Columns(**old["columns"])
     roles = columns.given.keys() - (columns.positions.keys() if is_table else ())
     left_out = {"source", "path", "columns", *(OF_TEXT_FILES if is_table else ())}
-    kept = {key: value for key, value in old.items() if key not in left_out}
-    taken, columns_given = {role: columns.given[role] for role in roles}, given.get("columns", {})
+    old_options = {key: value for key, value in old.items() if key not in left_out}
+    old_columns, columns_given = {role: columns.given[role] for role in roles}, given.get("columns", {})
     if isinstance(columns_given, Mapping):  # what else it may be is refused with all other mistakes
-        columns_given = {**taken, **columns_given}
-    return {**kept, **given, "columns": columns_given}
+        columns_given = {**old_columns, **columns_given}
+    return {**old_options, **given, "columns": columns_given}
 
 
 class AppendedSource:
@@ -214,11 +214,11 @@ def _joined_times(old: Times, new: Times, place: Path, dataset: Dataset) -> Time
     return old if old.unit is None or new.unit is None or old.unit >= new.unit else new
 
 
-def _in_unit(values: pl.Series, own: Times, wanted: Times) -> pl.Series:
+def _in_unit(values: pl.Series, times: Times, unit_of: Times) -> pl.Series:
     """Times in the unit of others."""
-    if own.unit is None or wanted.unit is None or own.unit == wanted.unit:
+    if times.unit is None or unit_of.unit is None or times.unit == unit_of.unit:
         return values
-    factor = round(wanted.unit / own.unit)
+    factor = round(unit_of.unit / times.unit)
     largest = float(values.abs().max() or 0) * factor  # type: ignore[arg-type]
     return values * factor if largest < LARGEST_TIME else values.cast(pl.Float64) * factor
 

@@ -61,11 +61,11 @@ class BadRows:
     def add_values(self, column: str, values: pl.Series, problem: str, place: Path, find: Find) -> None:
         """Count rows by their values in a column, given in their order; `place` stands for a table."""
         self.counts[column] += len(values)
-        found: dict[str, Iterator[tuple[Path, int]]] = {}
+        lines_of_value: dict[str, Iterator[tuple[Path, int]]] = {}
         for value in values.head(MOST_KEPT - len(self.first)):
             text = str(value)
             # A value that several rows have is looked for once, and each row takes the next of its lines.
-            path, line = next(found.setdefault(text, find(column, text)), (place, None))
+            path, line = next(lines_of_value.setdefault(text, find(column, text)), (place, None))
             self._keep(BadRow(path.name, line, problem, text))
 
     def add_no_numbers(self, scan: Scan, place: Path, find: Find) -> int:

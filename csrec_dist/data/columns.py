@@ -251,12 +251,12 @@ def scan_of(
     conditions = conditions_on(layout.keep, names, taken, path)
     holding = [each.holds(pl.col(name), not layout.skips_bad_rows) for name, each in conditions.items()]
     is_kept = pl.all_horizontal(holding) if holding else None
-    kept = log if is_kept is None else log.filter(is_kept)
+    rows = log if is_kept is None else log.filter(is_kept)
     columns = [pl.lit(None).alias(role) if name is None else pl.col(name).alias(role) for role, name in taken.items()]
     if layout.weights:
         factors = weights_by(layout.weights, names, taken, path).values()
         columns.append(reduce(operator.mul, factors).alias("weight"))
-    frame = kept.select(columns)
+    frame = rows.select(columns)
     usual = {name for role in ROLES for name in guesses(role, names)} - set(taken.values())
     passed_over = tuple(name for name in names if name in usual)
     return Scan(frame, taken, log, is_kept, passed_over, typed, lines_of, conditions)

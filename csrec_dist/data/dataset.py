@@ -92,14 +92,14 @@ class Dataset:
         if not (self.folder / "dataset.json").exists():
             raise UserError(f"{self.folder} is not a prepared dataset: it has no dataset.json. Run `prepare` first.")
         self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
-        stored = _check(self.info, self.folder)
-        self.num_items, self.num_users = stored.num_items, stored.num_users
-        self.num_shards, self.window = stored.num_shards, stored.window
-        self.fingerprint, self.statistics = stored.fingerprint, stored.statistics
-        self.checksums = stored.files
-        self.extends = stored.extends  # the dataset that this one extends, then the one that that one extends, …
+        record = _check(self.info, self.folder)
+        self.num_items, self.num_users = record.num_items, record.num_users
+        self.num_shards, self.window = record.num_shards, record.window
+        self.fingerprint, self.statistics = record.fingerprint, record.statistics
+        self.checksums = record.files
+        self.extends = record.extends  # the dataset that this one extends, then the one that that one extends, …
         self.splits = {
-            name: Split(name, split.shard_rows, split.shard_examples) for name, split in stored.splits.items()
+            name: Split(name, split.shard_rows, split.shard_examples) for name, split in record.splits.items()
         }
 
     @cached_property
@@ -233,10 +233,10 @@ class Dataset:
         path = self.file(SEQUENCES)
         with readable(path):
             file = pq.ParquetFile(path, page_checksum_verification=True)
-        wanted = np.arange(1, self.num_users + 1) if users is None else np.unique(np.fromiter(users, np.int64))
+        chosen = np.arange(1, self.num_users + 1) if users is None else np.unique(np.fromiter(users, np.int64))
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         for group, first in enumerate(accumulate(sizes[:-1], initial=1)):  # users are the rows, in order
-            rows = wanted[(wanted >= first) & (wanted < first + sizes[group])] - first
+            rows = chosen[(chosen >= first) & (chosen < first + sizes[group])] - first
             if len(rows) == 0:
                 continue
             with readable(path):
@@ -296,7 +296,7 @@ def _check(info: Any, folder: Path) -> _StoredInfo:
 def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a dataset.json for others to read: of the log's files the names alone, not where they lay."""
     names = {key: Path(info["options"][key]).name for key in PLACES if info.get("options", {}).get(key)}
-    told = {**info, "options": {**info.get("options", {}), **names}}
+    public = {**info, "options": {**info.get("options", {}), **names}}
     if "name" in info.get("source", {}):
-        told["source"] = {**info["source"], "name": Path(info["source"]["name"]).name}
-    return told
+        public["source"] = {**info["source"], "name": Path(info["source"]["name"]).name}
+    return public

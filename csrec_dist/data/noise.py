@@ -40,16 +40,16 @@ class NoiseSource:
         if (self.weights == self._ends[-1]).any():
             raise ValueError("the law of the noise gives all weight to one item")
 
-    def others(self, items: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Draw an item of 1…V for each of `items` [n], never the same item, from uniform `draws` [n] in [0, 1).
+    def others(self, items: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Draw an item of 1…V for each of `items` [n], never the same item, from uniform `numbers` [n] in [0, 1).
 
-        A draw is a point on the line of all weights from which the item's own interval is cut out. So a single draw
-        is enough, where drawing again until another item comes would need an unknown number of them.
+        A number becomes a point on the line of all weights from which the item's own interval is cut out. One number is
+        thus enough, where rejection of the same item would need an unknown count of them.
         """
-        own_weights, own_ends = self.weights[items - 1], self._ends[items - 1]
-        totals = self._ends[-1] - own_weights
-        points = np.minimum((draws * totals).astype(np.int64), totals - 1)
-        points += np.where(points >= own_ends - own_weights, own_weights, 0)
+        item_weights, item_ends = self.weights[items - 1], self._ends[items - 1]
+        totals = self._ends[-1] - item_weights
+        points = np.minimum((numbers * totals).astype(np.int64), totals - 1)
+        points += np.where(points >= item_ends - item_weights, item_weights, 0)
         return (np.searchsorted(self._ends, points, side="right") + 1).astype(items.dtype)
 
     def replace(self, items: np.ndarray, rate: float, random: np.random.RandomState) -> Replaced:

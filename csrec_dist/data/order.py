@@ -106,9 +106,9 @@ class EpochOrder:
 
     def slots(self, shards: Sequence[int]) -> np.ndarray:
         """The slots of a round, ascending, that are these shards'."""
-        wanted = np.zeros(self.num_shards, bool)
-        wanted[list(shards)] = True
-        return np.flatnonzero(wanted[self.shard_sequence])
+        is_given = np.zeros(self.num_shards, bool)
+        is_given[list(shards)] = True
+        return np.flatnonzero(is_given[self.shard_sequence])
 
     def batch(self, step: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows that a global batch has in these slots of its rounds: the shard of each, its index in that shard.
@@ -117,9 +117,9 @@ class EpochOrder:
         """
         first, stop = step * self.batch_size, (step + 1) * self.batch_size
         rounds = np.arange(first // self.num_shards, -(-stop // self.num_shards))
-        places = (rounds[:, None] * self.num_shards + slots).ravel()
-        places = places[(places >= first) & (places < stop)]
-        indices, slots = np.divmod(places, self.num_shards)
+        positions = (rounds[:, None] * self.num_shards + slots).ravel()
+        positions = positions[(positions >= first) & (positions < stop)]
+        indices, slots = np.divmod(positions, self.num_shards)
         shards = self.shard_sequence[slots]
         has_row = indices < self._row_counts[shards]
         return shards[has_row], indices[has_row]

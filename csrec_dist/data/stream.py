@@ -152,17 +152,17 @@ class _RowsAhead:
     def take(self, shards: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the rows with these indices in their shards' order."""
         slots = self._slots[shards]
-        taken = {name: np.zeros((len(slots), *c.shape[2:]), np.int64) for name, c in self._columns.items()}
-        left = np.arange(len(slots))
-        while len(left):
-            is_ahead = indices[left] < self._stop[slots[left]]
-            now, left = left[is_ahead], left[~is_ahead]
-            rows = slots[now], indices[now] - self._first[slots[now]]
+        columns = {name: np.zeros((len(slots), *c.shape[2:]), np.int64) for name, c in self._columns.items()}
+        pending = np.arange(len(slots))
+        while len(pending):
+            is_ahead = indices[pending] < self._stop[slots[pending]]
+            ready, pending = pending[is_ahead], pending[~is_ahead]
+            rows = slots[ready], indices[ready] - self._first[slots[ready]]
             for name, column in self._columns.items():
-                taken[name][now] = column[rows]
-            for slot, place in zip(*np.unique(slots[left], return_index=True), strict=True):
-                self._read_on(int(slot), int(indices[left[place]]))
-        return taken
+                columns[name][ready] = column[rows]
+            for slot, first in zip(*np.unique(slots[pending], return_index=True), strict=True):
+                self._read_on(int(slot), int(indices[pending[first]]))
+        return columns
 
     def _read_on(self, slot: int, index: int) -> None:
         """Have the next row group of a shard in its slot; its first row has this index in the shard's order."""

@@ -105,11 +105,11 @@ def threads(environ: Mapping[str, str]) -> Check:
 
 def limits() -> Check:
     """How many files and processes (threads count, too) the system lets this user have."""
-    found: dict[str, tuple[int, int]] = {"open files (ulimit -n)": (resource.RLIMIT_NOFILE, LEAST_FILES)}
+    limits_of_system: dict[str, tuple[int, int]] = {"open files (ulimit -n)": (resource.RLIMIT_NOFILE, LEAST_FILES)}
     if hasattr(resource, "RLIMIT_NPROC"):
-        found["processes and threads (ulimit -u)"] = (resource.RLIMIT_NPROC, LEAST_PROCESSES)
+        limits_of_system["processes and threads (ulimit -u)"] = (resource.RLIMIT_NPROC, LEAST_PROCESSES)
     seen, small = [], []
-    for name, (kind, least) in found.items():
+    for name, (kind, least) in limits_of_system.items():
         limit = resource.getrlimit(kind)[0]
         seen.append(f"{name}: {'no limit' if limit == resource.RLIM_INFINITY else limit}")
         if limit != resource.RLIM_INFINITY and limit < least:

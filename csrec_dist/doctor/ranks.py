@@ -60,12 +60,12 @@ def check_ranks(
 
 def _versions(runtime: Runtime) -> Check:
     packages = {name: installed_version(name) or "missing" for name in NEEDED}
-    mine = {"csrec_dist": __version__, "Python": platform.python_version(), **packages}
-    found = runtime.gather(mine)
+    packages |= {"csrec_dist": __version__, "Python": platform.python_version()}
+    versions = runtime.gather(packages)
     unlike = [
-        f"{name} is {', '.join(f'{each[name]} on rank {rank}' for rank, each in enumerate(found))}"
-        for name in mine
-        if len({each[name] for each in found}) > 1
+        f"{name} is {', '.join(f'{each[name]} on rank {rank}' for rank, each in enumerate(versions))}"
+        for name in packages
+        if len({each[name] for each in versions}) > 1
     ]
     nodes = len(set(runtime.gather(machine())))
     if unlike:
@@ -79,11 +79,11 @@ def _names(runtime: Runtime) -> list[Check]:
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)]
     except OSError:
         addresses = []
-    is_own = all(address.startswith(("127.", "::1")) for address in addresses)
-    found = runtime.gather([machine(), is_own and not os.environ.get("GLOO_SOCKET_IFNAME")])
-    if len({name for name, _ in found}) == 1 or not any(is_bad for _, is_bad in found):
+    is_loopback = all(address.startswith(("127.", "::1")) for address in addresses)
+    of_ranks = runtime.gather([machine(), is_loopback and not os.environ.get("GLOO_SOCKET_IFNAME")])
+    if len({name for name, _ in of_ranks}) == 1 or not any(is_bad for _, is_bad in of_ranks):
         return []
-    ranks = ", ".join(str(rank) for rank, (_, is_bad) in enumerate(found) if is_bad)
+    ranks = ", ".join(str(rank) for rank, (_, is_bad) in enumerate(of_ranks) if is_bad)
     text = f"the machine of rank(s) {ranks} has a name without an address in the network: set GLOO_SOCKET_IFNAME"
     return [Check("names", "WARN", text)]
 
@@ -146,12 +146,12 @@ def _lock(runtime: Runtime, path: Path) -> Check:
                 "locks", "FAIL", f"a file of rank 0 cannot be opened for writing ({text}): start all ranks as one user"
             )
         if runtime.is_main:
-            mine = _try_lock(file.fileno())
+            has_lock = _try_lock(file.fileno())
         runtime.world.barrier()
         if not runtime.is_main:
-            mine = _try_lock(file.fileno())
-        held, *others = runtime.gather(mine)
-    if not held:
+            has_lock = _try_lock(file.fileno())
+        rank_0_has_lock, *others = runtime.gather(has_lock)
+    if not rank_0_has_lock:
         return Check("locks", "WARN", "the disk knows no locks: do not start a run twice within the same moment")
     if any(others):
         return Check("locks", "WARN", "a lock does not reach other machines: do not start a run on two at one moment")

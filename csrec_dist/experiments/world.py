@@ -216,16 +216,16 @@ class World:
 
     def _choices(self, chunk: int, tastes: np.ndarray) -> np.ndarray:
         """An item [n] int32 of 1…V for each taste, drawn from P(j | s)."""
-        draws = _stream(self.options, CHOICES, chunk).random_sample((2, len(tastes)))
+        numbers = _stream(self.options, CHOICES, chunk).random_sample((2, len(tastes)))
         scaled = self.options.sharpness * tastes
-        clusters = draw(scaled, self.cluster_factors, self.masses, draws[0])
+        clusters = draw(scaled, self.cluster_factors, self.masses, numbers[0])
         items = np.empty(len(tastes), np.int32)
         order = np.argsort(clusters, kind="stable")
         bounds = np.searchsorted(clusters[order], np.arange(self.options.clusters + 1))
         for cluster in np.flatnonzero(np.diff(bounds)):
             rows = order[bounds[cluster] : bounds[cluster + 1]]
             a, b = self.starts[cluster : cluster + 2]
-            items[rows] = a + 1 + draw(scaled[rows], self.item_factors[a:b], self.exposure[a:b], draws[1, rows])
+            items[rows] = a + 1 + draw(scaled[rows], self.item_factors[a:b], self.exposure[a:b], numbers[1, rows])
         return items
 
 

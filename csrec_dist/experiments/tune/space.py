@@ -84,28 +84,28 @@ class Space:
         """The space for Optuna, which knows the values of lists by their texts."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        found: dict[str, BaseDistribution] = {}
+        by_key: dict[str, BaseDistribution] = {}
         for key, each in self.dimensions.items():
             if isinstance(each, list):
-                found[key] = CategoricalDistribution([text(value) for value in each])
+                by_key[key] = CategoricalDistribution([text(value) for value in each])
             elif each.is_whole:
                 low, step = int(each.low), 1 if each.step is None else int(each.step)
                 num_steps = (int(each.high) - low) // step
-                found[key] = IntDistribution(low, low + num_steps * step, log=each.log, step=step)
+                by_key[key] = IntDistribution(low, low + num_steps * step, log=each.log, step=step)
             else:
                 last = each.high if each.values is None else each.values[-1]
-                found[key] = FloatDistribution(each.low, last, log=each.log, step=each.step)
-        return found
+                by_key[key] = FloatDistribution(each.low, last, log=each.log, step=each.step)
+        return by_key
 
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The values by key, as they go into the config, of what Optuna proposes."""
-        found: dict[str, Any] = {}
+        by_key: dict[str, Any] = {}
         for key, each in self.dimensions.items():
             if isinstance(each, list):
-                found[key] = next(value for value in each if text(value) == parameters[key])
+                by_key[key] = next(value for value in each if text(value) == parameters[key])
             else:
-                found[key] = each.rounded(parameters[key])
-        return found
+                by_key[key] = each.rounded(parameters[key])
+        return by_key
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The opposite of `values`."""
