@@ -154,6 +154,7 @@ class _RowsAhead:
         slots = self._slots[shards]
         columns = {name: np.zeros((len(slots), *c.shape[2:]), np.int64) for name, c in self._columns.items()}
         pending = np.arange(len(slots))
+        # Rows of one shard come in rising order, so rows beyond its row group wait until the next group is read.
         while len(pending):
             is_ahead = indices[pending] < self._stop[slots[pending]]
             ready, pending = pending[is_ahead], pending[~is_ahead]

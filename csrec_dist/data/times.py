@@ -95,6 +95,7 @@ def unreadable_times(times: pl.Series) -> pl.Series:
         return pl.repeat(False, len(times), eager=True)
     wrong = numbers.is_null()
     if unit is None:
+        # Seconds, milliseconds, … of plausible dates lie in disjoint ranges, so a number tells its unit.
         in_range = _in_ranges(numbers)
         usual = max(in_range, key=lambda name: in_range[name].sum() or 0)
         for name, mask in in_range.items():

@@ -309,6 +309,7 @@ class Watch:
                 return f"rank {rank} has died"
             if note and note["meeting"] == key:
                 continue
+            # Work alone may be a system call that uses no processor: there any beat is a sign of life.
             sign = note["beats" if note["alone"] else "active"] if note else 0
             if rank not in signs or signs[rank][0] != sign:
                 signs[rank] = sign, now

@@ -70,7 +70,7 @@ def jensen_shannon(members: Sequence[Logits], log_sums: Sequence[Tensor]) -> Ten
                 entropies[rows, column] += logs.mul_(probabilities[-1]).sum(1)
             for column, (p, q) in enumerate(combinations(probabilities, 2)):
                 middle = (p + q).div_(2)
-                mixed[rows, column] += middle.clamp(min=TINY).log_().mul_(middle).sum(1)
+                mixed[rows, column] += middle.clamp(min=TINY).log_().mul_(middle).sum(1)  # 0 ln 0 = 0
     entropies, mixed = like.catalog.all_sum(entropies), like.catalog.all_sum(mixed)
     first, second = (entropies[:, list(side)] for side in zip(*pairs, strict=True))
     return ((first + second) / 2 - mixed).clamp(min=0)

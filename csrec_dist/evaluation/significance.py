@@ -88,6 +88,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     factors = len(order) - np.arange(len(order))
     adjusted = np.empty(len(order))
+    # The k-th smallest of m p-values times m − k + 1; a larger one never gets a smaller adjusted value.
     adjusted[order] = np.minimum(np.maximum.accumulate(factors * np.asarray(p_values, np.float64)[order]), 1)
     return adjusted.tolist()
 

@@ -208,6 +208,7 @@ class _Sample:
         values = top_k["values"].to(getattr(torch, dtype)).float()
         sums = log_sums(values, top_k["sums"], self.reading.temperature).double()
         logs = values.double() / self.reading.temperature - sums.unsqueeze(1)
+        # At least one unit of the whole-number sums, so that its logarithm is finite.
         others = (1 - logs.exp().sum(1)).clamp_min(1 / ONE) / max(num_items - self.top_k.keep, 1)
         first, stop = self.top_k.rows.start, self.top_k.rows.stop
         log_q = others.log().unsqueeze(1).repeat(1, stop - first)

@@ -125,6 +125,7 @@ class TopKRows:
         total = self.catalog.all_sum(self._whole(logits, largest).sum(1))
         items, values = best_in(logits, self.keep, self.catalog)
         of_targets = self.catalog.at_items(logits, targets)
+        # The student's loss reads the target's label, so a target outside the K replaces the last of them.
         has_target = (items == targets.unsqueeze(1)).any(1)
         items[:, -1] = torch.where(has_target, items[:, -1], targets)
         values[:, -1] = torch.where(has_target, values[:, -1], of_targets)

@@ -49,7 +49,7 @@ def fit_weights(states: Sequence[Tensor], tables: Sequence[ItemTable], targets: 
         equal,
         jac=True,
         method="SLSQP",
-        bounds=[(0.0, 1.0)] * len(tables),
+        bounds=[(0.0, 1.0)] * len(tables),  # with the constraint: the simplex
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-12, "maxiter": 200},
     )

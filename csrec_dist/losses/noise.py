@@ -93,6 +93,7 @@ class NoiseMatrix(nn.Module):
         """The longest row [r] of M, the first of several."""
         norms = torch.linalg.vector_norm(self.observed.detach(), dim=1)
         norms = norms if len(norms) else norms.new_full((1,), -torch.inf)  # a rank may have no rows
+        # The gradient goes to this row alone, as that of a maximum does: every rank must name the same one.
         rows = self.catalog.group.all_gather(norms.argmax() + self.catalog.first)
         # `rows[scalar]` would have the host of a GPU wait for the scalar.
         row = rows.index_select(0, self.catalog.group.all_gather(norms.max()).argmax().reshape(1))

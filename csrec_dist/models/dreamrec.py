@@ -45,7 +45,7 @@ def ddim_step(x: Tensor, start: Tensor, alpha_bar: Tensor, alpha_bar_after: Tens
 
 def ancestral_step(x: Tensor, start: Tensor, alpha_bar: Tensor, alpha_bar_after: Tensor, noise: Tensor) -> Tensor:
     """From x_t to x_s, drawn from q(x_s | x_t, x_0 = `start`) by the normal `noise` (Ho et al., 2020, Eq. 6–7)."""
-    step = alpha_bar / alpha_bar_after
+    step = alpha_bar / alpha_bar_after  # α of the whole way from s to t, which may be several steps
     of_start = alpha_bar_after.sqrt() * (1 - step) / (1 - alpha_bar)
     of_x = step.sqrt() * (1 - alpha_bar_after) / (1 - alpha_bar)
     deviation = ((1 - step) * (1 - alpha_bar_after) / (1 - alpha_bar)).sqrt()

@@ -56,6 +56,7 @@ class SRGNN(SequentialModel):
         latest, settled = self.step(vectors, incoming, outgoing, torch.cat([vectors, vectors], dim=1)).split(length, 1)
         times = same.tril().sum(-1, dtype=vectors.dtype)
         latest_weight = times.unsqueeze(-1) * self._attend_to(self.present(latest) + self.past(latest))
+        # [B, L (p), L (k)]: attention of the prefix ending at p over the settled state of position k.
         weights = self._attend_to(self.present(latest).unsqueeze(2) + self.past(settled).unsqueeze(1)).squeeze(-1)
         # Position k counts in the prefix of p if it is before p and none of k+1…p holds its item: [B, L (p), L (k)].
         is_last_occurrence = torch.ones_like(same).tril(-1) & ~(same.tril(-1).cumsum(1) > 0)

@@ -186,6 +186,7 @@ class Trainer:
         for micro_batches in self._batches(order):
             trained = micro_batches
             meter.add(self._stepper.train(micro_batches, state.total_steps, self._learning_rate(), self._requests))
+            # Every rank reads the same sums, so that all of them write a checkpoint, or stop, after the same step.
             agreed = self._requests.agreed()
             state.step += 1
             state.total_steps += 1

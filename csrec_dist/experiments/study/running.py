@@ -78,7 +78,7 @@ def _run_side_by_side(tasks: Sequence[Task], jobs: int, say: Say) -> None:
                     continue
                 failures.append(str(error))
                 for other in waiting:
-                    other.forget(task)
+                    other.forget(task)  # they now make by themselves what they would have shared
         if children.stopped_by:
             say(f"stopped by {children.stopped_by.name}; give the same command again to resume")
     if failures:
