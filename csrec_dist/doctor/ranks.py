@@ -59,8 +59,8 @@ def check_ranks(
 
 
 def _versions(runtime: Runtime) -> Check:
-    packages = {name: installed_version(name) or "missing" for name in NEEDED}
-    packages |= {"csrec_dist": __version__, "Python": platform.python_version()}
+    packages = {"csrec_dist": __version__, "Python": platform.python_version()}
+    packages |= {name: installed_version(name) or "missing" for name in NEEDED}
     versions = runtime.gather(packages)
     unlike = [
         f"{name} is {', '.join(f'{each[name]} on rank {rank}' for rank, each in enumerate(versions))}"
