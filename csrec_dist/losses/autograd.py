@@ -15,7 +15,7 @@ class DifferentiableLoss(torch.autograd.Function):
     """Computes the loss and, where a gradient is needed, the gradients in the same forward pass.
 
     Nothing of the size of examples × items is thus saved for the backward pass, which only multiplies. `factors` are
-    the tensors whose gradients `evaluate` returns, in its order; `problem` has detached copies of them.
+    the tensors whose gradients `losses_and_gradients` returns, in its order; `problem` has detached copies of them.
     """
 
     @staticmethod
@@ -25,7 +25,7 @@ class DifferentiableLoss(torch.autograd.Function):
         needed = [with_gradients and need for need in ctx.needs_input_grad[2:]]
         device = problem.weights.device
         with torch.autocast(device.type, enabled=False), matmul_precision(problem.precision):
-            totals, gradients = (fused if fused.takes(problem) else tiled).evaluate(problem, needed)
+            totals, gradients = (fused if fused.takes(problem) else tiled).losses_and_gradients(problem, needed)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if factor is None else factor.dtype for factor in factors]
         total, cross_entropy, divergence = totals.unbind()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels, log_sums
-from csrec_dist.losses.tiles import plan
+from csrec_dist.losses.tiles import choose_tiling
 from csrec_dist.losses.top_k_labels import TopKLabels
 
 
@@ -24,10 +24,10 @@ def label_entropy(labels: SoftLabels, temperature: float) -> Tensor:
     tempered = labels.tempered(1 / temperature, like, CatalogSlice.whole(labels.num_items))
     sums = log_sums(tempered, labels.num_examples, labels.num_items, like)
     means = torch.zeros_like(sums)  # Σ q t, so that −Σ q ln q = logsumexp t − Σ q t
-    cut = plan(labels.num_examples, labels.num_items, 1, like.dtype, like.device)
-    space = like.new_empty(cut.rows * cut.items)
-    for rows in cut.row_blocks():
-        for items in cut.item_slices():
+    tiling = choose_tiling(labels.num_examples, labels.num_items, 1, like.dtype, like.device)
+    space = like.new_empty(tiling.rows * tiling.items)
+    for rows in tiling.row_blocks():
+        for items in tiling.item_slices():
             shape = rows.stop - rows.start, items.stop - items.start
             tile = tempered.tile(rows, items, out=space[: shape[0] * shape[1]].view(shape))
             means[rows] += (tile * (tile - sums[rows].unsqueeze(1)).exp()).sum(1)

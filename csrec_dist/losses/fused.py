@@ -1,4 +1,4 @@
-"""A loss and its gradients by Triton kernels: what `tiled.evaluate` does, without a tile in memory.
+"""A loss and its gradients by Triton kernels: what `tiled.losses_and_gradients` does, without a tile in memory.
 
 Shapes: N examples, V item rows of this rank's slice, d and K widths of student and labels, S splits of a kernel's
 loop. The sums of the splits are added in their order, then over the ranks that share the catalog, as tiles are.
@@ -69,8 +69,8 @@ def on_all_ranks(catalog: CatalogSlice, has_kernels: bool, device: torch.device)
     return has_kernels if catalog.is_whole else catalog.all_true(torch.tensor(has_kernels, device=device))
 
 
-def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The same as `tiled.evaluate`."""
+def losses_and_gradients(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The same as `tiled.losses_and_gradients`."""
     student = problem.student
     gradients = Gradients.zeros((student.states, student.item_weight, student.item_bias), needed[:3])
     if student.num_examples == 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import CatalogSlice, SharedRows
-from csrec_dist.losses.tiles import plan
+from csrec_dist.losses.tiles import choose_tiling
 from csrec_dist.losses.top_k_labels import TopKLabels
 
 
@@ -289,10 +289,10 @@ def log_sums(labels: TemperedLabels, num_examples: int, num_items: int, like: Te
     sums = like.new_full((num_examples,), -math.inf)
     if num_examples == 0 or num_items == 0:
         return sums
-    cut = plan(num_examples, num_items, 1, like.dtype, like.device)
-    space = like.new_empty(cut.rows * cut.items)
-    for rows in cut.row_blocks():
-        for items in cut.item_slices():
+    tiling = choose_tiling(num_examples, num_items, 1, like.dtype, like.device)
+    space = like.new_empty(tiling.rows * tiling.items)
+    for rows in tiling.row_blocks():
+        for items in tiling.item_slices():
             shape = rows.stop - rows.start, items.stop - items.start
             tile = labels.tile(rows, items, out=space[: shape[0] * shape[1]].view(shape))
             torch.logaddexp(sums[rows], tile.logsumexp(1), out=sums[rows])

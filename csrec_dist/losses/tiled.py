@@ -9,7 +9,7 @@ from torch import Tensor
 from csrec_dist.losses.divergences import Statistics, Terms, exp_floored_
 from csrec_dist.losses.problem import Gradients, Problem
 from csrec_dist.losses.soft_labels import FactoredLabels, Tempered, TemperedLabels
-from csrec_dist.losses.tiles import Plan, Tile, Workspace, plan
+from csrec_dist.losses.tiles import Tile, Tiling, Workspace, choose_tiling
 from csrec_dist.process_state import cpu_multiplies_bf16
 
 SAFE_LOGIT = 40.0
@@ -87,11 +87,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.add_(left @ right)
 
 
-class RowBlock:
+class ExampleBlock:
     """The examples `rows` of a problem, their tiles in the buffers of a workspace."""
 
-    def __init__(self, problem: Problem, multiplied: Multiplied, plan: Plan, space: Workspace, rows: slice) -> None:
-        self.problem, self.multiplied, self.plan, self.space, self.rows = problem, multiplied, plan, space, rows
+    def __init__(self, problem: Problem, multiplied: Multiplied, tiling: Tiling, space: Workspace, rows: slice) -> None:
+        self.problem, self.multiplied, self.tiling, self.space, self.rows = problem, multiplied, tiling, space, rows
         self.num_rows = rows.stop - rows.start
         self.shifts: Tensor | None = None
         self._filled = False
@@ -112,11 +112,11 @@ class RowBlock:
         """Set the shifts of this block to the largest logit of each example: a pass over all tiles."""
         num_sides = 2 if self.problem.labels is not None and self.problem.labels.is_shifted else 1
         self.shifts = self.problem.weights.new_full((num_sides, self.num_rows), -torch.inf)
-        for index, items in enumerate(self.plan.item_slices()):
+        for index, items in enumerate(self.tiling.item_slices()):
             for shift, logits in zip(self.shifts, self.filled_tile(index, items), strict=False):
                 torch.maximum(shift, logits.amax(1), out=shift)
         self.problem.catalog.all_max(self.shifts)
-        self._filled = self.plan.is_kept
+        self._filled = self.tiling.is_kept
 
     def reduced_tile(self, index: int, items: slice, sums: Tensor) -> Tile:
         """Replace a tile by what its divergence keeps of it, and add it to `sums` [num_sums, R]."""
@@ -138,7 +138,7 @@ class RowBlock:
         target = problem.at_targets(problem.student, self.rows, shifts[0])
         label = None if problem.labels is None else problem.at_targets(problem.labels, self.rows, shifts[1])
         sums = problem.weights.new_zeros(problem.divergence.num_sums, self.num_rows)
-        for tile, items in enumerate(self.plan.item_slices()):
+        for tile, items in enumerate(self.tiling.item_slices()):
             self.reduced_tile(tile, items, sums)
         self._filled = False
         return Statistics(target, label, sums).over(problem.catalog)
@@ -152,8 +152,8 @@ class RowBlock:
         cost_block = None
         if costs is not None and of_costs is not None:
             cost_block = BlockGradients(costs.states, costs.item_weight, of_costs, self.rows, scale)
-        for index, items in enumerate(self.plan.item_slices()):
-            tile = self.tile(index, items) if self.plan.is_kept else self.reduced_tile(index, items, unused)
+        for index, items in enumerate(self.tiling.item_slices()):
+            tile = self.tile(index, items) if self.tiling.is_kept else self.reduced_tile(index, items, unused)
             # part₀ + ratio₁ · part₁ + …: the logits' gradients but for `scale`, which is applied to the sums, and for
             # the target's term, which is added once at the end (see divergences.py).
             first, *others = self.problem.divergence.parts(tile)
@@ -183,7 +183,7 @@ class RowBlock:
             gradients.item_bias.index_add_(0, index, coefficient)
 
 
-def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def losses_and_gradients(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Weighted sums of the losses, and the gradients of the first of them.
 
     The sums are over this rank's own examples; the gradients are those of the sums of all ranks of the catalog group:
@@ -204,16 +204,16 @@ def evaluate(problem: Problem, needed: Sequence[bool]) -> tuple[Tensor, tuple[Te
     if student.num_examples == 0:
         return totals, gradients
     num_kept = problem.divergence.num_kept
+    # Tiles are chosen for the largest slice, so that the ranks of a catalog group have the same blocks of examples.
     most = problem.catalog.most_rows
-    cut = replace(
-        plan(student.num_examples, most, num_kept, weights.dtype, weights.device), num_items=student.num_items
-    )
-    space = Workspace(cut, num_kept, weights)
+    tiling = choose_tiling(student.num_examples, most, num_kept, weights.dtype, weights.device)
+    tiling = replace(tiling, num_items=student.num_items)
+    space = Workspace(tiling, num_kept, weights)
     # The host of a GPU would have to wait for it to learn whether shifts are needed: there they are always computed.
     safe = weights.device.type == "cpu" and _is_safe(problem)
     multiplied = Multiplied.of(problem)
-    for rows in cut.row_blocks():
-        block = RowBlock(problem, multiplied, cut, space, rows)
+    for rows in tiling.row_blocks():
+        block = ExampleBlock(problem, multiplied, tiling, space, rows)
         if not safe:
             block.find_shifts()
         terms = problem.divergence.combine(block.statistics())

@@ -21,7 +21,7 @@ RECOMPUTED_ROWS = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """Row blocks of at most `rows` examples, tiles of at most `items` items, kept from pass to pass or not."""
 
     num_examples: int
@@ -54,7 +54,7 @@ def _even(total: int, most: int) -> int:
     return min(math.ceil(size / 16) * 16, max(most, 1))
 
 
-def plan(num_examples: int, num_items: int, num_kept: int, dtype: torch.dtype, device: torch.device) -> Plan:
+def choose_tiling(num_examples: int, num_items: int, num_kept: int, dtype: torch.dtype, device: torch.device) -> Tiling:
     """Choose the tiles for N ≥ 1 examples and V ≥ 1 items, with `num_kept` numbers kept for each logit.
 
     The bytes of all buffers stay under KEPT_BYTES plus a few tiles, whatever N and V are.
@@ -66,7 +66,7 @@ def plan(num_examples: int, num_items: int, num_kept: int, dtype: torch.dtype, d
     if not is_kept:
         rows = min(RECOMPUTED_ROWS[kind], num_examples)
     items = _even(num_items, max(1, TILE_BYTES[kind] // (rows * element)))
-    return Plan(num_examples, num_items, rows, items, is_kept)
+    return Tiling(num_examples, num_items, rows, items, is_kept)
 
 
 class _Memory(threading.local):
@@ -104,9 +104,9 @@ class Workspace:
     A thread's workspaces on the CPU share their memory, so one has to be finished before the next is made.
     """
 
-    def __init__(self, plan: Plan, num_kept: int, like: Tensor) -> None:
-        self._size = plan.rows * plan.items
-        self._slots = plan.num_tiles if plan.is_kept else 1
+    def __init__(self, tiling: Tiling, num_kept: int, like: Tensor) -> None:
+        self._size = tiling.rows * tiling.items
+        self._slots = tiling.num_tiles if tiling.is_kept else 1
         self._scratch = [work_buffer(0, self._size, like)] if num_kept > 1 else []
         self._buffers = [work_buffer(1 + number, self._slots * self._size, like) for number in range(num_kept)]
 

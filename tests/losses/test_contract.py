@@ -244,7 +244,7 @@ def test_no_tensor_of_examples_by_items_for_mixtures_and_noise(size):
 def test_kept_tiles_stay_under_the_budget_for_any_shape():
     for num_examples in (1, 100, 10_000, 10**7):
         for num_items in (1, 1000, 10**5, 10**7):
-            cut = tiles.plan(num_examples, num_items, 2, torch.float32, torch.device("cpu"))
-            slots = cut.num_tiles if cut.is_kept else 1
-            assert 2 * 4 * slots * cut.rows * cut.items <= tiles.KEPT_BYTES["cpu"] + 4 * tiles.TILE_BYTES["cpu"]
-            assert [s.stop for s in cut.item_slices()][-1] == num_items
+            tiling = tiles.choose_tiling(num_examples, num_items, 2, torch.float32, torch.device("cpu"))
+            slots = tiling.num_tiles if tiling.is_kept else 1
+            assert 2 * 4 * slots * tiling.rows * tiling.items <= tiles.KEPT_BYTES["cpu"] + 4 * tiles.TILE_BYTES["cpu"]
+            assert [s.stop for s in tiling.item_slices()][-1] == num_items

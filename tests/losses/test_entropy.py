@@ -7,7 +7,7 @@ import torch
 
 from csrec_dist.losses.entropy import label_entropy
 from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
-from csrec_dist.losses.tiles import plan
+from csrec_dist.losses.tiles import choose_tiling
 from csrec_dist.losses.top_k_labels import TopKLabels
 
 N, V, K = 7, 40, 6
@@ -68,9 +68,9 @@ def test_items_that_are_not_kept_count_as_one() -> None:
 def test_a_large_catalog_is_read_by_tiles() -> None:
     generator = torch.Generator().manual_seed(5)
     states, weight = torch.randn(300, 2, generator=generator), torch.randn(30_000, 2, generator=generator)
-    cut = plan(300, 30_000, 1, torch.float32, states.device)
-    assert len(list(cut.item_slices())) > 1
-    assert len(list(cut.row_blocks())) > 1
+    tiling = choose_tiling(300, 30_000, 1, torch.float32, states.device)
+    assert len(list(tiling.item_slices())) > 1
+    assert len(list(tiling.row_blocks())) > 1
     expected = torch.cat([entropy((part.double() @ weight.double().T).softmax(1)) for part in states.split(50)])
     found = label_entropy(FactoredLabels(states, weight), 1.0)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
