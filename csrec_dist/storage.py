@@ -13,6 +13,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILURES = (*FULL, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENXIO, errno.ENODEV)
 """What the system answers when not the path is wrong but the disk."""
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+GIB = 2**30
 
 
 @contextmanager

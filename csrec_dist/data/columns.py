@@ -157,6 +157,7 @@ class Layout:
     keep: Keep = field(default_factory=dict)  # columns, and what rows need in them
     weights: Weights = field(default_factory=dict)  # columns, and how much rows with a value in them weigh
     skips_bad_rows: bool = False  # whether rows that cannot be read are left out, and counted
+    max_unpacked_gib: float | None = None  # that compressed files may expand to; None: what this machine has room for
 
     def columns_used(self, names: Sequence[str], taken: Mapping[str, str | None], path: Path) -> set[str]:
         """The columns of a file that its rows are read from, or chosen and weighed by."""

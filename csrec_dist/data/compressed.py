@@ -1,12 +1,15 @@
 """Files of a log as plain bytes, whether they are plain, compressed (gz, bz2, xz, zst), or members of a zip archive.
 
-A member of an archive has a path like a file in a folder: ml-1m.zip/ml-1m/ratings.dat.
+A member of an archive has a path like a file in a folder: ml-1m.zip/ml-1m/ratings.dat. A small compressed file may hold
+any number of rows: `Expansion` counts them, and refuses what this machine cannot take.
 """
 
 import bz2
 import gzip
 import io
 import lzma
+import math
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +17,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from csrec_dist.errors import UserError, listed
+from csrec_dist.storage import GIB, size
 
 MAGIC = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # of an archive with files, and of an empty one
@@ -22,6 +28,10 @@ BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # after the level of compression: o
 PARSED_AS_THEY_ARE = (None, "gzip", "zstd")  # polars decompresses these itself, piece by piece
 NUM_PEEKED = 16
 TAR_MAGIC_AT = 257
+BYTES_OF_ROW = 150
+"""Of memory at the peak of `prepare`, at least (180 were measured, of rows like 4711,815,1234567)."""
+SHARE_OF_ROOM = 0.9
+"""Of a disk's free bytes, that unpacked files may take: the temporary folder is everybody's."""
 
 
 def on_disk(path: Path) -> Path | None:
@@ -60,6 +70,41 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         if beginning.startswith(ZIP_MAGIC):
             raise UserError(f"{path} is a zip archive within another file: unpack it, and give one of its files.")
         yield file
+
+
+class Expansion:
+    """What the compressed files of a log expand to, counted piece by piece."""
+
+    def __init__(self, max_gib: float | None, folder: Path) -> None:
+        """`max_gib` is allowed in all; if None, what the memory and the disk of `folder` have room for now."""
+        self._max_bytes = math.inf if max_gib is None else max_gib * GIB
+        self._memory = psutil.virtual_memory().available if max_gib is None else math.inf
+        self._room = SHARE_OF_ROOM * shutil.disk_usage(folder).free if max_gib is None else math.inf
+        self._num_bytes = self._num_stored = self._num_rows = self._line = self._longest_line = 0
+
+    def add(self, piece: bytes, path: Path, *, is_stored: bool) -> None:
+        """Count the next bytes of a file; `is_stored`: they are written to the disk. UserError if it is too much."""
+        self._num_bytes += len(piece)
+        self._num_stored += len(piece) if is_stored else 0
+        self._num_rows += piece.count(b"\n")
+        end = piece.rfind(b"\n")
+        self._line = len(piece) - end - 1 if end >= 0 else self._line + len(piece)
+        self._longest_line = max(self._longest_line, self._line)
+        if problem := self._problem():
+            raise UserError(
+                f"{path} expands to {size(self._num_bytes)} and {self._num_rows:,} lines, if not more: {problem}. Give "
+                "a part of it, or if it is meant to be so large, set dataset.max_unpacked_gib to what it may expand to."
+            )
+
+    def _problem(self) -> str:
+        needed = self._num_rows * BYTES_OF_ROW + self._longest_line
+        if self._num_bytes > self._max_bytes:
+            return f"dataset.max_unpacked_gib allows {size(int(self._max_bytes))}"
+        if needed > self._memory:
+            return f"they take {size(needed)} of memory, of which {size(int(self._memory))} are free"
+        if self._num_stored > self._room:
+            return f"the temporary folder has room for {size(int(self._room))}"
+        return ""
 
 
 def compression(path: Path) -> str | None:

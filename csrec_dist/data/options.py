@@ -98,6 +98,13 @@ class DatasetOptions(Options):
         description="What cannot be read (a line of another form, a time or rating that is none): an error that names "
         "the first; or left out, with counts in dataset.json and the first ten in bad_rows.jsonl.",
     )
+    max_unpacked_gib: Annotated[float | None, NOTHING] = Field(
+        default=None,
+        gt=0,
+        exclude_if=_is_none,
+        description="Size to which compressed files of the log may expand in all; null: as far as their rows fit into "
+        "the free memory and, of bz2, xz, zip and other encodings than UTF-8, into the temporary folder.",
+    )
     columns: Columns = Field(
         default=Columns(), description="Columns of the log; default: guessed from the usual names."
     )
@@ -243,7 +250,16 @@ class DatasetOptions(Options):
     def layout(self) -> Layout:
         """What the config says about the form of the log."""
         skips = self.on_bad_rows == "skip"
-        return Layout(self.columns, self.header, self.encoding, self.separator, self.keep, self.weights, skips)
+        return Layout(
+            self.columns,
+            self.header,
+            self.encoding,
+            self.separator,
+            self.keep,
+            self.weights,
+            skips,
+            self.max_unpacked_gib,
+        )
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:

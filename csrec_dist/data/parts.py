@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from csrec_dist.data.compressed import PARSED_AS_THEY_ARE, compression, is_archive, members, on_disk, opened
+from csrec_dist.data.compressed import (
+    PARSED_AS_THEY_ARE,
+    Expansion,
+    compression,
+    is_archive,
+    members,
+    on_disk,
+    opened,
+)
 from csrec_dist.errors import UserError, listed
+from csrec_dist.storage import explained
 
 ENDINGS = (
     *(".parquet", ".pq", ".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".json", ".jsonl", ".ndjson"),
@@ -83,33 +92,42 @@ def partition_of(path: Path) -> dict[str, str | None]:
 
 
 @contextmanager
-def parts_of(files: Sequence[Path], encoding: str | None) -> Iterator[list[Part]]:
+def parts_of(
+    files: Sequence[Path], encoding: str | None, max_unpacked_gib: float | None = None
+) -> Iterator[list[Part]]:
     """The parts, as long as they are read: what Polars cannot parse lies in a temporary folder, unpacked and in UTF-8.
 
-    Raises UserError if a file does not have the encoding, or is damaged.
+    Raises UserError if a file does not have the encoding, is damaged, or expands to more than `Expansion` allows.
     """
     with tempfile.TemporaryDirectory(prefix="csrec-log-") as folder:
-        parts = []
+        expansion, parts = Expansion(max_unpacked_gib, Path(folder)), []
         for number, file in enumerate(files):
-            text = file
+            text, kind = file, compression(file)
             # Polars would expand a file's name that looks like a pattern.
-            if encoding is not None or compression(file) not in PARSED_AS_THEY_ARE or is_pattern(str(file)):
+            if encoding is not None or kind not in PARSED_AS_THEY_ARE or is_pattern(str(file)):
                 text = Path(folder) / str(number)
-                _unpack(file, text, encoding)
+                with open(text, "wb") as copy:
+                    for piece in _pieces(file, encoding):
+                        expansion.add(piece, file, is_stored=True)
+                        with explained(text):
+                            copy.write(piece)
+            elif kind is not None:
+                # Polars has all rows in memory before it can be asked how many there are.
+                for piece in _pieces(file, None):
+                    expansion.add(piece, file, is_stored=False)
             parts.append(Part(file, text, partition_of(file)))
         yield parts
 
 
-def _unpack(file: Path, target: Path, encoding: str | None) -> None:
-    with opened(file) as source, open(target, "wb") as copy:
+def _pieces(file: Path, encoding: str | None) -> Iterator[bytes]:
+    """The bytes of a file, decompressed and in UTF-8."""
+    with opened(file) as source:
         if encoding is None:
-            while data := source.read(CHUNK):
-                copy.write(data)
+            yield from iter(lambda: source.read(CHUNK), b"")
             return
         try:
             with io.TextIOWrapper(source, encoding, newline="") as text:
-                while characters := text.read(CHUNK):
-                    copy.write(characters.encode())
+                yield from (characters.encode() for characters in iter(lambda: text.read(CHUNK), ""))
         except UnicodeError as error:
             reason = getattr(error, "reason", error)
             raise UserError(f"{file} is not of dataset.encoding {encoding} ({reason}): name another one.") from None

@@ -89,7 +89,7 @@ class _Read(NamedTuple):
 
 def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
     """All rows of the files that are kept; the parts can be read again until the stack is closed."""
-    whole = parts = stack.enter_context(parts_of(files.paths, layout.encoding))
+    whole = parts = stack.enter_context(parts_of(files.paths, layout.encoding, layout.max_unpacked_gib))
     bad_rows, nested = BadRows(), set[str]()
     while True:
         scans: list[_Scanned] = []

@@ -11,9 +11,9 @@ from pathlib import Path
 from csrec_dist.errors import UserError
 from csrec_dist.files import atomic_path
 from csrec_dist.labels.format import INDEX_NAME, ItemShard, LabelShard, read_index
+from csrec_dist.storage import GIB
 
 BLOCK_BYTES = 1 << 24
-GIB = 1 << 30
 
 
 def node_folder(folder: Path, disk: Path | str, run: str) -> Path:

@@ -14,6 +14,7 @@ from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages.active import ActiveRun, Stage
 from csrec_dist.runs.stages.prepare import require_same
+from csrec_dist.storage import GIB
 from csrec_dist.writers import LEFTOVER
 
 Way = Literal["leave", "do", "resume", "again", "continue"]
@@ -22,7 +23,6 @@ Way = Literal["leave", "do", "resume", "again", "continue"]
 
 OURS = (".safetensors", ".json", ".parquet", ".tmp")
 IGNORED = (LOCK, "threads.json")
-GIB = 2**30
 
 
 def refuse_foreign(folder: Path) -> None:

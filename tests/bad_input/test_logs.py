@@ -61,9 +61,9 @@ def files(names: dict[str, str], source: str = "logs") -> Callable[[Path], Path]
     return make
 
 
-def zipped(members: dict[str, str | bytes], password: bool = False) -> bytes:
+def zipped(members: dict[str, str | bytes], password: bool = False, deflated: bool = False) -> bytes:
     data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     flagged = bytearray(data.getvalue())
@@ -98,6 +98,8 @@ JSON_LINE = '{"user": "a", "item": "b", "time": 1}\n'
 GZ, XZ, BZ2 = gzip.compress(LOG.encode() * 50), lzma.compress(LOG.encode() * 50), bz2.compress(LOG.encode() * 50)
 ZST = pa.compress(LOG.encode() * 50, "zstd", asbytes=True)
 SPLIT = {"split": "given", "min_interactions": 1}
+BOMB = HEAD.encode() + ROW.encode() * 700_000  # 4 MiB of rows, some KiB when they are compressed
+EXPANDS = (r"expands to .* lines, if not more: dataset\.max_unpacked_gib allows 2\.0 MiB", "Give a part of it")
 
 CASES: dict[str, tuple] = {
     # What a file holds at all
@@ -285,6 +287,27 @@ CASES: dict[str, tuple] = {
     ),
     "zip: a password": text(zipped({"log.csv": LOG}, password=True), r"log\.zip", "password|encrypted", name="log.zip"),
     "zip: a zip": text(zipped({"a.zip": zipped({"log.csv": LOG})}), r"a\.zip", name="log.zip"),
+    **{
+        f"{kind}: a bomb": text(bomb, rf"{name} {EXPANDS[0]}", EXPANDS[1], name=name, max_unpacked_gib=2 / 1024)
+        for kind, name, bomb in (
+            ("gzip", "log.csv.gz", gzip.compress(BOMB)),
+            ("zst", "log.csv.zst", pa.compress(BOMB, "zstd", asbytes=True)),
+            ("xz", "log.csv.xz", lzma.compress(BOMB)),
+            ("bz2", "log.csv.bz2", bz2.compress(BOMB)),
+        )
+    },
+    "zip: a bomb": text(
+        zipped({"log.csv": BOMB}, deflated=True), rf"log\.csv {EXPANDS[0]}", name="log.zip", max_unpacked_gib=2 / 1024
+    ),
+    "zip: two parts that are a bomb": text(
+        zipped({"log-1.csv": BOMB[: len(BOMB) // 3], "log-2.csv": BOMB}, deflated=True),
+        rf"log-2\.csv {EXPANDS[0]}",
+        name="log.zip",
+        max_unpacked_gib=2 / 1024,
+    ),
+    "gzip: a bomb of 67 million blank lines": text(
+        gzip.compress(b"\n" * (1 << 26)), "only blank lines", name="log.csv.gz"
+    ),
     "tar": text(tarred(), r"log\.tar is a tar archive", "unpack it", name="log.tar"),
     "a member that is not there": made(
         lambda f: _written(f / "log.zip", zipped({"a.csv": LOG})) / "b.csv", r"log\.zip has no file b\.csv", "a.csv"

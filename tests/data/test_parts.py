@@ -6,16 +6,19 @@ import io
 import lzma
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
 from csrec_dist.data.columns import Columns, Layout
-from csrec_dist.data.compressed import opened
+from csrec_dist.data.compressed import BYTES_OF_ROW, opened
 from csrec_dist.data.log import Log
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.parts import log_files, partition_of, parts_of
+from csrec_dist.data.prepare import identify
 from csrec_dist.data.readers import detect
 from csrec_dist.data.reading import read_log
 from csrec_dist.data.sources import FileSource
@@ -214,3 +217,70 @@ def test_only_what_cannot_be_parsed_is_unpacked(tmp_path: Path) -> None:
 def test_a_text_that_begins_like_bzip2_is_text(tmp_path: Path) -> None:
     with opened(write(tmp_path / "log.csv", "BZh,item,user,time\nx,1,2,3\n")) as file:
         assert file.read(3) == b"BZh"
+
+
+ROWS = 100_000
+MANY = CSV.encode() + b"1,2,3\n" * ROWS
+LONG = b"user,item,time\n1,2," + b" " * (8 << 20)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Have this machine so much memory and room on its disk."""
+
+    def have(memory: int, room: int) -> None:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory))
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=room))
+
+    return have
+
+
+@pytest.mark.parametrize("data", [MANY, LONG], ids=["many rows", "a long row"])
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_what_expands_beyond_this_machine_is_refused_unless_the_config_allows_it(
+    tmp_path: Path, machine: Callable[[int, int], None], ending: str, data: bytes
+) -> None:
+    """A plain file is not: it has no more rows than its size tells."""
+    packed, plain = write(tmp_path / f"log.csv.{ending}", COMPRESS[ending](data)), write(tmp_path / "log.csv", data)
+    needed = max(BYTES_OF_ROW * data.count(b"\n"), len(data) - data.rfind(b"\n") - 1)
+    machine(needed // 2, 1 << 40)
+    with parts_of([plain], None) as parts:
+        assert parts[0].text == plain
+    with (
+        pytest.raises(UserError, match=rf"{packed.name} expands to .*memory.*max_unpacked_gib"),
+        parts_of([packed], None),
+    ):
+        pass
+    with parts_of([packed], None, 1.0) as parts:
+        assert parts[0].path == packed
+    machine(2 * needed, 1 << 40)
+    with parts_of([packed], None) as parts:
+        assert parts[0].path == packed
+
+
+def test_what_is_unpacked_leaves_room_on_the_disk(tmp_path: Path, machine: Callable[[int, int], None]) -> None:
+    machine(1 << 40, len(MANY))
+    with parts_of([write(tmp_path / "log.csv.gz", COMPRESS["gz"](MANY))], None) as parts:
+        assert parts[0].text.name == "log.csv.gz", "Polars reads it as it is"
+    for packed in ("xz", "bz2"):
+        path = write(tmp_path / f"log.csv.{packed}", COMPRESS[packed](MANY))
+        with pytest.raises(UserError, match="temporary folder has room for"), parts_of([path], None):
+            pass
+
+
+def test_a_bomb_is_left_as_soon_as_it_is_too_large(tmp_path: Path, machine: Callable[[int, int], None]) -> None:
+    """What follows is not decompressed: here it is damaged."""
+    data = bytearray(gzip.compress(b"1,2,3\n" * (4 << 20)))
+    data[-100:] = bytes(100)
+    machine(1 << 20, 1 << 40)
+    with (
+        pytest.raises(UserError, match=r"expands to 1\.0 MiB"),
+        parts_of([write(tmp_path / "log.csv.gz", bytes(data))], None),
+    ):
+        pass
+
+
+def test_the_size_that_is_allowed_decides_no_result(tmp_path: Path) -> None:
+    source = str(write(tmp_path / "log.csv.gz", COMPRESS["gz"](MANY)))
+    plain, allowed = (identify(DatasetOptions(source=source, max_unpacked_gib=gib)) for gib in (None, 1.0))
+    assert plain == allowed

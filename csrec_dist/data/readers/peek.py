@@ -10,6 +10,8 @@ from csrec_dist.errors import UserError, quoted
 from csrec_dist.files import parse_json
 
 LONGEST_LINE = 1 << 20
+LONGEST_BLANK = 1 << 26
+"""Bytes of blank lines, and of a line that goes on, after which a file has no first line: it may be very large."""
 
 
 def first_lines(path: Path, num: int = 1) -> list[str]:
@@ -18,8 +20,10 @@ def first_lines(path: Path, num: int = 1) -> list[str]:
     Raises UserError if the file is damaged.
     """
     lines: list[str] = []
+    num_bytes = 0
     with opened(path) as file:
-        while len(lines) < num and (line := file.readline(LONGEST_LINE)):
+        while len(lines) < num and num_bytes < LONGEST_BLANK and (line := file.readline(LONGEST_LINE)):
+            num_bytes += len(line)
             if line.strip():
                 lines.append(line.decode("utf-8-sig", errors="replace").rstrip("\r\n"))
     return lines
