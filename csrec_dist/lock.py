@@ -277,7 +277,9 @@ class FolderLock:
     def _write(self, text: str) -> None:
         assert self._file is not None
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        data, num_written = text.encode(), 0
+        while num_written < len(data):  # a disk that is nearly full takes a part, and says why at the next try
+            num_written += os.pwrite(self._file, data[num_written:], num_written)
 
     def _holder(self) -> Holder | None:
         """The process that the file names; nobody for the moment between the lock and its name."""

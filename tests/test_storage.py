@@ -3,9 +3,13 @@
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from csrec_dist.cli import main
 from csrec_dist.config import load_config
@@ -13,9 +17,11 @@ from csrec_dist.distributed import RankFailure, Runtime
 from csrec_dist.distributed.layout import teaching_rounds
 from csrec_dist.errors import StorageError
 from csrec_dist.files import atomic_path, new_folder, write_json
+from csrec_dist.lock import FolderLock
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.storage import FAILURES, require_room, size
-from tests.helpers.disks import KIB, before_calls, failing, filled, small_disk
+from csrec_dist.tensor_files import StreamedTensor, save_tensors, stream_tensors
+from tests.helpers.disks import KIB, before_calls, failing, filled, short_writes, small_disk
 from tests.helpers.finished_runs import content
 from tests.helpers.ranks import run_ranks
 
@@ -97,6 +103,39 @@ def test_whatever_a_disk_answers_is_one_sentence_with_the_file(tmp_path: Path, c
     path = re.escape(str(tmp_path / ("a.json" if call == "open" else "b.json")))
     assert re.match(rf"{path} cannot be written.*{os.strerror(number)}", str(caught.value))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def write_parquet(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table({"row": range(1000)}), temporary)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_json(path, list(range(1000))),
+        lambda path: save_tensors(path, {"a": torch.arange(1000)}),
+        lambda path: stream_tensors(path, {"a": StreamedTensor(torch.int64, (1000,), torch.arange(1000).split(7))}, {}),
+        write_parquet,
+    ],
+    ids=["text", "safetensors", "streamed safetensors", "Parquet"],
+)
+@pytest.mark.parametrize("num_bytes", [0, 1, 1000])
+def test_a_write_that_is_cut_short_is_one_sentence_and_the_old_file_stays(
+    tmp_path: Path, write: Callable[[Path], object], num_bytes: int
+) -> None:
+    write(tmp_path / "file")
+    before = content(tmp_path)
+    with short_writes(num_bytes), pytest.raises(StorageError, match=rf"{tmp_path}/file cannot be written.*too large"):
+        write(tmp_path / "file")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 50])
+def test_a_lock_whose_name_is_cut_short_is_not_taken(tmp_path: Path, num_bytes: int) -> None:
+    with short_writes(num_bytes), pytest.raises(StorageError, match="too large"):
+        FolderLock(tmp_path / "r", "The folder").acquire()
+    assert not (tmp_path / "r").exists()
 
 
 def test_what_is_not_the_disks_fault_is_not_said_to_be(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Small disks that can be filled, and calls of the system that fail."""
+"""Small disks that can be filled, calls of the system that fail, and writes that are cut short."""
 
 import os
+import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +61,33 @@ def before_calls(folder: Path, act: Callable[[str, str], None]) -> Iterator[None
         for call in ("open", "fsync", "replace"):
             patch.setattr(os, call, acting(call))
         yield
+
+
+def cut_next_file(num_bytes: int) -> None:
+    """Have the system take only so many bytes of each file of this process until it has refused more of one.
+
+    The write that goes beyond is cut short, and the next one fails with EFBIG: also those of safetensors and Arrow,
+    which no patched function sees. The main thread calls this.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def refused(*_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    signal.signal(signal.SIGXFSZ, refused)  # the system's own way would end the process
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+
+
+@contextmanager
+def short_writes(num_bytes: int) -> Iterator[None]:
+    """Within the block a file is cut as by `cut_next_file`."""
+    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    cut_next_file(num_bytes)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @contextmanager

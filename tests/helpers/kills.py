@@ -21,7 +21,7 @@ from csrec_dist.cli import main
 from csrec_dist.files import read_json
 from csrec_dist.processes import PARENT, PR_SET_PDEATHSIG
 from csrec_dist.writers import LEFTOVER
-from tests.helpers.disks import before_calls
+from tests.helpers.disks import before_calls, cut_next_file
 from tests.helpers.ranks import CONTEXT, PRELOADED, free_port
 from tests.helpers.run_folders import write_log
 
@@ -35,6 +35,7 @@ baseline: true
 distributed: {{reassign: false, timeout_minutes: {minutes}}}
 """
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
+SHORT_BYTES = (0, 1, 100, 1_000, 10_000)
 FURTHEST = 40
 """Points of a start after which it is cut off at the latest: a whole run passes some hundreds."""
 MOST_STARTS = 300
@@ -66,7 +67,7 @@ CONTEXT.set_forkserver_preload([*PRELOADED, *(f"csrec_dist.{name}" for name in W
 GRACE_SECONDS = 20
 """Between SIGTERM and SIGKILL to the ranks of a launcher, one of which has failed: torch's gives them 30."""
 
-Victim = Literal["rank", "launcher", "all", "node", "disk", "told", "frozen", "hung"]
+Victim = Literal["rank", "launcher", "all", "node", "disk", "short", "told", "frozen", "hung"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Cut:
 
     A point is a call that opens, syncs or renames a file of the run, or a step of a stage. "rank" and "launcher" are
     killed alone, "all" are both with the other ranks; a "node" is a pid namespace, which ends with all processes in it.
+    "disk": the call fails with `error`; "short": a file takes `error` bytes from then on, and the next write fails.
     "told": the launcher gets the signal `error`; "frozen": the rank is stopped; "hung": its call never comes back.
     """
 
@@ -86,9 +88,10 @@ class Cut:
     @classmethod
     def drawn(cls, draw: random.Random, num_ranks: int, furthest: int = FURTHEST) -> "Cut":
         """One by chance; where there is one process, it or its disk."""
-        rank, number, error = draw.randrange(num_ranks), draw.randint(1, furthest), draw.choice(ERRORS)
-        victims: list[Victim] = ["rank", "disk"] if num_ranks == 1 else ["rank", "launcher", "all", "node", "disk"]
-        return cls(draw.choice(victims), rank, number, error)
+        rank, number = draw.randrange(num_ranks), draw.randint(1, furthest)
+        victims: list[Victim] = ["rank", "disk", "short"]
+        victim = draw.choice(victims if num_ranks == 1 else [*victims, "launcher", "all", "node"])
+        return cls(victim, rank, number, draw.choice(SHORT_BYTES if victim == "short" else ERRORS))
 
 
 NEVER = Cut("rank", 0, 0)
@@ -208,7 +211,7 @@ def _until_cut(arguments: Sequence[str], run: Path, rank: int, cut: Cut) -> int:
         nonlocal stage
         stage = name
         at(watch, name, step)
-        if cut.victim != "disk":
+        if cut.victim not in ("disk", "short"):
             pass_point("step", "")
 
     with pytest.MonkeyPatch.context() as patch, before_calls(run, pass_point):
@@ -230,6 +233,9 @@ def _until_cut(arguments: Sequence[str], run: Path, rank: int, cut: Cut) -> int:
 def _strike(cut: Cut, path: str) -> None:
     if cut.victim == "disk":
         raise OSError(cut.error, os.strerror(cut.error), path)
+    if cut.victim == "short":
+        cut_next_file(cut.error)
+        return
     if cut.victim == "all":
         os.killpg(0, signal.SIGKILL)
     signum = {"node": signal.SIGUSR1, "told": cut.error, "frozen": signal.SIGSTOP}.get(cut.victim, signal.SIGKILL)
