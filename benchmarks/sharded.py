@@ -3,8 +3,10 @@
 A GRU4Rec is trained on one-hot targets, checkpointed, evaluated and used for lists as users do it; the log gives every
 item to one of a few users, so that nearly all memory is the item table's. Reported for each stage is the largest
 anonymous memory of any rank (RssAnon: pages of mapped files are not counted) less that of the same run with
-`--idle-items` items: the growth above an idle rank, in MiB and in item tables. Ranks have one thread each, over gloo.
-The last line is one JSON object. Run: python benchmarks/sharded.py [--items 400000] [--ranks 1 2 4] [--engines ddp …]
+`--idle-items` items: the growth above an idle rank, in MiB and in tables of the items that it has more. From two large
+numbers of items it is what grows with the table; from a small one the work memory of tiles comes with it. Ranks have
+one thread each, over gloo. The last line is one JSON object.
+Run: python benchmarks/sharded.py [--items 400000] [--ranks 1 2 4] [--engines ddp fsdp/2 …] [--stages distill]
 """
 
 import argparse
@@ -37,6 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="d (default %(default)s)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="processes (default %(default)s)")
     parser.add_argument("--engines", nargs="+", default=["ddp", "fsdp", "zero1", "zero2", "zero3"])
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="the first makes the others' model")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -149,7 +152,7 @@ def main() -> None:
         work(*args.worker)
         return
     rows = []
-    table = args.items * args.width * 4
+    table = (args.items - args.idle_items) * args.width * 4
     with tempfile.TemporaryDirectory() as temporary:
         for num_items in (args.idle_items, args.items):
             prepare(Path(temporary), num_items)
@@ -162,19 +165,20 @@ def main() -> None:
                     output = Path(temporary) / f"runs-{items}-{num_ranks}"
                     values.append(settings(args, Path(temporary), items, engine) | {"output": str(output)})
                 growth, seconds = {}, {}
-                for stage in STAGES:
+                for stage in args.stages:
                     idle, full = (launch(each, stage, num_ranks) for each in values)
                     both = zip(full["peaks"], idle["peaks"], strict=True)
                     growth[stage] = [(big - small) / MIB for big, small in both]
                     seconds[stage] = full["seconds"]
                 row = {"engine": engine, "ranks": num_ranks, "growth_mib": growth, "seconds": seconds}
                 rows.append(row)
-                most = {stage: max(growth[stage]) for stage in STAGES}
+                most = {stage: max(sizes) for stage, sizes in growth.items()}
                 shown = "  ".join(
                     f"{stage} {size:7,.0f} MiB ({size * MIB / table:5.2f} tables)" for stage, size in most.items()
                 )
                 print(f"{engine:8} {num_ranks} ranks  {shown}", flush=True)
-    about = {"items": args.items, "width": args.width, "table_mib": table / MIB, "rows": rows}
+    sizes = {"items": args.items, "idle_items": args.idle_items, "width": args.width, "table_mib": table / MIB}
+    about = sizes | {"rows": rows}
     print(json.dumps(about | {"date": date.today().isoformat(), "machine": platform.processor() or platform.machine()}))
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from csrec_dist.config import Config, load_config
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.order import EpochOrder, owned_shards, refuse_idle_ranks
+from csrec_dist.distributed.copies import ModelBytes, wide_layers
 from csrec_dist.distributed.layout import label_columns, teaching_rounds
 from csrec_dist.errors import UserError
 from csrec_dist.files import changed_keys, flatten
@@ -24,7 +25,7 @@ from csrec_dist.models.pretrained import read_description
 from csrec_dist.runs.run import Run, stage_names
 
 BYTES_PER_NUMBER = 4
-MODEL_COPIES = 8  # weights, gradients, two moments, the best weights, and a checkpoint's copies of weights and moments
+ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
@@ -175,25 +176,54 @@ class _Planner:
         if self._dataset is None:
             return []
         student, members = self._size(self.config.model), [self._size(member) for member in self._members]
-        has_tables = self.config.labels.form in ("factored", "auto")
-        tables = sum(member.item_table for member in members) if has_tables else 0
-        trained = [] if self.config.teachers.pretrained else members
-        parts = self.config.distributed.catalog_parallel
-        # The student is trained beside the labels' item tables, a teacher alone.
-        of_student = MODEL_COPIES * student.of_rank(parts) + tables // parts
-        peak = max([of_student, *(MODEL_COPIES * teacher.of_rank(parts) for teacher in trained)])
+        names = self.config.member_names
+        rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
         num_shards = self._dataset.num_shards
         most_shards = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
         num_windows = -(-Run.of(self.config).training.batch_size * most_shards // num_shards)
-        text = f"{mebibytes(peak)} and the activations of about {num_windows} windows"
-        names = self.config.member_names
-        rows = [PlanRow("bytes", name, member.text) for name, member in zip(names, members, strict=True)]
         return [
             PlanRow("bytes", "student", student.text),
             *rows,
             *self._label_rows(any(member.has_bias for member in members)),
-            PlanRow("bytes", "memory per rank", text),
+            *self._memory_rows(student, members),
+            PlanRow("bytes", "memory per rank, besides", f"the activations of about {num_windows} windows"),
         ]
+
+    def _memory_rows(self, student: "ModelSize", members: list["ModelSize"]) -> list[PlanRow]:
+        """What a rank holds at most, whichever model it trains: under each engine that takes these slices."""
+        slices, has_tables = self.config.distributed.catalog_parallel, self.config.labels.form in ("factored", "auto")
+        # The student is trained beside the labels' item tables, a teacher without any.
+        labels = sum(member.item_table for member in members) // slices if has_tables else 0
+        teachers = [] if self.config.teachers.pretrained else members
+        teams = self._team_sizes(len(teachers))
+        rows = []
+        for engine in ENGINES if slices == 1 else ENGINES[:2]:
+            trained = [student.bytes.of_rank(engine, self.world_size, slices)]
+            trained[0] = trained[0]._replace(device=trained[0].device + labels)
+            trained += [
+                teacher.bytes.of_rank(engine, size, slices) for teacher, size in zip(teachers, teams, strict=True)
+            ]
+            device, host = max(each.device for each in trained), max(each.host for each in trained)
+            used = " (used)" if engine == self._engine else ""
+            text = f"{mebibytes(device)} on its device, {mebibytes(host)} of the host's for checkpoints"
+            rows.append(PlanRow("bytes", f"memory per rank, {engine}{used}", text))
+        return rows
+
+    @property
+    def _engine(self) -> str:
+        """The engine, with the ZeRO stage of DeepSpeed's."""
+        options = self.config.distributed
+        if options.engine != "deepspeed" or options.deepspeed is None:  # None: the launcher's file says the stage
+            return options.engine
+        from csrec_dist.distributed.engines.deepspeed import read_settings
+
+        return f"zero{read_settings(options.deepspeed)['zero_optimization']['stage']}"
+
+    def _team_sizes(self, num_members: int) -> list[int]:
+        """The number of ranks that train each member, as it begins."""
+        rounds = teaching_rounds(list(range(num_members)), self.world_size, self.config.distributed.catalog_parallel)
+        sizes = {slot.member: len(slot.ranks) for slots in rounds for slot in slots}
+        return [sizes[member] for member in range(num_members)]
 
     def _label_rows(self, has_bias: bool) -> list[PlanRow]:
         if not self._members:
@@ -221,10 +251,9 @@ class _Planner:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes of a model's weights, and of the item table among them."""
+    """Bytes of a model's weights, and whether its item table has a bias."""
 
-    parameters: int
-    item_table: int
+    bytes: ModelBytes
     has_bias: bool
 
     @classmethod
@@ -232,20 +261,25 @@ class ModelSize:
         """Of a model of this dataset, which is not built."""
         with torch.device("meta"):  # shapes without memory
             model = model_class(config.name)(config, dataset.num_items, dataset.window - 1)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        table = model.item_table.weight.numel()
-        return cls(parameters * BYTES_PER_NUMBER, table * BYTES_PER_NUMBER, model.item_table.bias is not None)
+        sizes = {id(each): each.numel() * BYTES_PER_NUMBER for each in model.parameters()}
+        table = sizes[id(model.item_table.weight)]
+        layers = [sum(sizes[id(each)] for each in layer.parameters()) for layer in wide_layers(model)]
+        rest = sum(sizes.values()) - table - sum(layers)
+        size = ModelBytes(table, sum(layers), max(layers, default=0), rest)
+        return cls(size, model.item_table.bias is not None)
 
-    def of_rank(self, catalog_parallel: int) -> int:
-        """Bytes of the weights of a rank that holds a slice of the item table, and everything else."""
-        return self.parameters - self.item_table + self.item_table // catalog_parallel
+    @property
+    def item_table(self) -> int:
+        """Bytes of the item table."""
+        return self.bytes.table
 
     @property
     def text(self) -> str:
         """The weights and what training adds to them."""
+        size = self.item_table + self.bytes.layers + self.bytes.rest
         return (
-            f"{mebibytes(self.parameters)} ({mebibytes(self.item_table)} of it the item table), "
-            f"gradients the same, Adam's states {mebibytes(2 * self.parameters)}"
+            f"{mebibytes(size)} ({mebibytes(self.item_table)} of it the item table), "
+            f"gradients the same, Adam's states {mebibytes(2 * size)}"
         )
 
 

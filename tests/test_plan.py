@@ -139,13 +139,39 @@ def test_the_table_shows_every_row(run: Path) -> None:
         assert row.value.split(",")[0] in text
 
 
-def test_a_slice_of_the_catalog_takes_its_share(run: Path) -> None:
-    settings = ["model.width=16384", "labels.form=factored"]
+def memory(config: Config, world_size: int) -> dict[str, tuple[float, float]]:
+    """MiB on a rank's device and in its host's memory, by engine; that of the run is marked."""
+    found = {}
+    for name, texts in values(config, world_size).items():
+        engine = name.removeprefix("bytes: memory per rank, ")
+        if engine not in (name, "besides"):
+            device, host = (float(part.split(" MiB")[0].replace(",", "")) for part in texts[0].split(" device, "))
+            found[engine] = device, host
+    return found
 
-    def held(catalog_parallel: int) -> float:
-        found = values(config_of(run, *settings, f"distributed.catalog_parallel={catalog_parallel}"), 2)
-        return float(found["bytes: memory per rank"][0].split(" MiB")[0].replace(",", ""))
+
+def test_memory_is_told_for_each_engine(run: Path) -> None:
+    config = config_of(run, "model.width=256", "labels.form=factored", "distributed.engine=fsdp")
+    dataset = Dataset(run / "dataset")
+    model = models.build(config.model, dataset.num_items, dataset.window - 1, 0)
+    size = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
+    labels = 2 * model.item_table.weight.nbytes / 2**20
+    # On two ranks a teacher has one of them, for which no engine does anything.
+    teacher = (5 * size, 4 * size)
+    student = {"ddp": 6, "fsdp (used)": 1.5 + 3, "zero1": 2.5 + 3, "zero2": 2.5 + 3, "zero3": 2 + 3}
+    expected = {engine: (max(copies * size + labels, teacher[0]), teacher[1]) for engine, copies in student.items()}
+    found = memory(config, 2)
+    assert found.keys() == expected.keys()
+    for engine, sizes in expected.items():
+        assert found[engine] == pytest.approx(sizes, abs=0.06), engine
+    assert memory(config, 1)["zero3"] == pytest.approx((5 * size + labels, 4 * size), abs=0.06)
+
+
+def test_a_slice_of_the_catalog_takes_its_share(run: Path) -> None:
+    def held(catalog_parallel: int) -> dict[str, tuple[float, float]]:
+        settings = ["model.width=16384", "labels.form=factored", f"distributed.catalog_parallel={catalog_parallel}"]
+        return memory(config_of(run, *settings), 2)
 
     table = Dataset(run / "dataset").num_items * 16384 * 4 / 2**20
-    copies, members = 8, 2
-    assert held(1) - held(2) == pytest.approx((copies + members) * table / 2, abs=0.2)
+    assert held(2).keys() == {"ddp (used)", "fsdp"}, "DeepSpeed takes no slices"
+    assert held(1)["ddp (used)"][0] - held(2)["ddp (used)"][0] == pytest.approx((6 + 2 - 2.5 - 1) * table, abs=0.2)

@@ -49,7 +49,8 @@ def _export(options: argparse.Namespace) -> int:
     folder = options.output or options.run / "export" / options.format
 
     def export() -> dict[str, Any]:
-        recommender = Recommender.of_run(options.run)  # by the rank that writes; the others need no memory for it
+        # By the rank that writes: the others need no memory for it, and this one none for the model.
+        recommender = Recommender.of_run(options.run, is_mapped=True)
         return recommender.write_export(folder, options.format, options.top_n, options.index)
 
     with processes() as ranks:

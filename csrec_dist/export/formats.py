@@ -17,6 +17,8 @@ from csrec_dist.tensor_files import StreamedTensor, TensorSpec, map_tensor, stre
 EXACT_INDEX = "Flat"
 BLOCK_ROWS = 1 << 16
 """Item vectors that are written at a time."""
+GRAPH_BYTES = 64 << 20
+"""Of weights that are written into the ONNX graph itself, which takes two copies of them in memory."""
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 """The packages that write it and read it back."""
 HISTORIES = {
@@ -46,13 +48,13 @@ class Written(NamedTuple):
 def write_onnx(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
     """recommender.onnx: the encoder and the exact best items in one graph."""
     path = folder / "recommender.onnx"
-    session = _to_onnx(TopItems(model, top_n), path, TOP_ITEMS)
+    session, files = _to_onnx(TopItems(model, top_n), path, TOP_ITEMS)
 
     def search(histories: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         items, scores = session.run(["items", "scores"], {"histories": histories, "seen": seen})
         return items, scores
 
-    return Written(search, {path.name: TOP_ITEMS}, ONNX)
+    return Written(search, files, ONNX)
 
 
 def write_pt2(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
@@ -79,7 +81,7 @@ def write_flat(model: SequentialModel, folder: Path, top_n: int, index: str) -> 
     blocks = (item_vectors(table, some) for some in rows)
     stream_tensors(path, {"vectors": StreamedTensor(torch.float32, shape, blocks)}, {})
     vectors = map_tensor(path, "vectors", TensorSpec("float32", shape))
-    encode = _encoder(model, folder)
+    encode, files = _encoder(model, folder)
 
     def search(histories: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores = np.pad(encode(histories) @ vectors.T, ((0, 0), (1, 0)), constant_values=-np.inf)
@@ -88,35 +90,38 @@ def write_flat(model: SequentialModel, folder: Path, top_n: int, index: str) -> 
         scores = np.take_along_axis(scores, items, axis=1)
         return np.where(scores == -np.inf, 0, items), scores
 
-    files = {path.name: {"vectors": VECTORS}, "encoder.onnx": ENCODER}
-    return Written(search, files, ONNX)
+    return Written(search, {path.name: {"vectors": VECTORS}} | files, ONNX)
 
 
 def write_faiss(model: SequentialModel, folder: Path, top_n: int, index: str) -> Written:
     """items.faiss, an index of the item vectors by their inner product with queries, and encoder.onnx."""
     faiss = _require("faiss", "faiss-cpu")
-    vectors = item_vectors(model.item_table).numpy()
-    path = folder / "items.faiss"
+    table, num_items, path = model.item_table, model.num_items, folder / "items.faiss"
+    width = item_vectors(table, slice(0, 0)).shape[1]
     try:
-        built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)
-        built.train(vectors)
-        built.add(vectors)
+        built = faiss.index_factory(width, index, faiss.METRIC_INNER_PRODUCT)
+        if not built.is_trained:
+            built.train(item_vectors(table).numpy())
+        for first in range(0, num_items, BLOCK_ROWS):
+            built.add(item_vectors(table, slice(first, first + BLOCK_ROWS)).numpy())
     except RuntimeError as error:
         reason = str(error).strip().rpartition(": ")[2]
         raise UserError(
-            f"faiss makes no index {quoted(index)} of {len(vectors):,} vectors of {vectors.shape[1]} numbers: "
+            f"faiss makes no index {quoted(index)} of {num_items:,} vectors of {width} numbers: "
             f"{reason}. Give one of its factory strings, such as {EXACT_INDEX} (exact) or HNSW32."
         ) from None
     faiss.write_index(built, str(path))
-    read, encode = faiss.read_index(str(path)), _encoder(model, folder)
+    del built  # an index has all vectors in memory: one at a time
+    encode, files = _encoder(model, folder)
+    read = faiss.read_index(str(path))
 
     def search(histories: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # So many that top_n are left when all seen items are among them.
-        scores, rows = read.search(encode(histories), min(top_n + seen.shape[1], len(vectors)))
+        scores, rows = read.search(encode(histories), min(top_n + seen.shape[1], num_items))
         return _without_seen(rows + 1, scores, seen, top_n)
 
-    files = {path.name: {"index": index, "metric": "inner product", "vectors": VECTORS}, "encoder.onnx": ENCODER}
-    return Written(search, files, ("faiss-cpu", *ONNX), index == EXACT_INDEX)
+    described = {path.name: {"index": index, "metric": "inner product", "vectors": VECTORS}}
+    return Written(search, described | files, ("faiss-cpu", *ONNX), index == EXACT_INDEX)
 
 
 WRITERS: dict[str, Callable[[SequentialModel, Path, int, str], Written]] = {
@@ -129,7 +134,8 @@ WRITERS: dict[str, Callable[[SequentialModel, Path, int, str], Written]] = {
 
 def _without_seen(items: np.ndarray, scores: np.ndarray, seen: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `top_n` of each list [B, k] that were not seen, in their order; shorter lists end in 0 and −inf."""
-    left_out = (items[:, :, None] == seen[:, None, :]).any(2) | (items == 0)
+    of_rows = [np.isin(of_row, numbers) for of_row, numbers in zip(items, seen, strict=True)]
+    left_out = np.stack(of_rows) | (items == 0)
     order = np.argsort(left_out, axis=1, kind="stable")[:, :top_n]
     items, scores, left_out = (np.take_along_axis(values, order, axis=1) for values in (items, scores, left_out))
     missing = ((0, 0), (0, top_n - items.shape[1]))
@@ -139,14 +145,18 @@ def _without_seen(items: np.ndarray, scores: np.ndarray, seen: np.ndarray, top_n
     )
 
 
-def _encoder(model: SequentialModel, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Write encoder.onnx; return the function that runs it."""
-    session = _to_onnx(Encoder(model), folder / "encoder.onnx", ENCODER)
-    return lambda histories: session.run(["queries"], {"histories": histories})[0]
+def _encoder(model: SequentialModel, folder: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+    """Write encoder.onnx; return the function that runs it, and what its files are."""
+    session, files = _to_onnx(Encoder(model), folder / "encoder.onnx", ENCODER)
+    return lambda histories: session.run(["queries"], {"histories": histories})[0], files
 
 
-def _to_onnx(program: Program, path: Path, described: dict[str, Any]) -> Any:
-    """Write the program as ONNX, with named axes and tensors; return a session of ONNX Runtime that has read it."""
+def _to_onnx(program: Program, path: Path, described: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Write the program as ONNX, with named axes and tensors; what its files are, and a session that has read them.
+
+    Histories are of item numbers, so the graph needs the item table. A large one is written beside the graph, a tensor
+    at a time, and ONNX Runtime maps it from there.
+    """
     runtime = _require("onnxruntime", "onnxruntime")
     for package in ONNX:
         _require(package, package)
@@ -160,10 +170,14 @@ def _to_onnx(program: Program, path: Path, described: dict[str, Any]) -> Any:
             verbose=False,
         )
         assert exported is not None
-        exported.save(path)
+        is_large = sum(each.numel() * each.element_size() for each in program.parameters()) > GRAPH_BYTES
+        exported.save(path, external_data=is_large)
+        del exported
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    beside = {f"{path.name}.data": "the tensors of the graph, which looks for them beside it"} if is_large else {}
+    return session, {path.name: described} | beside
 
 
 def _require(module: str, package: str) -> Any:

@@ -121,8 +121,11 @@ class SequentialModel(nn.Module, ABC):
         write(folder, self.state_dict(), description, slices_of(self), catalog)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, group: Group = ALONE) -> Self:
+    def from_pretrained(cls, folder: Path | str, group: Group = ALONE, *, is_mapped: bool = False) -> Self:
         """The model that `save_pretrained` wrote, on the CPU, in evaluation mode; its item table split over `group`.
+
+        With `is_mapped` the weights of a model in one file are not copied into memory but read from the file as they
+        are used, for which it has to stay.
 
         Raises:
             UserError: the folder holds no model, another model than `cls`, one whose weights do not fit its config or
@@ -137,7 +140,9 @@ class SequentialModel(nn.Module, ABC):
         weights.require_config(description.fingerprint(config))
         catalog = CatalogSlice.of(description.num_items, group)
         model.item_table.take(catalog)
-        model.to_empty(device="cpu")
+        if not is_mapped:
+            model.to_empty(device="cpu")
         rows = dict.fromkeys(slices_of(model), catalog.rows)
-        model.load_state_dict({name: weights.read(name, rows.get(name)) for name in model.state_dict()})
+        state = {name: weights.read(name, rows.get(name)) for name in model.state_dict()}
+        model.load_state_dict(state, assign=is_mapped)
         return model.eval()

@@ -35,10 +35,13 @@ def build(config: ModelConfig, num_items: int, max_length: int, seed: int, group
         return sliced(make, CatalogSlice.of(num_items, group))
 
 
-def load(folder: Path | str, group: Group = ALONE) -> SequentialModel:
+def load(folder: Path | str, group: Group = ALONE, *, is_mapped: bool = False) -> SequentialModel:
     """The model that `save_pretrained` wrote into `folder`, whatever its class; its item table split over `group`.
+
+    `is_mapped` is explained in `SequentialModel.from_pretrained`.
 
     Raises:
         UserError: the folder holds no model, an unknown one, or a broken one.
     """
-    return model_class(pretrained.read_description(folder).model_type).from_pretrained(folder, group)
+    described = pretrained.read_description(folder)
+    return model_class(described.model_type).from_pretrained(folder, group, is_mapped=is_mapped)

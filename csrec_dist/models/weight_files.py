@@ -140,7 +140,7 @@ class StoredWeights:
         return tensor
 
 
-CHECKED_NUMBERS = 1 << 22
+CHECKED_NUMBERS = 1 << 18
 """That are looked at together: torch makes several tensors of as many numbers."""
 
 

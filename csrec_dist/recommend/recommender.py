@@ -95,14 +95,15 @@ class Recommender:
         return cls(models.load(folder), RawIds(folder / ITEMS_FILE), origin=folder)
 
     @classmethod
-    def of_run(cls, folder: Path | str, group: Group = ALONE) -> Self:
+    def of_run(cls, folder: Path | str, group: Group = ALONE, *, is_mapped: bool = False) -> Self:
         """The recommender of a run's student; UserError if it was not trained on the run's dataset.
 
-        With a group of ranks, each has a slice of the item table, and all of them make the same calls.
+        With a group of ranks, each has a slice of the item table, and all of them make the same calls. With `is_mapped`
+        the student's weights stay in their file (`SequentialModel.from_pretrained`).
         """
         run = Run.open(folder)
         run.require("distill")
-        dataset, model = run.dataset, models.load(run.folder / "student", group)
+        dataset, model = run.dataset, models.load(run.folder / "student", group, is_mapped=is_mapped)
         if (model.num_items, model.max_length) != (dataset.num_items, dataset.window - 1):
             raise UserError(
                 f"{run.folder / 'student'} knows {model.num_items} items and reads histories of {model.max_length}, "

@@ -17,7 +17,7 @@ from csrec_dist.config import Config, parse_config
 from csrec_dist.config.schema import impossible_engine
 from csrec_dist.data.batches import to_batch
 from csrec_dist.data.dataset import Dataset
-from csrec_dist.distributed import Runtime
+from csrec_dist.distributed import Runtime, copies
 from csrec_dist.distributed.engines import base, check
 from csrec_dist.distributed.engines import deepspeed as zero_settings
 from csrec_dist.distributed.options import DistributedOptions
@@ -86,6 +86,7 @@ def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]
     """Do some runs one after the other in the same processes; the name, epoch and step that each begins at."""
     runtime, begins = Runtime.start(), []
     base.FEWEST_CUT = 64  # tensors that all ranks hold are dealt out in checkpoints, large or not
+    copies.WIDE_LAYER = 64  # layers are gathered by themselves
     for name, engine, steps, changes in jobs:
         config = config_of(folder, dataset, name, engine, changes)
         stages = ["prepare", *(["teach", "label"] if config.num_members else []), "distill"]

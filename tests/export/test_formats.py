@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from csrec_dist import Recommender
-from csrec_dist.export import FORMATS
+from csrec_dist.export import FORMATS, formats
 from csrec_dist.export.formats import WRITERS
 from csrec_dist.models.options import CONFIGS
 from tests.helpers.ranked_lists import ranked, sequences
@@ -133,6 +133,28 @@ def test_the_files_alone_give_the_models_lists(
                 assert found[:num].tolist() == pytest.approx([score for _, score in wanted], abs=1e-5)
                 assert not numbers[num:].any()
                 assert (found[num:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("name", ["onnx", "flat"])
+def test_a_large_table_lies_beside_its_graph(
+    name: str, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs("bert4rec")
+    within = Recommender.from_pretrained(run).export(tmp_path / "within", name, top_n=TOP_N)
+    monkeypatch.setattr(formats, "GRAPH_BYTES", 100)
+    beside = Recommender.of_run(run, is_mapped=True).export(tmp_path / "beside", name, top_n=TOP_N)
+    assert beside["check"] == within["check"]
+    (graph,) = (file for file in within["files"] if file.endswith(".onnx"))
+    assert beside["files"].keys() - within["files"].keys() == {f"{graph}.data"}
+    assert set(beside["files"]) == {path.name for path in (tmp_path / "beside").iterdir()} - {"export.json"}
+    assert (tmp_path / "beside" / graph).stat().st_size < (tmp_path / "within" / graph).stat().st_size
+    histories, none = padded([[3, 1], [5]]), np.zeros((2, 1), np.int64)
+    for told, wanted in zip(
+        READERS[name](tmp_path / "beside")(histories, none),
+        READERS[name](tmp_path / "within")(histories, none),
+        strict=True,
+    ):
+        assert np.array_equal(told, wanted)
 
 
 def test_an_approximate_index_says_what_it_finds(runs: Callable[[str], Path], tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_a_loaded_model_is_in_evaluation_mode_and_repeats_its_scores(name: str, 
 
 
 @every_model
+def test_a_mapped_model_scores_alike_from_its_file(name: str, tmp_path: Path) -> None:
+    expected = saved(tmp_path, name).score(windows())
+    model, maps = load(tmp_path, is_mapped=True), Path("/proc/self/maps")
+    assert not any(module.training for module in model.modules())
+    # Where numbers begin in a file, kernels may take them in other pieces than in memory of torch's own.
+    torch.testing.assert_close(model.score(windows()), expected, rtol=1e-4, atol=1e-5)
+    if maps.exists():
+        address = model.item_table.weight.data_ptr()
+        for area, *_, path in map(str.split, maps.read_text().splitlines()):
+            first, stop = (int(bound, 16) for bound in area.split("-"))
+            if first <= address < stop:
+                assert path == str(tmp_path / "model.safetensors")
+
+
+@every_model
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_loaded_slice_is_in_evaluation_mode_and_has_its_rows(name: str, in_parts: bool, tmp_path: Path) -> None:
     table = saved(tmp_path, name).item_table.weight

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, catalog_rows, catalogs_of, slices_of
+from csrec_dist.distributed.copies import wide_layers
 from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients, make_states, set_learning_rate
 from csrec_dist.distributed.engines.ddp import held_by
 from csrec_dist.distributed.groups import Group
@@ -20,9 +21,9 @@ from csrec_dist.distributed.layout import Layout
 class FullyShard(Engine):
     """torch's `fully_shard` over the layout's group, with Adam on the shards; the group has more than one rank.
 
-    The module is one unit: its forward pass gathers all parameters, once for whatever reads them in it, and its
-    backward pass drops them and leaves each rank the mean gradient of its rows. Of micro-batches, too, only the shards
-    of their gradients are kept.
+    Wide layers of the encoder are units, gathered one at a time for each of the two passes. All else is one unit: its
+    forward pass gathers it, once for whatever reads its parameters, and its backward pass drops it and leaves each rank
+    the mean gradient of its rows. Of micro-batches, too, only the shards of their gradients are kept.
 
     Slices of the catalog are left to the ranks that hold them, as in `DataParallel`. Tables that the module holds in
     slices over the layout's group, as `readable` gives them, are gathered with the other parameters: so no rank ever
@@ -38,6 +39,8 @@ class FullyShard(Engine):
         self._skeleton = without_memory(module)
         mesh = DeviceMesh.from_group(layout.group.handle, device.type)
         left_out = {tensor for tensor in self._slices.values() if isinstance(tensor, nn.Parameter)}
+        for layer in wide_layers(module):
+            fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh, ignored_params=left_out)
         module._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
         self._parameters = dict(module.named_parameters())
@@ -48,10 +51,14 @@ class FullyShard(Engine):
             local(self._parameters[name]).copy_(of_rank)
         # torch's Adam updates the tensors of a group together, and does not mix DTensors with others.
         groups = [[p for n, p in self._parameters.items() if (n in self._slices) == cut] for cut in (False, True)]
-        self._optimizer = torch.optim.Adam([{"params": parameters} for parameters in groups if parameters])
+        by_kind = [{"params": parameters} for parameters in groups if parameters]
+        # Fused: the other form holds two more tensors as large as a parameter while it updates it.
+        self._optimizer = torch.optim.Adam(by_kind, fused=True)
 
     def forward(self, *inputs: Any) -> Any:
         """See `Engine.forward`."""
+        # What the forward pass gathers by itself, torch holds twice until the next unit is gathered.
+        self.module.unshard()  # type: ignore[operator]
         return self.module(*inputs)
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
