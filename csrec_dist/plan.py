@@ -274,12 +274,16 @@ class ModelSize:
         return self.bytes.table
 
     @property
+    def parameters(self) -> int:
+        """Bytes of all parameters."""
+        return self.item_table + self.bytes.layers + self.bytes.rest
+
+    @property
     def text(self) -> str:
         """The weights and what training adds to them."""
-        size = self.item_table + self.bytes.layers + self.bytes.rest
         return (
-            f"{mebibytes(size)} ({mebibytes(self.item_table)} of it the item table), "
-            f"gradients the same, Adam's states {mebibytes(2 * size)}"
+            f"{mebibytes(self.parameters)} ({mebibytes(self.item_table)} of it the item table), "
+            f"gradients the same, Adam's states {mebibytes(2 * self.parameters)}"
         )
 
 

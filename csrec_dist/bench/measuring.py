@@ -219,6 +219,7 @@ def _all_reduce(run: MeasuredRun) -> AllReduce | None:
     runtime = run.runtime
     if runtime.world_size == 1:
         return None
-    num_bytes = ModelSize.of(run.config.model, run.dataset).of_rank(run.config.distributed.catalog_parallel)
+    size = ModelSize.of(run.config.model, run.dataset)
+    num_bytes = size.parameters - size.item_table + size.item_table // run.config.distributed.catalog_parallel
     seconds = runtime.gather(limits.all_reduce_seconds(runtime, num_bytes))
     return AllReduce(bytes=num_bytes, milliseconds=1e3 * max(seconds))
