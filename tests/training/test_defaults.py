@@ -26,7 +26,7 @@ def steps_of(windows: int, chosen: ResolvedTraining) -> int:
 def test_a_training_of_any_size_has_steps_to_learn_in_and_an_end(windows: int, examples: int) -> None:
     chosen = resolve(TrainingOptions(), split(windows, examples))
     steps = steps_of(windows, chosen)
-    assert chosen.batch_size * examples <= 2**0.5 * 4096, "the nearest power of two windows"
+    assert chosen.batch_size * examples <= 2**0.5 * 2048, "the nearest power of two windows"
     assert 1e-3 <= chosen.learning_rate <= 4e-3
     assert steps >= min(windows / 2, 8), "an epoch of few steps learns little"
     assert chosen.batch_size >= 2, "windows that a model may contrast"
