@@ -327,7 +327,11 @@ class Recommender:
         index: str = "Flat",
         histories: Iterable[Iterable[Any]] | None = None,
     ) -> dict[str, Any]:
-        """What `export` does, on the rank that calls it: the other ranks need not have loaded the model."""
+        """What `export` does, on the rank that calls it: the other ranks need not have loaded the model.
+
+        >>> rec.write_export("exports/flat", format="flat")["format"]
+        'flat'
+        """
         from csrec_dist.export import export_model  # which imports torch's tracers
 
         numbers = self._to_check(histories)
