@@ -6,6 +6,7 @@ as many prefixes, and ranks the whole catalog for the validation rows after each
 10 and 20. Nobody looks at test rows. `encoding` is the encoder's own part of an evaluation: its pass over these rows
 again, without ranking (here and in RecBole).
 
+- `csrec_dist` trains by its Python API and keeps freed memory as its command line does.
 - `recbole`: RecBole without autograd's anomaly mode, which it switches on for all sequential models;
   `recbole_released`: with it, as it is released.
 - `rectools`, `replay`: SASRec alone, as they have no other model here with a full softmax.

@@ -97,7 +97,8 @@ def train(trainer: Any, data: tuple[Any, Any], name: str) -> None:
 def states_and_table(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The states of a batch and the item table without padding's row."""
     table = model.item_embedding if hasattr(model, "item_embedding") else model.embedding
-    return model(batch[model.ITEM_SEQ], batch[model.ITEM_SEQ_LEN]), table.weight[1 : model.n_items]
+    lengths = () if settings["model"]["name"] == "nextitnet" else (batch[model.ITEM_SEQ_LEN],)
+    return model(batch[model.ITEM_SEQ], *lengths), table.weight[1 : model.n_items]
 
 
 def distilled(student: Any, teachers: list[Any], temperature: float, beta: float) -> Any:

@@ -26,13 +26,24 @@ LOG_2 = math.log(2)
 FLOOR = -60.0
 """The least logit, below the row's largest, that still counts: e⁻⁶⁰ is under the rounding of any sum in float64."""
 
+LOG2_E = 1 / LOG_2
 Exponentiate = Callable[[Tensor], Tensor]
-"""Takes exponentials in place: `torch.exp_` or `exp_floored_`."""
+"""Takes exponentials in place: `exp_` or `exp_floored_`."""
+
+
+def exp_(logits: Tensor) -> Tensor:
+    """Take exponentials in place.
+
+    On a CPU they are powers of two: torch leaves `exp` to MKL, which takes no AVX-512 on AMD's processors, and has
+    `exp2` of its own. The two operations there take a third of the time of the one; x · log₂ e is rounded, which
+    changes the result by a relative |x| · 6e-8 in fp32, as the rounding of x itself does.
+    """
+    return logits.mul_(LOG2_E).exp2_() if logits.device.type == "cpu" else logits.exp_()
 
 
 def exp_floored_(logits: Tensor) -> Tensor:
     """Take exponentials in place, of at least FLOOR: subnormal numbers slow matrix products down tenfold."""
-    return logits.clamp_min_(FLOOR).exp_()
+    return exp_(logits.clamp_min_(FLOOR))
 
 
 @dataclass
@@ -221,7 +232,7 @@ class ForwardOfKept(_Mixed):
         torch.sub(logits, labels, out=scratch)
         torch.le(labels, NOT_KEPT, out=others)
         sums[0] += exponentiate(logits).sum(1)
-        sums[1] += labels.exp_().sum(1)
+        sums[1] += exp_(labels).sum(1)
         sums[2] += scratch.mul_(labels).sum(1)
         sums[3] += others.mul_(logits).sum(1)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from csrec_dist.losses.divergences import Statistics, Terms, exp_floored_
+from csrec_dist.losses.divergences import Statistics, Terms, exp_, exp_floored_
 from csrec_dist.losses.problem import Gradients, Problem
 from csrec_dist.losses.soft_labels import FactoredLabels, Tempered, TemperedLabels
 from csrec_dist.losses.tiles import Tile, Tiling, Workspace, choose_tiling
@@ -124,7 +124,7 @@ class ExampleBlock:
         if self.problem.costs is not None:
             self.problem.costs.tile(self.rows, items, tile[2], tile[3])
         if self.shifts is None:
-            self.problem.divergence.reduce(tile, sums, torch.exp_)
+            self.problem.divergence.reduce(tile, sums, exp_)
             return tile
         for shift, logits in zip(self.shifts, tile, strict=False):
             logits.sub_(shift.unsqueeze(1))

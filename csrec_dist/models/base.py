@@ -53,8 +53,8 @@ class SequentialModel(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]]
     has_views: ClassVar[bool] = False
     """Whether its training states come with `views`."""
-    is_recurrent: ClassVar[bool] = False
-    """Whether its matrix products take the vectors of one position at a time, which are few in training."""
+    has_many_shapes: bool = False
+    """Whether the sizes of its products in training change from batch to batch; oneDNN compiles a kernel for each."""
 
     def __init__(self, config: ModelConfig, num_items: int, max_length: int) -> None:
         super().__init__()

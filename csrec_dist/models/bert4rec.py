@@ -28,6 +28,7 @@ class BERT4Rec(SequentialModel):
 
     Config = BERT4RecConfig
     config: BERT4RecConfig
+    has_many_shapes = True
 
     def __init__(self, config: BERT4RecConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from csrec_dist.models.base import SequentialModel
 from csrec_dist.models.options import GRU4RecConfig
+from csrec_dist.models.recurrent import GRU
 from csrec_dist.models.rng import Dropout
 
 
@@ -12,12 +13,11 @@ class GRU4Rec(SequentialModel):
 
     Config = GRU4RecConfig
     config: GRU4RecConfig
-    is_recurrent = True
 
     def __init__(self, config: GRU4RecConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)
         self.dropout = Dropout(config.dropout)
-        self.gru = nn.GRU(config.width, config.hidden, config.num_layers, bias=False, batch_first=True)
+        self.gru = GRU(config.width, config.hidden, config.num_layers)
         self.output = nn.Linear(config.hidden, config.width)
         nn.init.xavier_normal_(self.item_table.weight)
         for name in ("weight_ih_l0", "weight_hh_l0"):
@@ -25,5 +25,5 @@ class GRU4Rec(SequentialModel):
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. The recurrence makes them causal."""
-        hidden, _ = self.gru(self.dropout(self.item_table(histories)))
+        hidden = self.gru(self.dropout(self.item_table(histories)))
         return self.output(hidden)

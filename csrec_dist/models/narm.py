@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from csrec_dist.models.base import SequentialModel
 from csrec_dist.models.options import NARMConfig
+from csrec_dist.models.recurrent import GRU
 from csrec_dist.models.rng import Dropout
 
 
@@ -13,13 +14,12 @@ class NARM(SequentialModel):
 
     Config = NARMConfig
     config: NARMConfig
-    is_recurrent = True
 
     def __init__(self, config: NARMConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)
         hidden = config.hidden
         self.dropout = Dropout(config.dropout)
-        self.gru = nn.GRU(config.width, hidden, config.num_layers, bias=False, batch_first=True)
+        self.gru = GRU(config.width, hidden, config.num_layers)
         self.past = nn.Linear(hidden, hidden, bias=False)
         self.present = nn.Linear(hidden, hidden, bias=False)
         self.attention = nn.Linear(hidden, 1, bias=False)
@@ -30,7 +30,7 @@ class NARM(SequentialModel):
 
     def encode(self, histories: Tensor) -> Tensor:
         """States [B, L, d]; see `SequentialModel.encode`. Takes memory for B·L²·hidden numbers."""
-        hidden, _ = self.gru(self.dropout(self.item_table(histories)))
+        hidden = self.gru(self.dropout(self.item_table(histories)))
         # Weights [B, L, L] of position j for l, not normalised: v·σ(A₁h_j + A₂h_l), 0 for j > l (paper, Eq. 8).
         # Right-padding needs no mask: it lies behind every real position.
         pairs = torch.sigmoid(self.past(hidden).unsqueeze(1) + self.present(hidden).unsqueeze(2))
@@ -40,7 +40,7 @@ class NARM(SequentialModel):
 
     def encode_last(self, histories: Tensor) -> Tensor:
         """See `SequentialModel.encode_last`: attention from the last position alone, which costs 1/L of `encode`."""
-        hidden, _ = self.gru(self.dropout(self.item_table(histories)))
+        hidden = self.gru(self.dropout(self.item_table(histories)))
         rows, lengths = torch.arange(histories.shape[0], device=histories.device), (histories != 0).sum(1)
         last = hidden[rows, (lengths - 1).clamp(min=0)]
         pairs = torch.sigmoid(self.past(hidden) + self.present(last).unsqueeze(1))

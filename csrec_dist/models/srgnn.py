@@ -27,6 +27,7 @@ class SRGNN(SequentialModel):
 
     def __init__(self, config: SRGNNConfig, num_items: int, max_length: int) -> None:
         super().__init__(config, num_items, max_length)
+        self.has_many_shapes = config.num_steps > 1
         width = config.width
         self.step = GatedStep(width)
         self.present = nn.Linear(width, width)

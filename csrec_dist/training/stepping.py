@@ -75,8 +75,8 @@ class Stepper:
                 losses = [self.graphs.run(micro_batch, factor, seed)]
         else:
             seed_dropout(seed, self._device)
-            # MKL is twice as fast as oneDNN on products of a few rows, and half as fast on those of many.
-            is_left_to_mkl = self._device.type != "cpu" or self._inner.model.is_recurrent
+            # oneDNN takes most of a millisecond to compile a product of a new size, MKL nothing.
+            is_left_to_mkl = self._device.type != "cpu" or self._inner.model.has_many_shapes
             with nullcontext() if is_left_to_mkl else matmul_precision("highest"):
                 losses = self._computed(micro_batches, count)
         self._engine.step(learning_rate)

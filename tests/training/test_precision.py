@@ -44,8 +44,8 @@ def test_every_model_trains_in_bf16(name: str, small_dataset: Path) -> None:
     assert torch.cosine_similarity(whole, whole_exact, dim=0) > 0.99
 
 
-@pytest.mark.parametrize(("name", "expected"), [("sasrec", "bf16"), ("gru4rec", "ieee"), ("narm", "ieee")])
-def test_training_multiplies_by_onednn_but_in_recurrent_encoders(
+@pytest.mark.parametrize(("name", "expected"), [("sasrec", "bf16"), ("gru4rec", "bf16"), ("bert4rec", "ieee")])
+def test_training_multiplies_by_onednn_where_sizes_recur(
     name: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("csrec_dist.process_state.onednn_is_as_exact", lambda: True)
