@@ -1,12 +1,16 @@
 """SASRec (Kang and McAuley, 2018): a causal transformer over the items of a window."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from csrec_dist.models.base import SequentialModel
 from csrec_dist.models.options import SASRecConfig, TransformerConfig
 from csrec_dist.models.rng import Dropout
+from csrec_dist.process_state import small_products
 
 LAYER_NORM_EPS = 1e-12
 INITIAL_DEVIATION = 0.02
@@ -88,8 +92,21 @@ class TransformerLayer(nn.Module):
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
         mask = None if seen is None else seen[:, None, None, :]
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+        with _attention_kernel(query):
+            mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
         return mixed.transpose(1, 2).flatten(2)
+
+
+def _attention_kernel(query: Tensor) -> AbstractContextManager[None]:
+    """What torch computes attention with in the block: its own choice, but on a CPU where oneDNN multiplies.
+
+    Without dropout torch computes it there in blocks, whose products are so small that beginning them by oneDNN takes
+    nine times as long as all else. In training they would go that way in the backward pass, too, so whole products are
+    made.
+    """
+    if query.device.type != "cpu" or torch.backends.mkldnn.matmul.fp32_precision != "bf16":  # type: ignore[attr-defined]
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH) if query.requires_grad else small_products()
 
 
 def _take(x: Tensor, positions: Tensor) -> Tensor:
