@@ -1,5 +1,6 @@
 """Trainings that have gone wrong are named, and healthy ones are not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from csrec_dist.runs.run import Run
 from csrec_dist.tensor_files import save_tensors
 
 EXAMPLES, ITEMS = 40, 60
+DEMO = Path(__file__).resolve().parents[2] / "configs/experiments/demo.yaml"
 
 
 def healthy(seed: int, scale: float = 1.0) -> Tensor:
@@ -90,6 +92,22 @@ def test_a_healthy_run_says_nothing(tmp_path: Path, small_log: Path, capsys: pyt
         assert main([stage, *write_config(tmp_path, small_log)]) == 0
     assert "warning" not in capsys.readouterr().out
     assert not any("warnings" in Run(tmp_path / "r").require(stage).outputs for stage in ("teach", "distill"))
+
+
+@pytest.mark.long
+def test_the_demo_says_nothing_after_its_first_epoch(
+    tmp_path: Path, test_data: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [
+        f"output={tmp_path}",
+        f"dataset.source={test_data('ml100k') / 'interactions.parquet'}",
+        "training.max_epochs=1",
+        "teachers.num=2",
+    ]
+    settings = [part for value in values for part in ("--set", value)]
+    for stage in ("prepare", "teach", "label", "distill"):
+        assert main([stage, "--config", str(DEMO), *settings]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_run_whose_member_collapsed_stops_before_labels_are_made_of_it_and_keeps_it(

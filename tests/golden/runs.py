@@ -28,15 +28,22 @@ def command(rank: int, world_size: int, arguments: Sequence[str]) -> tuple[int, 
 
 def run_case(case: Case, folder: Path, spelling: dict[str, str]) -> Summary:
     """Do a case in `folder`, which is removed again, on processes of its own; its summary."""
+    do_case(case, folder, spelling)
+    summary = summarize(folder / "run")
+    shutil.rmtree(folder)
+    return summary
+
+
+def do_case(case: Case, folder: Path, spelling: dict[str, str]) -> str:
+    """Do a case in a new `folder`, on processes of its own; what its ranks said."""
     folder.mkdir(parents=True)
     write_log(folder / "log.csv")
     write_config(folder / "config.yaml", case.config(folder / "log.csv", folder), spelling)
     arguments = ["run", "--config", str(folder / "config.yaml")]
-    for status, said in run_ranks(command, case.num_ranks, arguments, timeout=TIMEOUT_S):
+    of_ranks = run_ranks(command, case.num_ranks, arguments, timeout=TIMEOUT_S)
+    for status, said in of_ranks:
         assert status == 0, f"{case.name} ended with exit status {status}:\n{said}"
-    summary = summarize(folder / "run")
-    shutil.rmtree(folder)
-    return summary
+    return "\n".join(said for _, said in of_ranks)
 
 
 def main(folder: Path, patterns: Sequence[str]) -> None:
