@@ -15,7 +15,6 @@ WITHOUT = {
     "csrec_dist.api.run.CSRec.folder",
     "csrec_dist.api.dataset.Dataset.push_to_hub",
     "csrec_dist.recommend.recommender.Recommender.of_run",
-    "csrec_dist.recommend.recommender.Recommender.write_export",  # which `export` calls
     "csrec_dist.recommend.recommender.Recommender.push_to_hub",  # tests/helpers/hub.py is a server for them
 }
 MODULES = (csrec_dist.api.dataset, csrec_dist.api.run, csrec_dist.recommend.recommender)

@@ -160,7 +160,7 @@ def frozen(rank: int, world_size: int, folder: str, work: str) -> None:
     if rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
         return
-    wait_until(lambda: process.status() == psutil.STATUS_STOPPED, TIMEOUT, "rank 0 to stop")
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 60, "rank 0 to stop")
     waits = {
         "meeting": runtime.world.barrier,
         "sum": lambda: group.all_reduce_sum(torch.ones(1)),
