@@ -4,8 +4,9 @@ A GRU4Rec is trained on one-hot targets, checkpointed, evaluated and used for li
 item to one of a few users, so that nearly all memory is the item table's. Reported for each stage is the largest
 anonymous memory of any rank (RssAnon: pages of mapped files are not counted) less that of the same run with
 `--idle-items` items: the growth above an idle rank, in MiB and in tables of the items that it has more. From two large
-numbers of items it is what grows with the table; from a small one the work memory of tiles comes with it. Ranks have
-one thread each, over gloo. The last line is one JSON object.
+numbers of items it is what grows with the table; from a small one the work memory of tiles comes with it. With
+`--layers` the model is a SASRec of so many, and the idle one has one layer and width 64. Ranks have one thread each,
+over gloo. The last line is one JSON object, with the losses of the epochs, which no engine may change.
 Run: python benchmarks/sharded.py [--items 400000] [--ranks 1 2 4] [--engines ddp fsdp/2 …] [--stages distill]
 """
 
@@ -37,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=400_000, help="V (default %(default)s)")
     parser.add_argument("--idle-items", type=int, default=1_000, help="V of the run that is idle (default %(default)s)")
     parser.add_argument("--width", type=int, default=64, help="d (default %(default)s)")
+    parser.add_argument("--layers", type=int, help="of a SASRec, in place of the GRU4Rec")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="processes (default %(default)s)")
     parser.add_argument("--engines", nargs="+", default=["ddp", "fsdp", "zero1", "zero2", "zero3"])
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="the first makes the others' model")
@@ -70,7 +72,21 @@ def largest() -> Iterator[list[int]]:
         thread.join()
 
 
-def settings(args: argparse.Namespace, folder: Path, num_items: int, engine: str) -> dict[str, Any]:
+def models(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The idle model, and the large one."""
+    if args.layers is None:
+        return ({"name": "gru4rec", "width": args.width, "dropout": 0},) * 2
+    large = {
+        "name": "sasrec",
+        "width": args.width,
+        "num_layers": args.layers,
+        "inner_width": 4 * args.width,
+        "dropout": 0,
+    }
+    return large | {"width": 64, "num_layers": 1, "inner_width": 256}, large
+
+
+def settings(model: dict[str, Any], folder: Path, num_items: int, engine: str) -> dict[str, Any]:
     """The config of a run: three steps in one epoch, then a checkpoint and what follows."""
     name, _, parallel = engine.partition("/")
     deepspeed = str(ROOT / f"configs/deepspeed/{name}.json") if name.startswith("zero") else None
@@ -78,7 +94,7 @@ def settings(args: argparse.Namespace, folder: Path, num_items: int, engine: str
         "name": engine.replace("/", "-"),
         "output": str(folder),
         "dataset": {"path": str(folder / f"data-{num_items}")},
-        "model": {"name": "gru4rec", "width": args.width, "dropout": 0},
+        "model": model,
         "method": "base",
         "training": {"batch_size": 16, "max_steps": 3, "max_epochs": 1, "learning_rate": 0.001},
         "distributed": {
@@ -161,16 +177,18 @@ def main() -> None:
                 if num_ranks % int(engine.partition("/")[2] or 1):
                     continue
                 values = []
-                for items in (args.idle_items, args.items):
+                for items, model in zip((args.idle_items, args.items), models(args), strict=True):
                     output = Path(temporary) / f"runs-{items}-{num_ranks}"
-                    values.append(settings(args, Path(temporary), items, engine) | {"output": str(output)})
+                    values.append(settings(model, Path(temporary), items, engine) | {"output": str(output)})
                 growth, seconds = {}, {}
                 for stage in args.stages:
                     idle, full = (launch(each, stage, num_ranks) for each in values)
                     both = zip(full["peaks"], idle["peaks"], strict=True)
                     growth[stage] = [(big - small) / MIB for big, small in both]
                     seconds[stage] = full["seconds"]
-                row = {"engine": engine, "ranks": num_ranks, "growth_mib": growth, "seconds": seconds}
+                trained = Path(values[1]["output"]) / values[1]["name"] / "student/metrics.json"
+                losses = [epoch["loss"] for epoch in json.loads(trained.read_text())["epochs"]]
+                row = {"engine": engine, "ranks": num_ranks, "growth_mib": growth, "seconds": seconds, "losses": losses}
                 rows.append(row)
                 most = {stage: max(sizes) for stage, sizes in growth.items()}
                 shown = "  ".join(

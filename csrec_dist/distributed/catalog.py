@@ -244,6 +244,21 @@ class SharedRows:
         parts = [part[:count, : self.part.num_rows] for part, count in zip(received, self.counts, strict=True)]
         return torch.cat(parts)
 
+    def exchange_rows(self, columns: Tensor) -> Tensor:
+        """This rank's whole rows [n, V] from each rank's columns of all rows [N, V / k]: undoes `exchange_columns`."""
+        group, most = self.part.group, self.part.most_rows
+        if group.handle is None:
+            return columns
+        sent = columns.new_zeros(group.size, max(self.counts), most)
+        for rank, of_rank in enumerate(columns.split(self.counts)):
+            sent[rank, : len(of_rank), : of_rank.shape[1]] = of_rank
+        received = torch.empty_like(sent)
+        with _collective(group, "all_to_all", sent):
+            dist.all_to_all_single(received, sent, group=group.handle)
+        slices = catalog_rows(self.part.num_items, group.size)
+        num_rows = self.counts[group.rank]
+        return torch.cat([part[:num_rows, : len(rows)] for part, rows in zip(received, slices, strict=True)], dim=1)
+
 
 class TableLike(Protocol):
     """An item table, or this rank's slice of one, as losses and ranking read it."""

@@ -37,9 +37,9 @@ def copies(engine: str, num_ranks: int, slices: int = 1) -> Copies:
     return {
         "ddp": Copies(3, 3, host),
         "fsdp": Copies(3 / num_ranks, 3, host),
-        "zero1": Copies(1 + 3 / num_ranks, 3, host),
-        "zero2": Copies(1 + 3 / num_ranks, 3, host),
-        "zero3": Copies(4 / num_ranks, 3, host),
+        "zero1": Copies(1 + 3 / num_ranks, 2, host),
+        "zero2": Copies(1 + 3 / num_ranks, 2, host),
+        "zero3": Copies(4 / num_ranks, 4, host),
     }[engine]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csrec_dist.data.batches import blank_batch, to_batch
@@ -17,11 +18,13 @@ from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import LabelColumn
 from csrec_dist.errors import UserError
 from csrec_dist.labels.combine import Combination, item_biases, member_states
-from csrec_dist.models import SequentialModel
+from csrec_dist.models import ItemTable, SequentialModel
 
 BATCH_ROWS = 256
 CHUNK_BYTES = 64 * 2**20
 """Float64 logits of one shard that are summed over the ranks at once."""
+BLOCK_ITEMS = 1 << 16
+"""Items of one product in dense labels."""
 
 
 @dataclass
@@ -129,18 +132,45 @@ class Labeller:
     def _logit_chunks(self, shard: int) -> Iterator[Tensor]:
         """Σ e_k or Σ w_k e_k [n, V] of this rank's members, in float64, for some of the shard's rows at a time.
 
-        Each term is a float32 number, so that the sum over all members is exact.
+        Each term is a float32 number, so that the sum over all members is exact. Where the tables are in slices, as
+        many chunks of a batch are made as the rank of the catalog group with the most rows has.
         """
-        num_items, weights = self.dataset.num_items, self.combination.weights
-        num_rows = max(1, CHUNK_BYTES // (8 * num_items))
+        num_rows = max(1, CHUNK_BYTES // (8 * self.dataset.num_items))
         for states, _ in self.shard_states(shard):
-            for first in range(0, len(states[0]), num_rows):
-                rows = slice(first, first + num_rows)
-                summed = torch.zeros(len(states[0][rows]), num_items, dtype=torch.float64, device=self.device)
-                for member, model, part in zip(self.members, self.local_models, states, strict=True):
-                    logits = model.item_table.logits(part[rows])
-                    summed += logits * weights[member] if weights else logits
-                yield summed
+            num_chunks = self.catalog.most_calls(-(-len(states[0]) // num_rows), self.device)
+            for first in range(0, num_chunks * num_rows, num_rows):
+                logits = self._summed_logits([part[first : first + num_rows] for part in states])
+                if len(logits):
+                    yield logits
+
+    @torch.no_grad()
+    def no_logits(self) -> None:
+        """Enter the collectives of a batch's chunks without rows, for the other ranks of the catalog group."""
+        for _ in range(self.catalog.most_calls(0, self.device)):
+            self._summed_logits([torch.zeros(0, model.config.width, device=self.device) for model in self.local_models])
+
+    def _summed_logits(self, states: Sequence[Tensor]) -> Tensor:
+        """Σ e_k or Σ w_k e_k [n, V] in float64 of the states [n, d] of this rank's members.
+
+        From slices, each rank multiplies the states of all ranks of the catalog group with its rows. The products have
+        the same shapes, and so the same bits, as from whole tables: those of one rank's states and one block of items.
+        """
+        shared, weights = self.catalog.share(len(states[0]), self.device), self.combination.weights
+        by_rank = [shared.gather(part).split(shared.counts) for part in states]
+        num_items = self.rows.stop - self.rows.start
+        columns = torch.zeros(sum(shared.counts), num_items, dtype=torch.float64, device=self.device)
+        for first in range(0, self.dataset.num_items, BLOCK_ITEMS):
+            stop = min(first + BLOCK_ITEMS, self.dataset.num_items)
+            low, high = max(first, self.rows.start), min(stop, self.rows.stop)
+            if low >= high:
+                continue
+            of_slice, of_block = slice(low - self.rows.start, high - self.rows.start), slice(low - first, high - first)
+            for member, model, parts in zip(self.members, self.local_models, by_rank, strict=True):
+                weight, bias = _block(model.item_table, of_slice, of_block, stop - first)
+                for summed, part in zip(columns.split(shared.counts), parts, strict=True):
+                    logits = F.linear(part.clone(memory_format=torch.contiguous_format), weight, bias)[:, of_block]
+                    summed[:, of_slice] += logits * weights[member] if weights else logits
+        return shared.exchange_rows(columns)
 
     @torch.no_grad()
     def slice_rows(self, first: int, stop: int, has_bias: bool) -> dict[str, Tensor]:
@@ -176,3 +206,15 @@ class Labeller:
             sizes = [widths[member] for member in members]
             of_member.update(zip(members, part[:, : sum(sizes)].split(sizes, dim=1), strict=True))
         return torch.cat([of_member[member] for member in range(len(widths))], dim=1)
+
+
+def _block(table: ItemTable, of_slice: slice, of_block: slice, num_items: int) -> tuple[Tensor, Tensor | None]:
+    """Rows of a table as they lie in a block of so many items; the block's other rows, of other slices, are 0."""
+    weight, bias = table.weight[of_slice], None if table.bias is None else table.bias[of_slice]
+    if len(weight) == num_items:
+        return weight, bias
+    whole = weight.new_zeros(num_items, weight.shape[1])
+    whole[of_block] = weight
+    if bias is not None:
+        bias = F.pad(bias, (of_block.start, num_items - of_block.stop))
+    return whole, bias

@@ -107,8 +107,8 @@ def _check_combining(options: LabelOptions, labeller: Labeller) -> None:
     """UserError if the members cannot be combined, or their labels cannot be stored, as the options say."""
     form = options.form if options.form != "auto" else "factored"
     problem = combining_problem(options.combine, options.weights, len(labeller.combination.widths), form)
-    if options.form == "dense" and not labeller.catalog.is_whole:
-        problem = "form dense needs whole rows, which slices of the catalog do not give; choose factored or topk."
+    if options.form == "dense" and not labeller.catalog.is_whole and labeller.group.size > 1:
+        problem = "form dense needs whole rows, which several groups of slices do not give; choose factored or topk."
     if problem:
         raise UserError(f"labels: {problem}")
 
@@ -238,6 +238,7 @@ def _write_dense(folder: Path, files: list[LabelFile], labeller: Labeller, sourc
         with _open_rows(folder, one_each[labeller.group.rank], labeller) as append:
             for logits in labeller.dense_rows(shards):
                 append({"logits": in_stored_type(logits, "logits", source)})
+    labeller.keep_step(labeller.no_logits)
 
 
 def _write_top_k(folder: Path, files: list[LabelFile], labeller: Labeller, source: LabelSource) -> None:

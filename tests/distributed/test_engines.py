@@ -111,6 +111,7 @@ LEAN = {
 }
 
 
+DENSE = TEACH | {"labels": {"form": "dense", "dtype": "float32"}, "teachers": {"num": 1}}
 APART = {"distributed": {"catalog_parallel": 2}}
 """Slices of the tables beside a sharded encoder."""
 
@@ -124,6 +125,7 @@ def alone(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("base", "ddp", None, {}),
         ("teach", "ddp", None, TEACH),
         ("lean", "ddp", None, LEAN),
+        ("dense", "ddp", None, DENSE),
         ("bf16", "ddp", None, {"training": BF16}),
     ]
     train(0, 1, str(folder), str(small_dataset), jobs)
@@ -141,7 +143,12 @@ def begins_together(small_dataset: Path, tmp_path_factory: pytest.TempPathFactor
     for engine in available(ENGINES):
         jobs += [(engine, engine, 9, {}), (engine, engine, None, {})]
     jobs += [(f"bf16-{engine}", engine, None, {"training": BF16}) for engine in available(["fsdp", "zero2"])]
-    jobs += [("lean", "fsdp", None, LEAN), ("apart", "fsdp", 9, APART), ("apart", "fsdp", None, APART)]
+    jobs += [
+        ("lean", "fsdp", None, LEAN),
+        ("dense", "fsdp", None, DENSE),
+        ("apart", "fsdp", 9, APART),
+        ("apart", "fsdp", None, APART),
+    ]
     jobs += [("chain", engine, 5, {}) for engine in available(["fsdp", "zero3"])]
     begins = run_ranks(train, 2, str(folder), str(small_dataset), jobs, timeout=400)[0]
     jobs = [("chain", engine, 5, {}) for engine in available(["zero1", "fsdp"])]
@@ -253,6 +260,17 @@ def test_a_team_that_changes_goes_on_with_its_engine(engine: Any, alone: Path, t
     trained = [metrics(together, name, f"teachers/teacher-{k}")["trained_by"] for k in range(2)]
     assert trained[0]["ranks"] in ([0], [0, 1, 2])
     assert trained[1]["ranks"] in ([1, 2], [0, 1, 2])
+
+
+@pytest.mark.long
+def test_dense_labels_of_sharded_tables_are_those_of_one_process(alone: Path, together: Path) -> None:
+    def logits(folder: Path) -> torch.Tensor:
+        files = sorted((folder / "dense/labels").glob("labels-*.safetensors"))
+        return torch.cat([load_file(file)["logits"] for file in files])
+
+    torch.testing.assert_close(logits(together), logits(alone), rtol=0, atol=1e-3)
+    for model in ("teachers/teacher-0", "student"):
+        assert_same_curve(together, "dense", alone, "dense", model)
 
 
 @pytest.mark.long

@@ -35,6 +35,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 KINDS_OF = {1: ("factored", "topk"), 2: tuple(KINDS)}
+DENSE = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3)]
+"""Layouts of dense labels: whole tables, or one group of slices."""
 
 
 def build(member: int, group: Group) -> SequentialModel:
@@ -49,6 +51,8 @@ def build(member: int, group: Group) -> SequentialModel:
 
 def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root: str) -> None:
     formats.ITEMS_PER_FILE, labeller.BATCH_ROWS = 10, 7
+    # Three rows in a chunk, so that the last batches of two ranks may have different numbers of them.
+    labeller.BLOCK_ITEMS, labeller.CHUNK_BYTES = 7, 3 * 8 * fixtures.NUM_ITEMS
     top_k.BLOCK_ITEMS, top_k.CHUNK_ROWS = 7, 9
     torch.set_num_threads(1)
     world = Group(tuple(range(world_size)), rank, torch.distributed.group.WORLD if world_size > 1 else None)
@@ -63,6 +67,10 @@ def label(rank: int, world_size: int, catalog_parallel: int, dataset: str, root:
         for name in KINDS_OF[num_members]:
             folder = f"{root}/{world_size}x{catalog_parallel}-{num_members}-{name}"
             write_labels(folder, Dataset(dataset), held, members, where, device=torch.device("cpu"), **KINDS[name])
+        if (world_size, catalog_parallel) in DENSE:
+            folder = f"{root}/{world_size}x{catalog_parallel}-{num_members}-dense"
+            options = LabelOptions(form="dense", dtype="float32")
+            write_labels(folder, Dataset(dataset), held, members, where, device=torch.device("cpu"), options=options)
 
 
 @pytest.mark.long
@@ -78,6 +86,9 @@ def test_label_files_do_not_depend_on_the_layout(tmp_path: Path) -> None:
         for layout, other in zip(LAYOUTS[1:], others, strict=True):
             assert other.keys() == alone.keys(), (name, layout)
             assert [file for file in alone if other[file] != alone[file]] == [], (num_members, name, layout)
+    for num_members in KINDS_OF:
+        alone, *others = (fixtures.file_bytes(tmp_path / f"{w}x{k}-{num_members}-dense") for w, k in DENSE)
+        assert others == [alone] * len(others)
     assert read_index(tmp_path / "1x1-2-auto").form == "topk"
 
 
@@ -86,16 +97,19 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (formats, "ITEMS_PER_FILE"),
         (labeller, "BATCH_ROWS"),
+        (labeller, "BLOCK_ITEMS"),
+        (labeller, "CHUNK_BYTES"),
         (top_k, "BLOCK_ITEMS"),
         (top_k, "CHUNK_ROWS"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
 
 
-def test_dense_labels_in_slices_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+def test_dense_labels_of_several_groups_of_slices_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     members = [LabelMember(name="m", width=WIDTHS[0], fingerprint="f")]
+    two = LabelRanks(label_columns(2, 4, 2)[0], Group((0, 2), 0), Group((0, 1, 2, 3), 0))
     with pytest.raises(UserError, match=r"dense needs whole rows.*factored or topk"):
         write_labels(
-            tmp_path, dataset, {0: build(0, Group((0, 1), 0))}, members, LabelRanks.alone(1),
+            tmp_path, dataset, {0: build(0, Group((0, 1), 0))}, members * 2, two,
             device=torch.device("cpu"), options=LabelOptions(form="dense"),
         )  # fmt: skip

@@ -80,7 +80,7 @@ def label_member(run: ActiveRun, name: str) -> LabelMember:
 
 def tables_of(run: ActiveRun, options: LabelOptions) -> Group:
     """The ranks that share the members' tables: fewer than in `ActiveRun.tables` where labels may need whole rows."""
-    is_of_slices = options.form in ("factored", "topk") and options.weights != "fitted"
+    is_of_slices = options.form != "auto" and options.weights != "fitted"
     return run.tables if is_of_slices else run.layout.catalog
 
 
