@@ -67,26 +67,26 @@ def cut_next_file(num_bytes: int) -> None:
     """Have the system take only so many bytes of each file of this process until it has refused more of one.
 
     The write that goes beyond is cut short, and the next one fails with EFBIG: also those of safetensors and Arrow,
-    which no patched function sees. The main thread calls this.
+    which no patched function sees. `lift_limit` handles SIGXFSZ then, as the main thread has asked for before.
     """
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-    def refused(*_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    signal.signal(signal.SIGXFSZ, refused)  # the system's own way would end the process
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+def lift_limit(*_: object) -> None:
+    """Let files be of any size again. The system's own way with SIGXFSZ would end the process."""
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
 
 @contextmanager
 def short_writes(num_bytes: int) -> Iterator[None]:
     """Within the block a file is cut as by `cut_next_file`."""
-    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    before = signal.signal(signal.SIGXFSZ, lift_limit)
     cut_next_file(num_bytes)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        lift_limit()
         signal.signal(signal.SIGXFSZ, before)
 
 

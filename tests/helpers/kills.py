@@ -21,7 +21,7 @@ from csrec_dist.cli import main
 from csrec_dist.files import read_json
 from csrec_dist.processes import PARENT, PR_SET_PDEATHSIG
 from csrec_dist.writers import LEFTOVER
-from tests.helpers.disks import before_calls, cut_next_file
+from tests.helpers.disks import before_calls, cut_next_file, lift_limit
 from tests.helpers.ranks import CONTEXT, PRELOADED, free_port
 from tests.helpers.run_folders import write_log
 
@@ -198,6 +198,7 @@ def _until_cut(arguments: Sequence[str], run: Path, rank: int, cut: Cut) -> int:
     from csrec_dist.distributed.watchdog import Watch
 
     num_points, stage, at = 0, "start", Watch.at
+    signal.signal(signal.SIGXFSZ, lift_limit)
 
     def pass_point(call: str, path: str) -> None:
         nonlocal num_points
