@@ -33,5 +33,5 @@ def test_runs_that_are_cut_off_anywhere_end_as_unbroken_ones(tmp_path: Path, num
             ]
         kills.clear(run)
         print(f"{number + 1} runs on {num_ranks} ranks: {counts.total()} cuts, {dict(counts)}; {problems}", flush=True)
-    assert counts.total() > NUM_RUNS
+    assert counts.total() >= NUM_RUNS
     assert not problems, dict(counts)

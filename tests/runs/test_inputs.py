@@ -75,7 +75,14 @@ def test_a_key_decides_the_stages_it_should(key: str, value: object, others: dic
 
 
 def test_a_dataset_has_the_fingerprint_of_what_decides_it_and_not_of_its_place() -> None:
-    assert undeciding(DatasetOptions) == {"source", "valid_source", "test_source", "path", "expected"}
+    assert undeciding(DatasetOptions) == {
+        "source",
+        "valid_source",
+        "test_source",
+        "path",
+        "expected",
+        "max_unpacked_gib",
+    }
 
 
 def test_what_differs_is_named_by_its_key() -> None:
