@@ -12,7 +12,7 @@ STEPS_OF_EPOCH, FEWEST_STEPS = 150, 32
 """An epoch has about STEPS_OF_EPOCH steps, if their batches are within EXAMPLES, and at least FEWEST_STEPS."""
 EXAMPLES = (256, 2048)
 """Examples of a batch: 256 were best for the smallest log that was tried. For the largest, 1,024 and 2,048 were equally
-good, and 4,096 were behind."""
+good, and 4,096 were behind by about two standard errors."""
 FEWEST_WINDOWS = 2
 """Windows of a batch: models that contrast windows need at least two."""
 LEARNING_RATE, AT_EXAMPLES, HIGHEST_RATE = 1e-3, 512, 4e-3
