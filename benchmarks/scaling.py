@@ -243,21 +243,10 @@ def train_as_rank(folder: Path) -> None:
     runtime.close()
 
 
-def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Train the student on this rank and the others; each epoch but the first: its loss, examples and milliseconds."""
-    from csrec_dist import models
-    from csrec_dist.data.dataset import Dataset
-    from csrec_dist.distributed.engines import DataParallel
-    from csrec_dist.labels import LabelCache
-    from csrec_dist.training import StopSignals, Trainer, TrainStep
-    from csrec_dist.training.checkpoints import Checkpoints
-    from csrec_dist.training.options import ResolvedTraining
-    from csrec_dist.training.step import student_loss
-    from csrec_dist.training.telemetry import StageLog
+def with_clock(engine: Any, clock: Clock) -> Any:
+    """An engine's class whose three parts are timed."""
 
-    clock, waits = Clock(), runtime.watch.waits
-
-    class Timed(DataParallel):
+    class Timed(engine):  # type: ignore[misc]
         """The engine with a clock in it."""
 
         def forward(self, *inputs: Any) -> Any:
@@ -272,6 +261,23 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
             with clock.part("update"):
                 super().step(learning_rate)
 
+    return Timed
+
+
+def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train the student on this rank and the others; each epoch but the first: its loss, examples and milliseconds."""
+    from csrec_dist import models
+    from csrec_dist.data.dataset import Dataset
+    from csrec_dist.distributed.engines import DataParallel
+    from csrec_dist.labels import LabelCache
+    from csrec_dist.training import StopSignals, Trainer, TrainStep
+    from csrec_dist.training.checkpoints import Checkpoints
+    from csrec_dist.training.options import ResolvedTraining
+    from csrec_dist.training.step import student_loss
+    from csrec_dist.training.telemetry import StageLog
+
+    clock, waits = Clock(), runtime.watch.waits
+
     dataset, layout = Dataset(folder / "dataset"), runtime.layout([runtime.world.ranks], 1)
     options = ResolvedTraining(
         batch_size=task["batch"], learning_rate=1e-3, warmup_steps=0, max_epochs=task["epochs"],
@@ -281,7 +287,7 @@ def timed_epochs(runtime: Any, folder: Path, task: dict[str, Any]) -> list[dict[
     config = models.config_class(task["model"]).model_validate(settings)
     model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
     step = TrainStep(model, student_loss(options), layout.group).to(runtime.device)
-    engine = Timed(step, layout, runtime.device)
+    engine = with_clock(DataParallel, clock)(step, layout, runtime.device)
     found: list[dict[str, float]] = []
     begin = [0.0, 0.0, 0.0, 0.0]
 

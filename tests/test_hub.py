@@ -55,13 +55,9 @@ def test_a_dataset_goes_to_the_hub_and_back(shop: tuple[Dataset, Path], tmp_path
     options = DatasetOptions(source=str(log), min_interactions=1, on_bad_rows="skip")
     prepare(options, tmp_path / "of_file")
     with local_hub() as (endpoint, repositories):
-        pushed, pulled = said(
-            endpoint,
-            tmp_path,
-            f"Dataset({str(data.folder)!r}).push_to_hub('me/shop', token='hf_right')",
-            PULL.format(name="me/shop"),
-            f"Dataset({str(tmp_path / 'of_file')!r}).push_to_hub('me/of_file', token='hf_right')",
-        )[:2]
+        of_file = f"Dataset({str(tmp_path / 'of_file')!r}).push_to_hub('me/of_file', token='hf_right')"
+        push = f"Dataset({str(data.folder)!r}).push_to_hub('me/shop', token='hf_right')"
+        _, pushed, pulled = said(endpoint, tmp_path, of_file, push, PULL.format(name="me/shop"))
         for name, content in repositories["me/of_file"].items():
             assert b"secret.place" not in content, f"{name} says where the log lay"
         assert {LOG, "bad_rows.jsonl"}.isdisjoint(repositories["me/of_file"])
@@ -106,12 +102,8 @@ def test_a_card_of_a_dataset_says_where_it_is_from(shop: tuple[Dataset, Path]) -
 def test_labels_go_to_the_hub_and_back(shop: tuple[Dataset, Path], tmp_path: Path) -> None:
     _, run = shop
     with local_hub() as (endpoint, repositories):
-        pushed, pulled = said(
-            endpoint,
-            tmp_path,
-            f"load_labels({str(run)!r}).push_to_hub('me/labels', private=True, token='hf_right')",
-            PULL.format(name="me/labels"),
-        )
+        push = f"load_labels({str(run)!r}).push_to_hub('me/labels', private=True, token='hf_right')"
+        pushed, pulled = said(endpoint, tmp_path, push, PULL.format(name="me/labels"))
         assert pushed == f"result {endpoint}/datasets/me/labels"
         assert set(repositories["me/labels"]) == {path.name for path in (run / "labels").iterdir()} | {"README.md"}
     there, here = load_labels(pulled.removeprefix("result ")), load_labels(run)
