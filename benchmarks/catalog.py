@@ -50,12 +50,12 @@ def work(args: argparse.Namespace) -> None:
     from csrec_dist.data.batches import Batch
     from csrec_dist.distributed import Runtime
     from csrec_dist.distributed.engines import DataParallel
-    from csrec_dist.memory import keep_freed_memory
+    from csrec_dist.memory import set_allocator
     from csrec_dist.training import TrainStep
     from csrec_dist.training.step import one_hot
 
     torch.set_num_threads(1)
-    keep_freed_memory()
+    set_allocator()
     runtime = Runtime.start()
     on_gpu = runtime.device.type == "cuda"
     if args.limit and on_gpu:

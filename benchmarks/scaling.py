@@ -232,9 +232,9 @@ def train_as_rank(folder: Path) -> None:
         dist.init_process_group("gloo", timeout=timedelta(minutes=5))
 
     from csrec_dist.distributed import Runtime
-    from csrec_dist.memory import keep_freed_memory
+    from csrec_dist.memory import set_allocator
 
-    keep_freed_memory()
+    set_allocator()
     runtime = Runtime.start()
     epochs = timed_epochs(runtime, folder, task)
     if runtime.is_main:

@@ -1,12 +1,13 @@
 """Peak host memory of a rank through a whole run with a large item table, by engine and number of ranks.
 
 A GRU4Rec is trained on one-hot targets, checkpointed, evaluated and used for lists as users do it; the log gives every
-item to one of a few users, so that nearly all memory is the item table's. Reported for each stage is the largest
-anonymous memory of any rank (RssAnon: pages of mapped files are not counted) less that of the same run with
-`--idle-items` items: the growth above an idle rank, in MiB and in tables of the items that it has more. From two large
-numbers of items it is what grows with the table; from a small one the work memory of tiles comes with it. With
-`--layers` the model is a SASRec of so many, and the idle one has one layer and width 64. Ranks have one thread each,
-over gloo. The last line is one JSON object, with the losses of the epochs, which no engine may change.
+item to one of a few users, so that nearly all memory is the item table's; freed memory is treated as the command line
+does. Reported for each stage is the largest anonymous memory of any rank (RssAnon: pages of mapped files are not
+counted) less that of the same run with `--idle-items` items: the growth above an idle rank, in MiB and in tables of the
+items that it has more. From two large numbers of items it is what grows with the table; from a small one the work
+memory of tiles comes with it. With `--layers` the model is a SASRec of so many, and the idle one has one layer and
+width 64. Ranks have one thread each, over gloo. The last line is one JSON object, with the losses of the epochs, which
+no engine may change.
 Run: python benchmarks/sharded.py [--items 400000] [--ranks 1 2 4] [--engines ddp fsdp/2 …] [--stages distill]
 """
 
@@ -130,11 +131,13 @@ def work(values: dict[str, Any], stage: str) -> None:
 
     from csrec_dist.config import parse_config
     from csrec_dist.distributed.joining import processes
+    from csrec_dist.memory import set_allocator
     from csrec_dist.recommend import recommend
     from csrec_dist.runs.pipeline import execute
 
     torch.set_num_threads(1)
     config = parse_config(values)
+    set_allocator(gives_back=config.distributed.shares_out_model)
     with processes(engine=config.distributed.engine, computes=True) as runtime, largest() as peak:
         begin = time.perf_counter()
         if stage == "recommend":

@@ -30,7 +30,7 @@ from csrec_dist.distributed.catalog import PlainTable
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.evaluation import logits, ranking
 from csrec_dist.losses import FactoredLabels, distillation, tiles
-from csrec_dist.memory import keep_freed_memory
+from csrec_dist.memory import set_allocator
 from csrec_dist.models import MODELS
 from csrec_dist.process_state import deterministic
 from csrec_dist.training import TrainStep
@@ -231,7 +231,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    keep_freed_memory()
+    set_allocator()
     with deterministic(True):  # cuBLAS reads its setting when it starts
         runtime = Runtime.start()
         result = {"models": time_models(args, runtime), "loops": time_loops(args, runtime)}

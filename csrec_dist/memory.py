@@ -1,4 +1,4 @@
-"""The host's memory: kept between steps, and what to do where it does not suffice, said in a sentence."""
+"""The host's memory: what is kept between steps, and what to do where it does not suffice, said in a sentence."""
 
 import ctypes
 import os
@@ -10,23 +10,30 @@ from csrec_dist.errors import UserError
 
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says when there is none: on the CPU its allocator's RuntimeError, on a GPU an OutOfMemoryError."""
-KEPT = {-1: 1 << 30, -2: 16 << 20, -3: 32 << 20}
-"""glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (its largest value): bytes."""
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+"""glibc's names of its options, which take bytes."""
+KEPT = {TRIM_THRESHOLD: 1 << 30, TOP_PAD: 16 << 20, MMAP_THRESHOLD: 32 << 20}
+"""The last is its largest value."""
+GIVEN_BACK = {TRIM_THRESHOLD: 128 << 10, MMAP_THRESHOLD: 128 << 10}
+"""What glibc begins with, and raises where larger pieces are freed unless it is set."""
 OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 NUMBERS_PER_WEIGHT = 4
 """A trained weight, its gradient, and Adam's two moments."""
 
 
-def keep_freed_memory() -> bool:
+def set_allocator(*, gives_back: bool = False) -> bool:
     """Have glibc keep what tensors of up to 32 MiB free, up to 1 GiB, for those of the next step; whether it does.
 
-    By default it hands much of that back to the system, which then zeroes the same pages for every step again. Other C
-    libraries are left as they are, and so is glibc where the user has set it.
+    By default it hands much of that back to the system, which then zeroes the same pages for every step again. But
+    pieces that are kept do not fit what is wanted next, so that more is held than is used: with `gives_back`, for
+    ranks that share out a model because memory is what they lack, pieces of 128 KiB or more go back when they are
+    freed. Other C libraries are left as they are, and so is glibc where the user has set it.
     """
     if sys.platform != "linux" or any(name in os.environ for name in OWN_SETTINGS):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(key, value) for key, value in KEPT.items())
+    values = GIVEN_BACK if gives_back else KEPT
+    return mallopt is not None and all(mallopt(key, value) for key, value in values.items())
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def test_only_the_command_line_imports_experiments_and_benchmarks(name: str) -> 
 
 
 def test_only_the_command_line_changes_what_cannot_be_changed_back() -> None:
-    lasting = {"memory.keep_freed_memory", "processes.end_with_parent", "threads.choose"}
+    lasting = {"memory.set_allocator", "processes.end_with_parent", "threads.choose"}
     importers = {
         module_name(path)
         for path in package_files()

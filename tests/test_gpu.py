@@ -216,7 +216,7 @@ def test_one_visit_to_a_tile(num_rows: int, num_items: int) -> None:
     tile[num_rows // 2, num_items // 2] = 1e4
     tile[-1] = -torch.inf
     limits = tile[:, [0, num_items - 1]].clone()
-    found, logits = visit.visit(tile, num_items, limits, None, log_sums=True), tile[:, :num_items]
+    found, logits = visit.visit(tile, num_items, limits, None, chunks=True, log_sums=True), tile[:, :num_items]
     assert torch.equal(found.chunks, tile.view(num_rows, visit.LANES, -1).amax(1))
     assert torch.equal(found.below, torch.stack([(logits < limit[:, None]).sum(1) for limit in limits.T], dim=1))
     exact = torch.cat([rows.double().logsumexp(1) for rows in logits.split(512)])

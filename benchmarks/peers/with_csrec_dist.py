@@ -9,11 +9,11 @@ from csrec_dist import CSRec, Dataset, __version__, models
 from csrec_dist.data.batches import question, to_batch
 from csrec_dist.evaluation import evaluate
 from csrec_dist.files import read_json
-from csrec_dist.memory import keep_freed_memory
+from csrec_dist.memory import set_allocator
 from csrec_dist.training.meter import Meter
 from csrec_dist.training.trainer import Trainer
 
-keep_freed_memory()  # as the command line does, which changes the whole process
+set_allocator()  # as the command line does, which changes the whole process
 settings = start()
 measured = Measured(settings)
 

@@ -97,8 +97,15 @@ def train(trainer: Any, data: tuple[Any, Any], name: str) -> None:
 def states_and_table(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The states of a batch and the item table without padding's row."""
     table = model.item_embedding if hasattr(model, "item_embedding") else model.embedding
-    lengths = () if settings["model"]["name"] == "nextitnet" else (batch[model.ITEM_SEQ_LEN],)
-    return model(batch[model.ITEM_SEQ], *lengths), table.weight[1 : model.n_items]
+    items, lengths = batch[model.ITEM_SEQ], batch[model.ITEM_SEQ_LEN]
+    match settings["model"]["name"]:
+        case "nextitnet":
+            states = model(items)
+        case "bert4rec":  # as in its own scoring: the state of a mask after the items
+            states = model.gather_indexes(model(model.reconstruct_test_data(items, lengths)), lengths - 1)
+        case _:
+            states = model(items, lengths)
+    return states, table.weight[1 : model.n_items]
 
 
 def distilled(student: Any, teachers: list[Any], temperature: float, beta: float) -> Any:

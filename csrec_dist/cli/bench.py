@@ -87,9 +87,9 @@ def _bench(options: argparse.Namespace) -> int:
         settings = settings_of(vars(options))
         config = settings.measured(1, Path())
     keep_threads = choose_threads()
-    from csrec_dist.memory import keep_freed_memory
+    from csrec_dist.memory import set_allocator
 
-    keep_freed_memory()
+    set_allocator(gives_back=config.distributed.shares_out_model)
     with shared_errors():
         runtime = distributed.Runtime.start(
             config.distributed.timeout_minutes, config.distributed.engine, config.training.precision

@@ -129,12 +129,14 @@ def _append(options: argparse.Namespace) -> int:
 
 def _run_stages(options: argparse.Namespace) -> int:
     from csrec_dist.config import load_config
+    from csrec_dist.memory import set_allocator
 
     with shared_errors():
         log_dir = [] if options.log_dir is None else [f"distributed.log_dir={options.log_dir}"]
         config = load_config(options.config, [*options.set, *log_dir])
     is_alone = options.stages == ["prepare"] and os.environ.get("WORLD_SIZE", "1") == "1"
     keep_threads = not is_alone and choose_threads()
+    set_allocator(gives_back=config.distributed.shares_out_model)
     with shared_errors():
         processes = _processes(
             is_alone, config.distributed.timeout_minutes, config.distributed.engine, config.training.precision
@@ -152,9 +154,6 @@ def _processes(is_alone: bool, timeout_minutes: float, engine: str, precision: s
     """The processes that the launcher started; one that prepares a dataset alone imports no torch."""
     if is_alone:
         return distributed.SoleProcess(engine, precision)
-    from csrec_dist.memory import keep_freed_memory
-
-    keep_freed_memory()
     return distributed.Runtime.start(timeout_minutes, engine, precision)
 
 

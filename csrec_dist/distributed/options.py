@@ -48,6 +48,11 @@ class DistributedOptions(Options):
         30, gt=0, le=1e6, description="Minutes a rank waits for one that makes no progress before it gives up."
     )
 
+    @property
+    def shares_out_model(self) -> bool:
+        """Whether ranks share out a model's weights, gradients or states, which is done for want of memory."""
+        return self.engine != "ddp" or self.catalog_parallel > 1
+
 
 def check_catalog_parallel(num_ranks: int, catalog_parallel: int) -> None:
     """Refuse a size of catalog groups that does not divide the number of ranks."""

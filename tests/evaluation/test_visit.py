@@ -39,7 +39,7 @@ def tile_of(num_rows: int, num_items: int, scale: float = 3.0) -> Tensor:
 
 def visited(tile: Tensor, num_items: int, limits: Tensor) -> Visit:
     scratch = None if visiting.has_kernel(tile.device, tile.dtype) else torch.empty_like(tile)
-    return visit(tile, num_items, limits, scratch, log_sums=True)
+    return visit(tile, num_items, limits, scratch, chunks=True, log_sums=True)
 
 
 @pytest.mark.parametrize(("num_rows", "num_items", "num_targets"), [(1, 1, 1), (7, 50, 2), (3, 9001, 1), (2, 4096, 0)])
