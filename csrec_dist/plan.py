@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +21,7 @@ from csrec_dist.labels import label_bytes
 from csrec_dist.labels.options import FORMS
 from csrec_dist.models import ModelConfig, config_class, model_class
 from csrec_dist.models.pretrained import read_description
+from csrec_dist.models.table import shapes_alone
 from csrec_dist.runs.run import Run, stage_names
 
 BYTES_PER_NUMBER = 4
@@ -259,7 +259,7 @@ class ModelSize:
     @classmethod
     def of(cls, config: ModelConfig, dataset: Dataset) -> Self:
         """Of a model of this dataset, which is not built."""
-        with torch.device("meta"):  # shapes without memory
+        with shapes_alone():
             model = model_class(config.name)(config, dataset.num_items, dataset.window - 1)
         sizes = {id(each): each.numel() * BYTES_PER_NUMBER for each in model.parameters()}
         table = sizes[id(model.item_table.weight)]

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csrec_dist.data.arrow import arrow
 from csrec_dist.errors import UserError
 
 
@@ -27,14 +28,16 @@ class RawIds:
     @cached_property
     def values(self) -> pa.Array:
         """The raw ids of 1, 2, …, at indices 0, 1, …"""
-        return pq.read_table(self.path, columns=["raw"], page_checksum_verification=True)["raw"].combine_chunks()
+        # Not read_table, which imports pandas where it is installed, to know its kinds of arrays.
+        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            return file.read(columns=["raw"])["raw"].combine_chunks()
 
     def __len__(self) -> int:
         return len(self.values)
 
     def of(self, numbers: Iterable[int] | np.ndarray) -> pa.Array:
         """The raw ids of some numbers."""
-        return self.values.take(pa.array(np.asarray(numbers, np.int64) - 1))
+        return self.values.take(arrow(np.asarray(numbers, np.int64) - 1))
 
     def number(self, raw: Any) -> int | None:
         """The number of a raw id; None for one that is not there."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from csrec_dist.data.arrow import arrow
 from csrec_dist.data.windows import Spans
 from csrec_dist.errors import UserError
 from csrec_dist.files import sha256_file
@@ -78,7 +79,7 @@ class SplitRows:
         items = flat.training_items if split == "train" else flat.items
 
         def columns(rows: np.ndarray) -> dict[str, pa.Array]:
-            return _columns(spans.where(rows), rows, items, flat) | {LEAKED: pa.array(leaked[rows])}
+            return _columns(spans.where(rows), rows, items, flat) | {LEAKED: arrow(leaked[rows])}
 
         return cls(spans.lengths, columns)
 
@@ -93,7 +94,7 @@ class SplitRows:
                 .combine_chunks()
             )
         lengths = pc.list_value_length(table["items"]).to_numpy().astype(np.int64)
-        return cls(lengths, lambda rows: dict(zip(table.column_names, table.take(rows).columns, strict=True)))
+        return cls(lengths, lambda rows: dict(zip(table.column_names, table.take(arrow(rows)).columns, strict=True)))
 
 
 def write_split(folder: Path, split: str, rows: SplitRows, num_shards: int, seed: int) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def write_split(folder: Path, split: str, rows: SplitRows, num_shards: int, seed
     firsts = np.cumsum([0, *shard_examples])
     for shard, dealt in enumerate(shards):
         offsets = firsts[shard] + np.cumsum(examples[dealt]) - examples[dealt]
-        columns = rows.columns(dealt) | {"example_offset": pa.array(offsets, pa.int64())}
+        columns = rows.columns(dealt) | {"example_offset": arrow(offsets, np.int64)}
         file = shard_path(folder, split, shard, num_shards)
         table = pa.table(
             {name: columns[name] for name in [*COLUMNS, *(name for name in columns if name not in COLUMNS)]}
@@ -132,8 +133,8 @@ def write_sequences(path: Path, flat: Flat) -> None:
             users = slice(first, first + USERS_A_GROUP)
             start, stop = ends[first] - lengths[first], ends[users][-1]
             offsets = np.concatenate([[start], ends[users]]) - start
-            items = pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(flat.items[start:stop], pa.int32()))
-            numbers = pa.array(np.arange(first, first + len(items)) + 1, pa.int32())
+            items = pa.ListArray.from_arrays(arrow(offsets, np.int32), arrow(flat.items[start:stop]))
+            numbers = arrow(np.arange(first, first + len(items)) + 1, np.int32)
             writer.write_table(pa.table([numbers, items], schema=schema))
 
 
@@ -158,19 +159,19 @@ def indices(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 def _columns(spans: Spans, rows: np.ndarray, items: np.ndarray, flat: Flat) -> dict[str, pa.Array]:
     list_offsets = np.concatenate([[0], np.cumsum(spans.lengths)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(list_offsets, items[indices(spans.starts, spans.stops)])
+    lists = pa.ListArray.from_arrays(arrow(list_offsets), arrow(items[indices(spans.starts, spans.stops)]))
     columns = {
-        "row": pa.array(rows, pa.int64()),
-        "user": pa.array(spans.users, pa.int32()),
+        "row": arrow(rows, np.int64),
+        "user": arrow(spans.users, np.int32),
         "items": lists,
-        "rating": flat.ratings.take(pa.array(spans.stops - 1)),
+        "rating": flat.ratings.take(arrow(spans.stops - 1)),
     }
     if flat.weights is not None:
-        offsets = (list_offsets - np.arange(len(list_offsets))).astype(np.int32)
-        weights = pa.array(flat.weights[indices(spans.starts + 1, spans.stops)], pa.float32())
+        offsets = arrow(list_offsets - np.arange(len(list_offsets)), np.int32)
+        weights = arrow(flat.weights[indices(spans.starts + 1, spans.stops)], np.float32)
         columns[WEIGHTS] = pa.ListArray.from_arrays(offsets, weights)
     if flat.true_items is not None:
-        columns[TRUE_TARGET] = pa.array(flat.true_items[spans.stops - 1], pa.int32())
+        columns[TRUE_TARGET] = arrow(flat.true_items[spans.stops - 1], np.int32)
     return columns
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from csrec_dist.data.arrow import arrow
 from csrec_dist.errors import UserError, quoted
 from csrec_dist.experiments.world import Chunk, SimulationOptions, World
 from csrec_dist.files import new_folder, read_json, write_json
@@ -101,15 +102,15 @@ def _preferred_before(chunk: Chunk, row: int, num_items: int) -> np.ndarray:
 def _write_catalog(world: World, folder: Path) -> None:
     num_items, starts = world.options.num_items, world.starts
     items = {
-        "item": pa.array(np.arange(1, num_items + 1), pa.int32()),
-        "cluster": np.repeat(np.arange(1, len(starts), dtype=np.int32), np.diff(starts)),
-        "exposure": world.exposure,
+        "item": arrow(np.arange(1, num_items + 1), np.int32),
+        "cluster": arrow(np.repeat(np.arange(1, len(starts)), np.diff(starts)), np.int32),
+        "exposure": arrow(world.exposure),
         "factor": _lists(world.item_factors),
     }
     pq.write_table(pa.table(items), folder / "items.parquet", compression="zstd")
     clusters = {
-        "cluster": pa.array(np.arange(1, len(starts)), pa.int32()),
-        "mass": world.masses,
+        "cluster": arrow(np.arange(1, len(starts)), np.int32),
+        "mass": arrow(world.masses),
         "factor": _lists(world.cluster_factors),
     }
     pq.write_table(pa.table(clusters), folder / "clusters.parquet", compression="zstd")
@@ -125,8 +126,9 @@ def _write_log(world: World, folder: Path, say: Say) -> dict[str, Any]:
             # A generator: one chunk is in memory at a time.
             for chunk in (world.chunk(number) for number in range(first, min(first + PART_CHUNKS, num_chunks))):
                 oracle = oracle or _oracle(world, chunk)
-                columns = [chunk.users, chunk.items, chunk.timestamps, chunk.true_items]
-                writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(chunk.users))
+                numbers = [chunk.users, chunk.items, chunk.timestamps, chunk.true_items]
+                table = pa.table([arrow(column) for column in numbers], schema=SCHEMA)
+                writer.write_table(table, row_group_size=len(chunk.users))
                 num_replaced += int((chunk.items != chunk.true_items).sum())
                 num_written += len(chunk.users)
         say(f"wrote {num_written:,} of {num_interactions:,} interactions")
@@ -148,7 +150,7 @@ def _oracle(world: World, chunk: Chunk) -> dict[str, Any]:
 
 
 def _lists(factors: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(factors.ravel()), factors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(arrow(factors.ravel()), factors.shape[1])
 
 
 def _factors(table: pa.Table) -> np.ndarray:

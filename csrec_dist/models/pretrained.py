@@ -4,13 +4,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, read_json, write_json
+from csrec_dist.models.table import shapes_alone
 from csrec_dist.models.weight_files import CONFIG_KEY, INDEX_FILE, SHARD_FILE, WEIGHTS_FILE, row_name
 from csrec_dist.tensor_files import StreamedTensor, save_tensors, stream_tensors
 
@@ -64,7 +64,7 @@ class Description(BaseModel):
     def without_memory(self, make: Callable[[Any, int, int], ModelT], config: BaseModel, folder: Path | str) -> ModelT:
         """The model with its shapes, but without values or memory for them; UserError where there is no such model."""
         try:
-            with torch.device("meta"):
+            with shapes_alone():
                 return make(config, self.num_items, self.max_length)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csrec_dist.distributed.catalog import CatalogSlice
@@ -97,6 +98,26 @@ def sliced(make: Callable[[], ModelT], catalog: CatalogSlice) -> ModelT:
     if table.bias is not None:
         table.bias = nn.Parameter(torch.zeros(catalog.num_rows))
     return model
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Tensors that are made in this block have shapes but no memory, and are not filled with random numbers.
+
+    Without memory these change nothing, and torch would import its compiler for them, which takes seconds.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the functions of torch.nn.init, and the methods of tensors, that fill them with random numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class _TableSlices(TorchDispatchMode):
