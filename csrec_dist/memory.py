@@ -12,8 +12,8 @@ SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says when there is none: on the CPU its allocator's RuntimeError, on a GPU an OutOfMemoryError."""
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """glibc's names of its options, which take bytes."""
-KEPT = {TRIM_THRESHOLD: 1 << 30, TOP_PAD: 16 << 20, MMAP_THRESHOLD: 32 << 20}
-"""The last is its largest value."""
+KEPT = {TRIM_THRESHOLD: 1 << 30, TOP_PAD: 16 << 20, MMAP_THRESHOLD: 16 << 20}
+"""Larger pieces, of which a step has few, such as buckets of gradients, would hold more than they save."""
 GIVEN_BACK = {TRIM_THRESHOLD: 128 << 10, MMAP_THRESHOLD: 128 << 10}
 """What glibc begins with, and raises where larger pieces are freed unless it is set."""
 OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
@@ -22,7 +22,7 @@ NUMBERS_PER_WEIGHT = 4
 
 
 def set_allocator(*, gives_back: bool = False) -> bool:
-    """Have glibc keep what tensors of up to 32 MiB free, up to 1 GiB, for those of the next step; whether it does.
+    """Have glibc keep what tensors of up to 16 MiB free, up to 1 GiB, for those of the next step; whether it does.
 
     By default it hands much of that back to the system, which then zeroes the same pages for every step again. But
     pieces that are kept do not fit what is wanted next, so that more is held than is used: with `gives_back`, for

@@ -14,6 +14,8 @@ from tests.helpers import kills
 
 NUM_TRIALS = int(os.environ.get("CSREC_END_TRIALS", "8"))
 SEED = int(os.environ.get("CSREC_SOAK_SEED", "0"))
+FURTHEST = 120
+"""Points of a start, as in `tests/helpers/kills.py`, among which one is drawn: they reach into all of its stages."""
 TIMEOUT_SECONDS = 20.0
 MARGIN_SECONDS = 60.0
 """Imports, the work before the fault, and the launcher's grace, on a machine that does other work."""
@@ -32,7 +34,7 @@ def test_every_start_ends_and_names_rank_stage_step_and_collective(tmp_path: Pat
         signum = draw.choice([signal.SIGTERM, signal.SIGINT])
         # What rank 0 does alone the others wait for without a limit, also where its disk never answers.
         rank = 1 if victim == "hung" else draw.randrange(2)
-        cut = kills.Cut(victim, rank, draw.randint(8, kills.FURTHEST), int(signum))
+        cut = kills.Cut(victim, rank, draw.randint(8, FURTHEST), int(signum))
         run = tmp_path / "runs" / f"trial-{trial}"
         (tmp_path / "runs/cuts").unlink(missing_ok=True)
         config = kills.write_config(tmp_path, run.name, TIMEOUT_SECONDS / 60)
