@@ -243,6 +243,14 @@ def link(path: Path, target: Path) -> None:
         path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling that becomes `folder` at the end; it is removed if anything fails."""

@@ -139,7 +139,7 @@ def write_sequences(path: Path, flat: Flat) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each Parquet file in a dataset's folder, as dataset.json names them."""
+    """The SHA-256 of each Parquet file in a folder, by name; what a process that was killed has left is none."""
     return {path.name: sha256_file(path) for path in sorted(folder.glob("*.parquet"))}
 
 

@@ -90,13 +90,12 @@ def write_part(path: Path, shard: int, schema: pa.Schema, blocks: Iterable[Colum
         pq.write_table(table, temporary, row_group_size=PART_GROUP_ROWS, write_page_checksum=True)
 
 
-def join_parts(path: Path, num_rows: int, schema: pa.Schema) -> None:
+def join_parts(path: Path, num_shards: int, num_rows: int, schema: pa.Schema) -> None:
     """Put the shards' parts into one file in the order of the rows, `ROWS_AT_ONCE` in memory; then remove them.
 
-    The rows are numbered 0 … num_rows − 1.
+    The rows are numbered 0 … num_rows − 1. What a start that was killed has left beside the parts is not read.
     """
-    folder = part_path(path, 0).parent
-    parts = sorted(folder.iterdir())
+    parts = [part_path(path, shard) for shard in range(num_shards)]
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for start in range(0, num_rows, ROWS_AT_ONCE):
@@ -104,7 +103,7 @@ def join_parts(path: Path, num_rows: int, schema: pa.Schema) -> None:
             table = pq.read_table(parts, schema=schema, filters=in_range, page_checksum_verification=True)
             assert len(table) == min(ROWS_AT_ONCE, num_rows - start), "a shard's rows are missing"
             writer.write_table(table.sort_by("row"))
-    shutil.rmtree(folder)
+    shutil.rmtree(part_path(path, 0).parent)
 
 
 def _table(block: Columns, schema: pa.Schema) -> pa.Table:

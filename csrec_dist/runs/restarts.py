@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.files import flatten, read_json, write_record
+from csrec_dist.files import flatten, read_json, remove, write_record
 from csrec_dist.runs.run import Record, Run
 
 FOLDER = "restart"
@@ -124,14 +124,6 @@ class Restarts:
             os.replace(old, aside)
         old.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.folder / leaf, old)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _link_or_copy(source: str, target: str) -> None:

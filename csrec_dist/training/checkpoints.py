@@ -19,7 +19,7 @@ from torch import Tensor
 from csrec_dist.distributed.engines import Pieces, Snapshot
 from csrec_dist.distributed.groups import Group
 from csrec_dist.errors import StorageError, UserError
-from csrec_dist.files import differences, flatten, parse_record, read_json, write_record
+from csrec_dist.files import differences, flatten, parse_record, read_json, remove, write_record
 from csrec_dist.models.weight_files import ROW_NAME, row_name
 from csrec_dist.tensor_files import checksum_problem, open_tensors, save_tensors, stored_checksum
 
@@ -274,10 +274,10 @@ class Checkpoints:
     def _tidy(self, damaged: list[str]) -> None:
         """Remove what a killed process left unfinished, and set damaged checkpoints aside."""
         for path in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
         for name in damaged:
             aside = self.folder / f"damaged-{name}"
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             os.replace(self.folder / name, aside)
 
     def _write(self, temporary: Path, snapshot: Snapshot, local_files: dict[str, str]) -> None:
@@ -304,7 +304,7 @@ class Checkpoints:
         checksums = {name: stored_checksum(temporary / name) for name in files}
         # The last file: it vouches for the others.
         write_record(temporary / "state.json", {**values, "files": checksums})
-        shutil.rmtree(final, ignore_errors=True)
+        remove(final)
         os.replace(temporary, final)
         # Only now, when the new one has its name: whenever the process is killed there is a whole checkpoint.
         for old in checkpoint_folders(self.folder)[: -self._keep]:

@@ -1,5 +1,6 @@
 """Files of one value for each row: joined from shards in the order of the rows, a part of them in memory."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from csrec_dist.evaluation import per_row as per_example
 from csrec_dist.evaluation.per_row import Columns, join_parts, part_path, write_part
+from csrec_dist.writers import temporary_sibling
 
 SCHEMA = pa.schema({"row": pa.int64(), "value": pa.int32(), "rating": pa.float32()})
 
@@ -32,7 +34,7 @@ def test_shards_become_one_file_in_the_order_of_the_rows(
     order = np.random.default_rng(0).permutation(50).tolist()
     path = tmp_path / "ranks" / "student-test.parquet"
     write(path, [order[:20], [], order[20:37], order[37:]])
-    join_parts(path, 50, SCHEMA)
+    join_parts(path, 4, 50, SCHEMA)
     frame = pl.read_parquet(path)
     assert frame["row"].to_list() == list(range(50))
     assert frame["value"].to_list() == [7 * row for row in range(50)]
@@ -43,19 +45,28 @@ def test_shards_become_one_file_in_the_order_of_the_rows(
 def test_the_file_does_not_depend_on_how_rows_came_in(tmp_path: Path) -> None:
     for name, shards, size in (("a", [[3, 1], [0, 2]], 1), ("b", [[2, 3, 1, 0]], 4)):
         write(tmp_path / f"{name}.parquet", shards, size)
-        join_parts(tmp_path / f"{name}.parquet", 4, SCHEMA)
+        join_parts(tmp_path / f"{name}.parquet", len(shards), 4, SCHEMA)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_missing_rows_are_noticed(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", [[0, 1], [2]])
-    part_path(tmp_path / "a.parquet", 1).unlink()
+    write(tmp_path / "a.parquet", [[0, 1], []])
     with pytest.raises(AssertionError, match="rows are missing"):
-        join_parts(tmp_path / "a.parquet", 3, SCHEMA)
+        join_parts(tmp_path / "a.parquet", 2, 3, SCHEMA)
     assert not (tmp_path / "a.parquet").exists()
+
+
+def test_what_a_killed_start_has_left_beside_the_parts_is_not_read(tmp_path: Path) -> None:
+    """A part that was whole but had no name yet, and a shard that there is no more."""
+    path = tmp_path / "a.parquet"
+    write(path, [[0, 2], [1], [3]])
+    shutil.copy(part_path(path, 1), temporary_sibling(part_path(path, 1)))
+    join_parts(path, 2, 3, SCHEMA)
+    assert pl.read_parquet(path)["row"].to_list() == [0, 1, 2]
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_no_row_at_all_gives_an_empty_file(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [[], []])
-    join_parts(tmp_path / "a.parquet", 0, SCHEMA)
+    join_parts(tmp_path / "a.parquet", 2, 0, SCHEMA)
     assert pl.read_parquet(tmp_path / "a.parquet").columns == SCHEMA.names

@@ -1,5 +1,6 @@
 """Stage evaluate of a small run: the same metrics and the same files on 1, 2 and 3 ranks."""
 
+import errno
 import os
 import shutil
 import time
@@ -17,11 +18,14 @@ from polars.testing import assert_frame_equal
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
 from csrec_dist.distributed import Group, Runtime
+from csrec_dist.errors import StorageError
+from csrec_dist.evaluation.per_row import part_path
 from csrec_dist.files import flatten, read_json
 from csrec_dist.models.gru4rec import GRU4Rec, GRU4RecConfig
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.runs.stages.evaluate import evaluate_model
+from tests.helpers.disks import before_calls
 from tests.helpers.ranks import run_ranks
 
 TIMEOUT = 2.0  # seconds
@@ -156,6 +160,28 @@ def test_extras_can_be_switched_off_and_old_files_go(finished: Path, tmp_path: P
     assert found["models"]["student"].keys() == {"valid", "test", "groups"}
     assert found["test"] == metrics(finished / "1")["test"]
     assert not (tmp_path / "runs" / "small" / "ranks" / "diversity-test.parquet").exists()
+
+
+def test_what_a_killed_evaluation_has_left_counts_for_nothing(finished: Path, tmp_path: Path) -> None:
+    """A part and ranks that were whole, but had no name yet; their folder cannot be removed at first."""
+    shutil.copytree(finished / "1", tmp_path / "runs")
+    run = tmp_path / "runs/small"
+    (run / "evaluate.done.json").unlink()
+    ranks, left = run / "ranks/student-test.parquet", "elsewhere_0123abcd-99-0123456789abcdef.tmp"
+    part = part_path(ranks, 0)
+    part.parent.mkdir()
+    shutil.copy(ranks, part.with_name(f".{part.name}.{left}"))
+    ranks.rename(ranks.with_name(f".{ranks.name}.{left}"))
+
+    def fail(call: str, path: str) -> None:
+        if call == "open" and path == str(run / "ranks"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with before_calls(run, fail), pytest.raises(StorageError, match="Input/output error"):
+        execute(config_of(finished, tmp_path / "runs"), Runtime.start(), ["evaluate"])
+    execute(config_of(finished, tmp_path / "runs"), Runtime.start(), ["evaluate"])
+    assert read_json(run / "evaluate.done.json")["outputs"]["ranks"].keys() == {f"{name}.parquet" for name in FILES}
+    assert ranks.read_bytes() == (finished / "1/small/ranks" / ranks.name).read_bytes()
 
 
 class SlowOnOneRank(GRU4Rec):

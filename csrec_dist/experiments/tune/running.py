@@ -14,10 +14,9 @@ from csrec_dist.experiments.tune.results import write_results
 from csrec_dist.experiments.tune.search import Search
 from csrec_dist.experiments.tune.space import shown
 from csrec_dist.experiments.tune.trials import Proposal, State, Trials
-from csrec_dist.files import read_json
+from csrec_dist.files import read_json, remove
 from csrec_dist.lock import FolderLock
 from csrec_dist.runs.pipeline import work_on
-from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.run import stage_names
 from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.training.limits import SELECTION_METRIC, DivergedError, Epochs, num_epochs

@@ -1,6 +1,5 @@
 """Stage evaluate: every trained model of the run on validation and test, and the members against each other."""
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from csrec_dist import models
 from csrec_dist.config import Config
 from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.order import owned_shards
+from csrec_dist.data.shards import checksums
 from csrec_dist.distributed.catalog import CatalogSlice, in_step
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.evaluation import evaluate
@@ -28,7 +28,7 @@ from csrec_dist.evaluation.per_row import (
 )
 from csrec_dist.evaluation.report_card import ReportCard
 from csrec_dist.evaluation.scoring import Ensemble
-from csrec_dist.files import flatten, sha256_file, write_record
+from csrec_dist.files import flatten, remove, write_record
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
@@ -58,7 +58,7 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the student, the baseline and the members into metrics.json, and ranks of test targets into ranks/."""
     results: dict[str, dict[str, Any]] = {}
-    run.runtime.on_main(lambda: shutil.rmtree(run.path("ranks"), ignore_errors=True))
+    run.runtime.on_main(lambda: remove(run.path("ranks")))
     with run.log("evaluate") as log, matmul_precision(run.config.evaluation.matmul_precision):
         folders = trained_models(run)
         log.expect(len(folders))
@@ -81,7 +81,7 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
 
     def on_main() -> dict[str, str]:
         write_record(run.path("metrics.json"), metrics)
-        return {path.name: sha256_file(path) for path in sorted(run.path("ranks").iterdir())}
+        return checksums(run.path("ranks"))
 
     return {"test": student["test"], "ranks": run.runtime.on_main(on_main)}
 
@@ -162,7 +162,8 @@ def write_test_rows(
                 write_part(path, shard, schema, columns)
 
     run.runtime.world.on_all(write_mine, "the test rows", meets=run.tables.size > 1)
-    run.runtime.on_main(lambda: join_parts(path, run.dataset.splits["test"].num_rows, schema))
+    num_shards, num_rows = run.dataset.num_shards, run.dataset.splits["test"].num_rows
+    run.runtime.on_main(lambda: join_parts(path, num_shards, num_rows, schema))
 
 
 def hparams(config: Config) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from csrec_dist.data.order import RowSample
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.distributed.layout import Layout, teaching_rounds
 from csrec_dist.errors import SharedUserError, UserError
-from csrec_dist.files import read_json, write_record
+from csrec_dist.files import read_json, remove, write_record
 from csrec_dist.labels import LabelCache
 from csrec_dist.labels.options import LabelOptions
 from csrec_dist.losses.noise import NoiseMatrix, RobustLoss
@@ -20,7 +20,6 @@ from csrec_dist.models.pretrained import read_description
 from csrec_dist.models.transfer import extended
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.inputs import weights_fingerprint
-from csrec_dist.runs.restarts import remove
 from csrec_dist.runs.stages.active import ActiveRun, check_dataset
 from csrec_dist.runs.stages.elastic import train_together
 from csrec_dist.runs.stages.fitting import Fit, Training, fit
