@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = {
     *("accelerate", "datasets", "deepspeed", "matplotlib", "pandas", "polars"),
-    *("pyarrow", "pydantic", "scipy", "tensorboard", "torch", "torch._dynamo", "transformers"),
+    *("pyarrow", "pydantic", "scipy", "sympy", "tensorboard", "torch", "torch._dynamo", "transformers"),
 }
 ENDED = f"""
 import sys

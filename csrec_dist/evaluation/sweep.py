@@ -67,13 +67,17 @@ def sweep(logits: Logits, request: SweepRequest) -> SweepResult:
 
 def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepResult:
     catalog, num_rows = logits.catalog, rows.stop - rows.start
-    no_items = torch.zeros(num_rows, 0, dtype=torch.int64, device=logits.device)
-    targets, seen = (no_items if ids is None else ids[rows] for ids in (request.targets, request.seen))
-    target_logits = _target_logits(logits, rows, targets)
-    # Nothing is below −inf: a target among the seen items ranks last.
-    limits = target_logits.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
+    targets = torch.zeros(num_rows, 0, dtype=torch.int64, device=logits.device)
+    if request.targets is not None:
+        targets = request.targets[rows]
+    limits = target_logits = _target_logits(logits, rows, targets)
     tiles = logits.tile_items(num_rows, request.top_n, LANES) if num_rows else []
-    target_marks, seen_marks = (_Marks(catalog, tiles, items) for items in (targets, seen))
+    target_marks, seen_marks = _Marks(catalog, tiles, targets), None
+    if request.seen is not None:
+        seen = request.seen[rows]
+        # Nothing is below −inf: a target among the seen items ranks last.
+        limits = target_logits.masked_fill((targets.unsqueeze(2) == seen.unsqueeze(1)).any(2), -math.inf)
+        seen_marks = _Marks(catalog, tiles, seen)
     below = torch.zeros_like(targets)
     log_sums = [target_logits.new_full((1, num_rows), -math.inf)]
     best = _Best(logits, num_rows, request.top_n)
@@ -90,9 +94,8 @@ def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepRes
         log_sums.append(visited.log_sums)
         if is_top_apart:  # before the seen items are hidden
             top.add(tile, visited.chunks, items)
-        marked_rows, columns = seen_marks.of(number)
-        if len(marked_rows):
-            visited.hide(tile, marked_rows, columns, limits)
+        if seen_marks is not None:
+            visited.hide(tile, *seen_marks.of(number), limits)
         below += visited.below
         if request.top_n:
             best.add(tile, visited.chunks, items)

@@ -39,6 +39,8 @@ class Visit:
 
         `limits` [R, T] are those of the visit.
         """
+        if not len(rows):
+            return
         hidden = tile[rows, columns]
         tile[rows, columns] = -math.inf
         # What was not below a limit, NaN among it, now is.

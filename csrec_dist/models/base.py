@@ -136,13 +136,15 @@ class SequentialModel(nn.Module, ABC):
         config = description.parse_config(cls.Config, folder)
         model = description.without_memory(cls, config, folder)
         weights = StoredWeights(folder)
-        weights.require({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        unread = model.state_dict()
+        weights.require({name: tuple(tensor.shape) for name, tensor in unread.items()})
         weights.require_config(description.fingerprint(config))
         catalog = CatalogSlice.of(description.num_items, group)
         model.item_table.take(catalog)
-        if not is_mapped:
-            model.to_empty(device="cpu")
         rows = dict.fromkeys(slices_of(model), catalog.rows)
-        state = {name: weights.read(name, rows.get(name)) for name in model.state_dict()}
-        model.load_state_dict(state, assign=is_mapped)
+        # Not by to_empty, for which torch imports its symbolic shapes: a second and a half.
+        state = {name: weights.read(name, rows.get(name)) for name in unread}
+        if not is_mapped:
+            state = {name: tensor.to(unread[name].dtype, copy=True) for name, tensor in state.items()}
+        model.load_state_dict(state, assign=True)
         return model.eval()
