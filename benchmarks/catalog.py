@@ -55,7 +55,7 @@ def work(args: argparse.Namespace) -> None:
     from csrec_dist.training.step import one_hot
 
     torch.set_num_threads(1)
-    set_allocator()
+    set_allocator(gives_back=args.catalog_parallel[0] > 1)  # as the command line does
     runtime = Runtime.start()
     on_gpu = runtime.device.type == "cuda"
     if args.limit and on_gpu:

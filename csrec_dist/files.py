@@ -190,6 +190,11 @@ def sha256_file(path: Path | str) -> str:
         raise UserError(f"{path} is a folder, where a file is needed: take the file back from a copy.") from None
 
 
+def parquet_checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each Parquet file in a folder, by name."""
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.parquet"))}
+
+
 def has_checksum(path: Path | str, sha256: str, compute: Callable[[Path | str], str] | None = None) -> bool:
     """Whether a file has this SHA-256, or what `compute` makes of it.
 

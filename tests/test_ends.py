@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import kills
 
-NUM_TRIALS = int(os.environ.get("CSREC_END_TRIALS", "8"))
+NUM_TRIALS = int(os.environ.get("CSREC_END_TRIALS", "5"))
 SEED = int(os.environ.get("CSREC_SOAK_SEED", "0"))
 FURTHEST = 120
 """Points of a start, as in `tests/helpers/kills.py`, among which one is drawn: they reach into all of its stages."""

@@ -22,7 +22,7 @@ from csrec_dist.data.dataset import FORMAT_VERSION, LOG, SEQUENCES, Dataset
 from csrec_dist.data.log import Log
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.selection import cut_splits, keep_frequent, sampled, with_noise, without_duplicates
-from csrec_dist.data.shards import Flat, SplitRows, automatic_shards, checksums, write_sequences, write_split
+from csrec_dist.data.shards import Flat, SplitRows, automatic_shards, write_sequences, write_split
 from csrec_dist.data.sources import FileSource, Source, source_of
 from csrec_dist.data.statistics import describe, leaked_rows, target_counts, training_counts
 from csrec_dist.data.weights import scaled
@@ -33,6 +33,7 @@ from csrec_dist.files import (
     fingerprint,
     flatten,
     new_folder,
+    parquet_checksums,
     read_json,
     write_record,
 )
@@ -144,7 +145,7 @@ def _prepare(
         _require_expected(options.expected, statistics, source.place)
         info |= {"statistics": statistics, "num_items": len(items), "num_users": len(users)}
         info |= {"reading": account_of_reading(log)}
-        info["files"] = checksums(new)
+        info["files"] = parquet_checksums(new)
         identity = source.identity
         parent = extends.fingerprint if extends else None
         info |= {"options": options.model_dump(mode="json"), "fingerprint": fingerprint_of(options, identity, parent)}

@@ -8,9 +8,9 @@ from typing import Any
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import fingerprint_of, refuse_to_overwrite
-from csrec_dist.data.shards import SplitRows, checksums, write_split
+from csrec_dist.data.shards import SplitRows, write_split
 from csrec_dist.errors import UserError
-from csrec_dist.files import new_folder, write_record
+from csrec_dist.files import new_folder, parquet_checksums, write_record
 from csrec_dist.lock import locked
 from csrec_dist.writers import remove_leftovers
 
@@ -52,6 +52,6 @@ def _reshard(dataset: Dataset, folder: Path, num_shards: int) -> None:
             "splits": splits,
             "options": options.model_dump(mode="json"),
             "fingerprint": fingerprint_of(options, dataset.info["source"], extended),
-            "files": checksums(new),
+            "files": parquet_checksums(new),
         }
         write_record(new / "dataset.json", dataset.info | changed)

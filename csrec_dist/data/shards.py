@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from csrec_dist.data.arrow import arrow
 from csrec_dist.data.windows import Spans
 from csrec_dist.errors import UserError
-from csrec_dist.files import sha256_file
 
 COLUMNS = ["row", "user", "items", "example_offset"]
 TRUE_TARGET = "true_target"
@@ -136,11 +135,6 @@ def write_sequences(path: Path, flat: Flat) -> None:
             items = pa.ListArray.from_arrays(arrow(offsets, np.int32), arrow(flat.items[start:stop]))
             numbers = arrow(np.arange(first, first + len(items)) + 1, np.int32)
             writer.write_table(pa.table([numbers, items], schema=schema))
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each Parquet file in a folder, by name; what a process that was killed has left is none."""
-    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.parquet"))}
 
 
 def covered(spans: Spans, num_interactions: int) -> np.ndarray:

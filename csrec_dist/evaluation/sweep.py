@@ -82,7 +82,7 @@ def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepRes
     log_sums = [target_logits.new_full((1, num_rows), -math.inf)]
     best = _Best(logits, num_rows, request.top_n)
     is_top_apart = request.top and (request.top_n == 0 or request.seen is not None)
-    wanted = {"chunks": request.top or request.top_n > 0, "log_sums": request.log_sums}
+    needs_chunks = request.top or request.top_n > 0
     top = _Best(logits, num_rows, 1) if is_top_apart else best
     for number, (items, tile, scratch) in enumerate(_buffers(tiles, num_rows, target_logits)):
         width = items.stop - items.start
@@ -90,7 +90,7 @@ def _sweep_block(logits: Logits, rows: slice, request: SweepRequest) -> SweepRes
         # A tile of another width may round differently: the target must not stand below itself.
         marked_rows, columns = target_marks.of(number)
         tile[marked_rows, columns] = target_marks.values(target_logits, number)
-        visited = visit(tile, width, limits, scratch, **wanted)
+        visited = visit(tile, width, limits, scratch, chunks=needs_chunks, log_sums=request.log_sums)
         log_sums.append(visited.log_sums)
         if is_top_apart:  # before the seen items are hidden
             top.add(tile, visited.chunks, items)

@@ -53,6 +53,21 @@ def test_a_tile(way: str, num_rows: int, num_items: int, num_targets: int) -> No
     assert torch.equal(found.chunks, torch.stack([tile[:, k::num_chunks].amax(1) for k in range(num_chunks)], dim=1))
 
 
+def test_ranks_alone_need_no_chunks_and_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch: pieces of two rows, the last of one; a hidden item is corrected without chunks."""
+    tile = tile_of(7, 50)
+    monkeypatch.setattr(visiting, "KERNELS_ARE_ON", False)
+    monkeypatch.setattr(visiting, "COMPARED_BYTES", 2 * 50 * tile.itemsize)
+    limits, exact = tile[:, :2].clone(), tile[:, :50].double()
+    found = visit(tile, 50, limits, torch.empty_like(tile), chunks=False, log_sums=False)
+    assert found.chunks.shape == (7, 0)
+    assert torch.equal(found.below, (exact[:, None] < limits.double()[:, :, None]).sum(2))
+    rows, columns = torch.tensor([0, 6]), exact[[0, 6]].argmax(1)
+    found.hide(tile, rows, columns, limits)
+    exact[rows, columns] = -math.inf
+    assert torch.equal(found.below, (exact[:, None] < limits.double()[:, :, None]).sum(2))
+
+
 def test_large_logits_and_rows_of_nothing(way: str) -> None:
     tile = tile_of(4, 5000, scale=1e4)
     tile[1], tile[2, 4000:] = -math.inf, -math.inf

@@ -12,7 +12,6 @@ from csrec_dist import models
 from csrec_dist.config import Config
 from csrec_dist.data.batches import Batch, blank_batch, to_batch
 from csrec_dist.data.order import owned_shards
-from csrec_dist.data.shards import checksums
 from csrec_dist.distributed.catalog import CatalogSlice, in_step
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.evaluation import evaluate
@@ -28,7 +27,7 @@ from csrec_dist.evaluation.per_row import (
 )
 from csrec_dist.evaluation.report_card import ReportCard
 from csrec_dist.evaluation.scoring import Ensemble
-from csrec_dist.files import flatten, remove, write_record
+from csrec_dist.files import flatten, parquet_checksums, remove, write_record
 from csrec_dist.labels import read_index
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
@@ -81,7 +80,7 @@ def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:
 
     def on_main() -> dict[str, str]:
         write_record(run.path("metrics.json"), metrics)
-        return checksums(run.path("ranks"))
+        return parquet_checksums(run.path("ranks"))
 
     return {"test": student["test"], "ranks": run.runtime.on_main(on_main)}
 
