@@ -95,7 +95,8 @@ class Children:
 
     def __init__(self) -> None:
         self.stopped_by: signal.Signals | None = None
-        self._lock = threading.Lock()
+        # A second signal may come while the first is passed on: `timeout` and terminals send one to the whole group, too.
+        self._lock = threading.RLock()
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, command: Sequence[str], environ: Mapping[str, str], **options: Any) -> int:

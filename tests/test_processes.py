@@ -112,6 +112,36 @@ def test_a_signal_ends_the_children_and_lets_none_start_before_this_process_ends
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_signal_that_comes_while_another_is_passed_on_hangs_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import os, signal, subprocess, sys, threading, time
+from csrec_dist.processes import Children
+
+children, started, terminate = Children(), threading.Event(), subprocess.Popen.terminate
+
+def twice(process):
+    terminate(process)
+    if not started.is_set():
+        started.set()
+        signal.raise_signal(signal.SIGTERM)
+
+subprocess.Popen.terminate = twice
+with children.stopped_by_signals():
+    thread = threading.Thread(target=children.run, args=(["sleep", "1000"], os.environ))
+    thread.start()
+    while not started.is_set():
+        time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+    thread.join()
+"""
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(program)], env=environ, timeout=PATIENCE, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
 
