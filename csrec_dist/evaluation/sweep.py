@@ -140,15 +140,16 @@ class _Marks:
         """`items` [R, K] in 1…V, 0 for none."""
         index, mask = catalog.local_rows(items)
         # One number for each (item, row), so that one sort orders both.
-        keys = index * len(items) + torch.arange(len(items), device=items.device).unsqueeze(1)
-        keys, order = keys[mask].sort()
-        is_first = keys.diff(prepend=keys.new_tensor([-1])) > 0
-        keys, order = keys[is_first], order[is_first]
-        self._mask, self._order = mask, order
+        keys = (index * len(items) + torch.arange(len(items), device=items.device).unsqueeze(1)).flatten()
+        # By numbers of places, not by masks: a GPU's host waits for the length of what a mask selects, at each use.
+        places = mask.flatten().nonzero().squeeze(1)
+        keys, order = keys[places].sort()
+        firsts = (keys.diff(prepend=keys.new_tensor([-1])) > 0).nonzero().squeeze(1)
+        keys, self._places = keys[firsts], places[order[firsts]]
         self._index = keys.div(len(items), rounding_mode="floor") if len(items) else keys
         self._rows = keys - self._index * len(items)
         starts = torch.tensor([tile.start for tile in tiles], device=items.device)
-        self._bounds = [*torch.searchsorted(self._index, starts).tolist(), len(order)]
+        self._bounds = [*torch.searchsorted(self._index, starts).tolist(), len(keys)]
         self._tiles = tiles
 
     def of(self, number: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +159,7 @@ class _Marks:
 
     def values(self, values: Tensor, number: int) -> Tensor:
         """Of `values` [R, K], one for each of the items, those of a tile's items."""
-        return values[self._mask][self._order[self._of_tile(number)]]
+        return values.flatten()[self._places[self._of_tile(number)]]
 
     def _of_tile(self, number: int) -> slice:
         return slice(self._bounds[number], self._bounds[number + 1])
