@@ -95,7 +95,7 @@ class Children:
 
     def __init__(self) -> None:
         self.stopped_by: signal.Signals | None = None
-        # A second signal may come while the first is passed on: `timeout` and terminals send one to the whole group, too.
+        # A second signal may come while one is passed on: `timeout` sends its to the whole group, too.
         self._lock = threading.RLock()
         self._running: set[subprocess.Popen[bytes]] = set()
 

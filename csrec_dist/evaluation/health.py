@@ -4,7 +4,7 @@ The limits are far from the figures of any training that learnt something; see d
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -22,6 +22,8 @@ SAME = 1e-5
 """Members whose logits differ by no more than this share of their spread are the same."""
 ERRORS_FROM_CHANCE = 3.0
 """Standard errors above the mean of random lists that a metric must reach."""
+LEAST_OF_TEACHERS = 0.75
+"""Least share of the teachers' NDCG that a student must reach."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,22 @@ def at_chance(ndcg: float, num_items: int, num_rows: int, cut_off: int = 10) -> 
     return (
         f"its best validation ndcg@{cut_off} is {ndcg:.4f}, and random lists reach {mean:.4f} ± {error:.4f}: it learnt "
         "nothing that ranks. Look at the order of the log (columns.timestamp) and at training.learning_rate"
+    )
+
+
+def behind_teachers(ndcg: float, of_teachers: Sequence[float], num_rows: int) -> str | None:
+    """A sentence about a student's NDCG that is far below its teachers', each alone; None where it is not.
+
+    A row's gain is between 0 and 1, so its variance is at most its mean: chance explains three standard errors, by
+    that bound, of the difference of two means over the rows.
+    """
+    mean = sum(of_teachers) / len(of_teachers)
+    error = math.sqrt((ndcg + mean) / num_rows)
+    if ndcg >= LEAST_OF_TEACHERS * mean or mean - ndcg <= ERRORS_FROM_CHANCE * error:
+        return None
+    return (
+        f"its best validation ndcg@10 is {ndcg:.4f}, and that of its teachers {mean:.4f}: it did not learn what they "
+        "know. Look at training.learning_rate and training.warmup_steps"
     )
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from csrec_dist.cli import main
-from csrec_dist.evaluation.health import at_chance, signs
+from csrec_dist.evaluation import health
+from csrec_dist.evaluation.health import at_chance, behind_teachers, signs
 from csrec_dist.files import read_json
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.runs.run import Run
@@ -70,6 +71,23 @@ def test_random_lists_are_at_chance_and_better_ones_are_not(num_items: int) -> N
     assert f"random lists reach {gains.mean():.4f} ± {gains.std() / rows**0.5:.4f}" in (
         at_chance(0.0, num_items, rows) or ""
     )
+
+
+@pytest.mark.parametrize(
+    ("student", "num_rows", "is_named"),
+    [(0.05, 6000, True), (0.08, 6000, False), (0.12, 6000, False), (0.05, 100, False), (0.0, 100, True)],
+    ids=["far", "near", "above", "within chance", "nothing"],
+)
+def test_a_student_far_behind_its_teachers_is_named(student: float, num_rows: int, is_named: bool) -> None:
+    assert (behind_teachers(student, [0.09, 0.11], num_rows) is not None) == is_named
+
+
+def test_chance_alone_names_no_student() -> None:
+    """Student and teacher are equally good, each on rows of its own, which differ more than shared ones."""
+    draw, rows, num_items = np.random.default_rng(0), 200, 12
+    gains = np.array([1 / np.log2(k + 1) if k <= 10 else 0.0 for k in range(1, num_items + 1)])
+    pairs = [gains[draw.integers(num_items, size=(2, rows))].mean(1) for _ in range(1000)]
+    assert not any(behind_teachers(float(one), [float(other)], rows) for one, other in pairs)
 
 
 CONFIG = """
@@ -148,3 +166,23 @@ def test_a_training_that_learns_nothing_is_said_with_its_stage(
     warnings = Run(tmp_path / "r").require("teach").outputs["warnings"]
     assert any("teach/teacher-0" in text and "random lists reach" in text for text in warnings)
     assert read_json(tmp_path / "r/teachers/teacher-0/metrics.json")["best"] < 1
+
+
+def test_a_student_behind_its_teachers_is_said_and_stays_in_the_record(
+    tmp_path: Path, small_log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By limits that every student misses."""
+    monkeypatch.setattr(health, "LEAST_OF_TEACHERS", 1000.0)
+    monkeypatch.setattr(health, "ERRORS_FROM_CHANCE", -1000.0)
+    arguments = write_config(tmp_path, small_log)
+    for stage in ("prepare", "teach", "label", "distill"):
+        assert main([stage, *arguments]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    best = [
+        read_json(tmp_path / f"r/{name}/metrics.json")["best"]
+        for name in ("student", "teachers/teacher-0", "teachers/teacher-1")
+    ]
+    figures = f"{best[0]:.4f}, and that of its teachers {sum(best[1:]) / 2:.4f}"
+    sentence = f"distill: its best validation ndcg@10 is {figures}"
+    assert f"warning: {sentence}: it did not learn what they know" in said
+    assert any(sentence in text for text in Run(tmp_path / "r").require("distill").outputs["warnings"])

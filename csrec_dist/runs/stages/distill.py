@@ -159,6 +159,6 @@ def train_student(
         with run.log(stage) as log:
             fit(run, task, run.layout, log)
     with run.log(stage) as log:
-        warnings = check_student(run, name, stage, log.say)
+        warnings = check_student(run, name, stage, log.say, run.config.labelling_names if labels is not None else ())
     weights = run.runtime.on_main(lambda: weights_fingerprint(training.folder))
     return {"weights": weights, **({"warnings": warnings} if warnings else {})}

@@ -8,7 +8,7 @@ from csrec_dist import models
 from csrec_dist.data.batches import question, to_batch
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
-from csrec_dist.evaluation.health import at_chance, signs
+from csrec_dist.evaluation.health import at_chance, behind_teachers, signs
 from csrec_dist.files import read_json
 from csrec_dist.models import SequentialModel
 from csrec_dist.runs.stages.active import ActiveRun
@@ -49,11 +49,17 @@ def check_members(run: ActiveRun, names: Sequence[str], say: Callable[[str], Non
     return warnings
 
 
-def check_student(run: ActiveRun, name: str, stage: str, say: Callable[[str], None]) -> list[str]:
-    """Say what is wrong with a student's curve; what was said. Every rank calls this, and rank 0 looks."""
+def check_student(
+    run: ActiveRun, name: str, stage: str, say: Callable[[str], None], teachers: Sequence[str] = ()
+) -> list[str]:
+    """Say what is wrong with the curve of a student of these teachers; what was said.
+
+    Every rank calls this, and rank 0 looks.
+    """
 
     def look() -> list[str]:
-        said = [f"{stage}: {text}" for text in [_curve_problem(run, name)] if text]
+        problems = [_curve_problem(run, name), _lag(run, name, teachers)]
+        said = [f"{stage}: {text}" for text in problems if text]
         for text in said:
             say(f"warning: {text}")
         return said
@@ -63,9 +69,20 @@ def check_student(run: ActiveRun, name: str, stage: str, say: Callable[[str], No
 
 
 def _curve_problem(run: ActiveRun, name: str) -> str | None:
-    best = read_json(run.path(f"{name}/metrics.json")).get("best")
-    valid = run.dataset.splits["valid"]
-    return None if best is None else at_chance(best, run.dataset.num_items, valid.num_rows)
+    best = _best(run, name)
+    return None if best is None else at_chance(best, run.dataset.num_items, run.dataset.splits["valid"].num_rows)
+
+
+def _lag(run: ActiveRun, name: str, teachers: Sequence[str]) -> str | None:
+    best, of_teachers = _best(run, name), [_best(run, f"teachers/{teacher}") for teacher in teachers]
+    known = [value for value in of_teachers if value is not None]
+    return behind_teachers(best, known, run.dataset.splits["valid"].num_rows) if best is not None and known else None
+
+
+def _best(run: ActiveRun, name: str) -> float | None:
+    """The best validation metric of a model; None of one that was not trained here."""
+    best: float | None = read_json(run.path(f"{name}/metrics.json")).get("best")
+    return best
 
 
 @torch.no_grad()
