@@ -1,4 +1,4 @@
-"""Values of each test row, stored as Parquet: written shard by shard, then put into the order of the rows."""
+"""Values of each test row, stored as Parquet: written by each rank, then put into the order of the rows."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -77,31 +77,34 @@ def rating_group(ratings: np.ndarray, min_rating: float) -> np.ndarray:
     return np.where(np.isnan(ratings), -1, ratings < np.float32(min_rating)).astype(np.int64)
 
 
-def part_path(path: Path, shard: int) -> Path:
-    """The file of one shard's rows, until those of all shards are joined."""
-    return path.with_name(f".{path.stem}.parts") / f"{shard:05d}.parquet"
+def part_path(path: Path, rank: int) -> Path:
+    """The file of one rank's rows, until those of all ranks are joined."""
+    return path.with_name(f".{path.stem}.parts") / f"{rank:05d}.parquet"
 
 
-def write_part(path: Path, shard: int, schema: pa.Schema, blocks: Iterable[Columns]) -> None:
-    """Write one shard's rows, sorted, beside `path`. Its content depends on the shard only. Memory holds the shard."""
-    tables = [_table(block, schema) for block in blocks]
-    table = pa.concat_tables([schema.empty_table(), *tables]).sort_by("row")
-    with atomic_path(part_path(path, shard)) as temporary:
-        pq.write_table(table, temporary, row_group_size=PART_GROUP_ROWS, write_page_checksum=True)
+def write_part(path: Path, rank: int, schema: pa.Schema, shards: Iterable[Iterable[Columns]]) -> None:
+    """Write the rows of a rank's shards, those of each sorted, into one file beside `path`. Memory holds a shard."""
+    with (
+        atomic_path(part_path(path, rank)) as temporary,
+        pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
+    ):
+        for blocks in shards:
+            table = pa.concat_tables([schema.empty_table(), *(_table(block, schema) for block in blocks)])
+            writer.write_table(table.sort_by("row"), row_group_size=PART_GROUP_ROWS)
 
 
-def join_parts(path: Path, num_shards: int, num_rows: int, schema: pa.Schema) -> None:
-    """Put the shards' parts into one file in the order of the rows, `ROWS_AT_ONCE` in memory; then remove them.
+def join_parts(path: Path, num_ranks: int, num_rows: int, schema: pa.Schema) -> None:
+    """Put the ranks' parts into one file in the order of the rows, `ROWS_AT_ONCE` in memory; then remove them.
 
     The rows are numbered 0 … num_rows − 1. What a start that was killed has left beside the parts is not read.
     """
-    parts = [part_path(path, shard) for shard in range(num_shards)]
+    parts = [part_path(path, rank) for rank in range(num_ranks)]
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for start in range(0, num_rows, ROWS_AT_ONCE):
             in_range = [("row", ">=", start), ("row", "<", start + ROWS_AT_ONCE)]
             table = pq.read_table(parts, schema=schema, filters=in_range, page_checksum_verification=True)
-            assert len(table) == min(ROWS_AT_ONCE, num_rows - start), "a shard's rows are missing"
+            assert len(table) == min(ROWS_AT_ONCE, num_rows - start), "a rank's rows are missing"
             writer.write_table(table.sort_by("row"))
     shutil.rmtree(part_path(path, 0).parent)
 

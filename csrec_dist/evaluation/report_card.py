@@ -83,9 +83,11 @@ class ListCounts:
 
     def update(self, items: Tensor) -> None:
         """Add lists [N, n ≥ the longest cut-off, or V] of items, best first; 0 stands for no item."""
+        # Counts from item 0 on: a mask, or bincount, would have a GPU's host wait for a length.
+        counts = self.tensor.new_empty(1 + self.tensor.shape[1])
         for row, n in enumerate(self.top_n):
-            listed = items[:, :n]
-            self.tensor[row] += torch.bincount(listed[listed > 0] - 1, minlength=self.tensor.shape[1])
+            listed = items[:, :n].flatten()
+            self.tensor[row] += counts.zero_().index_add_(0, listed, torch.ones_like(listed))[1:]
 
     def compute(self, popularity: np.ndarray) -> dict[str, float]:
         """coverage@n, gini@n and average_popularity@n by name, from the items' training counts [V]."""
@@ -185,7 +187,8 @@ class ReportCard:
             columns = {"row": batch.rows, "user": batch.users, "target": targets, "rank": ranks}
             columns |= {"history_length": lengths, "popularity_decile": deciles}
             columns |= {"true_target": true_targets, "true_rank": true_ranks * (true_targets > 0)}
-            yield {"rating": batch_facts.ratings, **{name: column.cpu().numpy() for name, column in columns.items()}}
+            values = torch.stack(list(columns.values())).cpu().numpy()  # in one copy, for which a GPU's host waits once
+            yield {"rating": batch_facts.ratings, **dict(zip(columns, values, strict=True))}
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """All figures by name; `reduce` sums a tensor over the ranks, and is called equally often on each of them.
@@ -235,7 +238,8 @@ class ReportCard:
         if self._calibration:
             self._calibration.update(result, examples.targets, examples.weights)
         if self._lists:
-            self._lists.update(result.items.masked_fill(result.scores == -math.inf, 0)[examples.weights > 0])
+            is_none = (result.scores == -math.inf) | (examples.weights == 0).unsqueeze(1)
+            self._lists.update(result.items.masked_fill(is_none, 0))
         ranks = result.ranks[shared.local]
         return ranks[:, 0], ranks[:, -1], targets
 

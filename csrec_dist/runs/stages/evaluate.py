@@ -1,6 +1,5 @@
 """Stage evaluate: every trained model of the run on validation and test, and the members against each other."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -153,16 +152,11 @@ def write_test_rows(
         shards += [None] * (-(-run.dataset.num_shards // world) - len(shards))
 
     def write_mine() -> None:
-        for shard in shards:
-            columns = shard_columns(shard)
-            if shard is None:
-                deque(columns, maxlen=0)
-            else:
-                write_part(path, shard, schema, columns)
+        write_part(path, run.runtime.rank, schema, map(shard_columns, shards))
 
     run.runtime.world.on_all(write_mine, "the test rows", meets=run.tables.size > 1)
-    num_shards, num_rows = run.dataset.num_shards, run.dataset.splits["test"].num_rows
-    run.runtime.on_main(lambda: join_parts(path, num_shards, num_rows, schema))
+    num_rows = run.dataset.splits["test"].num_rows
+    run.runtime.on_main(lambda: join_parts(path, world, num_rows, schema))
 
 
 def hparams(config: Config) -> dict[str, Any]:
