@@ -171,7 +171,10 @@ def served(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that serves a run, and its address."""
     command = [sys.executable, "-u", "-m", "csrec_dist", "serve", str(run), "--port", "0", "--max-lists", "2"]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    # A shell starts what is to run in the background with SIGINT ignored, which children inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

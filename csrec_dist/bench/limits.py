@@ -38,16 +38,22 @@ class Disk(NamedTuple):
     read_seconds: float
 
 
+def product_size(device: torch.device, options: TrainingOptions) -> int:
+    """Rows and columns of the product; a CPU without instructions for bf16 takes a hundred times as long for one."""
+    size = PRODUCT_SIZE[device.type]
+    return min(size, 512) if device.type == "cpu" and options.precision == "bf16" else size
+
+
 def described_product(device: torch.device, options: TrainingOptions) -> str:
     """The product whose speed is taken for a device's peak, in a few words."""
-    size = PRODUCT_SIZE[device.type]
+    size = product_size(device, options)
     kind = "bf16" if options.precision == "bf16" else f"fp32 ({options.matmul_precision})"
     return f"{size} × {size} × {size}, {kind}"
 
 
 def product_teraflops(runtime: Runtime, options: TrainingOptions) -> float:
     """TFLOP/s of this rank in the fastest of several products of large matrices, in the precision of the encoder."""
-    device, size = runtime.device, PRODUCT_SIZE[runtime.device.type]
+    device, size = runtime.device, product_size(runtime.device, options)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)

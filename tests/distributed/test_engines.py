@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -84,19 +85,30 @@ def cut_off_after(steps: int | None) -> Iterator[list[tuple[int, int]]]:
 
 def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]) -> list[tuple[str, int, int]]:
     """Do some runs one after the other in the same processes; the name, epoch and step that each begins at."""
-    runtime, begins = Runtime.start(), []
-    base.FEWEST_CUT = 64  # tensors that all ranks hold are dealt out in checkpoints, large or not
-    copies.WIDE_LAYER = 64  # layers are gathered by themselves
-    for name, engine, steps, changes in jobs:
-        config = config_of(folder, dataset, name, engine, changes)
-        stages = ["prepare", *(["teach", "label"] if config.num_members else []), "distill"]
-        with cut_off_after(steps) as begun:
-            execute(config, runtime, stages)
-        begins.append((name, *begun[0]))
-        if steps is not None and runtime.is_main:
-            newest = max((Run.of(config).folder / "checkpoints/distill").glob("step-*"))
-            shutil.copytree(newest, Run.of(config).folder / "cut_off", dirs_exist_ok=True)
-    return begins
+    runtime = Runtime.start()
+    with small_limits():
+        return [done(runtime, folder, dataset, *job) for job in jobs]
+
+
+@contextmanager
+def small_limits() -> Iterator[None]:
+    """Tensors that all ranks hold are dealt out in checkpoints, and layers are gathered by themselves, large or not."""
+    with patch.object(base, "FEWEST_CUT", 64), patch.object(copies, "WIDE_LAYER", 64):
+        yield
+
+
+def done(
+    runtime: Runtime, folder: str, dataset: str, name: str, engine: str, steps: int | None, changes: dict[str, Any]
+) -> tuple[str, int, int]:
+    """Do a run, to its end or for so many steps; the name, epoch and step that it begins at."""
+    config = config_of(folder, dataset, name, engine, changes)
+    stages = ["prepare", *(["teach", "label"] if config.num_members else []), "distill"]
+    with cut_off_after(steps) as begun:
+        execute(config, runtime, stages)
+    if steps is not None and runtime.is_main:
+        newest = max((Run.of(config).folder / "checkpoints/distill").glob("step-*"))
+        shutil.copytree(newest, Run.of(config).folder / "cut_off", dirs_exist_ok=True)
+    return (name, *begun[0])
 
 
 def available(engines: list[str]) -> list[str]:
