@@ -112,34 +112,39 @@ def test_a_signal_ends_the_children_and_lets_none_start_before_this_process_ends
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_a_signal_that_comes_while_another_is_passed_on_hangs_nothing(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        """
-import os, signal, subprocess, sys, threading, time
+TWICE = """
+import os, pathlib, signal, subprocess, sys, threading, time
 from csrec_dist.processes import Children
 
-children, started, terminate = Children(), threading.Event(), subprocess.Popen.terminate
+children, ready, terminate, signals = Children(), pathlib.Path(sys.argv[1]), subprocess.Popen.terminate, []
 
-def twice(process):
+def signalled_again(process):
     terminate(process)
-    if not started.is_set():
-        started.set()
+    signals.append(process)
+    if len(signals) == 1:
         signal.raise_signal(signal.SIGTERM)
 
-subprocess.Popen.terminate = twice
+subprocess.Popen.terminate = signalled_again
+command = ["sh", "-c", 'touch "$0"; exec sleep 1000', str(ready)]
 with children.stopped_by_signals():
-    thread = threading.Thread(target=children.run, args=(["sleep", "1000"], os.environ))
+    thread = threading.Thread(target=children.run, args=(command, os.environ))
     thread.start()
-    while not started.is_set():
+    while not ready.exists():
         time.sleep(0.01)
-        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     thread.join()
 """
-    )
+"""A process with one child that gets a second SIGTERM while it passes the first on."""
+
+
+def test_a_signal_that_comes_while_another_is_passed_on_hangs_nothing(tmp_path: Path) -> None:
+    """In a process of its own, which could not be ended otherwise."""
+    program, ready = tmp_path / "program.py", tmp_path / "ready"
+    program.write_text(TWICE)
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(program)], env=environ, timeout=PATIENCE, check=False)
+    done = subprocess.run([sys.executable, str(program), str(ready)], env=environ, timeout=PATIENCE, check=False)
     assert done.returncode == 128 + signal.SIGTERM
+    assert ready.exists()
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2"]

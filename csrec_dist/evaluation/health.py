@@ -21,7 +21,7 @@ LEAST_ENTROPY = 1e-3
 SAME = 1e-5
 """Members whose logits differ by no more than this share of their spread are the same."""
 ERRORS_FROM_CHANCE = 3.0
-"""Standard errors above the mean of random lists that a metric must reach."""
+"""Standard errors that chance explains: of a metric above that of random lists, of a student's below its teachers'."""
 LEAST_OF_TEACHERS = 0.75
 """Least share of the teachers' NDCG that a student must reach."""
 

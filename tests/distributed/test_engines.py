@@ -86,15 +86,9 @@ def cut_off_after(steps: int | None) -> Iterator[list[tuple[int, int]]]:
 def train(rank: int, world_size: int, folder: str, dataset: str, jobs: list[Job]) -> list[tuple[str, int, int]]:
     """Do some runs one after the other in the same processes; the name, epoch and step that each begins at."""
     runtime = Runtime.start()
-    with small_limits():
-        return [done(runtime, folder, dataset, *job) for job in jobs]
-
-
-@contextmanager
-def small_limits() -> Iterator[None]:
-    """Tensors that all ranks hold are dealt out in checkpoints, and layers are gathered by themselves, large or not."""
+    # Tensors that all ranks hold are dealt out in checkpoints, and layers are gathered by themselves, large or not.
     with patch.object(base, "FEWEST_CUT", 64), patch.object(copies, "WIDE_LAYER", 64):
-        yield
+        return [done(runtime, folder, dataset, *job) for job in jobs]
 
 
 def done(
