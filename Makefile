@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PIP_OPTIONS ?=
+# What is imported is compiled once and kept: without that, each of a test's many processes compiles torch again (5 s of CPU time).
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
