@@ -8,7 +8,8 @@ has learnt such a pair by heart finds it again. For each run this ranks apart
 - clean: all else,
 
 and prints Recall@10 and NDCG@10 of the student on each, in percent, means over runs whose names differ in their seed
-(…-s0, …-s1). The last line is one JSON object.
+(…-s0, …-s1). With `--with-seen` the students rank the test rows again, the items of the history among all others: what
+`evaluation.exclude_seen` hides. The last line is one JSON object.
 Run: python benchmarks/leaks.py RUN …
 """
 
@@ -21,7 +22,13 @@ from datetime import date
 from pathlib import Path
 
 import polars as pl
+import torch
 
+from csrec_dist.evaluation.ranking import target_ranks
+from csrec_dist.recommend.ranked import states_of
+from csrec_dist.recommend.recommender import Recommender
+
+BATCH_SIZE = 512
 GROUPS = ("repeated", "leaked", "clean")
 
 
@@ -34,9 +41,23 @@ def kinds(folder: Path) -> pl.DataFrame:
     return test.select("row", kind=kind)
 
 
-def found(run: Path) -> dict[str, dict[str, float]]:
+@torch.no_grad()
+def ranked_with_seen(run: Path) -> pl.DataFrame:
+    """The rank of each test row's target among all items, those of its history too."""
+    model = Recommender.of_run(run).model.eval()
+    test = pl.read_parquet(run / "dataset" / "test-*.parquet", columns=["row", "items"])
+    ranks: list[int] = []
+    for part in test.iter_slices(BATCH_SIZE):
+        rows = part["items"].to_list()
+        states = states_of(model, [items[:-1] for items in rows])
+        ranks += target_ranks(states, model.item_table, torch.tensor([items[-1] for items in rows])).tolist()
+    return test.select("row").with_columns(rank=pl.Series(ranks, dtype=pl.Int64))
+
+
+def found(run: Path, with_seen: bool) -> dict[str, dict[str, float]]:
     """Rows, Recall@10 and NDCG@10 of each group and of all."""
-    ranks = pl.read_parquet(run / "ranks" / "student-test.parquet", columns=["row", "rank"])
+    stored = run / "ranks" / "student-test.parquet"
+    ranks = ranked_with_seen(run) if with_seen else pl.read_parquet(stored, columns=["row", "rank"])
     hit = pl.col("rank") <= 10
     rows = ranks.join(kinds(run / "dataset"), on="row", validate="1:1").with_columns(
         recall=hit.cast(pl.Float64), ndcg=pl.when(hit).then(math.log(2) / (pl.col("rank") + 1).log()).otherwise(0.0)
@@ -62,10 +83,11 @@ def main() -> None:
     """Print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    runs = parser.parse_args().runs
+    parser.add_argument("--with-seen", action="store_true", help="rank again, with the items of the history")
+    args = parser.parse_args()
     by_seed: dict[str, list[dict[str, dict[str, float]]]] = {}
-    for run in runs:
-        by_seed.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(found(run))
+    for run in args.runs:
+        by_seed.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(found(run, args.with_seen))
     results = {name: averaged(seeds) for name, seeds in by_seed.items()}
     kinds_found = [kind for kind in ("all", *GROUPS) if any(kind in groups for groups in results.values())]
     print("| run |", " | ".join(kinds_found), "|")
@@ -74,7 +96,9 @@ def main() -> None:
         cells = (groups.get(kind) for kind in kinds_found)
         texts = (f"{cell['recall@10']:.2f} / {cell['ndcg@10']:.2f}" if cell else "–" for cell in cells)
         print(f"| {name} |", " | ".join(texts), "|")
-    print(json.dumps({"benchmark": "leaks", "date": str(date.today()), "results": results}))
+    print(
+        json.dumps({"benchmark": "leaks", "date": str(date.today()), "with_seen": args.with_seen, "results": results})
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,12 @@ def test_a_script_prints_its_results(script: str, tmp_path: Path) -> None:
     assert json.loads(last_line(script, tmp_path))
 
 
-RUN_SCRIPTS = ["labels {run} --temperatures 1", "leaks {run}", "serve {run} --seconds 0.2 --clients 1 --lists 1"]
+RUN_SCRIPTS = [
+    "labels {run} --temperatures 1",
+    "leaks {run}",
+    "leaks {run} --with-seen",
+    "serve {run} --seconds 0.2 --clients 1 --lists 1",
+]
 
 
 @pytest.mark.long
