@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import peers
 
@@ -49,18 +50,22 @@ def test_a_script_prints_its_results(script: str, tmp_path: Path) -> None:
     assert json.loads(last_line(script, tmp_path))
 
 
-RUN_SCRIPTS = [
-    "labels {run} --temperatures 1",
-    "leaks {run}",
-    "leaks {run} --with-seen",
-    "serve {run} --seconds 0.2 --clients 1 --lists 1",
-]
+RUN_SCRIPTS = ["labels {run} --temperatures 1", "serve {run} --seconds 0.2 --clients 1 --lists 1"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("script", RUN_SCRIPTS)
 def test_a_script_that_reads_a_run(script: str, finished_run: tuple[Path, Path], tmp_path: Path) -> None:
     assert last_line(script.replace("{run}", str(finished_run[1])), tmp_path)
+
+
+@pytest.mark.long
+def test_leaks_ranks_again_as_a_run_that_ranks_seen_items_did(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run = finished_run[1]
+    assert not yaml.safe_load((run / "config.yaml").read_text())["evaluation"]["exclude_seen"]
+    stored, again = (json.loads(last_line(f"leaks {run}{option}", tmp_path)) for option in ("", " --with-seen"))
+    assert (stored["with_seen"], again["with_seen"]) == (False, True)
+    assert again["results"] == stored["results"]
 
 
 def test_the_parts_for_a_gpu_are_listed(tmp_path: Path) -> None:
