@@ -5,6 +5,8 @@ PIP_OPTIONS ?=
 # What is imported is compiled once and kept: without that, each of a test's many processes compiles torch again (5 s of CPU time).
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
+# Three workers on two cores, since many tests wait for ranks to end. Each takes a file at a time, in order: the long ones are in folders, which come first.
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed
 PIP = $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
@@ -31,10 +33,10 @@ $(STAMP): setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 test: install  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(PYTEST)
 
-long: install  ## run the long tests too: whole runs on many ranks
-	@CSREC_LONG_TESTS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+long: install  ## run the long tests too: all exports, layouts, examples and benchmarks
+	@CSREC_LONG_TESTS=1 $(PYTEST)
 
 soak: install  ## kill runs anywhere and resume them: RUNS=50 of them, and TRIALS=100 starts that must end
 	@CSREC_LONG_TESTS=1 CSREC_SOAK_RUNS=$(or $(RUNS),50) CSREC_END_TRIALS=$(or $(TRIALS),100) \

@@ -15,7 +15,7 @@ SERVE = ["fastapi>=0.165", "uvicorn>=0.54"]
 TUNE = ["optuna>=5.0"]
 TEST = [
     "pytest>=8",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "hypothesis>=6.100",
     "torchmetrics>=1.4",
     "markdown>=3.11",

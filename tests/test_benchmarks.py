@@ -1,16 +1,22 @@
 """The scripts of benchmarks/ run, on sizes too small to measure anything: what they print last can be read."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import torch
 import yaml
 
-from benchmarks import peers
+from benchmarks import agreement, peers
+from csrec_dist.experiments.simulate import simulate
+from csrec_dist.experiments.world import SimulationOptions
+from csrec_dist.losses import FactoredLabels
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = pytest.mark.long
@@ -66,6 +72,38 @@ def test_leaks_ranks_again_as_a_run_that_ranks_seen_items_did(finished_run: tupl
     stored, again = (json.loads(last_line(f"leaks {run}{option}", tmp_path)) for option in ("", " --with-seen"))
     assert (stored["with_seen"], again["with_seen"]) == (False, True)
     assert again["results"] == stored["results"]
+
+
+SHORT = "--seeds 0 --set training.max_epochs=1 --set dataset.window=8 --set dataset.min_interactions=1"
+
+
+@pytest.mark.long
+def test_ensembles_that_the_product_does_not_have(small_log: Path, tmp_path: Path) -> None:
+    line = json.loads(last_line(f"ensembles {small_log} {SHORT} --ranks ranks.parquet", tmp_path))
+    assert set(line["students"]) == {"Base", "independent", "sequence", "last", "pair"}
+    assert set(line["stacked"]) == {"independent", "pair"}
+    ranks = pl.read_parquet(tmp_path / "ranks.parquet")
+    for (name,), rows in ranks.group_by("run"):
+        gain = pl.when(pl.col("rank") <= 10).then(math.log(2) / (pl.col("rank") + 1).log()).otherwise(0.0)
+        assert rows.select(gain.mean()).item() == pytest.approx(line["students"][name]["ndcg@10"] / 100)
+
+
+@pytest.mark.long
+def test_soft_labels_weighted_by_agreement(tmp_path: Path) -> None:
+    options = SimulationOptions(num_users=60, num_items=30, num_interactions=900, choice="draw")
+    simulate(options, tmp_path / "draw_tiny")
+    line = json.loads(last_line(f"agreement draw_tiny {SHORT}", tmp_path))
+    assert set(line["results"]["draw_tiny"]) == {"Base", "plain", "linear", "half"}
+
+
+def test_agreement_is_one_less_the_divergence_of_equal_members_and_least_of_opposed_ones() -> None:
+    """Two members whose predictions share no item differ by ln 2, equal ones by 0."""
+    tables = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]) * 60
+    states = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2
+    found = agreement.divergences(FactoredLabels(states, tables))
+    assert found.tolist() == pytest.approx([0, math.log(2)])
+    assert agreement.linear(found).tolist() == pytest.approx([1, 0])
+    assert agreement.half(found).tolist() == [1, 0]
 
 
 def test_the_parts_for_a_gpu_are_listed(tmp_path: Path) -> None:

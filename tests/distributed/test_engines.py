@@ -189,7 +189,6 @@ def assert_same_curve(folder: Path, name: str, alone: Path, expected: str, model
     torch.testing.assert_close(curve(folder, name, model), curve(alone, expected, model), rtol=0, atol=1e-4)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", MARKED)
 def test_two_ranks_cut_off_and_resumed_train_as_one_process(
     engine: str, alone: Path, begins_together: tuple[Begins, Path]
@@ -199,7 +198,6 @@ def test_two_ranks_cut_off_and_resumed_train_as_one_process(
     assert begins_of(begins_together, engine) == [(0, 0), (0, 8)]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", MARKED)
 def test_a_checkpoint_holds_the_moments_of_the_summed_gradients(engine: str, alone: Path, together: Path) -> None:
     """Adam's curve alone would hide a factor on the gradients."""
@@ -212,7 +210,6 @@ def test_a_checkpoint_holds_the_moments_of_the_summed_gradients(engine: str, alo
         torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", MARKED)
 def test_a_run_says_which_engine_trained_on_which_ranks(engine: str, alone: Path, together: Path) -> None:
     record = {"engine": options_of(engine)["engine"], "ranks": [0, 1], "catalog_parallel": 1}
@@ -221,7 +218,6 @@ def test_a_run_says_which_engine_trained_on_which_ranks(engine: str, alone: Path
     assert metrics(alone, "base")["trained_by"] == {"engine": "plain", "ranks": [0], "catalog_parallel": 1}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", MARKED)
 def test_what_is_exported_gives_the_same_lists(engine: str, alone: Path, together: Path, small_dataset: Path) -> None:
     dataset = Dataset(small_dataset)
@@ -236,7 +232,6 @@ def test_what_is_exported_gives_the_same_lists(engine: str, alone: Path, togethe
             assert same.all(), "ties aside"
 
 
-@pytest.mark.long
 def test_a_checkpoint_of_any_engine_is_read_by_any_other_at_any_number_of_ranks(
     alone: Path, begins_together: tuple[Begins, Path]
 ) -> None:
@@ -246,7 +241,6 @@ def test_a_checkpoint_of_any_engine_is_read_by_any_other_at_any_number_of_ranks(
     assert begun == sorted(begun)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", [MARKED[1], MARKED[3]])
 def test_members_side_by_side_in_groups_of_one_and_two_stay_apart(engine: Any, alone: Path, together: Path) -> None:
     name = f"teach-{engine}"
@@ -257,7 +251,6 @@ def test_members_side_by_side_in_groups_of_one_and_two_stay_apart(engine: Any, a
     assert [each["engine"] for each in trained] == ["plain", options_of(engine)["engine"]]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", [MARKED[1], MARKED[3]])
 def test_a_team_that_changes_goes_on_with_its_engine(engine: Any, alone: Path, together: Path) -> None:
     name = f"team-{engine}"
@@ -268,7 +261,6 @@ def test_a_team_that_changes_goes_on_with_its_engine(engine: Any, alone: Path, t
     assert trained[1]["ranks"] in ([1, 2], [0, 1, 2])
 
 
-@pytest.mark.long
 def test_dense_labels_of_sharded_tables_are_those_of_one_process(alone: Path, together: Path) -> None:
     def logits(folder: Path) -> torch.Tensor:
         files = sorted((folder / "dense/labels").glob("labels-*.safetensors"))
@@ -279,13 +271,11 @@ def test_dense_labels_of_sharded_tables_are_those_of_one_process(alone: Path, to
         assert_same_curve(together, "dense", alone, "dense", model)
 
 
-@pytest.mark.long
 def test_an_objective_with_parameters_and_buffers_is_sharded_too(alone: Path, together: Path) -> None:
     for model in ("teachers/side", "teachers/main", "student"):
         assert_same_curve(together, "lean", alone, "lean", model)
 
 
-@pytest.mark.long
 def test_slices_of_tables_and_a_sharded_encoder_train_as_one_process(
     alone: Path, begins_together: tuple[Begins, Path]
 ) -> None:
@@ -300,7 +290,6 @@ def test_slices_of_tables_and_a_sharded_encoder_train_as_one_process(
     assert metrics(together, "apart-lean")["trained_by"] == record
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("engine", [MARKED[1], MARKED[3]])
 def test_bf16_is_the_same_arithmetic_under_each_engine(engine: Any, alone: Path, together: Path) -> None:
     found, expected = curve(together, f"bf16-{engine}"), curve(alone, "bf16")
