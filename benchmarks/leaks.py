@@ -7,9 +7,9 @@ has learnt such a pair by heart finds it again. For each run this ranks apart
 - leaked: others that are a training target of the same user (of another window, or of the same pair more than once),
 - clean: all else,
 
-and prints Recall@10 and NDCG@10 of the student on each, in percent, means over runs whose names differ in their seed
-(…-s0, …-s1). With `--with-seen` the students rank the test rows again, the items of the history among all others: what
-`evaluation.exclude_seen` hides. The last line is one JSON object.
+and prints Recall@10 and NDCG@10 of the student on each, in percent, means over runs of one folder whose names differ in
+their seed (…-s0, …-s1). With `--with-seen` the students rank the test rows again, the items of the history among all
+others: what `evaluation.exclude_seen` hides. The last line is one JSON object.
 Run: python benchmarks/leaks.py RUN …
 """
 
@@ -73,6 +73,8 @@ def found(run: Path, with_seen: bool) -> dict[str, dict[str, float]]:
 
 def averaged(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Means over runs on the same rows."""
+    rows = [{kind: values["rows"] for kind, values in run.items()} for run in runs]
+    assert all(each == rows[0] for each in rows), f"runs that differ in their seed alone have other test rows: {rows}"
     return {
         kind: {name: statistics.mean(run[kind][name] for run in runs) for name in values}
         for kind, values in runs[0].items()
@@ -85,10 +87,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--with-seen", action="store_true", help="rank again, with the items of the history")
     args = parser.parse_args()
-    by_seed: dict[str, list[dict[str, dict[str, float]]]] = {}
+    by_seed: dict[Path, list[dict[str, dict[str, float]]]] = {}
     for run in args.runs:
-        by_seed.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(found(run, args.with_seen))
-    results = {name: averaged(seeds) for name, seeds in by_seed.items()}
+        by_seed.setdefault(run.with_name(re.sub(r"-s\d+$", "", run.name)), []).append(found(run, args.with_seen))
+    names = [path.name if [each.name for each in by_seed].count(path.name) == 1 else str(path) for path in by_seed]
+    results = {name: averaged(seeds) for name, seeds in zip(names, by_seed.values(), strict=True)}
     kinds_found = [kind for kind in ("all", *GROUPS) if any(kind in groups for groups in results.values())]
     print("| run |", " | ".join(kinds_found), "|")
     print("|---|", "---|" * len(kinds_found), sep="")

@@ -11,18 +11,25 @@ from csrec_dist.data.columns import ORDER_IS_MEANT, ColumnError, Scan
 from csrec_dist.data.times import Times, as_text, settle_times, unreadable_times
 from csrec_dist.errors import UserError, quoted
 
+EXACT = ("user", "item", "timestamp", "rating", "weight", "true_item")
+
 
 def drop_duplicates(interactions: pl.DataFrame, keep: str) -> pl.DataFrame:
     """Of the interactions of a user with one item, all ("keep"), or the "first" or "last" in row order.
 
-    "exact" drops a row only if another one has the same user, item, timestamp and rating: it drops a row written
-    twice but not an item taken twice.
+    "exact" drops a row only if another one has the same user, item, timestamp, rating, and weight and true item if the
+    log has them: it drops a row written twice but not an item taken twice, or looked at and then bought.
     """
     if keep == "keep":
         return interactions
     if keep == "exact":
-        return interactions.unique(["user", "item", "timestamp", "rating"], keep="first", maintain_order=True)
+        return interactions.unique(exact_columns(interactions), keep="first", maintain_order=True)
     return interactions.unique(["user", "item"], keep=keep, maintain_order=True)  # type: ignore[arg-type]
+
+
+def exact_columns(interactions: pl.DataFrame) -> list[str]:
+    """The columns in which a row that was written twice is equal."""
+    return [name for name in EXACT if name in interactions.columns]
 
 
 def k_core(users: np.ndarray, items: np.ndarray, minimum: int, iterated: bool) -> np.ndarray:

@@ -124,8 +124,8 @@ class DatasetOptions(Options):
     )
     duplicates: Literal["keep", "exact", "first", "last"] = Field(
         default="keep",
-        description="Several interactions of a user with an item: keep all; drop rows that repeat another one, time "
-        "and rating included; or keep only the first or the last in time.",
+        description="Several interactions of a user with an item: keep all; drop rows that repeat another one, time, "
+        "rating and weight included; or keep only the first or the last in time, with its weight.",
     )
     window: int = Field(
         default=20, ge=3, le=1_000_000, strict=True, description="Largest number of items in a window, target included."

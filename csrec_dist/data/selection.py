@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from csrec_dist.data.dataset import Split
-from csrec_dist.data.log import Log, drop_duplicates, k_core, renumber
+from csrec_dist.data.log import Log, drop_duplicates, exact_columns, k_core, renumber
 from csrec_dist.data.noise import NoiseSource, noise_law
 from csrec_dist.data.options import DatasetOptions, NoiseOptions
 from csrec_dist.data.shards import Flat, covered
@@ -34,7 +34,7 @@ def without_duplicates(log: Log, rule: str, path: Path) -> tuple[Log, dict[str, 
             "dataset.duplicates to something other than exact."
         )
     frame = drop_duplicates(log.frame, rule)
-    distinct = log.frame.select("user", "item", "timestamp", "rating").n_unique() if log.has_times else len(log.frame)
+    distinct = log.frame.select(exact_columns(log.frame)).n_unique() if log.has_times else len(log.frame)
     counts = {"exact_duplicates": len(log.frame) - distinct, "dropped_as_duplicates": len(log.frame) - len(frame)}
     return replace(log, frame=frame), counts
 

@@ -56,6 +56,11 @@ class EvaluationOptions(Options):
 SIGNS = str.maketrans("+-", "⁺⁻")
 
 
+def is_adverse(name: str) -> bool:
+    """Whether a metric is of targets rated low, so that less is better."""
+    return "-@" in name
+
+
 def metric_title(name: str) -> str:
     """A metric's display name: Recall@10, NDCG@10, MRR; filtered Recall⁺@10, adverse Recall⁻@10."""
     return (name.capitalize() if name.startswith("recall") else name.upper()).translate(SIGNS)

@@ -137,11 +137,11 @@ def _verdict(test: Paired, details: list[str]) -> Answer:
 
 
 def _against_teachers(results: Mapping[str, ResultRow], ranked: Ranked) -> list[str]:
-    """The student against its teacher: the ensemble, or the best member where there is none."""
-    teachers = [name for name in results if name not in ("base", "student")]
-    if not teachers:
+    """The student against its teacher: the ensemble, or the best of the members that label where there is none."""
+    labelling = [name for name in ranked.run.config.labelling_names if name in results]
+    if not labelling:
         return []
-    teacher = "teachers" if "teachers" in results else max(teachers, key=lambda name: results[name].test[ANSWERED])
+    teacher = "teachers" if "teachers" in results else max(labelling, key=lambda name: results[name].test[ANSWERED])
     test = ranked.against(teacher, ANSWERED)
     if test is None:
         return []

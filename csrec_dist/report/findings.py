@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from csrec_dist.evaluation.options import GROUPINGS, NUM_BINS, metric_title
+from csrec_dist.evaluation.options import GROUPINGS, NUM_BINS, is_adverse, metric_title
 from csrec_dist.report.answer import ANSWERED, SELECTED
 from csrec_dist.report.document import NONE, Block, Cell, Fold, Picture, Section, Table, Text, best_of
 from csrec_dist.report.names import figure, group_title, list_title
@@ -100,8 +100,8 @@ def _title(name: str) -> str:
     )
 
 
-def _column(name: str, values: Sequence[float | None]) -> list[Cell]:
-    marks = best_of(values, lowest=name.startswith(LOWER_IS_BETTER))
+def _column(name: str, values: Sequence[float | None], lowest: bool = False) -> list[Cell]:
+    marks = best_of(values, lowest=lowest or name.startswith(LOWER_IS_BETTER) or is_adverse(name))
     is_marked = not name.startswith(NEITHER)
     digits = ",.1f" if name.startswith("average_popularity") else ".4f"
     texts = [NONE if value is None else format(value, digits) for value in values]
@@ -129,7 +129,7 @@ def _group_tables(grouped: Sequence[ResultRow]) -> Iterator[Table]:
         rows: list[tuple[str | Cell, ...]] = []
         for group, metrics in grouped[0].groups[name].items():
             values = [row.groups[name][group].get(ANSWERED) for row in grouped]
-            cells = _column(ANSWERED, values)
+            cells = _column(ANSWERED, values, lowest=group.startswith("below_"))  # targets rated low
             rows.append((group_title(name, group), f"{metrics['count']:,}", *cells))
         yield Table.of((title, "rows", *(row.title for row in grouped)), rows)
 

@@ -1,7 +1,7 @@
 """Several runs side by side; runs that differ only in their seeds are one group, as mean ± standard deviation."""
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +45,20 @@ class Group:
 
 
 def group_runs(folders: Sequence[Path | str]) -> list[Group]:
-    """The runs in groups: those of a group differ only in their seed, and in keys that decide no result.
+    """The runs in groups: those of a group differ in their seed, and perhaps in keys that decide no result.
+
+    A run with the settings and the seed of one before is no other sample, and opens a group of its own.
 
     Raises:
         UserError: one of the folders is not the folder of a run.
     """
-    by_settings: defaultdict[str, list[Run]] = defaultdict(list)
+    by_settings: defaultdict[tuple[str, int], list[Run]] = defaultdict(list)
+    counts: Counter[tuple[str, int]] = Counter()
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         run = Run.open(folder)
-        by_settings[fingerprint(repeated_settings(run.config))].append(run)
+        key = fingerprint(repeated_settings(run.config))
+        by_settings[key, counts[key, run.config.seed]].append(run)
+        counts[key, run.config.seed] += 1
     groups = list(by_settings.values())
     settings = [repeated_settings(runs[0].config) for runs in groups]
     keys = sorted({key for values in settings for key in values})

@@ -76,6 +76,23 @@ def test_each_example_weighs_what_its_targets_interaction_does(tmp_path: Path, f
     assert data.example_weights.of(np.array([-1])).tolist() == [1.0]
 
 
+def test_a_view_and_a_purchase_at_one_time_are_no_row_written_twice(tmp_path: Path) -> None:
+    """`exact` would keep the view and drop the purchase; of two views it drops one."""
+    events = ("view", "view", "buy")
+    days = [(f"u{user}", item, 0, event) for user in (0, 1) for item in range(4) for event in events]
+    path = tmp_path / "days.csv"
+    pl.DataFrame(days, ["user", "item", "time", "event"], orient="row").write_csv(path)
+    weights = {"event": WEIGHTS["event"]}
+    options = DatasetOptions(source=str(path), weights=weights, duplicates="exact", min_interactions=1, num_shards=1)
+    statistics = prepare(options, tmp_path / "exact")["statistics"]
+    assert statistics["dropped_as_duplicates"] == statistics["exact_duplicates"] == 8
+    data = Dataset(tmp_path / "exact")
+    assert data.example_weights is not None
+    assert sorted(
+        set((data.example_weights.of(np.arange(10)) / data.example_weights.of(np.arange(10)).min()).round(3))
+    ) == [1, 16]
+
+
 def test_without_weights_examples_have_none(tmp_path: Path) -> None:
     data = dataset(tmp_path, weights={})
     assert data.example_weights is None

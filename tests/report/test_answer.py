@@ -71,6 +71,18 @@ def test_the_teacher_it_is_held_against_is_the_best(run: Path) -> None:
     assert said.startswith("It is behind the teacher-1: −")
 
 
+def test_a_member_that_does_not_label_is_not_its_teacher(tmp_path: Path) -> None:
+    """Of CSRec-T the main teacher labels, though the side teacher may rank better."""
+    run = make_run(tmp_path, method="training_level")
+    path = run / "metrics.json"
+    saved = read_json(path)
+    saved["models"]["side"] = saved["models"]["main"]
+    write_record(path, saved)
+    write_ranks(run, {"base": 0, "student": 2, "side": 4, "main": 0})
+    assert any(detail.startswith("It is ahead of the main") for detail in answer_of(run).details)
+    assert not any("the side" in detail for detail in answer_of(run).details)
+
+
 def test_without_base_the_answer_is_open_and_says_how_to_get_one(tmp_path: Path) -> None:
     run = make_run(tmp_path, baseline=False)
     write_ranks(run, {"student": 3, "teacher-0": 0, "teacher-1": 0})

@@ -169,6 +169,23 @@ def test_every_group_has_its_rows_and_each_model_s_ndcg(
         assert [row[TITLES[name]] for row in rows] == shown
 
 
+def test_of_targets_rated_low_the_lowest_is_best(run: Path) -> None:
+    """Recall⁻ and the group below the threshold are marked where least is found, Recall⁺ where most is."""
+
+    def spread_out(saved: dict[str, Any]) -> None:
+        for number, found in enumerate(saved["models"].values()):
+            found["test"] |= {"recall+@5": 0.61 + number / 100, "recall-@5": 0.71 + number / 100}
+            (below,) = [name for name in found["groups"]["rating"] if name.startswith("below_")]
+            found["groups"]["rating"][below]["ndcg@10"] = 0.81 + number / 100
+
+    changed(run, spread_out)
+    page, highest = page_of(run), len(saved_metrics(run)["models"]) - 1
+    assert f"**{0.61 + highest / 100:.4f}**" in page
+    for lowest in (0.71, 0.81):
+        assert f"**{lowest:.4f}**" in page
+        assert f"**{lowest + highest / 100:.4f}**" not in page
+
+
 def test_lists_and_calibration_have_a_row_for_each_model(evaluated: Path, tables: Tables) -> None:
     for name, found in saved_metrics(evaluated)["models"].items():
         lists, calibration = tables["Recommended lists"][TITLES[name]], tables["Calibration"][TITLES[name]]

@@ -16,7 +16,7 @@ from rich.console import Console
 from csrec_dist.errors import UserError
 from csrec_dist.report import print_results, results_table, runs_table, write_report
 from csrec_dist.report.costs import trained_by
-from csrec_dist.report.several import spread
+from csrec_dist.report.several import group_runs, spread
 from tests.helpers.run_folders import make_run
 
 
@@ -158,6 +158,14 @@ def test_runs_of_several_seeds_are_averaged_and_differences_named(tmp_path: Path
     assert "training.beta=0.5" in text
     assert "training.beta=0.25" in text
     assert "seed=" not in text
+
+
+def test_a_repeated_run_is_no_further_seed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name=name, seed=seed) for name, seed in (("a", 0), ("b", 1), ("again", 1))]
+    groups = group_runs(runs)
+    assert [[run.config.name for run in group.runs] for group in groups] == [["a", "b"], ["again"]]
+    text = printed(lambda console: console.print(runs_table(runs)))
+    assert [line.count(" 2 ") for line in text.splitlines() if "student" in line] == [1, 0]
 
 
 @given(st.floats(0, 1))

@@ -1,7 +1,8 @@
 """The rows of a study's finished runs: settings, metrics, costs, ranks of test targets, environments."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,29 @@ def is_finished(config: Config) -> bool:
     return Run.of(config).record("evaluate") is not None
 
 
-def check_settings(entries: Sequence[Entry]) -> None:
-    """UserError if a finished run has other settings than its study has now: it would count as the present run."""
+def check_settings(entries: Sequence[Entry], say: Callable[[str], None]) -> None:
+    """UserError if a finished run has other settings than its study has now: it would count as the present run.
+
+    Where its log lay may have changed, and is said: the log may have been moved, or be another one.
+    """
     finished = [entry.run for entry in entries if is_finished(entry.config)]
-    others = [run for run in finished if settings_key(Run.open(run.folder).config) != settings_key(run.resolved)]
+    configs = [Run.open(run.folder).config for run in finished]
+    others = [
+        run for run, one in zip(finished, configs, strict=True) if settings_key(one) != settings_key(run.resolved)
+    ]
     if others:
         raise UserError(
             f"{len(others)} finished runs in {others[0].folder.parent} have other settings than the study has now: "
             f"{', '.join(run.config.name for run in others)}. Move their folders away, or give another --output."
         )
+    places = [tuple(map(_place, (one, run.config))) for run, one in zip(finished, configs, strict=True)]
+    for (before, now), count in Counter(each for each in places if each[0] != each[1]).items():
+        say(f"{count} finished runs were made from {before}, which is {now} now; they are taken as runs of one log")
+
+
+def _place(config: Config) -> str | None:
+    """Where a run's data are."""
+    return config.dataset.source or config.dataset.path
 
 
 def settings_key(config: Config) -> str:

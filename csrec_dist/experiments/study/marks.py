@@ -45,7 +45,7 @@ class TableTests:
         text = (
             f"{HIGHER} higher, {LOWER} lower than {names}: p < 0.05 by Holm's correction over the {len(self.tests)} "
             "tests of this table; paired t-test over users, each with all its test rows, a row's value being its mean "
-            "over the seeds."
+            "over the seeds that both have."
         )
         return f"{text} Not every row could be tested: {self.problem}" if self.problem else text
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import UserError
-from csrec_dist.experiments.study.collecting import ENVIRONMENT, SETTINGS, collect, settings_key
+from csrec_dist.experiments.study.collecting import ENVIRONMENT, PROTOCOL, SETTINGS, collect, settings_key
 from csrec_dist.experiments.study.figures import draw, draw_changes, draw_curve
 from csrec_dist.experiments.study.spec import Entry, Study
 from csrec_dist.experiments.study.tables import against, answer, select, table
@@ -20,7 +20,8 @@ from csrec_dist.report.page import write_pages
 
 NOTE = (
     "Test, full catalog: mean ± sample standard deviation over the seeds, with the number of seeds in brackets; "
-    "recall, NDCG and MRR in percent. The paper's value, where it has one, is below."
+    "recall, NDCG and MRR in percent; bars in figures are the range of the seeds. The paper's value, where it has one, "
+    "is below."
 )
 
 
@@ -134,8 +135,20 @@ def keys_of(study: Study, rows: pl.DataFrame) -> set[Key]:
 
 
 def with_rows(study: Study, results: pl.DataFrame, elsewhere: pl.DataFrame) -> pl.DataFrame:
-    """A study's results here, and the rows from elsewhere for runs that are not among them."""
-    return _joined(list((_by_key(study, elsewhere) | _by_key(study, results)).values()))
+    """A study's results here, and the rows from elsewhere for runs that are not among them.
+
+    Raises:
+        UserError: runs of one cell were evaluated on different data.
+    """
+    rows = _joined(list((_by_key(study, elsewhere) | _by_key(study, results)).values()))
+    if PROTOCOL in rows.columns:
+        for cell, part in rows.group_by(*study.axes, maintain_order=True):
+            if part[PROTOCOL].drop_nulls().n_unique() > 1:
+                raise UserError(
+                    f"The runs of {'-'.join(map(str, cell))} were evaluated on different data or with different "
+                    f"options, and have no mean: {', '.join(part['run'])}. Leave out those that are not of this log."
+                )
+    return rows
 
 
 def _by_key(study: Study, rows: pl.DataFrame) -> dict[Key, pl.DataFrame]:

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from csrec_dist.config import parse_overrides
 from csrec_dist.distributed import Runtime
@@ -25,6 +26,9 @@ from csrec_dist.runs.pipeline import execute
 
 POLL_SECONDS = 5.0
 """How often to look for runs whose shared parts are ready, which may be before another run ends."""
+
+LOGS = {"dataset.source", "dataset.path"}
+"""The keys that say what a run's data are."""
 
 Say = Callable[[str], None]
 
@@ -121,9 +125,10 @@ def study_command(
     with shared_errors():
         study = load_study(find(name))
         folder = output / study.name
-        entries = list(study.entries(output / study.home / "runs", parse_overrides(overrides)))
+        overriding = parse_overrides(overrides)
+        entries = list(study.entries(output / study.home / "runs", overriding))
         refuse_foreign(folder)
-        check_settings(entries)
+        check_settings(entries, print)
         here = environment(int(os.environ.get("WORLD_SIZE", "1")))
         here |= {"threads": 1} if jobs > 1 else {}  # each of several jobs has one thread
         rows = read_elsewhere(study, entries, elsewhere, print, here)
@@ -131,6 +136,7 @@ def study_command(
         if not any(is_chosen(study, entry, only) for entry in entries):
             values = "; ".join(f"{axis}: {listed(map(str, each))}" for axis, each in study.axes.items())
             raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run. Its axes are {values}.")
+        _refuse_one_log_for_several(study, [entry for entry in entries if is_chosen(study, entry, only)], overriding)
         tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
         runtime = Runtime.start()
     # The results of finished runs only are written while others are at work, too.
@@ -142,6 +148,17 @@ def study_command(
             if runtime.is_main:
                 print(f"results: {write_results(study, entries, folder, rows)}")
     return 0
+
+
+def _refuse_one_log_for_several(study: Study, chosen: Sequence[Entry], overrides: Mapping[str, Any]) -> None:
+    """UserError if an override would take the data of some cells for those of others."""
+    for key in LOGS & overrides.keys():
+        own = {str(study.settings(entry.cell).get(key)) for entry in chosen}
+        if len(own) > 1:
+            raise UserError(
+                f"--set {key}={overrides[key]} would be the data of cells that have their own ({listed(sorted(own))}), "
+                "under their names. Choose cells of one of these with --only, and give the command once for each."
+            )
 
 
 @contextmanager

@@ -27,6 +27,12 @@ def matches(when: When, cell: Cell) -> bool:
     return all(cell.get(axis) in ([value] if isinstance(value, str) else value) for axis, value in when.items())
 
 
+def _varied(cells: list[Cell], shown: list[str]) -> dict[str, set[str]]:
+    """The axes with several values in the cells, and these, but for those that are shown."""
+    values = {axis: {cell[axis] for cell in cells} for axis in (cells[0] if cells else {}) if axis not in shown}
+    return {axis: each for axis, each in values.items() if len(each) > 1}
+
+
 class Adjustment(Part):
     """Settings for the cells that have these values: {axis: value or list of values}."""
 
@@ -95,13 +101,32 @@ class Study(Part):
 
     @model_validator(mode="after")
     def _views_tell_cells_apart(self) -> Self:
-        """Different cells are never averaged: a view names all axes that have several values in it."""
+        """Different cells are never averaged: a view shows all axes that have several values in it."""
         views: list[TableOptions | FigureOptions] = [*self.tables, *self.figures]
         for view in views:
-            mixed = [axis for axis in self.axes if axis not in {*view.axes, *self.constants(view.where)}]
+            cells = [cell for cell in self.cells if matches(view.where, cell)]
+            level = [cell for cell in cells if matches(view.level, cell)] if view.level else []
+            drawn = [cell for cell in cells if cell not in level]
+            mixed = {**_varied(drawn, view.shown), **_varied(level, view.panelled)}
             if mixed:
                 raise ValueError(
                     f"{view.label} would average over {', '.join(mixed)}; show it, or fix its value with where"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _panels_of_curves_have_one_dataset(self) -> Self:
+        for curve in self.curves:
+            datasets: dict[str, list[Setting]] = {}
+            for cell in self.cells:
+                if matches(curve.where, cell):
+                    settings = self.settings(cell)
+                    dataset = {key: value for key, value in settings.items() if key.partition(".")[0] == "dataset"}
+                    of_panel = datasets.setdefault(cell[curve.panels] if curve.panels else "", [])
+                    of_panel += [dataset] if dataset not in of_panel else []
+            if any(len(of_panel) > 1 for of_panel in datasets.values()):
+                raise ValueError(
+                    f"curve {curve.name} has cells with different datasets in one panel; give it panels, or where"
                 )
         return self
 
@@ -140,6 +165,15 @@ class Study(Part):
             for axis in self.axes
         }
 
+    def settings(self, cell: Cell) -> Setting:
+        """What a cell's values and the adjustments set."""
+        settings: Setting = {}
+        for axis, value in cell.items():
+            settings |= self.axes[axis][value]
+        for adjustment in self.adjust:
+            settings |= adjustment.set if matches(adjustment.when, cell) else {}
+        return settings
+
     def entries(self, output: Path, overrides: dict[str, Any]) -> Iterator["Entry"]:
         """The runs, by seed and then by cell; UserError that names a cell whose config is wrong."""
         raw = read_yaml(self.path.parent / self.config)
@@ -149,12 +183,8 @@ class Study(Part):
 
     def _entry(self, raw: Setting, cell: Cell, seed: int, output: Path, overrides: dict[str, Any]) -> "Entry":
         name = "-".join([*cell.values(), f"s{seed}"])
-        settings: Setting = {}
-        for axis, value in cell.items():
-            settings |= self.axes[axis][value]
-        for adjustment in self.adjust:
-            settings |= adjustment.set if matches(adjustment.when, cell) else {}
-        for key, value in {**settings, **overrides, "name": name, "seed": seed, "output": str(output)}.items():
+        own = {"name": name, "seed": seed, "output": str(output)}
+        for key, value in {**self.settings(cell), **overrides, **own}.items():
             set_key(raw, key, value)
         try:
             return Entry(cell, seed, parse_config(raw))

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 
 import polars as pl
 
-from csrec_dist.evaluation.options import metric_title
+from csrec_dist.evaluation.options import is_adverse, metric_title
 from csrec_dist.experiments.study.marks import TESTED, TableTests, compare_columns
 from csrec_dist.experiments.study.spec import Cell, Published, Study, matches
 from csrec_dist.experiments.study.views import TableOptions, When
@@ -54,8 +54,8 @@ def table(study: Study, options: TableOptions, results: pl.DataFrame) -> list[Bl
 class Against:
     """A column against another over the rows of a table that have both, by one metric.
 
-    `change` is the mean over the rows of how much its mean is higher, as a share; in `num_better` and `num_worse` rows
-    the two differ, p < 0.05 by Holm's correction over the table's tests.
+    `change` is the mean over the rows of how much its mean is higher, as a share, over the seeds that both have; in
+    `num_better` and `num_worse` rows the two differ, p < 0.05 by Holm's correction over the table's tests.
     """
 
     column: str
@@ -67,8 +67,12 @@ class Against:
 
 
 def against(study: Study, options: TableOptions, results: pl.DataFrame) -> tuple[str, list[Against]]:
-    """The last metric of a table that can be tested, and its columns against the first of `better_than`, best first."""
-    metric = next((name for name in reversed(options.metrics) if TESTED.fullmatch(name)), "")
+    """The last metric of a table that can be tested, and its columns against the first of `better_than`, best first.
+
+    The adverse metrics, of which less is better, are passed over.
+    """
+    tested = [name for name in options.metrics if TESTED.fullmatch(name) and not is_adverse(name)]
+    metric = tested[-1] if tested else ""
     values = study.values(options.where)
     groups = _groups(options, values, select(results, options.where))
     if not metric or not options.better_than:
@@ -80,17 +84,14 @@ def against(study: Study, options: TableOptions, results: pl.DataFrame) -> tuple
 
 
 def _against(options: TableOptions, column: str, groups: list[Group], metric: str, tests: TableTests) -> Against:
-    changes, differs = [], []
+    changes, sure = [], []
     for line, (_, group) in enumerate(groups):
-        pair = (column, options.better_than[0])
-        ours, theirs = (_values(group, {options.columns: each}, metric) for each in pair)
-        if ours and theirs and mean(theirs):
-            test = tests.tests.get((line, column, metric, 0))
+        ours, theirs = _paired_values(group, options.columns, (column, options.better_than[0]), metric)
+        if ours and mean(theirs):
             changes.append(mean(ours) / mean(theirs) - 1)
-            differs.append(test is not None and test.is_significant)
-    sure = [change for change, is_different in zip(changes, differs, strict=True) if is_different]
-    counts = (sum(change > 0 for change in each) for each in (changes, sure))
-    num_higher, num_better = counts
+            test = tests.tests.get((line, column, metric, 0))
+            sure += [test.difference] if test is not None and test.is_significant else []
+    num_higher, num_better = (sum(change > 0 for change in each) for each in (changes, sure))
     change = mean(changes) if changes else 0.0
     return Against(column, len(changes), change, num_higher, num_better, len(sure) - num_better)
 
@@ -132,8 +133,10 @@ def _cells(
     fixed = study.constants(options.where) | fixed
     cells = []
     for column, metric in product(columns, options.metrics):
-        means = [mean(each) if (each := _values(group, {options.columns: c}, metric)) else None for c in columns]
-        best = best_of(means, lowest="-@" in metric)  # the adverse metrics are of targets rated low
+        present = [each for each in columns if _values(group, {options.columns: each}, metric)]
+        values = dict(zip(present, _paired_values(group, options.columns, present, metric), strict=True))
+        means = [mean(values[each]) if values.get(each) else None for each in columns]
+        best = best_of(means, lowest=is_adverse(metric))
         is_best = in_percent(metric) and best[columns.index(column)]
         cell = fixed | {options.columns: column}
         cells.append(_figure(study, cell, group, metric, marks(column, metric), is_best))
@@ -142,6 +145,16 @@ def _cells(
 
 def _values(group: pl.DataFrame, cell: Cell, metric: str) -> list[float]:
     return select(group, {**cell})[metric].drop_nulls().to_list() if metric in group.columns else []
+
+
+def _paired_values(group: pl.DataFrame, axis: str, columns: Sequence[str], metric: str) -> list[list[float]]:
+    """A metric's values in each of the columns, of the seeds that all of them have, in one order."""
+    if metric not in group.columns:
+        return [[] for _ in columns]
+    known = group.drop_nulls(metric)
+    sides = [dict(select(known, {axis: each}).select("seed", metric).iter_rows()) for each in columns]
+    seeds = sorted(set.intersection(*map(set, sides))) if sides else []
+    return [[side[seed] for seed in seeds] for side in sides]
 
 
 def _figure(study: Study, cell: Cell, group: pl.DataFrame, metric: str, mark: str, is_best: bool) -> TableCell:
@@ -162,7 +175,7 @@ def published(figures: Sequence[Published], cell: Cell, metric: str) -> float | 
 
 
 def _wins(options: TableOptions, columns: list[str], groups: list[Group]) -> list[str]:
-    """In how many rows a column's mean is higher than another's, among the rows with both."""
+    """In how many rows a column's mean is higher than another's, over the seeds that both have."""
     sentences = []
     for column, other in product(columns, options.better_than):
         if column not in options.better_than:
@@ -174,8 +187,8 @@ def _wins(options: TableOptions, columns: list[str], groups: list[Group]) -> lis
 
 
 def _count_wins(options: TableOptions, column: str, other: str, groups: list[Group], metric: str) -> tuple[int, int]:
-    pairs = [[_values(group, {options.columns: each}, metric) for each in (column, other)] for _, group in groups]
-    both = [(mean(ours), mean(theirs)) for ours, theirs in pairs if ours and theirs]
+    pairs = [_paired_values(group, options.columns, (column, other), metric) for _, group in groups]
+    both = [(mean(ours), mean(theirs)) for ours, theirs in pairs if ours]
     return sum(ours > theirs for ours, theirs in both), len(both)
 
 
@@ -185,8 +198,8 @@ def _costs(options: TableOptions, columns: list[str], groups: list[Group]) -> li
     head = [f"CPU seconds of training, as multiples of {base}", *columns]
     cells = []
     for column in columns:
-        pairs = [[_values(g, {options.columns: each}, "cpu_seconds") for each in (column, base)] for _, g in groups]
-        ratios = [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and theirs and mean(theirs)]
+        pairs = [_paired_values(group, options.columns, (column, base), "cpu_seconds") for _, group in groups]
+        ratios = [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and mean(theirs)]
         cells.append(f"{mean(ratios):.1f} ({len(ratios)})" if ratios else NONE)
     note = "Covers teachers (shared ones in full), labels and student; brackets count the rows of uninterrupted runs."
     return [Table.of(head, [["mean over the rows", *cells]]), Text(note)]

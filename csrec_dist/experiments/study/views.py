@@ -43,9 +43,24 @@ class TableOptions(View):
         return self
 
     @property
+    def level(self) -> When:
+        """Cells that are shown apart: a table has none."""
+        return {}
+
+    @property
+    def panelled(self) -> list[str]:
+        """The axes whose values tell such cells apart."""
+        return []
+
+    @property
+    def shown(self) -> list[str]:
+        """The axes whose values are shown apart."""
+        return [*self.rows, self.columns]
+
+    @property
     def axes(self) -> list[str]:
         """The axes it names."""
-        return [*self.rows, self.columns, *self.where]
+        return [*self.shown, *self.where]
 
     @property
     def label(self) -> str:
@@ -75,10 +90,19 @@ class FigureOptions(View):
         return self
 
     @property
+    def panelled(self) -> list[str]:
+        """The axes whose values tell cells of `level` apart."""
+        return [self.panels] if self.panels else []
+
+    @property
+    def shown(self) -> list[str]:
+        """The axes whose values are shown apart."""
+        return [axis for axis in (self.lines, self.panels, None if self.x in GROUPS else self.x) if axis]
+
+    @property
     def axes(self) -> list[str]:
         """The axes it names."""
-        named = [self.lines, self.panels, *self.where, *self.level, *([] if self.x in GROUPS else [self.x])]
-        return [axis for axis in named if axis]
+        return [*self.shown, *self.where, *self.level]
 
     @property
     def label(self) -> str:

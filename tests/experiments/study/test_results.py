@@ -17,9 +17,11 @@ from scipy import stats
 
 from csrec_dist.cli import main
 from csrec_dist.config import parse_config
+from csrec_dist.errors import UserError
 from csrec_dist.experiments.study.collecting import collect, teacher_model, training_cost
 from csrec_dist.experiments.study.figures import draw, draw_curve, ticks_of
 from csrec_dist.experiments.study.marks import compare_columns
+from csrec_dist.experiments.study.results import with_rows
 from csrec_dist.experiments.study.tables import against, answer, in_percent, published, table
 from csrec_dist.experiments.study.views import CurveOptions, FigureOptions, TableOptions
 from csrec_dist.files import read_json, write_json
@@ -118,6 +120,55 @@ def test_the_answer_of_a_study_counts_rows_and_tests(study_file: Path) -> None:
     worse = answer([replace(line, num_better=0)], "Base", metric)
     assert (worse.tone, worse.headline[:30]) == ("open", "No gain over Base is shown: CS")
     assert against(study, study.tables[1], pl.DataFrame(rows))[1] == [], "a table that compares with nothing"
+
+
+def test_columns_are_compared_over_the_seeds_that_both_have(study_file: Path) -> None:
+    """The mean over both of Base's seeds is below CSRec-M's one, which is below Base's of that seed."""
+    study, _ = entries_of(study_file)
+    ranks = {0: np.full(NUM_ROWS, 4), 1: np.full(NUM_ROWS, 90)}
+    worse = np.where(np.arange(NUM_ROWS) % 3 > 0, 5, 4)
+    runs = [("Base", 0, ranks[0]), ("Base", 1, ranks[1]), ("CSRec-M", 0, worse)]
+    rows = pl.DataFrame(
+        [
+            {"method": method, "temperature": "3", "seed": seed, "protocol": "one", "ranks": found.tolist()}
+            | {"users": list(range(NUM_ROWS)), "ndcg@10": float(ndcg(found).mean()), "cpu_seconds": 1.0 + seed}
+            for method, seed, found in runs
+        ]
+    )
+    text = markdown_of(table(study, study.tables[0], rows))
+    base, lower = (100 * float(ndcg(found).mean()) for found in (ranks[0], worse))
+    assert base / 2 < lower < base
+    assert f"**{base / 2:.2f} ± " in text, "the best of the seed that both have"
+    assert f"| {lower:.2f}↓ᵃ (1) |" in text
+    assert "CSRec-M is higher than Base: ndcg@10 0 of 1" in text
+    assert "| mean over the rows | 1.0 (1) | 1.0 (1) |" in text
+    metric, (line,) = against(study, study.tables[0], rows)
+    assert (line.num_rows, line.num_higher, line.num_better, line.num_worse) == (1, 0, 0, 1)
+    assert line.change == pytest.approx(lower / base - 1)
+    assert answer([line], "Base", metric).tone == "open"
+
+
+def test_a_study_is_not_judged_by_a_metric_of_which_less_is_better(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    options = TableOptions(
+        rows=["temperature"],
+        columns="method",
+        metrics=["ndcg@10", "recall-@10"],
+        better_than=["Base"],
+        where={"temperature": "3"},
+    )
+    rows = [row("Base", "3", 0, 0.1) | {"recall-@10": 0.1}, row("CSRec-M", "3", 0, 0.2) | {"recall-@10": 0.3}]
+    metric, (line,) = against(study, options, pl.DataFrame(rows))
+    assert (metric, line.change) == ("ndcg@10", pytest.approx(1.0))
+
+
+def test_runs_of_one_cell_on_different_data_have_no_mean(study_file: Path) -> None:
+    study, _ = entries_of(study_file)
+    rows = pl.DataFrame([row("Base", "3", seed, 0.1) | {"protocol": f"log {seed}"} for seed in (0, 1)])
+    with pytest.raises(UserError, match=r"runs of Base-3 were evaluated on different data.*Base-3-s0, Base-3-s1"):
+        with_rows(study, rows, rows.clear())
+    others = rows.with_columns(temperature=pl.Series(["1", "3"]))
+    assert len(with_rows(study, others, others.clear())) == 2
 
 
 def test_names_of_a_study_are_text_in_its_charts(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.experiments.study import running
 from csrec_dist.experiments.study.collecting import settings_key
 from csrec_dist.experiments.study.planning import Task
-from csrec_dist.experiments.study.results import key_of
+from csrec_dist.experiments.study.results import key_of, with_rows
+from csrec_dist.experiments.study.tables import select, table
 from csrec_dist.files import read_json
 from csrec_dist.processes import Children
 from csrec_dist.runs.run import Record, Run
@@ -157,6 +158,13 @@ def test_a_failed_run_is_named_and_the_others_are_done(
         ("better_than: [Base], ", "", "costs are multiples"),
         ("x: temperature, lines: method", "x: temperature", "figure curve would average over method"),
         ("rows: [temperature]", "rows: []", "would average over temperature"),
+        ("x: temperature, lines: method", "x: popularity, where: {temperature: [1, 3]}, lines: method", "temperature"),
+        ("x: temperature, lines: method", "x: temperature, level: {temperature: 3}", "would average over method"),
+        (
+            "    1: {training.temperature: 1}\n    3: {training.temperature: 3}\n",
+            "    1: {dataset.window: 6}\n    3: {}\ncurves: [{name: items}]\n",
+            "curve items has cells with different datasets",
+        ),
         ("x: temperature,", "x: rating, level: {method: Base},", "a figure over rating has no level"),
         ("title: A small study", "title: A part\npart_of: nowhere", "nowhere.yaml does not exist"),
     ],
@@ -165,6 +173,42 @@ def test_mistakes_are_said(study_file: Path, old: str, new: str, words: str) -> 
     study_file.write_text(STUDY.replace(old, new))
     with pytest.raises(UserError, match=words):
         entries_of(study_file)
+
+
+def test_cells_of_a_view_are_told_apart_by_what_it_shows_of_them(study_file: Path) -> None:
+    """`where` with one value, and what `level` takes out, leave one: those need not be shown."""
+    level = STUDY.replace("x: temperature, lines: method", "x: temperature, level: {method: Base}")
+    fixed = STUDY.replace("x: temperature, lines: method", "x: popularity, where: {temperature: 3}, lines: method")
+    for text in (level, fixed):
+        study_file.write_text(text)
+        entries_of(study_file)
+
+
+def test_a_log_does_not_stand_for_several(
+    study_file: Path, small_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An override of the log is refused where cells have logs of their own, unless those of one log are chosen."""
+    text = STUDY.replace("1: {training.temperature: 1}", "1: {dataset.source: elsewhere.csv}")
+    study_file.write_text(text)
+    study = ["study", str(study_file), "--output", str(study_file.parent / "studies")]
+    override = ["--set", f"dataset.source={small_log}"]
+    assert main([*study, *override]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "would be the data of cells that have their own" in said
+    assert "elsewhere.csv" in said
+    assert main([*study, *override, "--only", "temperature=1", "--only", "seed=0", "--results"]) == 0
+
+
+def test_finished_runs_of_a_log_that_lay_elsewhere_are_said(
+    study_file: Path, small_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["study", str(study_file), "--output", str(study_file.parent / "studies")]
+    assert main([*study, "--only", "method=Base", "--only", "seed=0"]) == 0
+    capsys.readouterr()
+    assert main([*study, "--results"]) == 0
+    assert "were made from" not in capsys.readouterr().out
+    assert main([*study, "--results", "--set", "dataset.source=moved.csv"]) == 0
+    assert f"1 finished runs were made from {small_log}, which is moved.csv now" in capsys.readouterr().out
 
 
 def test_an_unknown_study_or_value_is_refused(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,8 +233,13 @@ def test_the_committed_rows_are_of_runs_that_their_study_still_has(path: Path) -
     """Or `study --with`, which the pages offer, leaves them out: a new key must not count where it has its default."""
     study, entries = entries_of(ROOT / f"configs/studies/{path.stem}.yaml")
     settings = {key_of(study, entry): settings_key(entry.config) for entry in entries}
-    rows = pl.read_parquet(path, columns=[*study.axes, "seed", "settings", "users"]).to_dicts()
+    results = pl.read_parquet(path)
+    rows = results.select(*study.axes, "seed", "settings", "users").to_dicts()
     assert rows
     for row in rows:
         assert row["settings"] == settings[*(row[axis] for axis in study.axes), row["seed"]]
         assert row["users"]
+    with_rows(study, results, results.clear())  # or raises: seeds of one cell are of one dataset
+    for options in study.tables:
+        if options.better_than and len(select(results, options.where)):
+            assert "Not every row could be tested" not in str(table(study, options, results)), options.title
