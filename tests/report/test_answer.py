@@ -76,7 +76,9 @@ def test_a_member_that_does_not_label_is_not_its_teacher(tmp_path: Path) -> None
     run = make_run(tmp_path, method="training_level")
     path = run / "metrics.json"
     saved = read_json(path)
-    saved["models"] |= {"side": saved["models"]["teacher-0"], "main": saved["models"]["teacher-1"]}
+    for made, name in (("teacher-0", "side"), ("teacher-1", "main")):
+        (run / "teachers" / made).rename(run / "teachers" / name)
+        saved["models"][name] = saved["models"].pop(made)
     write_record(path, saved)
     write_ranks(run, {"base": 0, "student": 2, "side": 4, "main": 0})
     assert any(detail.startswith("It is ahead of the main") for detail in answer_of(run).details)
