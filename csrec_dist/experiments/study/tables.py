@@ -131,16 +131,20 @@ def _cells(
 ) -> list[TableCell]:
     """The cells of one row; of each metric the best column is marked."""
     fixed = study.constants(options.where) | fixed
+    best = {metric: _best(options, columns, group, metric) for metric in options.metrics}
     cells = []
     for column, metric in product(columns, options.metrics):
-        present = [each for each in columns if _values(group, {options.columns: each}, metric)]
-        values = dict(zip(present, _paired_values(group, options.columns, present, metric), strict=True))
-        means = [mean(values[each]) if values.get(each) else None for each in columns]
-        best = best_of(means, lowest=is_adverse(metric))
-        is_best = in_percent(metric) and best[columns.index(column)]
         cell = fixed | {options.columns: column}
-        cells.append(_figure(study, cell, group, metric, marks(column, metric), is_best))
+        cells.append(_figure(study, cell, group, metric, marks(column, metric), column in best[metric]))
     return cells
+
+
+def _best(options: TableOptions, columns: list[str], group: pl.DataFrame, metric: str) -> list[str]:
+    """The columns with the best mean, over the seeds that all columns with values have."""
+    present = [column for column in columns if _values(group, {options.columns: column}, metric)]
+    means = [mean(each) if each else None for each in _paired_values(group, options.columns, present, metric)]
+    marked = best_of(means, lowest=is_adverse(metric)) if in_percent(metric) else []
+    return [column for column, is_best in zip(present, marked, strict=False) if is_best]
 
 
 def _values(group: pl.DataFrame, cell: Cell, metric: str) -> list[float]:
@@ -151,7 +155,7 @@ def _paired_values(group: pl.DataFrame, axis: str, columns: Sequence[str], metri
     """A metric's values in each of the columns, of the seeds that all of them have, in one order."""
     if metric not in group.columns:
         return [[] for _ in columns]
-    known = group.drop_nulls(metric)
+    known = group.select(axis, "seed", metric).drop_nulls(metric)
     sides = [dict(select(known, {axis: each}).select("seed", metric).iter_rows()) for each in columns]
     seeds = sorted(set.intersection(*map(set, sides))) if sides else []
     return [[side[seed] for seed in seeds] for side in sides]
