@@ -136,6 +136,11 @@ class AppendedSource:
 
         Interactions of a user at the same time come in the order old, new.
         """
+        if self._new.identity["format"] == "mind":
+            raise UserError(
+                f"{self._new.place} cannot be appended: MIND's files repeat what their users had clicked before. Write "
+                "the old and the new one after the other into one behaviors.tsv, and prepare that."
+            )
         return joined(self._dataset, read_log(self._dataset), self._new, self._is_weighted)
 
 

@@ -11,6 +11,7 @@ from csrec_dist.data.columns import ORDER_IS_MEANT, ColumnError, Scan
 from csrec_dist.data.times import Times, as_text, settle_times, unreadable_times
 from csrec_dist.errors import UserError, quoted
 
+WHOLE_NUMBER = r"^-?\d+(\.0)?$"
 EXACT = ("user", "item", "timestamp", "rating", "weight", "true_item")
 
 
@@ -115,6 +116,8 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None
             raise UserError(f"{path}: dataset.on_bad_rows: skip leaves nothing: no row can be read ({bad_rows}).")
     nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
     frame = frame.with_columns(pl.col(nans).fill_nan(None))
+    if not scan.typed:
+        frame = _without_points(frame)
     times = settle_times(frame["timestamp"], path)
     if times.values.dtype == pl.Null and scan.taken["timestamp"] is not None:
         raise UserError(f"{path}: the column {scan.taken['timestamp']} has no timestamps; {ORDER_IS_MEANT}.")
@@ -139,6 +142,19 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None
         times=times,
         bad_rows=bad_rows,
     )
+
+
+def _without_points(frame: pl.DataFrame) -> pl.DataFrame:
+    """Ids of a text file with "7.0" as "7", where all of its users, or items, are whole numbers.
+
+    So are integers written that stand in one column with a missing value, as by pandas.
+    """
+    for names in (("user",), ("item", "true_item")):
+        texts = [name for name in names if frame[name].dtype == pl.String]
+        are_whole = (frame[name].drop_nulls().str.contains(WHOLE_NUMBER).all() for name in texts)
+        if texts and all(are_whole):
+            frame = frame.with_columns(pl.col(texts).str.strip_suffix(".0"))
+    return frame
 
 
 def _without_unreadable(frame: pl.DataFrame, bad_rows: BadRows, path: Path, find: Find) -> pl.DataFrame:

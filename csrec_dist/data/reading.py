@@ -47,6 +47,11 @@ def read_splits(splits: Sequence[Files], layout: Layout) -> Log:
     with ExitStack() as stack:
         reads = [_read(files, layout, stack) for files in splits]
         scans = [scanned for read in reads for scanned in read.scans]
+        if len(scans) > 1 and (path := next((each.paths[0] for each in splits if each.format == "mind"), None)):
+            raise UserError(
+                f"{path} and {len(scans) - 1} more: each of MIND's files repeats what its users had clicked before, so "
+                "that several of them count it several times. Write them one after the other into one behaviors.tsv."
+            )
         _refuse_unlike(scans)
         try:
             frames = [read.frame for read in reads]

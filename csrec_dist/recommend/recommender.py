@@ -110,6 +110,13 @@ class Recommender:
                 f"but {dataset.folder} has {dataset.num_items} items in windows of {dataset.window}: they do not "
                 "belong to the same run."
             )
+        trained = run.folder / "student" / METRICS_FILE
+        id_map = read_json(trained).get("id_map") if trained.exists() else None
+        if id_map not in (None, dataset.id_map_fingerprint):
+            raise UserError(
+                f"{run.folder / 'student'} was trained on other items, or on these in another order, than those of "
+                f"{dataset.folder}, which was prepared again since. Prepare it as it was, or fit a new run on it."
+            )
         return cls(model, RawIds(dataset.file(ITEMS_FILE)), dataset, run)
 
     def __repr__(self) -> str:

@@ -87,7 +87,7 @@ def compare_evaluated(
     _check_rows(sides, tables)
     ranks = [np.stack([table["rank"].to_numpy() for table in side]) for side in tables]
     ratings = tables[0][0]["rating"].fill_null(math.nan).to_numpy()
-    groups = rating_group(ratings, sides[0][0].run.config.evaluation.min_rating)
+    groups = rating_group(ratings, protocol(sides[0][0].run)["evaluation.min_rating"])
     users = tables[0][0]["user"].to_numpy()
     lines = compare_ranks(ranks[0], ranks[1], groups, users=users, top_n=top_n, num_resamples=num_resamples, seed=seed)
     return Comparison((tuple(sides[0]), tuple(sides[1])), tuple(lines))

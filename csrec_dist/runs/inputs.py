@@ -82,9 +82,13 @@ def repeated_settings(config: Config) -> dict[str, Any]:
 
 
 def protocol(run: Run) -> dict[str, Any]:
-    """What must be equal for two runs' ranks to be comparable, flat; UserError if the run is not evaluated."""
-    dataset = run.require("evaluate").inputs.get("dataset")
-    return {"dataset": dataset, **flatten(deciding(run.config, "evaluate", RANKS))}
+    """What must be equal for two runs' ranks to be comparable, flat; UserError if the run is not evaluated.
+
+    As it was evaluated: the config may have other options by now, of an evaluation that is still to come.
+    """
+    inputs = run.require("evaluate").inputs
+    options = flatten(deciding(run.config, "evaluate", RANKS))
+    return {"dataset": inputs.get("dataset"), **{key: inputs.get(key, value) for key, value in options.items()}}
 
 
 def settings_of(config: Config, member: Member) -> dict[str, Any]:

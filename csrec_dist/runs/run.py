@@ -163,12 +163,19 @@ class Run:
         head = {"stage": stage, "fingerprint": fingerprint(record.inputs)}
         write_record(self.record_file(stage), {**head, **asdict(record)})
 
-    def adopt(self, stage: str, donor: "Run", leaves: Sequence[str]) -> None:
-        """Take a finished stage of another run as this run's: its record is copied, what it left is linked to."""
+    def adopt(self, stage: str, donor: "Run", leaves: Sequence[str]) -> bool:
+        """Take a finished stage of another run as this run's: its record is copied, what it left is linked to.
+
+        False, and nothing is taken, where this run has begun to make it itself, which it then ends.
+        """
         record = donor.require(stage)
-        for name in leaves:
-            link(self.folder / name, donor.folder / name)
+        links = [(self.folder / name, donor.folder / name) for name in leaves]
+        if any(path.exists() and path.resolve() != target.resolve() for path, target in links):
+            return False
+        for path, target in links:
+            link(path, target)
         self.finish(stage, record)
+        return True
 
     @cached_property
     def stages(self) -> list[StageRow]:

@@ -114,7 +114,8 @@ class TrainStep(nn.Module):
             loss = self._partly_labelled(outputs.states, inputs, labels)
         if outputs.views is None:
             return loss
-        return loss._replace(sum=loss.sum + self._contrast(outputs.views, outputs.view_weights, loss.count))
+        num_states = (inputs.positions.inverse >= 0).sum().to(loss.count.dtype)  # the examples' weights are not its own
+        return loss._replace(sum=loss.sum + self._contrast(outputs.views, outputs.view_weights, num_states))
 
     def _states(self, inputs: TrainingInputs) -> TrainingStates:
         """The model's states, in fp32."""

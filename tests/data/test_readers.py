@@ -8,9 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from csrec_dist import Dataset
 from csrec_dist.data.columns import Columns, Layout
 from csrec_dist.data.log import Log
+from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.parts import log_files
+from csrec_dist.data.prepare import prepare
 from csrec_dist.data.readers import READERS, detect
 from csrec_dist.data.reading import read_log
 from csrec_dist.errors import UserError
@@ -47,6 +50,14 @@ CASES = {
                      [(1, 1193, 5.0, 978300760), (1, 66, 3.0, 978302109)]),
     "long separator, header": ("x.dat", "user::item\n1::a:b\n", "delimited", [(1, "a:b", None, None)]),
     "bom": ("x.csv", "\ufeffuser,item\n1,2\n", "delimited", [(1, 2, None, None)]),
+    "bom, movielens": ("ratings.dat", "\ufeff1::1193::5::978300760\n1::66::3::978302109\n", "movielens",
+                       [(1, 1193, 5.0, 978300760), (1, 66, 3.0, 978302109)]),
+    "bom, s3rec": ("Beauty.txt", "\ufeff1 19 12 \n2 7\n", "s3rec",
+                   [(1, 19, None, None), (1, 12, None, None), (2, 7, None, None)]),
+    "whole numbers with a point": ("x.csv", "user,item\n1.0,7\n1,7.0\n2.0,8\n", "delimited",
+                                   [(1, 7, None, None), (1, 7, None, None), (2, 8, None, None)]),
+    "text with a point": ("x.csv", "user,item\n1,7\n1,7.0\n1,v\n", "delimited",
+                          [(1, "7", None, None), (1, "7.0", None, None), (1, "v", None, None)]),
     "json lines": ("x.jsonl", json_text({"user": 2**64 - 1, "item": "i", "time": "2020-01-01T00:00:01Z", "o": [1]}),
                    "json_lines", [(2**64 - 1, "i", None, 1577836801000000)]),
     "inter": ("x.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1m_1\tBug's \"Life\"\t5\t97.5\n",
@@ -98,6 +109,29 @@ def test_format(tmp_path, case, zipped):
     assert detect(path, Layout()) == reader
     in_order = {} if expected[0][3] is not None or reader in SEQUENCES else {"timestamp": "none"}
     assert rows(read(path, **in_order)) == expected
+
+
+def test_true_items_are_found_where_pandas_wrote_them_with_a_point(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("user,item,true_item\n1,7,8.0\n1,8,\n2,9,7.0\n")
+    log = read(path, timestamp="none")
+    assert [None if each is None else log.items[each] for each in log.frame["true_item"]] == [8, None, 7]
+
+
+def test_files_of_mind_repeat_their_histories_and_are_read_as_one(tmp_path):
+    """In parts, as splits, or appended, what users had clicked before would count again."""
+    text = "{n}\tU1\t11/{n}/2019 9:05:58 AM\tN6 N7 N8\tN4-1\n"
+    paths = [tmp_path / f"part-{n}.tsv" for n in (1, 2, 3)]
+    for n, path in enumerate(paths, 1):
+        path.write_text(text.format(n=n))
+    with pytest.raises(UserError, match=r"part-1\.tsv and 1 more: each of MIND's files repeats"):
+        read_log(paths[:2], "mind", Layout())
+    given = {"split": "given", "valid_source": str(paths[1]), "test_source": str(paths[2]), "min_interactions": 1}
+    with pytest.raises(UserError, match="each of MIND's files repeats"):
+        prepare(DatasetOptions(source=str(paths[0]), **given), tmp_path / "given")
+    prepare(DatasetOptions(source=str(paths[0]), min_interactions=1), tmp_path / "old")
+    with pytest.raises(UserError, match=r"part-2\.tsv cannot be appended: MIND's files repeat"):
+        Dataset(tmp_path / "old").append(str(paths[1]), tmp_path / "new")
 
 
 def test_every_text_reader_has_a_case():

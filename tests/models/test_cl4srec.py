@@ -1,6 +1,7 @@
 """CL4SRec: what the disturbed copies are, what they follow from, and that the undisturbed windows train as SASRec."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,6 +191,18 @@ def test_the_whole_loss_is_mean_over_examples_plus_weighted_mean_over_windows(on
     loss.sum.backward()
     assert model.mask_vector.grad is not None
     assert model.mask_vector.grad.abs().sum() > 0
+
+
+def test_weights_of_examples_are_not_those_of_windows() -> None:
+    """The contrastive term of a step, which is divided by the number of states, is the same at all weights."""
+    model = make(contrast_weight=0.3, contrast_temperature=2.0)
+    inputs = batch(model)
+    terms = []
+    for factor in (1.0, 0.25, 4.0):
+        loss = TrainStep(model, one_hot)(replace(inputs, weights=inputs.weights * factor), None)
+        terms.append((loss.sum - loss.cross_entropy).item() / inputs.num_states)
+    assert terms[0] > 0.1
+    assert terms == pytest.approx([terms[0]] * 3, rel=1e-4)
 
 
 def test_a_batch_without_windows_trains_nothing() -> None:

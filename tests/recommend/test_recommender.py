@@ -1,5 +1,6 @@
 """The recommender against every history scored by hand, from raw ids to raw ids."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from csrec_dist import models
 from csrec_dist.data.dataset import SEQUENCES, Dataset
 from csrec_dist.errors import UserError
+from csrec_dist.files import write_record
 from csrec_dist.recommend import Recommender, recommend
+from csrec_dist.runs.run import Run
 from tests.helpers.ranked_lists import ranked, raw_ids, sequences
 from tests.helpers.run_folders import make_run, without_checksums
 
@@ -197,6 +200,18 @@ def test_what_is_no_recommender_is_refused(run: Path, tmp_path: Path) -> None:
     pl.read_parquet(run / "dataset/items.parquet").head(5).write_parquet(tmp_path / "model/items.parquet")
     with pytest.raises(UserError, match="has 5 raw ids"):
         Recommender.from_pretrained(tmp_path / "model")
+
+
+def test_a_dataset_that_was_prepared_again_has_other_numbers(tmp_path: Path) -> None:
+    """As many items in another order would give a student's lists the names of other items."""
+    run = make_run(tmp_path)
+    metrics = run / "student/metrics.json"
+    known = json.loads(metrics.read_text())
+    write_record(metrics, known | {"id_map": Run.open(run).dataset.id_map_fingerprint})
+    Recommender.from_pretrained(run)
+    write_record(metrics, known | {"id_map": "0" * 16})
+    with pytest.raises(UserError, match="was trained on other items, or on these in another order"):
+        Recommender.from_pretrained(run)
 
 
 def test_ids_are_recognised_as_numbers_and_as_text(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from csrec_dist.data.columns import (
 )
 from csrec_dist.data.compressed import opened
 from csrec_dist.data.parts import Part
+from csrec_dist.data.readers.lines import scan_lines
 from csrec_dist.data.readers.peek import fields, first_line, is_date, is_number
 from csrec_dist.errors import UserError, listed, quoted
 
@@ -208,7 +209,7 @@ def _scan_long(part: Part, separator: str, names: list[str]) -> pl.LazyFrame:
     Skips blank lines. Raises BadLineError for one with more fields than names, which would be cut without a word.
     """
     line = pl.col("line").str.strip_chars_end("\r")
-    lines = pl.scan_lines(part.text)
+    lines = scan_lines(part)
     has_more = line.str.count_matches(separator, literal=True) >= len(names)
     for text in lines.filter(has_more).head(1).collect(engine="streaming")["line"]:
         raise BadLineError(f"{part.path}: {quoted(text)} has more than {len(names)} fields")

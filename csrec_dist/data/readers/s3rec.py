@@ -6,6 +6,7 @@ import polars as pl
 
 from csrec_dist.data.columns import NONE, Layout, Scan, pick
 from csrec_dist.data.parts import Part
+from csrec_dist.data.readers.lines import scan_lines
 from csrec_dist.data.readers.peek import first_lines
 
 NUM_LINES = 1000
@@ -26,6 +27,6 @@ def matches(path: Path) -> bool:
 def scan(part: Part, layout: Layout) -> Scan:
     """Columns user and item as text; the items of a line are in time order."""
     words = pl.col("line").str.extract_all(r"\S+")
-    lines = pl.scan_lines(part.text).filter(pl.col("line").str.strip_chars() != "")
+    lines = scan_lines(part).filter(pl.col("line").str.strip_chars() != "")
     log = lines.select(user=words.list.first(), item=words.list.slice(1)).explode("item")
     return pick(log, layout.filled({"timestamp": NONE}), part)

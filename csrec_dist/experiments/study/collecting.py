@@ -105,13 +105,13 @@ def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
         evaluated = Evaluated(run, model or "")
         if not evaluated.path.exists():
             continue
-        ranks = evaluated.ranks
+        ranks, evaluated_as = evaluated.ranks, protocol(run)
         columns[f"{prefix}{RANKS}"] = [ranks["rank"].cast(pl.UInt32)]
         ratings = ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy()
-        groups = rating_group(ratings, run.config.evaluation.min_rating)
+        groups = rating_group(ratings, evaluated_as["evaluation.min_rating"])
         columns[RATING_GROUPS] = [None if np.isnan(ratings).all() else pl.Series(groups).cast(pl.Int8)]
         columns[USERS] = [ranks["user"]]
-        columns[PROTOCOL] = [fingerprint(protocol(evaluated.run))]
+        columns[PROTOCOL] = [fingerprint(evaluated_as)]
     return columns
 
 

@@ -106,8 +106,8 @@ def adopt(task: Task) -> None:
     leaves = {stage.name: stage.leaves for stage in stages_of(task.config)}
     if task.donor is not None:
         for stage in task.shared:
-            if run.record(stage) is None:
-                run.adopt(stage, task.donor.run, leaves[stage])
+            if run.record(stage) is None and not run.adopt(stage, task.donor.run, leaves[stage]):
+                break
     if run.record("teach") is None:
         for name, (lender, its_name) in task.lenders.items():
             link(run.folder / "teachers" / name, lender.run.folder / "teachers" / its_name)

@@ -13,7 +13,8 @@ from csrec_dist.data.order import refuse_idle_ranks
 from csrec_dist.data.prepare import identify
 from csrec_dist.distributed import engines
 from csrec_dist.errors import SharedUserError, UserError, shared_errors
-from csrec_dist.files import make_folder
+from csrec_dist.files import make_folder, sha256_file
+from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.runs.inputs import weights_fingerprint
 from csrec_dist.runs.restarts import Restarts
 from csrec_dist.runs.run import Run
@@ -187,5 +188,20 @@ def check_weights_of(run: ActiveRun, models: Mapping[str, str]) -> None:
                 raise UserError(
                     f"{run.folder / name} has other weights than the stage that trained it wrote; restart that stage."
                 )
+
+    run.runtime.on_main(on_main)
+
+
+def check_labels(run: ActiveRun) -> None:
+    """UserError on every rank where the labels are not those of the run's record: another run that lends them may have
+    made them again."""
+    index = run.folder / "labels" / INDEX_NAME
+
+    def on_main() -> None:
+        if index.exists() and sha256_file(index)[:16] != run.require("label").outputs["index"]:
+            raise UserError(
+                f"{index} is not what the run's record of its labels names: they were made again since, perhaps by a "
+                "run whose labels it shares. Make them with --restart label."
+            )
 
     run.runtime.on_main(on_main)

@@ -14,7 +14,7 @@ from csrec_dist.labels.popularity import PopularityLabels
 from csrec_dist.lock import FolderLock
 from csrec_dist.models.weight_files import StoredWeights
 from csrec_dist.runs.inputs import weights_fingerprint
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_labels
 from csrec_dist.runs.stages.fitting import Fit, Training, fit, origin_rows
 from csrec_dist.runs.stages.healthy import check_student
 from csrec_dist.training import LossFunction, one_hot, student_loss
@@ -28,6 +28,8 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
     """
     check_dataset(run)
     _check_origin(run)
+    if run.config.num_members:
+        check_labels(run)
     if run.config.num_members and run.config.labels.copy_to is None:
         world = run.runtime.world
         with shared_errors():

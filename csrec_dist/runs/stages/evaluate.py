@@ -32,7 +32,7 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import read_description
 from csrec_dist.process_state import matmul_precision
 from csrec_dist.runs.run import hidden_targets
-from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_weights_of
+from csrec_dist.runs.stages.active import ActiveRun, check_dataset, check_labels, check_weights_of
 
 EVALUATION_ROWS = 256
 
@@ -51,6 +51,8 @@ def check(run: ActiveRun, inputs: dict[str, Any]) -> None:
     base = {"base": inputs["base"]} if "base" in inputs else {}
     members = {f"teachers/{name}": weights for name, weights in inputs.get("members", {}).items()}
     check_weights_of(run, {"student": inputs["student"], **base, **members})
+    if len(run.config.labelling_names) > 1:
+        check_labels(run)  # they say how the members rank together
 
 
 def work(run: ActiveRun, inputs: dict[str, Any]) -> dict[str, Any]:

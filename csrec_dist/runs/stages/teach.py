@@ -82,9 +82,24 @@ def take_pretrained(run: ActiveRun, say: Callable[[str], None]) -> None:
         num_known = read_description(folder).num_items
         if num_known < num_items:
             say(f"{name} knows the first {num_known:,} of {num_items:,} items; the others get its mean logit")
+        make_way(run.member_folder(name))
         load_pretrained(run, folder).save_pretrained(run.member_folder(name))
         taken = {"taken_from": str(folder), "id_map": id_map, "known_items": num_known}
         write_record(run.member_folder(name) / "metrics.json", taken)
+
+
+def make_way(member: Path) -> None:
+    """For a model that is taken from elsewhere: a member that another run lends goes, one that was trained here stays.
+
+    Raises UserError for the latter.
+    """
+    if member.is_symlink():
+        member.unlink()
+    elif (member / "metrics.json").exists() and "taken_from" not in read_json(member / "metrics.json"):
+        raise UserError(
+            f"{member} was trained by this run, and teachers.pretrained would replace it. Give --restart teach, which "
+            "replaces it, or another name."
+        )
 
 
 def teach_members(run: ActiveRun, members: tuple[Member, ...], inputs: dict[str, Any]) -> None:
