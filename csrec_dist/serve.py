@@ -154,7 +154,7 @@ def _answer(
     """An `Answer`, as JSON has it."""
     known = KnownItems(recommender.items, "the request")
     source = recommender.histories_of(users) if histories is None else of_anybody(histories, known)
-    candidates = None if items is None else np.unique(known.of(items))
+    candidates = None if items is None else np.unique(KnownItems(recommender.items, "the request").of(items))
     if candidates is not None and not len(candidates):
         raise UserError("None of the items to choose from is in the dataset. Name them as the log does.")
     parts = rank(recommender.model, source, top_n, exclude_seen=exclude_seen, candidates=candidates)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import polars as pl
 
@@ -62,7 +62,7 @@ def read_splits(splits: Sequence[Files], layout: Layout) -> Log:
             def find(role: str, value: str) -> Iterator[tuple[Path, int]]:
                 return _places(scans, role, value)
 
-            rows = pl.concat(frames, how="vertical_relaxed")
+            rows = pl.concat(_alike(frames), how="vertical_relaxed")
             log = log_of(rows, first.scan, first.part.path, find if layout.skips_bad_rows else None)
         except ColumnError as error:
             place = next(_places(scans, error.role, error.value), None)
@@ -101,7 +101,8 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
         try:
             scans += (_Scanned(part, READERS[files.format].scan(part, layout)) for part in parts)
             _refuse_unlike(scans)
-            frame = pl.concat([scan.frame for _, scan in scans], how="vertical_relaxed").collect(engine="streaming")
+            parts_of_frame = _alike([scan.frame for _, scan in scans])
+            frame = pl.concat(parts_of_frame, how="vertical_relaxed").collect(engine="streaming")
             num_not_kept = sum(scan.num_not_kept() for _, scan in scans)
             break
         except (pl.exceptions.PolarsError, BadLineError, OSError) as error:  # OSError: of a damaged gzip file
@@ -173,9 +174,46 @@ def _skip_what_is_no_number(scans: list[_Scanned], bad_rows: BadRows) -> int:
     return num
 
 
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
+
+
+def _alike(frames: list[Frame]) -> list[Frame]:
+    """Parts of a log whose ids can stand in one column: where some have integers, others floats, these as integers.
+
+    A column with a missing value is read as floats by pandas. A float that no integer is written as becomes null: it is
+    not whole, or so large (2⁵³ and more) that it may stand for several.
+    """
+    schemas = [frame.collect_schema() for frame in frames]
+    for role in ("user", "item", "true_item"):
+        if any(schema[role].is_integer() for schema in schemas):
+            whole = pl.when((pl.col(role).abs() < 2**53) & (pl.col(role) == pl.col(role).floor())).then(role)
+            frames = [
+                frame.with_columns(whole.cast(pl.Int64)) if schema[role].is_float() else frame
+                for frame, schema in zip(frames, schemas, strict=True)
+            ]
+    return frames
+
+
+def _kind_of_time(dtype: pl.DataType) -> str | None:
+    """What a column of times holds, as a message calls it; None for text, which may hold any, and for nothing."""
+    if dtype.is_numeric():
+        return "numbers"
+    if dtype.is_temporal():
+        return "times with a zone" if getattr(dtype, "time_zone", None) else "times without a zone"
+    return None
+
+
 def _refuse_unlike(scans: list[_Scanned]) -> None:
-    """UserError if the parts of a log have different columns for a role."""
+    """UserError if the parts of a log have different columns for a role, or times that cannot be compared."""
     first = scans[0]
+    kinds = {_kind_of_time(scan.frame.collect_schema()["timestamp"]): part.path for part, scan in scans}
+    kinds.pop(None, None)
+    if len(kinds) > 1:
+        (one, path), (other, other_path), *_ = kinds.items()
+        raise UserError(
+            f"{path} and {other_path} are parts of one log, but their timestamps are {one} and {other}; write both in "
+            "one way."
+        )
     for part, scan in scans:
         for role, name in first.scan.taken.items():
             if scan.taken[role] != name:

@@ -118,6 +118,33 @@ def test_true_items_are_found_where_pandas_wrote_them_with_a_point(tmp_path):
     assert [None if each is None else log.items[each] for each in log.frame["true_item"]] == [8, None, 7]
 
 
+def test_parts_with_other_types_of_ids_are_one_log(tmp_path):
+    """pandas has floats where a value is missing; those of 2**53 and more stand for several integers: left out."""
+    large = 2**53
+    pl.DataFrame({"user": [1, large + 1, large], "item": [7, 8, 9], "time": [1, 2, 3]}).write_parquet(
+        tmp_path / "1.parquet"
+    )
+    floats = {"user": [1.0, float(large), None, 2.5], "item": [9.0, 7.0, 7.0, 7.0], "time": [4, 5, 6, 7]}
+    pl.DataFrame(floats).write_parquet(tmp_path / "2.parquet")
+    log = read_log([tmp_path / "1.parquet", tmp_path / "2.parquet"], "parquet", Layout())
+    assert sorted((user, item) for user, item, *_ in rows(log)) == [(1, 7), (1, 9), (large, 9), (large + 1, 8)]
+    assert log.num_without_id == 3
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([datetime.date(2020, 1, 1)], "numbers and times without a zone"),
+        ([datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)], "numbers and times with a zone"),
+    ],
+)
+def test_parts_whose_times_cannot_be_compared_are_refused(tmp_path, times, words):
+    pl.DataFrame({"user": [1], "item": [7], "time": [1_500_000_000]}).write_parquet(tmp_path / "1.parquet")
+    pl.DataFrame({"user": [1], "item": [8], "time": times}).write_parquet(tmp_path / "2.parquet")
+    with pytest.raises(UserError, match=words):
+        read_log([tmp_path / "1.parquet", tmp_path / "2.parquet"], "parquet", Layout())
+
+
 def test_files_of_mind_repeat_their_histories_and_are_read_as_one(tmp_path):
     """In parts, as splits, or appended, what users had clicked before would count again."""
     text = "{n}\tU1\t11/{n}/2019 9:05:58 AM\tN6 N7 N8\tN4-1\n"
