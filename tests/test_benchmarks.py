@@ -26,6 +26,7 @@ SCRIPTS = [
     "loss --examples 30 --items 300 --repeats 1",
     pytest.param("catalog --items 3000 --windows 2 --ranks 2 --steps 1", marks=LONG),
     pytest.param("gain", marks=LONG),
+    "feedback",
     pytest.param("joining --processes 2", marks=LONG),
     pytest.param(
         "ranks --interactions 200000 --shards 8 --batch-size 64 --steps 1 --output {folder}/ranks", marks=LONG
