@@ -16,7 +16,7 @@ from csrec_dist.data.ids import RawIds
 from csrec_dist.data.log import Log, number, with_true_items
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.shards import Flat
-from csrec_dist.data.sources import Source, source_of
+from csrec_dist.data.sources import FileSource, Source, source_of
 from csrec_dist.data.times import Times
 from csrec_dist.data.windows import Spans
 from csrec_dist.errors import UserError, quoted
@@ -114,8 +114,13 @@ class AppendedSource:
     """The log of a dataset, followed by a new one."""
 
     def __init__(self, dataset: Dataset, options: DatasetOptions, table: Any = None) -> None:
-        """`options.source` names the new log, or it is a table. UserError if there is none."""
+        """`options.source` names the new log, or it is a table. UserError if there is none, or it is MIND's."""
         self._dataset, self._new, self._is_weighted = dataset, source_of(options, table), bool(options.weights)
+        if isinstance(self._new, FileSource) and self._new.format == "mind":
+            raise UserError(
+                f"{self._new.place} cannot be appended: MIND's files repeat what their users had clicked before. Write "
+                "the old and the new one after the other into one behaviors.tsv, and prepare that."
+            )
 
     def __str__(self) -> str:
         return f"{self._new}, appended to the log of {self._dataset.folder}"
@@ -136,11 +141,6 @@ class AppendedSource:
 
         Interactions of a user at the same time come in the order old, new.
         """
-        if self._new.identity["format"] == "mind":
-            raise UserError(
-                f"{self._new.place} cannot be appended: MIND's files repeat what their users had clicked before. Write "
-                "the old and the new one after the other into one behaviors.tsv, and prepare that."
-            )
         return joined(self._dataset, read_log(self._dataset), self._new, self._is_weighted)
 
 

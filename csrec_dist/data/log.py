@@ -147,7 +147,7 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None
 def _without_points(frame: pl.DataFrame) -> pl.DataFrame:
     """Ids of a text file with "7.0" as "7", where all of its users, or items, are whole numbers.
 
-    So are integers written that stand in one column with a missing value, as by pandas.
+    pandas writes integers so, where one of their column is missing.
     """
     for names in (("user",), ("item", "true_item")):
         texts = [name for name in names if frame[name].dtype == pl.String]

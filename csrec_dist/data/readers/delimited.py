@@ -24,7 +24,6 @@ from csrec_dist.data.columns import (
 )
 from csrec_dist.data.compressed import opened
 from csrec_dist.data.parts import Part
-from csrec_dist.data.readers.lines import scan_lines
 from csrec_dist.data.readers.peek import fields, first_line, is_date, is_number
 from csrec_dist.errors import UserError, listed, quoted
 
@@ -201,6 +200,11 @@ def _is_header(names: list[str]) -> bool:
 
 def _has_usual_names(names: list[str]) -> bool:
     return bool(guesses("user", names) and guesses("item", names))
+
+
+def scan_lines(part: Part) -> pl.LazyFrame:
+    """The column `line`, for readers that take lines apart, without the byte order mark that a file may begin with."""
+    return pl.scan_lines(part.text).with_columns(pl.col("line").str.strip_prefix("\ufeff"))
 
 
 def _scan_long(part: Part, separator: str, names: list[str]) -> pl.LazyFrame:

@@ -6,7 +6,7 @@ import polars as pl
 
 from csrec_dist.data.columns import NONE, Layout, Scan, pick
 from csrec_dist.data.parts import Part
-from csrec_dist.data.readers.lines import scan_lines
+from csrec_dist.data.readers.delimited import scan_lines
 from csrec_dist.data.readers.peek import first_lines
 
 NUM_LINES = 1000
