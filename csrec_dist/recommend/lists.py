@@ -98,11 +98,12 @@ def _join(output: Path, num_ranks: int) -> None:
 
     A launch of more ranks that was killed may have left others beside them.
     """
-    parts = [pq.ParquetFile(part_path(output, rank)) for rank in range(num_ranks)]
-    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, parts[0].schema_arrow) as writer:
-        for part in parts:
-            for batch in range(part.num_row_groups):
-                writer.write_table(part.read_row_group(batch))
+    schema = pq.read_schema(part_path(output, 0))
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for rank in range(num_ranks):
+            with pq.ParquetFile(part_path(output, rank)) as part:
+                for batch in range(part.num_row_groups):
+                    writer.write_table(part.read_row_group(batch))
     shutil.rmtree(part_path(output, 0).parent)
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,11 @@ from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import differences, flatten, parse_record, read_json, remove, write_record
 from csrec_dist.models.weight_files import ROW_NAME, row_name
 from csrec_dist.tensor_files import checksum_problem, open_tensors, save_tensors, stored_checksum
+from csrec_dist.writers import server_time
 
 PARTS = ("best", "model", "optimizer")
 POLL_SECONDS = 0.02
+ASK_SECONDS = 1.0
 GRACE_SECONDS = 5.0
 """How long a checkpoint in flight waits for other ranks' files when the training has broken off."""
 
@@ -175,7 +177,7 @@ class Checkpoints:
         self._num_writers = len(writers)
         if self._group.rank not in writers:
             return
-        final = self.folder / f"step-{state.total_steps:09d}"
+        final = self.folder / folder_name(state)
         temporary = self.folder / f".{final.name}.{self._num_saved}.tmp"
         files = [{part: file_name(part, number, len(writers)) for part in PARTS} for number in range(len(writers))]
         # `asdict` copies, as the snapshot has: the training goes on and changes both while the thread writes.
@@ -249,7 +251,7 @@ class Checkpoints:
     def conclude(self) -> None:
         """Remove all checkpoints but the last, from which a training goes on when its limits are raised."""
         for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _choose(self, known_damaged: list[str]) -> dict[str, Any] | None:
         """The newest checkpoint that seems whole, its files with their checksums, and the damaged ones after it."""
@@ -308,20 +310,33 @@ class Checkpoints:
         os.replace(temporary, final)
         # Only now, when the new one has its name: whenever the process is killed there is a whole checkpoint.
         for old in checkpoint_folders(self.folder)[: -self._keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
 
     def _await(self, folder: Path, files: list[str]) -> None:
         """Wait for other ranks' files, each of which appears whole; only for GRACE_SECONDS once the training broke off.
 
-        A rank that is alive finishes its files by then, and one that died never does.
+        A rank that is alive finishes its files by then, and one that died never does. A client of NFS keeps in mind for
+        half a minute that a file was not there, unless it changes the folder itself.
         """
-        deadline = math.inf
+        deadline, ask = math.inf, time.monotonic() + ASK_SECONDS
         while not all((folder / name).exists() for name in files):
+            if time.monotonic() > ask:
+                with suppress(OSError):
+                    server_time(folder)
+                ask = time.monotonic() + ASK_SECONDS
             if self._abandoned.is_set() and deadline == math.inf:
                 deadline = time.monotonic() + GRACE_SECONDS
             if time.monotonic() > deadline:
                 raise FileNotFoundError(f"{folder} was left unfinished")
             time.sleep(POLL_SECONDS)
+
+
+def folder_name(state: TrainState) -> str:
+    """The name of a checkpoint's folder, of steps and of epochs done; in the order of names the newest is last.
+
+    After the last step of an epoch there are two, before its evaluation and after it.
+    """
+    return f"step-{state.total_steps:09d}-epoch-{state.epoch:05d}"
 
 
 def file_name(part: str, number: int, num_files: int) -> str:

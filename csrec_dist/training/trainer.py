@@ -84,9 +84,13 @@ class Trainer:
         """Where the training stands."""
         return self._state
 
+    def trained(self) -> TrainStep:
+        """The model as it is now, with what its loss trains beside it; every rank calls this."""
+        return cast(TrainStep, self._engine.readable())
+
     def model(self) -> SequentialModel:
         """The model as it is now, fit for evaluation; every rank calls this."""
-        return cast(TrainStep, self._engine.readable()).model
+        return self.trained().model
 
     def best(self) -> SequentialModel:
         """The model as it was when it ranked best on validation; every rank calls this once the training has ended."""
@@ -110,16 +114,7 @@ class Trainer:
             DivergedError: the loss or a weight is no longer finite, on all ranks at the same step. In a group without
                 rank 0, the first rank raises a plain UserError, which it prints.
         """
-        restored = checkpoints.restore()
-        if checkpoints.set_aside:
-            names = ", ".join(checkpoints.set_aside)
-            self._log.say(f"damaged checkpoints were renamed to damaged-…: {names}; resuming from the one before them")
-        if restored:
-            self._state, saved = restored
-            self._engine.restore(saved)
-            for name, piece in self._best.items():
-                saved.copy("best", name, piece.numbers, piece.first)
-            self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
+        self._restore(checkpoints)
         self._note_environment()
         self._log.expect(self._num_steps(), self._state.total_steps)
         self._checkpoints = checkpoints
@@ -251,6 +246,19 @@ class Trainer:
                 with watch.data_wait():
                     micro_batches = next(ahead)
                 yield micro_batches
+
+    def _restore(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest checkpoint, whose files are closed again when this returns: they will be removed."""
+        restored = checkpoints.restore()
+        if checkpoints.set_aside:
+            names = ", ".join(checkpoints.set_aside)
+            self._log.say(f"damaged checkpoints were renamed to damaged-…: {names}; resuming from the one before them")
+        if restored:
+            self._state, saved = restored
+            self._engine.restore(saved)
+            for name, piece in self._best.items():
+                saved.copy("best", name, piece.numbers, piece.first)
+            self._log.say(f"continues at epoch {self._state.epoch + 1}, step {self._state.step + 1}")
 
     def _act(self, agreed: Agreed, order: EpochOrder, meter: Meter) -> None:
         """Write a checkpoint within the epoch where one is due, and stop where a rank was asked to."""

@@ -20,9 +20,10 @@ from csrec_dist.config import Config, load_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json
 from csrec_dist.labels import writer as writing
-from csrec_dist.runs.pipeline import execute
+from csrec_dist.runs.pipeline import execute, work_on
 from csrec_dist.runs.run import Run
 from csrec_dist.runs.stages import fitting
+from csrec_dist.runs.stages.active import ActiveRun
 from csrec_dist.training import Stopped, StopSignals
 from csrec_dist.training import trainer as loop
 from csrec_dist.training.checkpoints import Checkpoints, TrainState
@@ -137,6 +138,19 @@ def test_killed_and_resumed_with_the_catalog_over_other_numbers_of_ranks_follows
             newest = max(tmp_path.rglob("checkpoints/**/step-*"), key=lambda folder: folder.name)
             assert len(list(newest.glob("best*.safetensors"))) == catalog_parallel
     torch.testing.assert_close(epochs(tmp_path), epochs(unbroken), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say which files are mapped")
+def test_a_resumed_training_holds_no_file_of_the_checkpoint_that_it_began_with(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    """Where a file of a removed folder is still mapped, NFS keeps it, and the folder."""
+    train_on(1, str(tmp_path), str(small_dataset), 13)
+    run, held = ActiveRun(make_config(tmp_path, small_dataset), Runtime.start()), []
+    run.after_epoch = lambda stage, epochs: held.append("/checkpoints/" in Path("/proc/self/maps").read_text())
+    work_on(run)
+    assert held
+    assert not any(held)
 
 
 @pytest.mark.parametrize(("world_size", "steps"), [(1, 5), (1, 13), (2, 9)])

@@ -40,6 +40,11 @@ class Model(DataParallel):
         return self.snapshot() | {"best": {}}
 
 
+def named(step: int) -> str:
+    """The folder of a checkpoint in the first epoch."""
+    return f"step-{step:09d}-epoch-00000"
+
+
 def test_a_checkpoint_is_a_copy_and_is_written_beside_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,18 +92,30 @@ def test_the_newest_whole_checkpoint_is_taken_and_leftovers_are_removed(tmp_path
         model.train()
         checkpoints.save(TrainState(total_steps=step), model.parts())
     checkpoints.wait()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (2, 3, 4)]
-    (tmp_path / "step-000000004/model.safetensors").write_bytes(b"damaged")
-    (tmp_path / "step-000000003/optimizer.safetensors").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [named(step) for step in (2, 3, 4)]
+    (tmp_path / named(4) / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / named(3) / "optimizer.safetensors").unlink()
     (tmp_path / ".step-000000005.1.tmp").mkdir()
     restored = checkpoints.restore()
     assert restored is not None
     assert restored[0].total_steps == 2
     assert not (tmp_path / ".step-000000005.1.tmp").exists()
-    assert checkpoints.set_aside == ["step-000000004", "step-000000003"]
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002"]
+    assert checkpoints.set_aside == [named(4), named(3)]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [named(2)]
     with pytest.raises(UserError, match=r"training\.learning_rate was 0\.1, is 0\.2\."):
         Checkpoints(tmp_path, INPUTS | {"training": {"learning_rate": 0.2}}, ALONE).restore()
+
+
+def test_no_checkpoint_takes_the_place_of_another(tmp_path: Path) -> None:
+    """The last step of an epoch may be saved twice: before the evaluation, and after it."""
+    checkpoints = Checkpoints(tmp_path, INPUTS, ALONE)
+    for epoch in (9, 10):
+        checkpoints.save(TrainState(total_steps=7, epoch=epoch), Model().parts())
+    checkpoints.wait()
+    assert len(checkpoint_folders(tmp_path)) == 2
+    restored = checkpoints.restore()
+    assert restored is not None
+    assert restored[0].epoch == 10
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
@@ -108,7 +125,7 @@ def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: 
     for step in (5, 9):
         before.save(TrainState(total_steps=step), model.parts())
     before.wait()
-    damaged = tmp_path / "step-000000009" / file
+    damaged = tmp_path / named(9) / file
     damaged.write_bytes(damaged.read_bytes()[:-7])
     checkpoints = Checkpoints(tmp_path, INPUTS, ALONE, keep=1)
     restored = checkpoints.restore()
@@ -118,9 +135,12 @@ def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path, file: 
         model.train()
         checkpoints.save(TrainState(total_steps=step), model.parts())
     checkpoints.wait()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-000000009", "step-000000007"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"damaged-{named(9)}",
+        named(7),
+    ]
     checkpoints.conclude()
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000007"]
+    assert [path.name for path in tmp_path.iterdir()] == [named(7)]
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
@@ -130,17 +150,20 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Pa
         checkpoints.save(TrainState(total_steps=step), Model().parts())
     checkpoints.wait()
     with (
-        as_a_colleague(tmp_path / "step-000000002" / file),
+        as_a_colleague(tmp_path / named(2) / file),
         pytest.raises(UserError, match=f"{file} cannot be read: Permission denied"),
     ):
         Checkpoints(tmp_path, INPUTS, ALONE).restore()
-    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-000000001", "step-000000002"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == [
+        named(1),
+        named(2),
+    ]
 
 
 def resume_on(rank: int, world_size: int, folder: str) -> str:
     """What this rank says of the checkpoint, of which rank 1 may not read its share."""
     layout = Runtime.start().layout([(0, 1)], 1)
-    model = Path(folder) / "step-000000001/model.safetensors"
+    model = Path(folder) / named(1) / "model.safetensors"
     with as_a_colleague(model) if rank == 1 else nullcontext(), pytest.raises(UserError) as refused:
         Checkpoints(Path(folder), INPUTS, layout.group).restore()
     return str(refused.value)
@@ -153,7 +176,7 @@ def test_all_ranks_hear_what_one_may_not_read(tmp_path: Path) -> None:
     first, second = run_ranks(resume_on, 2, str(tmp_path))
     assert first == second
     assert "model.safetensors cannot be read: Permission denied" in first
-    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-000000001"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == [named(1)]
 
 
 def save_with(rank: int, world_size: int, folder: str) -> int:
@@ -175,8 +198,8 @@ def test_ranks_write_a_part_each_of_what_all_hold_and_any_run_of_numbers_is_read
     counts = {world: run_ranks(save_with, world, str(tmp_path / str(world))) for world in (1, 3)}
     assert sum(counts[3]) == sum(counts[1]) == 3 * (35 + 7) + 2 + 35
     assert max(counts[3]) <= 1.5 * min(counts[3])
-    states = {world: StoredState(tmp_path / f"{world}/step-000000001") for world in (1, 3)}
-    whole = load_file(tmp_path / "1/step-000000001/optimizer.safetensors")
+    states = {world: StoredState(tmp_path / str(world) / named(1)) for world in (1, 3)}
+    whole = load_file(tmp_path / "1" / named(1) / "optimizer.safetensors")
     assert whole["weight.exp_avg"].shape == (7, 5)
     for part in ("model", "optimizer", "best"):
         assert set(states[1].names(part)) == set(states[3].names(part))
@@ -190,9 +213,9 @@ def test_ranks_write_a_part_each_of_what_all_hold_and_any_run_of_numbers_is_read
 
 
 def test_a_state_that_is_no_mapping_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "step-000000001").mkdir()
-    (tmp_path / "step-000000001/state.json").write_text("[]")
-    assert read_state(tmp_path / "step-000000001") is None
+    (tmp_path / named(1)).mkdir()
+    (tmp_path / named(1) / "state.json").write_text("[]")
+    assert read_state(tmp_path / named(1)) is None
 
 
 def test_nothing_is_changed_when_all_checkpoints_are_damaged(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ model: {name: gru4rec, width: 8, dropout: 0}
 method: base
 training: {batch_size: 7, max_epochs: 2, learning_rate: 0.01, checkpoint_steps: 2, keep_checkpoints: 1}
 """
-LAST_GOOD = "step-000000004"
+LAST_GOOD = "step-000000004-epoch-00000"
 
 
 @contextmanager

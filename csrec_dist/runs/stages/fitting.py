@@ -147,7 +147,7 @@ def fit(
         _say_start(run, task, trainer, folder, layout, log)
     checkpoints = Checkpoints(folder, task.inputs, layout.group, keep)
     with nullcontext(signals) if signals else StopSignals() as noted, closing(engine):
-        require_room_for_checkpoints(checkpoints, trainer.model(), layout, keep)
+        require_room_for_checkpoints(checkpoints, trainer.trained(), layout, keep)
         state = trainer.run(checkpoints, noted, hands_over, run.after_epoch)
         if state is None:
             return False
@@ -157,13 +157,13 @@ def fit(
     return True
 
 
-def require_room_for_checkpoints(checkpoints: Checkpoints, model: nn.Module, layout: Layout, keep: int) -> None:
+def require_room_for_checkpoints(checkpoints: Checkpoints, trained: nn.Module, layout: Layout, keep: int) -> None:
     """StorageError on every rank of the layout unless the disk has room for the checkpoints that are kept at a time.
 
     Each has the weights, the best ones and two moments of Adam; a new one is written before the oldest goes.
     """
-    catalogs = catalogs_of(model)
-    sizes = {name: weight.numel() * weight.element_size() for name, weight in model.named_parameters()}
+    catalogs = catalogs_of(trained)
+    sizes = {name: weight.numel() * weight.element_size() for name, weight in trained.named_parameters()}
     num_bytes = sum(size * (catalogs[name].group.size if name in catalogs else 1) for name, size in sizes.items())
 
     def on_leader() -> None:
