@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -31,17 +31,19 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that a lock file names: its host, for people, its number and start, and what names its machine."""
+    """The process that a lock file names: for people its host and since when it has the lock, in seconds since 1970;
+    its number and its start (`writers.started`), and what names its machine."""
 
     host: str
+    since: float = field(compare=False)
     pid: int
-    started: float
+    started: float | None
     machine: str
 
     @classmethod
     def this(cls) -> Self:
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), started(os.getpid()) or 0.0, machine())
+        return cls(socket.gethostname(), time.time(), os.getpid(), started(os.getpid()), machine())
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -68,9 +70,7 @@ class Holder:
         return seconds <= LEASE_SECONDS
 
     def __str__(self) -> str:
-        return (
-            f"process {self.pid} on {self.host}, which began at {time.strftime('%F %T', time.localtime(self.started))}"
-        )
+        return f"process {self.pid} on {self.host} since {time.strftime('%F %T', time.localtime(self.since))}"
 
 
 class FolderLock:
@@ -89,7 +89,7 @@ class FolderLock:
         self._path = folder.parent / f".{folder.name}{FILE}" if beside else folder / FILE
         self._file: int | None = None
         self._made: list[Path] = []  # the folders that were made for the file, the innermost first
-        self._this = Holder.this()  # once: the start of a process seems another one when the clock was adjusted
+        self._this = Holder.this()
         self._has_locks = True
         self._released = threading.Event()
         self._heart: threading.Thread | None = None

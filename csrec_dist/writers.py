@@ -8,14 +8,15 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 from functools import cache
 from pathlib import Path
 
 LONGEST_HOST = 40
 LEFTOVER = re.compile(r"\..+\.(?P<machine>\w+)-(?P<process>\d+)-[0-9a-f]{16}\.tmp")
 """Temporary files and folders, by the name of what they become and `writer_name`."""
-SAME_START_SECONDS = 1.0
-"""The start of a process is computed from the machine's clock, which may be adjusted in between."""
+ENDED, START = (b"Z", b"X"), 19
+"""Of the fields of /proc/<pid>/stat after the name: states of a process that has ended, and the place of its start."""
 LEASE_SECONDS = 60.0
 """How long a process of another machine may write nothing before it is taken for dead."""
 
@@ -42,20 +43,32 @@ def machine() -> str:
 
 
 def started(pid: int) -> float | None:
-    """When a process of this machine began, in seconds since 1970; None where there is none, or it has ended."""
+    """When a process of this machine began; None where there is none, or it has ended.
+
+    On Linux in seconds since the machine's start: a clock that is set anew does not change it. Elsewhere since 1970.
+    """
+    try:
+        # After the command's name, which may hold anything, come the state (the third field) and all others.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if fields[0] in ENDED else int(fields[START]) / os.sysconf("SC_CLK_TCK")
+    except (FileNotFoundError, ProcessLookupError):
+        return _started_elsewhere(pid) if sys.platform != "linux" else None
+
+
+def _started_elsewhere(pid: int) -> float | None:
+    """`started` where there is no /proc."""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 2)
     except psutil.NoSuchProcess:
         return None
 
 
-def is_running(pid: int, since: float) -> bool:
+def is_running(pid: int, since: float | None) -> bool:
     """Whether the process of this machine that began then still runs, rather than none or another of its number."""
-    begin = started(pid)
-    return begin is not None and abs(begin - since) <= SAME_START_SECONDS
+    return since is not None and started(pid) == since
 
 
 def writer_name() -> str:

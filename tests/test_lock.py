@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from csrec_dist.cli import main
@@ -27,8 +28,9 @@ from csrec_dist.lock import (
     locked,
     remove_dead_locks,
 )
-from csrec_dist.writers import LEASE_SECONDS, machine, remove_leftovers, writer_name
+from csrec_dist.writers import LEASE_SECONDS, is_running, machine, remove_leftovers, started, writer_name
 from tests.helpers.finished_runs import refused
+from tests.helpers.ranks import wait_until
 from tests.helpers.study_files import write_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,10 +71,7 @@ def test_a_folder_in_use_is_refused_by_the_name_of_its_process_until_that_is_kil
     with holder(run) as other:
         try:
             assert main(["prepare", "--config", config]) == 2
-            assert (
-                f"{run} is in use by process {other.pid} on {socket.gethostname()}, which began"
-                in capsys.readouterr().err
-            )
+            assert f"{run} is in use by process {other.pid} on {socket.gethostname()} since" in capsys.readouterr().err
             assert [path.name for path in run.iterdir()] == [".lock"]
         finally:
             other.kill()
@@ -219,6 +218,22 @@ def test_without_locks_the_name_in_the_file_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_locks")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil says it")
+def test_a_process_began_when_the_kernel_says_by_no_clock_that_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        began, now = started(process.pid), time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert began is not None
+        assert now - 60 < began <= now
+        monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert is_running(process.pid, began)
+        assert not is_running(process.pid, began - 0.01)
+        process.kill()
+        wait_until(lambda: started(process.pid) is None, 60, "the process to end")  # a zombie has ended
+        assert Path(f"/proc/{process.pid}").exists()
+    assert not is_running(process.pid, began)
+
+
 @pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": 1.0}])
 def test_without_locks_a_dead_process_of_this_machine_is_replaced_at_once(
     tmp_path: Path, change: dict[str, Any]
@@ -230,7 +245,7 @@ def test_without_locks_a_dead_process_of_this_machine_is_replaced_at_once(
     lock.release()
 
 
-ELSEWHERE = Holder("elsewhere", 7, 1.0, "another boot pid:[1]")
+ELSEWHERE = Holder("elsewhere", 1.0, 7, 1.0, "another boot pid:[1]")
 NAMESAKE = replace(ELSEWHERE, host=socket.gethostname(), pid=os.getpid())
 
 
@@ -281,7 +296,7 @@ def test_a_dead_process_of_another_machine_is_replaced_when_its_lease_has_ended(
         assert Holder.parse((tmp_path / ".lock").read_text()) == Holder.this()
     left = max(LEASE_SECONDS - seconds, 0)
     assert left <= waited.seconds <= left + 2 * LOOK_SECONDS
-    said = f"was in use by process {other.pid} on {other.host}, which began at 1970"
+    said = f"was in use by process {other.pid} on {other.host} since 1970"
     assert (said in capsys.readouterr().err) == bool(left)
 
 
@@ -293,7 +308,7 @@ def test_a_living_process_of_another_machine_is_waited_for_until_it_is_heard_of(
     path = tmp_path / ".lock"
     held_elsewhere(path, ELSEWHERE, LEASE_SECONDS / 2)
     waited.path, waited.heard_after = path, heard_after
-    with pytest.raises(UserError, match=f"in use by process {ELSEWHERE.pid} on {ELSEWHERE.host}, which began at 1970"):
+    with pytest.raises(UserError, match=f"in use by process {ELSEWHERE.pid} on {ELSEWHERE.host} since 1970"):
         FolderLock(tmp_path, WHAT).acquire()
     assert heard_after <= waited.seconds <= heard_after + LOOK_SECONDS
     assert path.read_text() == json.dumps(asdict(ELSEWHERE))

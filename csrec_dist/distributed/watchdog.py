@@ -75,6 +75,7 @@ class Watch:
         self._meets: dict[tuple[int, ...], int] = {}
         self._beats = self._active = self._seen_moves = 0
         self._seen_cpu, self._seen_time = time.process_time(), time.monotonic()
+        self._worked = self._heard = time.monotonic()  # when this rank, and one that it waits for, last worked
         self._state, self._reason, self._process = "here", "", this_process()
         self._store: DeadlineStore | None = None
         if store is not None:
@@ -256,13 +257,15 @@ class Watch:
         place, now, cpu = self._place, time.monotonic(), time.process_time()
         # A rank that waits inside a collective polls and uses a little of the processor; one that computes uses more.
         worked = cpu - self._seen_cpu > BUSY_SHARE * (now - self._seen_time)
-        self._active += worked or place.moves != self._seen_moves
+        if worked or place.moves != self._seen_moves:
+            self._active, self._worked = self._active + 1, now
         self._seen_moves, self._seen_cpu, self._seen_time = place.moves, cpu, now
         self._beats += 1
         note = {
             "state": self._state,
             "beats": self._beats,
             "active": self._active,
+            "idle": now - max(self._worked, self._heard),
             "place": str(place),
             "doing": place.doing,
             "waits": place.waits_for_ranks,
@@ -284,7 +287,7 @@ class Watch:
         """Wait until `is_over`, and watch those of `ranks` that are not in the meeting `key`."""
         patience = self._interval * max(1, len(ranks) / RANKS_READ_AT_ONCE)
         pause, begin, look = 0.001, time.monotonic(), time.monotonic() + patience
-        signs: dict[int, tuple[int, float]] = {}
+        signs: dict[int, tuple[str, int, float]] = {}
         while not is_over():
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
@@ -294,8 +297,12 @@ class Watch:
                     raise self._failure(name, ranks, time.monotonic() - begin, late)
                 look = time.monotonic() + patience
 
-    def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[int, float]]) -> str:
-        """What is wrong with one of the ranks, or ""; `signs`: each rank's count of work, and when it last changed.
+    def _overdue(self, ranks: tuple[int, ...], key: str, signs: dict[int, tuple[str, int, float]]) -> str:
+        """What is wrong with one of the ranks, or "".
+
+        `signs` has of each rank a count by which it is known to work, and when it last did. Of one that waits for
+        others in another meeting that is when these last worked, by its own account: so it may wait as long as they
+        work, and ranks that wait for each other crosswise come to an end. It ends first, and names whom it waits for.
 
         A rank of this machine is looked up among its processes, so that nobody waits for a killed one. One of another
         machine may only be slow to answer: it has until the timeout.
@@ -309,12 +316,20 @@ class Watch:
                 return f"rank {rank} has died"
             if note and note["meeting"] == key:
                 continue
+            waits_elsewhere = bool(note and note["meeting"])
             # Work alone may be a system call that uses no processor: there any beat is a sign of life.
-            sign = note["beats" if note["alone"] else "active"] if note else 0
-            if rank not in signs or signs[rank][0] != sign:
-                signs[rank] = sign, now
-            if now - signs[rank][1] > self._timeout:
+            kind = "beats" if note and (note["alone"] or waits_elsewhere) else "active"
+            count = note[kind] if note else 0
+            before = signs.get(rank)
+            if before is None or before[:2] != (kind, count):
+                worked = now - note["idle"] if waits_elsewhere else now
+                # Notes are as old as a beat at most: without this ranks in a ring would seem younger at each look.
+                is_same = waits_elsewhere and before and worked < before[2] + 2 * self._interval
+                signs[rank] = kind, count, before[2] if before and is_same else worked
+            patience = self._timeout + (3 * self._interval if waits_elsewhere else 0)
+            if now - signs[rank][2] > patience:
                 return f"rank {rank} has not moved for {self._timeout:.0f} s"
+        self._heard = max((worked for _, _, worked in signs.values()), default=self._heard)
         return ""
 
     def _read(self, store: DeadlineStore, ranks: Sequence[int]) -> dict[int, Note]:

@@ -97,6 +97,41 @@ def test_ranks_that_work_are_waited_for_beyond_the_timeout_and_sleepers_are_not(
     assert "in barrier of ranks 0, 1" in first[3]
 
 
+def in_turn(rank: int, world_size: int) -> list[Any]:
+    """Rank 0 works for long; rank 1 waits for it, and rank 2 for rank 1."""
+    runtime = Runtime.start(TIMEOUT / 60)
+    pair = Group((0, 1), rank, dist.new_group([0, 1]), runtime.watch)
+    if rank == 0:
+        with runtime.watch.working_alone():
+            time.sleep(4 * TIMEOUT)
+    if rank < 2:
+        pair.barrier()
+    return runtime.world.gather_objects(rank)
+
+
+def test_a_rank_may_wait_as_long_as_the_one_for_which_it_waits_works() -> None:
+    assert run_ranks(in_turn, 3) == [[0, 1, 2]] * 3
+
+
+def crosswise(rank: int, world_size: int, folder: str) -> tuple[float, str]:
+    """Each of three ranks waits for the next one."""
+    runtime = Runtime.start(TIMEOUT / 60)
+    pairs = [(0, 1), (1, 2), (0, 2)]
+    begin = time.monotonic()
+    with pytest.raises(RankFailure) as caught:
+        runtime.watch.meet("in a ring", pairs[rank])
+    seconds = time.monotonic() - begin
+    Path(folder, str(rank)).touch()  # rank 0 serves the store: it stays until all have given up
+    wait_until(lambda: len(os.listdir(folder)) == world_size, 60, "the others to give up")
+    return seconds, str(caught.value)
+
+
+def test_ranks_that_wait_for_each_other_in_a_ring_come_to_an_end(tmp_path: Path) -> None:
+    for seconds, said in run_ranks(crosswise, 3, str(tmp_path)):
+        assert TIMEOUT < seconds < 10 * TIMEOUT
+        assert "has not moved for 2 s" in said or "has ended" in said
+
+
 def killed_in_a_barrier(rank: int, world_size: int, folder: str) -> None:
     """Rank 1 is killed where it waits for rank 0, whose own wait has half an hour."""
     runtime = Runtime.start(timeout_minutes=30)
