@@ -7,7 +7,7 @@ from typing import Any
 
 from csrec_dist.config import Config
 from csrec_dist.distributed import Runtime
-from csrec_dist.errors import UserError, shared_errors
+from csrec_dist.errors import UserError, is_of_all, shared_errors
 from csrec_dist.experiments.study.planning import adopt, plan_tasks
 from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.experiments.tune.results import write_results
@@ -19,10 +19,10 @@ from csrec_dist.lock import FolderLock
 from csrec_dist.runs.pipeline import work_on
 from csrec_dist.runs.run import stage_names
 from csrec_dist.runs.stages.active import ActiveRun
-from csrec_dist.training.limits import SELECTION_METRIC, DivergedError, Epochs, num_epochs
+from csrec_dist.training.limits import SELECTION_METRIC, Epochs, num_epochs
 
-STUDENT = "distill"
-"""The stage that is judged."""
+PREPARE, STUDENT = "prepare", "distill"
+"""The stage that all trials share, and the one that is judged."""
 NOT_DONE = ("baseline", "evaluate")
 """Stages that a trial leaves out: none of them decides between trials, and evaluate reads the test rows."""
 Say = Callable[[str], None]
@@ -103,12 +103,13 @@ def _do(
         run = ActiveRun(search.config(proposal), runtime)
     run.after_epoch = judge
     stages = [name for name in stage_names(run.config) if name not in NOT_DONE]
+    work_on(run, [PREPARE])  # what is refused here would be for any values
     try:
-        work_on(run, stages, keep_threads=keep_threads)
+        work_on(run, [name for name in stages if name != PREPARE], keep_threads=keep_threads)
     except PrunedError:
         return "pruned", ""
-    except DivergedError as error:
-        if not error.is_of_all:  # other ranks are still training their members, and will not come to the next trial
+    except UserError as error:
+        if runtime.world_size > 1 and not is_of_all(error):  # other ranks still train their members
             raise
         return "failed", str(error)
     return "complete", ""

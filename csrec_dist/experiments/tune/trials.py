@@ -124,7 +124,7 @@ class Trials:
         if not self._of(optuna.trial.TrialState.WAITING) and (len(ended) >= num_trials or untried == []):
             return None
         self._study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=STARTUP_TRIALS, seed=self._seed * 1_000_003 + len(ended)
+            n_startup_trials=STARTUP_TRIALS, seed=(self._seed * 1_000_003 + len(ended)) % 2**32
         )
         trial = self._ask()
         if untried and NAME not in trial.user_attrs and self._space.values(trial.params) not in untried:

@@ -156,6 +156,21 @@ def test_values_that_exclude_each_other_fail_and_the_search_goes_on(small_log: P
     assert "labels.form: topk stores only some" in (tmp_path / "small/tuning.md").read_text()
 
 
+def test_values_that_are_refused_at_work_fail_and_the_search_goes_on(small_log: Path, tmp_path: Path) -> None:
+    """A share of less than a window is refused as the members are trained."""
+    values = yaml.safe_load(CONFIG.format(log=small_log)) | {"method": "data_level"}
+    values["training"]["max_epochs"] = 1
+    tuning = tune(values, {"teachers.sample": [0.001, 0.5]}, trials=2, output=tmp_path, seed=5000)
+    assert {trial.values["teachers.sample"]: trial.state for trial in tuning.trials} == {
+        0.001: "failed",
+        0.5: "complete",
+    }
+    (failed,) = [trial for trial in tuning.trials if trial.state == "failed"]
+    assert "is less than one window" in failed.reason
+    with pytest.raises(UserError, match=r"none\.csv"):
+        tune(values | {"name": "other", "dataset": {"source": "none.csv"}}, {"teachers.sample": [0.5]}, output=tmp_path)
+
+
 def test_trainings_that_diverge_are_failed_trials(
     small_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
