@@ -1,7 +1,7 @@
 """What a run will do and need, estimated before it starts: stages, layout of the ranks, steps, bytes."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -23,6 +23,7 @@ from csrec_dist.models import ModelConfig, config_class, model_class
 from csrec_dist.models.pretrained import read_description
 from csrec_dist.models.table import shapes_alone
 from csrec_dist.runs.run import Run, stage_names
+from csrec_dist.teachers import Member
 
 BYTES_PER_NUMBER = 4
 ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -181,33 +182,46 @@ class _Planner:
         num_shards = self._dataset.num_shards
         most_shards = len(owned_shards(num_shards, 0, self.world_size))  # rank 0 has the most
         num_windows = -(-Run.of(self.config).training.batch_size * most_shards // num_shards)
+        kept = f"; on a GPU up to {self.config.labels.device_mib:,} MiB of soft labels" if self._members else ""
         return [
             PlanRow("bytes", "student", student.text),
             *rows,
             *self._label_rows(any(member.has_bias for member in members)),
             *self._memory_rows(student, members),
-            PlanRow("bytes", "memory per rank, besides", f"the activations of about {num_windows} windows"),
+            PlanRow("bytes", "memory per rank, besides", f"the activations of about {num_windows} windows{kept}"),
         ]
 
     def _memory_rows(self, student: "ModelSize", members: list["ModelSize"]) -> list[PlanRow]:
         """What a rank holds at most, whichever model it trains: under each engine that takes these slices."""
         slices, has_tables = self.config.distributed.catalog_parallel, self.config.labels.form in ("factored", "auto")
-        # The student is trained beside the labels' item tables, a teacher without any.
-        labels = sum(member.item_table for member in members) // slices if has_tables else 0
-        teachers = [] if self.config.teachers.pretrained else members
+        # The student is trained beside the labels' item tables, a regularised teacher beside the regulariser's.
+        tables = dict(zip(self.config.member_names, (member.item_table for member in members), strict=True))
+        labels = sum(tables[name] for name in self.config.labelling_names) // slices if has_tables else 0
+        taught = () if self.config.teachers.pretrained else self.config.module.members
+        beside = [tables[each.regularised_by] // slices if each.regularised_by else 0 for each in taught]
+        teachers = [self._with_noise(size.bytes, each) for size, each in zip(members, taught, strict=False)]
         teams = self._team_sizes(len(teachers))
         rows = []
         for engine in ENGINES if slices == 1 else ENGINES[:2]:
             trained = [student.bytes.of_rank(engine, self.world_size, slices)]
             trained[0] = trained[0]._replace(device=trained[0].device + labels)
-            trained += [
-                teacher.bytes.of_rank(engine, size, slices) for teacher, size in zip(teachers, teams, strict=True)
-            ]
+            for teacher, size, table in zip(teachers, teams, beside, strict=True):
+                of_rank = teacher.of_rank(engine, size, slices)
+                trained.append(of_rank._replace(device=of_rank.device + table))
             device, host = max(each.device for each in trained), max(each.host for each in trained)
             used = " (used)" if engine == self._engine else ""
             text = f"{mebibytes(device)} on its device, {mebibytes(host)} of the host's for checkpoints"
             rows.append(PlanRow("bytes", f"memory per rank, {engine}{used}", text))
         return rows
+
+    def _with_noise(self, size: ModelBytes, member: Member) -> ModelBytes:
+        """What a member trains: a regularised one has two tables [V, rank] for the noise matrix of Eq. 17."""
+        options = self.config.teachers
+        if member.regularised_by is None or not options.expectation:
+            return size
+        assert self._dataset is not None
+        noise = 2 * self._dataset.num_items * options.noise_rank * BYTES_PER_NUMBER
+        return replace(size, table=size.table + noise)
 
     @property
     def _engine(self) -> str:

@@ -167,6 +167,21 @@ def test_memory_is_told_for_each_engine(run: Path) -> None:
     assert memory(config, 1)["zero3"] == pytest.approx((5 * size + labels, 4 * size), abs=0.06)
 
 
+def test_a_main_teacher_trains_a_noise_matrix_beside_the_table_of_its_side_teacher(run: Path) -> None:
+    def held(*settings: str) -> tuple[float, float]:
+        return memory(config_of(run, "method=training_level", "labels.form=factored", *settings), 1)["ddp (used)"]
+
+    table = Dataset(run / "dataset").num_items * 4 / 2**20
+    wide = ["model.width=8192", "teachers.noise_rank=1024"]
+    plain = config_of(run, "model.width=8192", "method=base", "baseline=false")
+    alone, _ = memory(plain, 1)["ddp (used)"]
+    without, host = held(*wide, "teachers.expectation=false")
+    assert without - alone == pytest.approx(8192 * table, abs=0.1), "one table of labels, for main teacher and student"
+    device, with_noise = held(*wide)
+    assert device - without == pytest.approx(5 * 2 * 1024 * table, abs=0.1)
+    assert with_noise - host == pytest.approx(4 * 2 * 1024 * table, abs=0.1)
+
+
 def test_a_slice_of_the_catalog_takes_its_share(run: Path) -> None:
     def held(catalog_parallel: int) -> dict[str, tuple[float, float]]:
         settings = ["model.width=16384", "labels.form=factored", f"distributed.catalog_parallel={catalog_parallel}"]
