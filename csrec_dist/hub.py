@@ -84,11 +84,18 @@ def _explained(what: str) -> Iterator[None]:
     """In the block what goes wrong on the way to the Hub is the user's to mend."""
     import httpx2
     from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
+    from huggingface_hub.errors import (
+        FileMetadataError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
+    refusals = FileMetadataError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
     try:
         yield
-    except (httpx2.HTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError) as error:
+    except (httpx2.HTTPError, OfflineModeIsEnabled, *refusals) as error:
         reason = shortened(" ".join(str(error).split()), LONGEST_REASON).rstrip(".")
         raise UserError(
             f"{what} ({constants.ENDPOINT}): {reason or type(error).__name__}. Check the name and the network; where "

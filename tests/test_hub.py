@@ -138,6 +138,14 @@ def test_what_goes_wrong_on_the_way_is_said(shop: tuple[Dataset, Path], tmp_path
     assert lines[1] == "error A repository of the Hub is named OWNER/NAME, not 'labels'."
 
 
+def test_where_the_hub_may_not_be_asked_that_is_said(
+    shop: tuple[Dataset, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"me/shop could not be pushed .*offline mode"):
+        shop[0].push_to_hub("me/shop")
+
+
 def test_a_card_of_no_cache_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no soft-label cache"):
         label_card(tmp_path)

@@ -109,17 +109,18 @@ def coverage(counts: np.ndarray) -> float:
 def gini(counts: np.ndarray) -> float:
     """Gini index of how often [V] the items are recommended: 0 if all alike, (V − 1)/V if it is one item only.
 
-    Σᵢ (2i − V − 1) xᵢ / (V Σᵢ xᵢ) over the counts in ascending order, i = 1…V; items never recommended count.
+    Σᵢ (2i − V − 1) xᵢ / (V Σᵢ xᵢ) over the counts in ascending order, i = 1…V; items never recommended count. 0 where
+    all lists are empty.
     """
     ordered = np.sort(counts).astype(np.float64)
     num_items = len(ordered)
     weights = 2.0 * np.arange(1, num_items + 1) - num_items - 1
-    return float((weights * ordered).sum() / (num_items * ordered.sum()))
+    return float((weights * ordered).sum() / (num_items * max(ordered.sum(), 1)))
 
 
 def average_popularity(counts: np.ndarray, popularity: np.ndarray) -> float:
-    """Mean training count of the listed items, from how often [V] each item is listed."""
-    return float((counts.astype(np.float64) * popularity).sum() / counts.sum())
+    """Mean training count of the listed items, from how often [V] each item is listed; 0 where all lists are empty."""
+    return float((counts.astype(np.float64) * popularity).sum() / max(counts.sum(), 1))
 
 
 RATED = "at_least_{:g}"

@@ -12,6 +12,8 @@ from itertools import product
 import numpy as np
 
 LEVEL = 0.05
+ROUNDING = 1e-12
+"""A standard error below this share of the mean is nothing but rounding."""
 NUMBERS_AT_ONCE = 2**23
 MOST_DRAWS = 2**28
 MOST_RESAMPLES, FEWEST_RESAMPLES = 2000, 200
@@ -135,14 +137,13 @@ def _resampled_means(sums: np.ndarray, sizes: np.ndarray, num_resamples: int | N
 
 
 def _p_value(sums: np.ndarray, sizes: np.ndarray) -> float:
-    """The p-value of the t-test; where all users have one difference, and so no variance: 1 if it is 0, else 0."""
-    means = sums / sizes
-    if np.ptp(means) == 0:
-        return float(means[0] == 0)
+    """The p-value of the t-test; where all users have one difference, and so no variance, that of the sign test."""
+    mean, error = sums.sum() / sizes.sum(), _standard_error(sums, sizes)
+    if error <= ROUNDING * abs(mean):
+        return 1.0 if mean == 0 else 2.0 ** (1 - len(sums))
     from scipy.special import stdtr
 
-    statistic = sums.sum() / sizes.sum() / _standard_error(sums, sizes)
-    return float(2 * stdtr(len(sums) - 1, -abs(statistic)))
+    return float(2 * stdtr(len(sums) - 1, -abs(mean / error)))
 
 
 def _standard_error(sums: np.ndarray, sizes: np.ndarray) -> float:

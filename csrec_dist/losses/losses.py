@@ -16,7 +16,7 @@ from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, TableLike
 from csrec_dist.losses.autograd import DifferentiableLoss
 from csrec_dist.losses.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
 from csrec_dist.losses.problem import NoiseCosts, Problem
-from csrec_dist.losses.soft_labels import FactoredLabels, SoftLabels
+from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
 from csrec_dist.options import MatmulPrecision
 
@@ -167,7 +167,7 @@ def distillation_parts(
     Soft labels r = ½(softmax(e/T) + onehot(target)), where e are the logits of `labels` and T the `temperature`,
     on the labels only. `kl` is "reverse" for KL(p ‖ r) as in Eq. 20, or "forward" for KL(r ‖ p). No gradient
     goes to `labels`. Shapes, types and errors are those of `cross_entropy`; ValueError also for T ≤ 0, β outside
-    0…1, an unknown `kl`, and labels of another N or V.
+    0…1, an unknown `kl`, labels of another N or V, and (checked on the CPU) dense labels that are not finite.
 
     For top-k labels, KL is that of the kept items and of all others as one (`ForwardOfKept`); ValueError for the
     reverse direction, for another temperature than theirs, and (checked on the CPU; on CUDA the loss is NaN) for a
@@ -180,6 +180,7 @@ def distillation_parts(
     _check_labels(labels, states, table)
     if beta < NEGLIGIBLE_BETA:
         return _loss(states, table, targets, None, weights, precision)
+    _check_finite(labels)
     divergence: Divergence = DIVERGENCES[kl](beta)
     if isinstance(labels, TopKLabels):
         _check_top_k(labels, targets, temperature, kl)
@@ -210,6 +211,7 @@ def robust(
     if isinstance(labels, TopKLabels):
         raise ValueError(f"the robust loss has both directions of KL, of which the reverse {INFINITE}")
     _check_labels(labels, states, table)
+    _check_finite(labels)
     divergence = Robust(alpha, noise is not None)
     if noise is None:
         return _loss(states, table, targets, labels, weights, precision, divergence)
@@ -262,6 +264,13 @@ def _check_labels(labels: SoftLabels, states: Tensor, table: TableLike) -> None:
             f"labels of {labels.num_examples} examples x {labels.num_items} items do not fit states "
             f"{list(states.shape)} and item_weight {list(table.weight.shape)}"
         )
+
+
+def _check_finite(labels: SoftLabels) -> None:
+    """Of stored logits on a CPU: KL is infinite or undefined where one is, and elsewhere the loss shows it."""
+    for part in labels.parts if isinstance(labels, MixtureLabels) else (labels,):
+        if isinstance(part, DenseLabels) and part.logits.device.type == "cpu" and not part.bound().isfinite():
+            raise ValueError("dense labels need finite logits: give an item that a teacher excludes -1e4, not -inf")
 
 
 def _check_top_k(labels: TopKLabels, targets: Tensor, temperature: float, kl: str) -> None:

@@ -113,7 +113,7 @@ class FactoredLabels:
 
 @dataclass(frozen=True)
 class DenseLabels:
-    """Untempered logits [N, V] of every example and item, column i being item i+1.
+    """Untempered logits [N, V] of every example and item, column i being item i+1, all finite.
 
     Raises ValueError when `logits` has not two dimensions.
     """
@@ -155,7 +155,7 @@ class DenseLabels:
 
     def bound(self) -> Tensor:
         """The largest absolute logit, a scalar."""
-        if not self.num_items:
+        if not self.logits.numel():
             return self.logits.new_zeros((), dtype=torch.float32)
         least, largest = torch.aminmax(self.logits)
         return torch.maximum(-least, largest).float()

@@ -44,6 +44,8 @@ def from_recbole(
 
     RecBole's BERT4Rec drops the oldest item of every history to make room for the mask; the model here does so only for
     full histories. Its scores are therefore equal for full histories, and for others without their oldest item.
+    RecBole's NextItNet reads the state of the last column, which is padding unless the history is full; the model here
+    reads that of the last item, for which such a checkpoint was trained in full histories alone: equal for these.
 
     Args:
         state_dict: RecBole's parameters by name, row 0 of `item_embedding.weight` being padding.

@@ -1,6 +1,6 @@
 """The options of each model, and the models' names. A line of `CONFIGS` is all that makes a model known."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -13,6 +13,9 @@ LARGEST_SIZE, MOST_LAYERS = 1 << 16, 1000
 
 class ModelConfig(Options):
     """The keys all models share; `name` is the model's file name in this folder."""
+
+    FREE: ClassVar[frozenset[str]] = frozenset({"dropout", "attention_dropout", "state_dropout"})
+    """Keys that another training may choose anew: what the weights mean does not depend on them."""
 
     name: str
     width: int = Field(64, ge=1, le=LARGEST_SIZE, strict=True, description="Width d of states and item table.")
@@ -46,6 +49,8 @@ class SASRecConfig(TransformerConfig):
 class BERT4RecConfig(TransformerConfig):
     """Sizes of a BERT4Rec, and what it masks in training."""
 
+    FREE = ModelConfig.FREE | {"mask_ratio", "prefixes"}
+
     name: Literal["bert4rec"] = "bert4rec"
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of inputs, attention output and feed-forward.")
     positions_from: Literal["end", "start"] = Field(
@@ -58,6 +63,8 @@ class BERT4RecConfig(TransformerConfig):
 class CL4SRecConfig(SASRecConfig):
     """Sizes as SASRec's; what the copies keep, hide and reorder; the weight of their loss."""
 
+    FREE = ModelConfig.FREE | {"crop", "mask", "reorder", "contrast_weight", "contrast_temperature"}
+
     name: Literal["cl4srec"] = "cl4srec"  # type: ignore[assignment]
     crop: float = Field(0.6, gt=0, le=1, description="Share of a history that a cropped copy keeps.")
     mask: float = Field(0.3, ge=0, le=1, description="Share of a history that a masked copy hides.")
@@ -68,6 +75,8 @@ class CL4SRecConfig(SASRecConfig):
 
 class DreamRecConfig(SASRecConfig):
     """Sizes of the condition's encoder as SASRec's; the diffusion as in the CSRec paper (Section 4.1.4)."""
+
+    FREE = ModelConfig.FREE | {"condition_drop", "guidance", "sampling_steps"}
 
     name: Literal["dreamrec"] = "dreamrec"  # type: ignore[assignment]
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of the condition's encoder.")

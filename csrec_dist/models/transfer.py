@@ -71,7 +71,7 @@ def start_from(model: SequentialModel, folder: Path, rows: np.ndarray) -> None:
 def require_architecture(folder: Path, config: ModelConfig, max_length: int) -> Description:
     """What the folder's config.json says; UserError that names what differs unless the model is of this architecture.
 
-    Dropout may differ: no weight depends on it.
+    Dropout and what else of the options is `FREE` may differ.
     """
     description = read_description(folder)
     if description.model_type != config.name:
@@ -81,7 +81,7 @@ def require_architecture(folder: Path, config: ModelConfig, max_length: int) -> 
         )
     stored = description.parse_config(type(config), folder).model_dump() | {"max_length": description.max_length}
     expected = config.model_dump() | {"max_length": max_length}
-    changed = [key for key in expected if stored[key] != expected[key] and not key.endswith("dropout")]
+    changed = [key for key in expected if stored[key] != expected[key] and key not in config.FREE]
     if changed:
         names = {key: f"model.{key}" for key in changed} | {"max_length": "the longest history (dataset.window - 1)"}
         listed = "; ".join(f"{names[key]} is {stored[key]} there, {expected[key]} here" for key in changed)

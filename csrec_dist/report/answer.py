@@ -145,7 +145,7 @@ def _against_teachers(results: Mapping[str, ResultRow], ranked: Ranked) -> list[
     test = ranked.against(teacher, ANSWERED)
     if test is None:
         return []
-    position = "ahead of" if test.difference > 0 else "behind"
+    position = "ahead of" if test.difference > 0 else "behind" if test.difference < 0 else "level with"
     chance = "" if test.is_significant else ", within chance"
     title, metric = results[teacher].title, metric_title(ANSWERED)
     return [f"It is {position} the {title}{chance}: {difference_text(test)} in {metric}."]

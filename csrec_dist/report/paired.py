@@ -65,10 +65,12 @@ def compare_models(
 
     Raises:
         UserError: a side is not a run or not evaluated, the sides have different seeds, they were evaluated on
-            different datasets, rows or options, or a cut-off is less than 1.
+            different datasets, rows or options, a cut-off is less than 1, or the seed is negative.
     """
     if min(top_n) < 1:
         raise UserError(f"A cut-off must be at least 1, not {min(top_n)}: for example -n 5 10.")
+    if seed < 0:
+        raise UserError(f"The seed of the bootstrap is at least 0, not {seed}.")
     return compare_evaluated(parse_side(first), parse_side(second), top_n=top_n, num_resamples=num_resamples, seed=seed)
 
 

@@ -15,7 +15,7 @@ from csrec_dist.evaluation.diversity import DiversitySums, compare_members, diff
 from csrec_dist.evaluation.groups import ItemPopularity
 from csrec_dist.evaluation.options import EvaluationOptions
 from csrec_dist.evaluation.per_row import RANKS_SCHEMA, Columns, TargetFacts
-from csrec_dist.evaluation.report_card import ReportCard
+from csrec_dist.evaluation.report_card import ReportCard, average_popularity, coverage, gini
 from csrec_dist.evaluation.scoring import Ensemble
 from csrec_dist.models import SequentialModel, build, config_class
 from csrec_dist.runs.run import hidden_targets
@@ -202,6 +202,11 @@ def test_lists_and_calibration_equal_lists_by_hand(exclude_seen: bool) -> None:
     assert results["calibration"]["confidence"] == pytest.approx(float(whole.max(1).values.mean()), rel=1e-6)
     hits = [int(row.argmax()) + 1 == items[-1] for row, items in zip(whole, ROWS, strict=True)]
     assert results["calibration"]["accuracy"] == pytest.approx(sum(hits) / 6)
+
+
+def test_empty_lists_have_no_popularity() -> None:
+    counts = np.zeros(5, np.int64)
+    assert (coverage(counts), gini(counts), average_popularity(counts, np.arange(5))) == (0, 0, 0)
 
 
 def test_extras_can_be_left_out() -> None:

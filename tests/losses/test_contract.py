@@ -195,6 +195,10 @@ def test_wrong_shapes_and_targets_are_named():
         FactoredLabels(labels.states, labels.item_weight[:, :11])
     with pytest.raises(ValueError, match=r"\[20\]"):
         DenseLabels(labels.states[:, 0])
+    excluding = DenseLabels(torch.randn(20, 70).index_fill(1, torch.tensor([3]), -torch.inf))
+    for form in (excluding, MixtureLabels((labels, excluding), (0.5, 0.5))):
+        with pytest.raises(ValueError, match="finite logits"):
+            distil(states, weight, targets, form)
     for wrong in ({"temperature": 0.0}, {"beta": 1.5}, {"beta": -0.1}, {"kl": "both"}):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             distil(states, weight, targets, labels, **wrong)

@@ -157,10 +157,19 @@ def test_another_architecture_is_refused_by_name(changes: dict[str, Any], messag
         start_from(build(config, OLD, length, 0), tmp_path, np.arange(OLD))
 
 
-def test_dropout_may_be_another(tmp_path: Path) -> None:
-    trained("sasrec").save_pretrained(tmp_path)
-    config = small("sasrec", dropout=0.7, attention_dropout=0.1)
-    assert require_architecture(tmp_path, config, LENGTH).num_items == OLD
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("sasrec", {"dropout": 0.7, "attention_dropout": 0.1}),
+        ("narm", {"state_dropout": 0.1}),
+        ("bert4rec", {"mask_ratio": 0.3, "prefixes": 2}),
+        ("cl4srec", {"crop": 0.5, "mask": 0.1, "reorder": 0.2, "contrast_weight": 0.3, "contrast_temperature": 0.5}),
+        ("dreamrec", {"condition_drop": 0.2, "guidance": 1.0, "sampling_steps": 3}),
+    ],
+)
+def test_what_the_weights_do_not_depend_on_may_be_another(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    trained(name).save_pretrained(tmp_path)
+    assert require_architecture(tmp_path, small(name, **keys), LENGTH).num_items == OLD
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,9 @@ def test_the_teacher_it_is_held_against_is_the_best(run: Path) -> None:
     write_ranks(run, EVEN | {"teacher-1": 4, "student": 2})
     (said,) = [detail for detail in answer_of(run).details if "teacher-" in detail]
     assert said.startswith("It is behind the teacher-1: −")
+    shutil.copy(run / "ranks/student-test.parquet", run / "ranks/teacher-1-test.parquet")
+    (said,) = [detail for detail in answer_of(run).details if "teacher-" in detail]
+    assert said.startswith("It is level with the teacher-1, within chance: ")
 
 
 def test_a_member_that_does_not_label_is_not_its_teacher(tmp_path: Path) -> None:

@@ -150,6 +150,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     assert "Stage evaluate" in refused(one, one)
 
 
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    run = str(make_run(tmp_path, "a"))
+    with pytest.raises(UserError, match="at least 0, not -1"):
+        compare_models(run, run, seed=-1)
+
+
 @pytest.mark.parametrize("top_n", [(0,), (-1,), (10, 0)])
 def test_cut_offs_below_1_are_refused(tmp_path: Path, top_n: tuple[int, ...]) -> None:
     run = str(make_run(tmp_path, "a"))
