@@ -24,6 +24,9 @@ CONFIG = {"polars", "pydantic"}
 """What reading a config takes: its schema knows the readers of logs."""
 FILES = {*CONFIG, "pyarrow"}
 
+TRAINING = {"accelerate", "datasets", "pandas", "tensorboard"}
+"""One process has no wrapper of torch's, which would import its compiler."""
+
 COMMANDS: list[tuple[str, set[str]]] = [
     ("--help", set()),
     ("trian", set()),
@@ -38,7 +41,6 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("run --config CONFIG --set training.betta=1", CONFIG),
     ("prepare --config CONFIG --set dataset.source=none.csv --set output=.", FILES),
     ("prepare --config CONFIG", FILES),
-    ("prepare --config CONFIG --set output=.", FILES),
     ("export none --format onx", set()),
     ("serve none --max-lists 0", set()),
     ("report none", FILES),
@@ -46,6 +48,7 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("report RUN RUN", FILES),
     ("compare RUN none", FILES),
     ("compare RUN RUN:teacher-0", {*FILES, "scipy"}),
+    ("run --config CONFIG --set output=.", {*FILES, *TRAINING, "matplotlib", "scipy", "torch"}),
     ("recommend none", {*FILES, "torch"}),
     ("recommend RUN -n 3 --output lists.parquet", {*FILES, "pandas", "torch"}),
     ("labels info none", {"pyarrow", "pydantic"}),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from csrec_dist.distributed.catalog import catalog_rows
+from csrec_dist.distributed.engines.adam import new_state
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.layout import Layout
 
@@ -225,13 +226,9 @@ def set_learning_rate(optimizer: Any, value: float) -> None:
 
 def make_states(optimizer: torch.optim.Adam, parameters: Collection[Tensor]) -> None:
     """Make the states that torch's Adam would make of these parameters at its first step."""
+    is_fused = optimizer.defaults["fused"]
     for parameter in parameters:
-        device = parameter.device if optimizer.defaults["fused"] else None
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        optimizer.state[parameter] = new_state(parameter, parameter.device if is_fused else None)
 
 
 def _not_empty(pieces: Pieces) -> Pieces:

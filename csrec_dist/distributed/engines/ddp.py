@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, catalogs_of, slices_of
-from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients, make_states, set_learning_rate
+from csrec_dist.distributed.engines.adam import FusedAdam
+from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.layout import Layout
 
@@ -46,7 +47,7 @@ class DataParallel(Engine):
         super().__init__(module, layout, device, clip_norm)
         self._slices = slices_of(module)
         self._wrapped = self._wrap()
-        self._optimizer = torch.optim.Adam(module.parameters(), fused=True)
+        self._optimizer = FusedAdam(module.parameters())
 
     def _wrap(self) -> nn.Module:
         group = self.layout.group
@@ -87,9 +88,7 @@ class DataParallel(Engine):
                 if parameter.grad is not None:
                     parts[id(parameter) in sliced].append(parameter.grad)
             clip_gradients((parts[0], ALONE), (parts[1], self.layout.catalog), limit=self.clip_norm)
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(learning_rate)
 
     def readable(self) -> nn.Module:
         """See `Engine.readable`."""
@@ -111,7 +110,7 @@ class DataParallel(Engine):
 
     def make_moments(self, parameters: Collection[str]) -> None:
         """See `Engine.make_moments`."""
-        make_states(self._optimizer, [self.module.get_parameter(name) for name in parameters])
+        self._optimizer.make_states([self.module.get_parameter(name) for name in parameters])
 
 
 def held_by(layout: Layout, tensor: Tensor, catalog: CatalogSlice | None) -> Held:
