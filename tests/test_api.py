@@ -106,6 +106,29 @@ def test_an_evaluation_with_other_keys_is_that_of_the_command(
         run.evaluate(top_m=[3])
     with pytest.raises(UserError, match=r"evaluation.exclude_seen was False, is True"):
         run.evaluate(exclude_seen=True)
+    assert run.evaluate(top_n=[3], calibration=False) == metrics, "what was refused is forgotten"
+
+
+def test_what_fit_refuses_is_forgotten(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
+    data, _, _ = shop
+    run = CSRec("shop", MODEL, method="base", training=TRAINING | {"max_epochs": 1}, output=tmp_path)
+    with pytest.raises(UserError, match="nowhere"):
+        run.fit(data, resume_from=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="give fit a Dataset"):
+        run.fit()
+    run.fit(data)
+    again = CSRec("shop", MODEL, method="base", training=TRAINING | {"max_epochs": 1}, output=tmp_path)
+    with pytest.raises(UserError, match=r"has not been given a dataset here. Open it: CSRec.load"):
+        again.evaluate(top_n=[3])
+
+
+def test_columns_of_what_is_appended_are_named_either_way(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
+    data, _, _ = shop
+    frame = shop_log().assign(buyer="c1")
+    named = data.append(frame, tmp_path / "named", user="buyer")
+    given = data.append(frame, tmp_path / "given", columns={"user": "buyer"})
+    plain = data.append(frame, tmp_path / "plain")
+    assert given.fingerprint == named.fingerprint != plain.fingerprint
 
 
 def log_of_text_files(folder: Path, frame: pd.DataFrame) -> Any:

@@ -110,6 +110,7 @@ def test_too_little_of_something_is_a_warning(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(machine, "cgroup_quota", lambda: 1.0)
     assert machine.threads({"OMP_NUM_THREADS": "2"}).status == "WARN"
     assert machine.threads({}).status == "ok"
+    assert machine.threads({"LOCAL_WORLD_SIZE": "1"}).text.startswith("1 rank(s) of 1 thread(s) here; ")
 
 
 @pytest.mark.usefixtures("no_processes")

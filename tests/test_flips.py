@@ -64,10 +64,17 @@ def test_verify_names_each_damaged_file(run_copy: tuple[list[str], Path]) -> Non
 
 def test_verify_names_what_is_missing(run_copy: tuple[list[str], Path]) -> None:
     run = run_copy[1]
-    for name in ("dataset/users.parquet", "ranks/student-test.parquet", "labels/labels-00000-of-00004.safetensors"):
+    for name in (
+        *("dataset/users.parquet", "ranks/student-test.parquet", "labels/labels-00000-of-00004.safetensors"),
+        *("metrics.json", "teachers/teacher-1", "labels/label_cache.index.json", "dataset/dataset.json", "student"),
+    ):
         (run / name).rename(run / "aside")
-        assert [Path(name).name in problem for problem in verify(run)] == [True]
+        assert [Path(name).name in problem for problem in verify(run)] == [True], name
         (run / "aside").rename(run / name)
+    (run / "teachers").rename(run.parent / "elsewhere")  # as those of a study are: links are followed
+    (run / "teachers").symlink_to(run.parent / "elsewhere")
+    with flips.flipped(run / "teachers/teacher-0/metrics.json", 80):
+        assert "teachers/teacher-0/metrics.json" in verify(run)[0]
 
 
 def test_verify_of_a_run_that_is_cut_off(run_copy: tuple[list[str], Path]) -> None:

@@ -124,44 +124,51 @@ class CSRec:
         evaluate student: test recall@10 ...
         CSRec(runs/small: gru4rec, base; test NDCG@10 ...)
         """
+        config = self.config
         if data is not None:
             if not isinstance(data, prepared.Dataset):
                 raise UserError(f"fit takes a Dataset, not {quoted(data)}: Dataset.prepare makes one from a log.")
             path = data.folder.resolve()  # the run may be read from other working folders
-            self.config = self.config.model_copy(update={"dataset": DatasetOptions(path=str(path))})
-            self._has_dataset = True
+            config = config.model_copy(update={"dataset": DatasetOptions(path=str(path))})
+        elif not self._has_dataset:
+            raise UserError("There is nothing to fit: give fit a Dataset, which Dataset.prepare makes from a log.")
         if resume_from is not None:
             start = resume_from.folder if isinstance(resume_from, CSRec) else Path(resume_from)
-            training = self.config.training.model_copy(update={"init_from": str(start.resolve())})
-            self.config = self.config.model_copy(update={"training": training})
-        if not self._has_dataset:
-            raise UserError("There is nothing to fit: give fit a Dataset, which Dataset.prepare makes from a log.")
-        self._execute(None, restart)
+            training = config.training.model_copy(update={"init_from": str(start.resolve())})
+            config = config.model_copy(update={"training": training})
+        self._execute(config, None, restart)
         return self
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
         """Evaluate the run's models again with other keys of `evaluation`, such as top_n=[1, 50]; its metrics.
 
         Raises:
-            UserError: an option is wrong or decides the training too (exclude_seen), or the run is not trained.
+            UserError: an option is wrong or decides the training too (exclude_seen, matmul_precision), the run is not
+                trained, or it was given its dataset by another object.
 
         >>> metrics = run.evaluate(top_n=[1, 3])  # doctest: +ELLIPSIS
         evaluate student: test recall@10 ...
         >>> sorted(name for name in metrics["test"] if name.startswith("recall"))
         ['recall@1', 'recall@10', 'recall@3']
         """
+        if not self._has_dataset:
+            raise UserError(f"The run has not been given a dataset here. Open it: CSRec.load({str(self.folder)!r}).")
         values = self.config.dump()
-        self.config = parse_config(values | {"evaluation": values["evaluation"] | options})
-        self._execute(["evaluate"], None)
+        self._execute(parse_config(values | {"evaluation": values["evaluation"] | options}), ["evaluate"], None)
         return self.metrics
 
-    def _execute(self, stages: Sequence[str] | None, restart: str | None) -> None:
+    def _execute(self, config: Config, stages: Sequence[str] | None, restart: str | None) -> None:
+        """Do stages with a config, which is the run's from then on, unless it is refused."""
         from csrec_dist.runs.pipeline import execute
 
-        options, precision = self.config.distributed, self.config.training.precision
+        options, precision, before = config.distributed, config.training.precision, (self.config, self._has_dataset)
+        self.config, self._has_dataset = config, True
         with processes(options.timeout_minutes, options.engine, precision, computes=True) as ranks:
             try:
-                execute(self.config, ranks, stages, restart)
+                execute(config, ranks, stages, restart)
+            except UserError:
+                self.config, self._has_dataset = before
+                raise
             except SystemExit as stopped:  # by a signal, after a checkpoint
                 if stopped.code == 128 + signal.SIGINT:
                     raise KeyboardInterrupt from None

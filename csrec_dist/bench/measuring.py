@@ -116,7 +116,7 @@ class _Benchmark:
 
     def _warm_up(self, run: MeasuredRun) -> None:
         """Do all stages with the same models and batches on a small log: what a process does once is not measured."""
-        config = self.settings.warming_up(run.config, self.runtime.world_size, self.folder)
+        config = self.settings.warming_up(run.config, run.dataset.window, self.runtime.world_size, self.folder)
         num_users = max(self.settings.warmup * batch_size_of(config), run.dataset.num_shards)
         self._write_log("warmup.parquet", num_users, run.dataset.num_items, config.dataset.window)
         work_on(MeasuredRun(config, self.runtime), keep_threads=self.keep_threads)

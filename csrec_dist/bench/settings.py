@@ -112,12 +112,11 @@ class Settings:
         batch_size_of(config)  # before any work
         return config
 
-    def warming_up(self, measured: Config, num_ranks: int, folder: Path) -> Config:
-        """The config of the run before it: the same models and batches on a log of a few steps."""
+    def warming_up(self, measured: Config, window: int, num_ranks: int, folder: Path) -> Config:
+        """The config of the run before it: the same models and batches on a log of a few steps, in such windows."""
         values = measured.dump()
-        values["dataset"] = log_options(
-            measured.dataset.window, max(batch_size_of(measured) // num_ranks, 1), num_ranks
-        )
+        values["training"]["init_from"] = None  # its items are not those of the synthetic log
+        values["dataset"] = log_options(window, max(batch_size_of(measured) // num_ranks, 1), num_ranks)
         values["dataset"]["source"] = str(folder / "warmup.parquet")
         # Pretrained members know the items of the measured log by other ids, which make no difference to the speed.
         values["teachers"]["trust_item_order"] = bool(measured.teachers.pretrained)

@@ -97,7 +97,7 @@ def threads(environ: Mapping[str, str]) -> Check:
     allowed = usable if quota is None else min(usable, max(1, int(quota)))
     limit = "no quota" if quota is None else f"a quota of {quota:g} CPUs"
     num_threads = int(omp_threads) if omp_threads.isdigit() else max(1, allowed // ranks)
-    text = f"{ranks} rank(s) of {threads} thread(s) here; {usable} CPUs and {limit}"
+    text = f"{ranks} rank(s) of {num_threads} thread(s) here; {usable} CPUs and {limit}"
     if ranks * num_threads > allowed:
         return Check("threads", "WARN", f"{text}: more threads than they can run at once; set OMP_NUM_THREADS")
     return Check("threads", "ok", text)

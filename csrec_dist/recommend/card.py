@@ -73,7 +73,12 @@ def _metrics(run: Run) -> Iterator[str]:
     if not run.metrics:
         yield "The run is not evaluated."
         return
-    titles = {result.name: result.title for result in run.results if result.test}
+    titles = {
+        result.name: result.title for result in run.results if result.test and Evaluated(run, result.name).path.exists()
+    }
+    if not titles:
+        yield "The ranks of the test rows are not there, so there are no intervals; metrics.json has the means."
+        return
     rows = [[title, *_intervals(run, name)] for name, title in titles.items()]
     yield table(["model", *(f"{name.upper() if name != 'recall' else 'Recall'}@{CUT_OFF}" for name in METRICS)], rows)
     yield "In brackets: 95 % percentile bootstrap over users, for this one training; other seeds vary besides."

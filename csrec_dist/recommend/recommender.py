@@ -208,11 +208,13 @@ class Recommender:
         Their products with the item vectors `model.item_table.weight` (and its bias) are the scores.
 
         Raises:
-            UserError: a history has no known item.
+            UserError: a history has no known item, or the batch size is not positive.
 
         >>> rec.encode([["sku1", "sku4"], ["sku2"]]).shape
         (2, 8)
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is at least 1, not {batch_size}.")
         known = KnownItems(self.items, "the histories")
         numbers = [items for _, items in of_anybody(histories, known, skipping=False)]
         if known.num_skipped:
@@ -362,11 +364,12 @@ class Recommender:
 
     def _write(self, folder: Path) -> None:
         """Everything of a saved recommender."""
-        self.model.save_pretrained(folder)
         origin = self._origin
+        card = model_card(origin) if isinstance(origin, Run) else None  # before anything is written
+        self.model.save_pretrained(folder)
         beside = {ITEMS_FILE: self.items.path}
-        if isinstance(origin, Run):
-            write_text(folder / CARD_FILE, model_card(origin))
+        if isinstance(origin, Run) and card is not None:
+            write_text(folder / CARD_FILE, card)
             beside[METRICS_FILE] = origin.folder / "student" / METRICS_FILE
         elif origin is not None:
             beside |= {name: origin / name for name in (CARD_FILE, METRICS_FILE)}

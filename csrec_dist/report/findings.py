@@ -8,6 +8,7 @@ from csrec_dist.evaluation.options import GROUPINGS, NUM_BINS, is_adverse, metri
 from csrec_dist.report.answer import ANSWERED, SELECTED
 from csrec_dist.report.document import NONE, Block, Cell, Fold, Picture, Section, Table, Text, best_of
 from csrec_dist.report.names import figure, group_title, list_title
+from csrec_dist.runs.inputs import protocol
 from csrec_dist.runs.run import ResultRow, Run
 
 OF_TRUE = "_true"
@@ -34,7 +35,9 @@ def _metrics(run: Run) -> Iterator[Block]:
     true = [name for name in names if OF_TRUE in name]
     plain = [name for name in names if name not in (*rated, *true)]
     yield from _selected(plain, tests)
-    if (precision := run.config.evaluation.matmul_precision) != "highest":
+    # As it was evaluated: the config may have other options by now.
+    evaluated = protocol(run) if run.record("evaluate") else {}
+    if (precision := evaluated.get("evaluation.matmul_precision", "highest")) != "highest":
         yield Text(
             f"GPUs ranked the items by products in TF32 (evaluation.matmul_precision: {precision}): ranks may differ."
         )
@@ -42,7 +45,7 @@ def _metrics(run: Run) -> Iterator[Block]:
         yield Text(f"{run.hidden_targets} Groups of test rows below has the metrics without them.")
     yield from _others("Test, other cut-offs", plain, tests)
     if rated:
-        delta = f"δ = {run.config.evaluation.min_rating:g}"
+        delta = f"δ = {evaluated.get('evaluation.min_rating', run.config.evaluation.min_rating):g}"
         yield Text("Test, by rating", is_strong=True)
         yield Text(f"⁺: test rows whose target is rated at least {delta}; ⁻: test rows whose target is rated lower.")
         yield from _selected(rated, tests)

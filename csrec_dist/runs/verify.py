@@ -24,8 +24,8 @@ def verify(folder: Path | str) -> list[str]:
     """What is wrong with the files of a run, finished or not: a sentence each, none where all are sound.
 
     Compares the config's hash, the checksums of all records, of the dataset (also of a shared one), labels,
-    checkpoints and ranks, and loads the models; also of results that are being made in restart/. What no number is
-    read from is not looked at: TensorBoard's files and the report.
+    checkpoints and ranks, and loads the models; also of results that are being made in restart/. What a record names is
+    there. What no number is read from is not looked at: TensorBoard's files and the report.
 
     Raises:
         UserError: it is not the folder of a run.
@@ -41,13 +41,18 @@ def _problems(run: Run) -> Iterator[str]:
     config, _ = _attempt(load_config, run.folder / "config.yaml")
     shared = None if config is None else config.dataset.path
     yield from _of_records(run.folder)
-    dataset = yield from _of_dataset(Path(shared) if shared else run.folder / "dataset", is_needed=bool(shared))
+    is_needed = bool(shared) or run.record_file("prepare").exists()
+    dataset = yield from _of_dataset(Path(shared) if shared else run.folder / "dataset", is_needed=is_needed)
     yield from _of_models(run)
     yield from _of_labels(run.folder, dataset)
     yield from _of_checkpoints(run.folder)
     yield from _of_ranks(run)
+    if run.record_file("evaluate").exists() and not (run.folder / "metrics.json").exists():
+        yield f"{run.folder / 'metrics.json'} is missing. Evaluate again with --restart evaluate."
     recorded, index = _outputs(run, "label").get("index"), run.folder / "labels" / INDEX_NAME
-    if recorded is not None and index.exists() and sha256_file(index)[:16] != recorded:
+    if recorded is not None and not index.exists():
+        yield f"{index} is missing, but the record of its stage names it."
+    elif recorded is not None and sha256_file(index)[:16] != recorded:
         yield f"{index} is not the one that stage label wrote; restart that stage."
     beside = run.folder / RESTARTED
     remade = yield from _of_dataset(beside / "dataset", is_needed=False)
@@ -80,7 +85,10 @@ def _of_models(run: Run) -> Iterator[str]:
     """Every model is loaded, and its weights are those in the record of the stage that trained it."""
     recorded = {"student": _outputs(run, "distill").get("weights"), "base": _outputs(run, "baseline").get("weights")}
     recorded |= {f"teachers/{name}": weights for name, weights in _outputs(run, "teach").get("members", {}).items()}
-    for name, folder in _model_folders(run.folder).items():
+    folders = {name: run.folder / name for name, weights in recorded.items() if weights} | _model_folders(run.folder)
+    for name, folder in folders.items():
+        for path in sorted(folder.glob("*.json")):  # of a folder that is a link, too
+            yield from _problem(read_json, path)
         files, problems = yield from _of_model(folder)
         if problems:
             continue

@@ -1,5 +1,6 @@
 """A recommender on the Hub and back, against a server of this machine; and its model card."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,14 @@ def cells(body: str, first: str) -> list[str]:
     """The other cells of the row that begins with `first`."""
     line = next(line for line in body.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in line.strip("| ").split("|")][1:]
+
+
+def test_a_run_whose_ranks_are_gone_has_a_card_without_intervals(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ranks")
+    _, body = card_of(tmp_path / "run", tmp_path / "saved")
+    assert "there are no intervals; metrics.json has the means" in body
+    assert Recommender.from_pretrained(tmp_path / "saved").items is not None
 
 
 def test_the_card_has_the_metrics_of_the_run_with_intervals(run: Path, tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ def test_states_times_item_vectors_are_the_scores(run: Path, recommender: Recomm
     scores = torch.from_numpy(states) @ table.weight.detach().T + (0 if table.bias is None else table.bias.detach())
     assert torch.allclose(scores, models.load(run / "student").score(numbers)[:, 1:], atol=1e-5)
     assert recommender.encode([]).shape == (0, 8)
+    with pytest.raises(UserError, match="batch_size is at least 1, not -1"):
+        recommender.encode([], batch_size=-1)
 
 
 def test_models_are_in_evaluation_mode(run: Path, recommender: Recommender) -> None:

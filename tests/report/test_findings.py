@@ -241,10 +241,18 @@ def test_targets_that_were_hidden_as_seen_are_said(run: Path) -> None:
     assert sentence in console.file.getvalue()
 
 
+def test_the_threshold_is_that_of_the_evaluation_whatever_the_config_says_now(run: Path) -> None:
+    assert "rated at least δ = 4;" in findings_of(run)
+    set_key(run, "evaluation.min_rating=2")
+    assert "rated at least δ = 4;" in findings_of(run)
+
+
 def test_ranks_by_less_exact_products_are_said(run: Path) -> None:
     sentence = "GPUs ranked the items by products in TF32 (evaluation.matmul_precision: high)"
     assert sentence not in findings_of(run)
-    set_key(run, "evaluation.matmul_precision=high")
+    record = read_json(run / "evaluate.done.json")
+    record["inputs"]["evaluation.matmul_precision"] = "high"
+    write_record(run / "evaluate.done.json", record)
     assert sentence in findings_of(run)
 
 
