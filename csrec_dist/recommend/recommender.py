@@ -365,11 +365,12 @@ class Recommender:
     def _write(self, folder: Path) -> None:
         """Everything of a saved recommender."""
         origin = self._origin
-        card = model_card(origin) if isinstance(origin, Run) else None  # before anything is written
+        texts = {CARD_FILE: model_card(origin)} if isinstance(origin, Run) else {}  # before anything is written
         self.model.save_pretrained(folder)
+        for name, text in texts.items():
+            write_text(folder / name, text)
         beside = {ITEMS_FILE: self.items.path}
-        if isinstance(origin, Run) and card is not None:
-            write_text(folder / CARD_FILE, card)
+        if isinstance(origin, Run):
             beside[METRICS_FILE] = origin.folder / "student" / METRICS_FILE
         elif origin is not None:
             beside |= {name: origin / name for name in (CARD_FILE, METRICS_FILE)}
