@@ -127,6 +127,8 @@ def _prepare(
     if not options.noise.is_none:
         flat = with_noise(flat, splits["train"], options.noise, len(items), source.place)
         say(f"replaced {flat.num_replaced:,} training interactions by {options.noise.kind} noise")
+    if len(items) < 2:
+        raise UserError(f"{source.place} has interactions with one item alone: there is nothing to choose between.")
     if flat.weights is not None:
         flat = replace(flat, weights=scaled(flat.weights, splits["train"], source.place))
     # A byte for each item stored, of which the compressed files take one or two: what has no room for these has none.

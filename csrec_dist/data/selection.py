@@ -61,8 +61,6 @@ def keep_frequent(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, 
     frame = frame[indices]
     users, old_users = renumber(users[indices])
     items, old_items = renumber(items[indices])
-    if len(old_items) < 2:
-        raise UserError(f"{path} has interactions with one item alone: there is nothing to choose between.")
     ratings = frame["rating"].to_arrow().cast("float32")
     times = frame["timestamp"].to_numpy() if log.has_times else None
     num_named = len(log.items) + len(log.other_items)

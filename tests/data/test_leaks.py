@@ -21,10 +21,14 @@ def rows(dataset: Dataset, split: str) -> dict[int, tuple[int, list[int]]]:
     return found
 
 
+@pytest.mark.parametrize("noise", [None, {"rate": 0.5}])
 @pytest.mark.parametrize("windows", ["paper", "disjoint"])
-def test_a_target_leaks_if_its_user_was_trained_on_it(small_log: Path, tmp_path: Path, windows: str) -> None:
+def test_a_target_leaks_if_its_user_was_trained_on_it(
+    small_log: Path, tmp_path: Path, windows: str, noise: dict[str, float] | None
+) -> None:
+    """On what the training rows show, noise included."""
     options = {"source": str(small_log), "min_interactions": 3, "window": 5, "num_shards": 3, "windows": windows}
-    prepare(DatasetOptions.model_validate(options), tmp_path / "dataset")
+    prepare(DatasetOptions.model_validate(options | {"noise": noise}), tmp_path / "dataset")
     dataset = Dataset(tmp_path / "dataset")
     trained = {(user, item) for user, items in rows(dataset, "train").values() for item in items[1:]}
     for split in ("test", "valid"):

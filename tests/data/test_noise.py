@@ -125,6 +125,8 @@ def test_a_share_of_the_training_interactions_and_nothing_else(log, tmp_path, ki
     counts = Counter(shown.values())
     table = pl.read_parquet(tmp_path / "noisy" / "items.parquet")
     assert table["count"].to_list() == [counts[item] for item in table["item"]]
+    targets = Counter(item for items in rows(noisy, "train")["items"].to_list() for item in items[1:])
+    assert table["targets"].to_list() == [targets[item] for item in table["item"]]
     assert clean.fingerprint != noisy.fingerprint
     assert "replaced_training_interactions" not in clean.statistics
 

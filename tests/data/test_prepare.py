@@ -104,9 +104,6 @@ choices = st.fixed_dictionaries(
 )
 
 
-TEMPORAL = {"split": "temporal"}
-
-
 def write_log(path: Path, log: list[tuple], users: str, items: str, timed: bool) -> list[tuple]:
     """Write the log with ids of these kinds; the same rows with their raw ids."""
     named = [(NAMES[users](u), NAMES[items](i), r, t if timed else None) for u, i, r, t in log]
@@ -464,8 +461,8 @@ def test_rows_without_ids_are_dropped_and_said(tmp_path):
         ("", {}, "is empty"),
         ("user,item,time\n", {}, "has no interactions"),
         ("user,item,time\n1,2,3\n", {}, "none of the 1 interactions is left when each user and item needs 5"),
-        ("user,item,time\n1,2,3\n4,5,6\n", {"min_interactions": 1}, "no row: the longest of 2 windows has 1 items"),
-        ("user,item,time\n1,2,3\n4,2,5\n", {"min_interactions": 1}, "interactions with one item alone"),
+        ("user,item,time\n1,2,3\n", {"min_interactions": 1}, "no row: the longest of 1 windows has 1 items"),
+        ("user,item,time\n" + "1,2,3\n" * 6, {"min_interactions": 1}, "interactions with one item alone"),
         ("user,item\n1,2\n", {"columns": {"user": "usr"}}, r"no column 'usr'.*did you mean 'user'.*user, item"),
         ("a,b\n1,x\n", {}, "no column that looks like the user; its columns are a, b"),
         ("user,item,time\n,,1\n,,2\n", {}, "none of its 2 rows has a user and an item"),
@@ -476,7 +473,7 @@ def test_rows_without_ids_are_dropped_and_said(tmp_path):
         ("user,item,time\n1,2,2020-13-45\n", {}, "timestamp '2020-13-45' is neither"),
         ("user,item,rating,time\n1,2,good,1\n", {}, "rating 'good' is not a number"),
         ("user,item,time\n1,2,3,4\n", {}, "The reader 'delimited' could not read"),
-        ("user,item\n1,1\n1,2\n", {"columns": IN_ORDER, "min_interactions": 1} | TEMPORAL, "has no timestamps"),
+        ("user,item\n1,1\n", {"columns": IN_ORDER, "min_interactions": 1, "split": "temporal"}, "has no timestamps"),
         ("user,item\n1,1\n", {"columns": IN_ORDER, "duplicates": "exact"}, "has no timestamps"),
         ("just words\n", {}, "no reader knows this file"),
     ],

@@ -180,12 +180,16 @@ def test_a_step_multiplies_each_examples_loss_by_its_weight(tmp_path: Path) -> N
     logits = model.item_table.logits(model.encode(batch.histories))[batch.targets > 0]
     losses = torch.nn.functional.cross_entropy(logits.double(), batch.targets[batch.targets > 0] - 1, reduction="none")
     expected = losses @ torch.from_numpy(weights.of(batch.example_ids.numpy())).double()
+    (gradient,) = torch.autograd.grad(expected / batch.num_examples, model.item_table.weight)
     device = torch.device("cpu")
     engine = DataParallel(TrainStep(model, one_hot), Layout(ALONE, ALONE, ALONE), device)
     stepper = Stepper(engine, LoopOptions(), None, 5, data.window, lambda line: None, weights)
     loss = stepper.train(stepper.prepare(batch, 0, 9), 0, 1e-2, Requests(ALONE, StopSignals(), 10, device))
     torch.testing.assert_close(loss.sum.double(), expected.detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(loss.count.item(), float(weights.of(batch.example_ids.numpy()).sum()), rtol=1e-5, atol=0)
+    # Weights are 1 in the mean over all examples, so a batch of heavy ones is a larger step.
+    moment = engine.held_moments()["model.item_table.weight.exp_avg"].numbers
+    torch.testing.assert_close(moment, 0.1 * gradient.flatten(), rtol=1e-4, atol=1e-8)
 
 
 def test_values_may_be_written_as_yaml_reads_them(tmp_path: Path) -> None:

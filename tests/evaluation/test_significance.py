@@ -61,6 +61,18 @@ def test_users_are_the_sample() -> None:
     assert mean_interval(np.tile(first, 10), users=users) == pytest.approx(mean_interval(first))
 
 
+def test_users_count_by_their_examples() -> None:
+    """Of users with more and fewer examples: the mean over the examples of those that were drawn."""
+    random = np.random.default_rng(3)
+    users = np.repeat(np.arange(4), [1, 2, 5, 30])
+    values = random.normal(size=38) + users
+    drawn = np.random.default_rng(7).integers(4, size=(500, 4))
+    sums, sizes = np.bincount(users, values), np.bincount(users)
+    expected = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
+    mean, low, high = mean_interval(values, users=users, num_resamples=500, seed=7)
+    assert (mean, low, high) == pytest.approx((values.mean(), *expected), rel=1e-12)
+
+
 def test_users_with_a_common_effect_are_marked_once_in_twenty_times() -> None:
     random = np.random.default_rng(8)
     marked = {"users": 0, "rows": 0}

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 from scipy import stats
@@ -45,6 +46,20 @@ def test_a_gain_is_said_with_its_test(run: Path) -> None:
     assert f"NDCG@10 {student.mean():.4f}, Base {base.mean():.4f}: +{difference:.4f} (95 % interval +" in said
     assert "p\u00a0<\u00a00.0001" in said
     assert "over 400 test rows" in said
+
+
+def test_users_with_their_rows_are_the_sample(run: Path) -> None:
+    """Four rows of each user."""
+    ranks, users = write_ranks(run, EVEN | {"student": 3}), np.arange(400) // 4
+    for path in (run / "ranks").iterdir():
+        pl.read_parquet(path).with_columns(user=pl.Series(users)).write_parquet(path)
+    ranked = Ranked.open(run)
+    test, values = ranked.against("base", ANSWERED), ndcg(ranks["student"]).reshape(-1, 4).mean(1)
+    assert test is not None
+    assert test.num_users == 100
+    assert test.p_value == pytest.approx(stats.ttest_rel(values, ndcg(ranks["base"]).reshape(-1, 4).mean(1)).pvalue)
+    low, high = ranked.interval("student", ANSWERED) or (0, 0)
+    assert (high - low) / 2 == pytest.approx(1.96 * stats.sem(values))
 
 
 def test_a_loss_is_said(run: Path) -> None:

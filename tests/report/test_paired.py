@@ -150,6 +150,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     assert "Stage evaluate" in refused(one, one)
 
 
+def test_users_with_their_rows_are_the_sample(tmp_path: Path) -> None:
+    """Four rows of each user."""
+    one, other = make_run(tmp_path, "one"), make_run(tmp_path, "other", shift=4)
+    users = np.arange(NUM_ROWS) // 4
+    for path in [*one.glob("ranks/*"), *other.glob("ranks/*")]:
+        pl.read_parquet(path).with_columns(user=pl.Series(users)).write_parquet(path)
+    (line,) = [each for each in compare_models(str(one), str(other)).lines if each.metric == "ndcg@10"]
+    first, second = (values(drawn_ranks(0, 0, shift))["ndcg@10"].reshape(-1, 4).mean(1) for shift in (0, 4))
+    assert (line.paired.count, line.paired.num_users) == (NUM_ROWS, NUM_ROWS // 4)
+    assert line.paired.p_value == pytest.approx(stats.ttest_rel(second, first).pvalue)
+
+
+def test_the_seed_decides_the_interval(tmp_path: Path) -> None:
+    one, other = (str(make_run(tmp_path, name, shift=shift)) for name, shift in (("one", 0), ("other", 4)))
+    ends = [compare_models(one, other, seed=seed).lines[1].paired.low for seed in (3, 3, 4)]
+    assert ends[0] == ends[1] != ends[2]
+
+
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     run = str(make_run(tmp_path, "a"))
     with pytest.raises(UserError, match="at least 0, not -1"):

@@ -1,6 +1,7 @@
 """Stage evaluate of a small run: the same metrics and the same files on 1, 2 and 3 ranks."""
 
 import errno
+import math
 import os
 import shutil
 import time
@@ -149,6 +150,20 @@ def test_ranks_are_those_of_the_saved_model(finished: Path, small_dataset: Path)
         scores[list(set(history))] = -float("inf")
         assert (target, rank) == (last, 1 + int((scores[1:] >= scores[last]).sum()) - 1)
         assert rating[0] == rating[1]
+
+
+def test_validation_hides_what_the_test_hides(finished: Path, small_dataset: Path) -> None:
+    """Or the epoch that is kept, and a search's best trial, would be best at another task."""
+    run = finished / "1" / "small"
+    student, gains = models.load(run / "student").eval(), []
+    for items in pl.read_parquet(small_dataset / "valid-*.parquet")["items"]:
+        *history, last = items.to_list()
+        scores = student.score([history])[0].detach()
+        scores[list(set(history))] = -float("inf")
+        rank = int((scores[1:] >= scores[last]).sum())
+        gains.append(1 / math.log2(rank + 1) if rank <= 5 and math.isfinite(float(scores[last])) else 0.0)
+    found = metrics(finished / "1")["models"]["student"]["valid"]
+    assert sum(gains) / len(gains) == pytest.approx(found["ndcg@5"], rel=1e-6)
 
 
 def test_extras_can_be_switched_off_and_old_files_go(finished: Path, tmp_path: Path) -> None:

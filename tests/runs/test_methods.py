@@ -10,16 +10,19 @@ import torch
 from csrec_dist import models
 from csrec_dist.config import Config, parse_config
 from csrec_dist.data.dataset import Dataset
+from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.prepare import prepare
 from csrec_dist.distributed import Runtime
+from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.errors import UserError, is_of_all
 from csrec_dist.files import read_json
 from csrec_dist.labels import LabelCache, read_index
+from csrec_dist.labels.weights import fit_weights, validation_states
 from csrec_dist.models import config_class
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.stages import teach
+from csrec_dist.runs.stages.active import ActiveRun
 from tests.helpers.ranks import run_ranks
-
-LEVELS = ("model_level", "data_level", "training_level")
 
 
 def small_config(output: Path | str, dataset: Path | str, method: str, **changes: Any) -> Config:
@@ -75,6 +78,40 @@ def test_data_level_members_train_on_their_share(small_dataset: Path, tmp_path: 
     assert [member.name for member in read_index(run / "labels").members] == ["teacher-0", "teacher-1"]
 
 
+def test_each_data_level_member_has_a_sample_of_its_own(small_dataset: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path, small_dataset, "data_level", teachers={"sample": 0.5, "seed": 3})
+    run, num_rows = ActiveRun(config, Runtime.start()), Dataset(small_dataset).splits["train"].num_rows
+    samples = [teach.row_sample(run, member) for member in config.module.members]
+    seen = [each.rows(0, num_rows, num_rows // 2).tolist() for each in samples if each is not None]
+    assert len(seen) == 2
+    assert seen[0] != seen[1]
+    again = small_config(tmp_path, small_dataset, "data_level", teachers={"sample": 0.5, "seed": 4})
+    other = teach.row_sample(run, again.module.members[0])
+    assert other is not None
+    assert other.rows(0, num_rows, num_rows // 2).tolist() not in seen
+
+
+def test_weights_of_examples_reach_the_training(small_log: Path, tmp_path: Path) -> None:
+    students = set()
+    for name, weights in (("plain", None), ("weighted", {"rating": {"1": 0.1, "2": 0.1}})):
+        options = {"source": str(small_log), "min_interactions": 3, "window": 8, "num_shards": 4, "weights": weights}
+        prepare(DatasetOptions.model_validate(options), tmp_path / name)
+        students.add(
+            (done(tmp_path / f"{name}-run", tmp_path / name, "base") / "student/model.safetensors").read_bytes()
+        )
+    assert len(students) == 2
+
+
+def test_the_main_teachers_loss_is_that_of_its_options(small_dataset: Path, tmp_path: Path) -> None:
+    teachers = {"alpha": 0.2, "noise_maximum": "norm", "noise_rank": 5}
+    config = small_config(tmp_path, small_dataset, "training_level", teachers=teachers)
+    run = ActiveRun(config, Runtime.start())
+    (main,) = (each for each in config.module.members if each.regularised_by)
+    loss = teach.main_teacher_loss(run, main, CatalogSlice.whole(run.dataset.num_items))
+    assert loss.noise is not None
+    assert (loss.alpha, loss.noise.maximum, loss.noise.observed.shape[1]) == (0.2, "norm", 5)
+
+
 def test_the_main_teacher_labels_alone_and_leans_on_the_side_teacher(small_dataset: Path, tmp_path: Path) -> None:
     run = done(tmp_path / "a", small_dataset, "training_level")
     assert [member.name for member in read_index(run / "labels").members] == ["main"]
@@ -93,8 +130,18 @@ def test_members_are_combined_as_asked(small_dataset: Path, tmp_path: Path, opti
     index = read_index(run / "labels")
     assert index.combine == options["combine"]
     if options["combine"] == "weighted":
-        assert index.weights is not None
-        assert sum(index.weights) == pytest.approx(1)
+        members = [models.load(run / f"teachers/teacher-{number}") for number in (0, 1)]
+        states, targets = validation_states(members, Dataset(small_dataset), torch.device("cpu"))
+        fitted = fit_weights(states, [member.item_table for member in members], targets).weights
+        assert index.weights == pytest.approx(fitted, rel=1e-6)
+        assert fitted[0] != pytest.approx(fitted[1], abs=1e-3)
+
+
+def test_the_ensemble_ranks_by_the_weights_of_the_labels(small_dataset: Path, tmp_path: Path) -> None:
+    run = done(tmp_path, small_dataset, "model_level", labels={"combine": "weighted", "weights": [1.0, 0.0]})
+    found = read_json(run / "metrics.json")["models"]
+    assert found["teachers"]["test"] == pytest.approx(found["teacher-0"]["test"])
+    assert found["teachers"]["test"] != pytest.approx(found["teacher-1"]["test"])
 
 
 def test_members_of_several_architectures_and_widths(small_dataset: Path, tmp_path: Path) -> None:

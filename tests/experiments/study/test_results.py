@@ -286,6 +286,8 @@ def test_a_row_holds_groups_lists_diversity_and_the_teacher_module(study_file: P
     found = read_json(output / "small/runs/CSRec-M-3-s0/metrics.json")
     ours, teachers = rows["CSRec-M"], found["models"]["teachers"]
     assert ours["ndcg@10"] == found["test"]["ndcg@10"]
+    ranks = pl.read_parquet(output / "small/runs/CSRec-M-3-s0/ranks/student-test.parquet")
+    assert ours["users"] == ranks["user"].to_list() != ranks["row"].to_list()
     assert ours["valid/recall@10"] == found["valid"]["recall@10"]
     assert ours["popularity/rest_80%/recall@10"] == found["groups"]["popularity"]["rest_80%"]["recall@10"]
     assert ours["history_length/1-5/count"] == found["groups"]["history_length"]["1-5"]["count"]
