@@ -153,6 +153,22 @@ def test_a_resumed_training_holds_no_file_of_the_checkpoint_that_it_began_with(
     assert not any(held)
 
 
+def test_the_best_weights_outlive_a_resume(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first epoch is the best one, the student is that of a training which ended with it."""
+    settings = ["training.schedule=constant", "training.warmup_steps=0", "training.patience=9"]
+    train_on(1, str(tmp_path / "one"), str(small_dataset), None, *settings, "training.max_epochs=1")
+    falling = iter((0.9, 0.8, 0.7))
+    monkeypatch.setattr(fitting, "evaluate_model", lambda *_: {"ndcg@10": next(falling)})
+    more = [*settings, "training.max_epochs=3"]
+    steps = epochs(tmp_path / "one")[0, -1].int().item() + 2
+    train_on(1, str(tmp_path / "three"), str(small_dataset), steps, *more)
+    train_on(1, str(tmp_path / "three"), str(small_dataset), None, *more)
+    assert len(epochs(tmp_path / "three")) == 3
+    assert weights(tmp_path / "three") == weights(tmp_path / "one")
+
+
 @pytest.mark.parametrize(("world_size", "steps"), [(1, 5), (1, 13), (2, 9)])
 def test_resumed_at_the_same_number_of_ranks_is_bit_equal(
     small_dataset: Path, tmp_path: Path, world_size: int, steps: int
