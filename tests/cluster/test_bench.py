@@ -10,7 +10,7 @@ from tests.cluster.test_two_namespaces import outputs, start_nodes
 from tests.helpers.bench_results import SMALL
 from tests.helpers.machines import two_machines
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 def test_a_benchmark_on_two_machines(tmp_path: Path) -> None:
