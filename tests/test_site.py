@@ -13,10 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urldefrag
 
+import polars as pl
 import pytest
 import yaml
 
-from benchmarks.picture import LEAKS, PICTURE, clean_results, picture
+from benchmarks.picture import LEAKS, PICTURE, TRUTH, clean_results, picture, true_gains
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -74,7 +75,7 @@ def test_every_page_of_docs_stands_in_the_navigation() -> None:
 def test_the_picture_is_that_of_the_results() -> None:
     results = clean_results(LEAKS.read_text(encoding="utf-8"))
     assert len(results) == 8
-    assert PICTURE.read_text(encoding="utf-8") == picture(results)
+    assert PICTURE.read_text(encoding="utf-8") == picture(results, true_gains(pl.read_parquet(TRUTH)))
 
 
 def test_the_table_of_the_readme_is_that_of_the_results() -> None:
