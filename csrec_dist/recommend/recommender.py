@@ -365,10 +365,10 @@ class Recommender:
     def _write(self, folder: Path) -> None:
         """Everything of a saved recommender."""
         origin = self._origin
-        texts = {CARD_FILE: model_card(origin)} if isinstance(origin, Run) else {}  # before anything is written
+        card = model_card(origin) if isinstance(origin, Run) else None  # before anything is written
         self.model.save_pretrained(folder)
-        for name, text in texts.items():
-            write_text(folder / name, text)
+        if card is not None:
+            write_text(folder / CARD_FILE, card)
         beside = {ITEMS_FILE: self.items.path}
         if isinstance(origin, Run):
             beside[METRICS_FILE] = origin.folder / "student" / METRICS_FILE

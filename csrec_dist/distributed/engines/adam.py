@@ -11,10 +11,10 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 State = dict[str, Tensor]
 
 
-def new_state(parameter: Tensor, device: torch.device | None) -> State:
-    """What torch's Adam makes of a parameter at its first step; `device` holds the count of steps."""
+def new_state(parameter: Tensor) -> State:
+    """What torch's fused Adam makes of a parameter at its first step."""
     return {
-        "step": torch.zeros((), device=device),
+        "step": torch.zeros((), device=parameter.device),
         "exp_avg": torch.zeros_like(parameter),
         "exp_avg_sq": torch.zeros_like(parameter),
     }
@@ -32,7 +32,7 @@ class FusedAdam:
 
     def make_states(self, parameters: Collection[Tensor]) -> None:
         """Make the states of parameters that have had a gradient before, for a checkpoint to fill."""
-        self.state |= {parameter: new_state(parameter, parameter.device) for parameter in parameters}
+        self.state |= {parameter: new_state(parameter) for parameter in parameters}
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:

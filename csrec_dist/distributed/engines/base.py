@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from csrec_dist.distributed.catalog import catalog_rows
-from csrec_dist.distributed.engines.adam import new_state
 from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.layout import Layout
 
@@ -222,13 +221,6 @@ def set_learning_rate(optimizer: Any, value: float) -> None:
     """Give all parameters of an optimizer, torch's or DeepSpeed's, this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = value
-
-
-def make_states(optimizer: torch.optim.Adam, parameters: Collection[Tensor]) -> None:
-    """Make the states that torch's Adam would make of these parameters at its first step."""
-    is_fused = optimizer.defaults["fused"]
-    for parameter in parameters:
-        optimizer.state[parameter] = new_state(parameter, parameter.device if is_fused else None)
 
 
 def _not_empty(pieces: Pieces) -> Pieces:

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from csrec_dist.distributed.catalog import CatalogSlice, average_slices, catalog_rows, catalogs_of, slices_of
 from csrec_dist.distributed.copies import wide_layers
-from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients, make_states, set_learning_rate
+from csrec_dist.distributed.engines.adam import new_state
+from csrec_dist.distributed.engines.base import MOMENTS, Engine, Held, clip_gradients, set_learning_rate
 from csrec_dist.distributed.engines.ddp import held_by
 from csrec_dist.distributed.groups import Group
 from csrec_dist.distributed.layout import Layout
@@ -119,7 +120,8 @@ class FullyShard(Engine):
 
     def make_moments(self, parameters: Collection[str]) -> None:
         """See `Engine.make_moments`."""
-        make_states(self._optimizer, [self._parameters[name] for name in parameters])
+        for name in parameters:
+            self._optimizer.state[self._parameters[name]] = new_state(self._parameters[name])
 
 
 def _check_placement(name: str, parameter: Tensor, num_ranks: int) -> None:
