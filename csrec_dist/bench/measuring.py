@@ -83,7 +83,7 @@ class _Benchmark:
         self._prepare(run)
         self.tell("warming up")
         self._warm_up(run)
-        for stage in stage_names(config)[1:]:
+        for stage in _measured_stages(config):
             self.tell(f"measuring {stage}")
             work_on(run, [stage], keep_threads=self.keep_threads)
         self.tell("measuring a product, the disk and collectives alone")
@@ -113,10 +113,14 @@ class _Benchmark:
                 f"{settings.warmup} do not count. Give a larger log, a smaller training.batch_size or a "
                 "smaller --warmup."
             )
+        if config.teachers.pretrained:
+            work_on(run, ["teach"])  # only copies them, with vectors for the items that are new to them
 
     def _warm_up(self, run: MeasuredRun) -> None:
         """Do all stages with the same models and batches on a small log: what a process does once is not measured."""
-        config = self.settings.warming_up(run.config, run.dataset.window, self.runtime.world_size, self.folder)
+        names = run.config.member_names if run.config.teachers.pretrained else []
+        members = [run.member_folder(name) for name in names]
+        config = self.settings.warming_up(run.config, run.dataset.window, self.runtime.world_size, self.folder, members)
         num_users = max(self.settings.warmup * batch_size_of(config), run.dataset.num_shards)
         self._write_log("warmup.parquet", num_users, run.dataset.num_items, config.dataset.window)
         work_on(MeasuredRun(config, self.runtime), keep_threads=self.keep_threads)

@@ -112,14 +112,19 @@ class Settings:
         batch_size_of(config)  # before any work
         return config
 
-    def warming_up(self, measured: Config, window: int, num_ranks: int, folder: Path) -> Config:
-        """The config of the run before it: the same models and batches on a log of a few steps, in such windows."""
+    def warming_up(
+        self, measured: Config, window: int, num_ranks: int, folder: Path, members: Sequence[Path]
+    ) -> Config:
+        """The config of the run before it: the same models and batches on a log of a few steps, in such windows.
+
+        `members` are the folders of pretrained ones, which know as many items as the measured log has.
+        """
         values = measured.dump()
         values["training"]["init_from"] = None  # its items are not those of the synthetic log
         values["dataset"] = log_options(window, max(batch_size_of(measured) // num_ranks, 1), num_ranks)
         values["dataset"]["source"] = str(folder / "warmup.parquet")
         # Pretrained members know the items of the measured log by other ids, which make no difference to the speed.
-        values["teachers"]["trust_item_order"] = bool(measured.teachers.pretrained)
+        values["teachers"] |= {"pretrained": [str(each) for each in members], "trust_item_order": bool(members)}
         return self._bounded(values, folder, "warmup")
 
     def of_one_rank(self, measured: Config, num_ranks: int, folder: Path) -> Config:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from csrec_dist.bench.result import Result, read_result
@@ -77,15 +78,23 @@ def test_a_config_of_its_own(tmp_path: Path, finished_run: tuple[Path, Path], sm
     assert sum(result.stages["label"].examples) == result.log.examples
 
 
-def test_members_that_were_trained_before_are_not_timed(tmp_path: Path, finished_run: tuple[Path, Path]) -> None:
+def test_members_that_were_trained_before_are_not_timed_and_may_lack_new_items(
+    tmp_path: Path, finished_run: tuple[Path, Path]
+) -> None:
     config, run = finished_run
+    rows = [f"u{user},i{item},5,{100 + item}\n" for user in range(3) for item in (30, 31, 1, 2)]
+    (tmp_path / "new.csv").write_text("user,item,rating,timestamp\n" + "".join(rows))
+    new = ["--append", str(tmp_path / "new.csv"), "--dataset", str(run / "dataset"), "--to", str(tmp_path / "longer")]
+    assert main(["prepare", *new]) == 0
     folders = [str(run / "teachers" / name) for name in ("teacher-0", "teacher-1")]
-    command = ["bench", "--config", str(config), "--set", "training.batch_size=4", "--steps", "3", "--warmup", "1"]
-    members = ["--set", f"teachers.pretrained={folders}"]
-    assert main([*command, *members, "--output", str(tmp_path / "own.json")]) == 0
+    values = yaml.safe_load(config.read_text()) | {"dataset": {"path": str(tmp_path / "longer")}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | {"teachers": {"pretrained": folders}}))
+    command = ["bench", "--config", str(tmp_path / "config.yaml"), "--set", "training.batch_size=4"]
+    assert main([*command, "--steps", "3", "--warmup", "1", "--output", str(tmp_path / "own.json")]) == 0
     result = read_result(tmp_path / "own.json")
     assert list(result.stages) == ["label", "distill", "evaluate"]
     assert sum(result.stages["label"].examples) == result.log.examples
+    assert result.log.items == 32
 
 
 @pytest.mark.parametrize(
