@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csrec_dist.config import is_resolved
@@ -31,11 +32,18 @@ def refuse_foreign(folder: Path) -> None:
     page, note = folder / "results.md", NOTE[: NOTE.index(":")]
     has_runs = any(is_resolved(path) for path in folder.glob("runs/*/config.yaml"))
     has_page = page.is_file() and note in page.read_text(encoding="utf-8", errors="replace")
-    if content and not has_runs and not has_page:
+    if content and not has_runs and not has_page and not _has_results(folder / "results.parquet"):
         raise UserError(
             f"{folder} contains neither runs nor results of a study, but {', '.join(content[:5])}. Give another "
             "--output, or move these files away."
         )
+
+
+def _has_results(path: Path) -> bool:
+    try:
+        return SETTINGS in pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def write_results(study: Study, entries: Sequence[Entry], folder: Path, elsewhere: pl.DataFrame) -> Path:

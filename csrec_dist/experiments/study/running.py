@@ -13,12 +13,12 @@ from typing import Any
 from csrec_dist.config import parse_overrides
 from csrec_dist.distributed import Runtime
 from csrec_dist.environment import environment
-from csrec_dist.errors import UserError, listed, shared_errors
+from csrec_dist.errors import UserError, did_you_mean, listed, shared_errors
 from csrec_dist.experiments.study.collecting import check_settings
 from csrec_dist.experiments.study.planning import Task, adopt, plan_tasks
 from csrec_dist.experiments.study.results import key_of, keys_of, read_elsewhere, refuse_foreign, write_results
-from csrec_dist.experiments.study.spec import Entry, Study, load_study
-from csrec_dist.files import write_text
+from csrec_dist.experiments.study.spec import OWN_KEYS, Entry, Study, load_study
+from csrec_dist.files import fingerprint, write_text
 from csrec_dist.lock import FolderLock
 from csrec_dist.packaged_configs import packaged_configs
 from csrec_dist.processes import Children
@@ -136,7 +136,7 @@ def study_command(
         if not any(is_chosen(study, entry, only) for entry in entries):
             values = "; ".join(f"{axis}: {listed(map(str, each))}" for axis, each in study.axes.items())
             raise UserError(f"--only {' '.join(only)}: study {study.name} has no such run. Its axes are {values}.")
-        _refuse_one_log_for_several(study, [entry for entry in entries if is_chosen(study, entry, only)], overriding)
+        _refuse_one_for_several(study, [entry for entry in entries if is_chosen(study, entry, only)], overriding)
         tasks = plan_tasks(entries, lambda entry: is_chosen(study, entry, only) and key_of(study, entry) not in done)
         runtime = Runtime.start()
     # The results of finished runs only are written while others are at work, too.
@@ -150,8 +150,12 @@ def study_command(
     return 0
 
 
-def _refuse_one_log_for_several(study: Study, chosen: Sequence[Entry], overrides: Mapping[str, Any]) -> None:
-    """UserError if an override would take the data of some cells for those of others."""
+def _refuse_one_for_several(study: Study, chosen: Sequence[Entry], overrides: Mapping[str, Any]) -> None:
+    """UserError if overrides would take the data of some cells for those of others, or make one run of several."""
+    for key in OWN_KEYS:
+        if key in overrides:
+            where = {"seed": "its file and --only", "output": "--output"}.get(key, "its file")
+            raise UserError(f"--set {key}={overrides[key]}: a study gives each run its {key}, by {where}.")
     for key in LOGS & overrides.keys():
         own = {str(study.settings(entry.cell).get(key)) for entry in chosen}
         if len(own) > 1:
@@ -159,6 +163,23 @@ def _refuse_one_log_for_several(study: Study, chosen: Sequence[Entry], overrides
                 f"--set {key}={overrides[key]} would be the data of cells that have their own ({listed(sorted(own))}), "
                 "under their names. Choose cells of one of these with --only, and give the command once for each."
             )
+    if overrides:
+        plain = {entry.config.name: _content(entry) for entry in study.entries(Path(), {})}
+        first: dict[str, str] = {}
+        for entry in chosen:
+            name = entry.config.name
+            other = first.setdefault(_content(entry), name)
+            if plain[name] != plain[other]:
+                keys = " ".join(f"--set {key}={value}" for key, value in overrides.items())
+                raise UserError(
+                    f"{keys}: the runs {other} and {name} would be the same, since it sets what they differ in. Choose "
+                    "one of them with --only, or change the study's file."
+                )
+
+
+def _content(entry: Entry) -> str:
+    """A fingerprint of the config of a run, but for its name and place."""
+    return fingerprint({key: value for key, value in entry.config.dump().items() if key not in ("name", "output")})
 
 
 @contextmanager
@@ -187,6 +208,12 @@ def is_chosen(study: Study, entry: Entry, only: Sequence[str]) -> bool:
         axis, equals, value = each.partition("=")
         if not equals or axis not in (*study.axes, "seed"):
             raise UserError(f"--only takes AXIS=VALUE with an axis of {', '.join(study.axes)} or seed, not {each!r}.")
+        known = list(map(str, study.seeds)) if axis == "seed" else list(study.axes[axis])
+        if value not in known:
+            raise UserError(
+                f"--only {each}: {axis} of study {study.name} has no such value{did_you_mean(value, known)}; it has "
+                f"{', '.join(known)}."
+            )
         allowed.setdefault(axis, set()).add(value)
     values = {**entry.cell, "seed": str(entry.seed)}
     return all(values[axis] in named for axis, named in allowed.items())

@@ -1,5 +1,6 @@
 """The definition of a study: a base config, axes whose values override it, seeds, tables and figures."""
 
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ Cell = dict[str, str]
 
 RUNS_KEYS = ("config", "seeds", "axes", "adjust", "skip", "published")
 """What a study that is part of another inherits, unless it sets it itself."""
+
+OWN_KEYS = ("name", "seed", "output")
+"""The keys that a study gives each of its runs."""
+COLUMNS = (
+    *("seed", "run", "settings", "teacher_model", "seconds", "cpu_seconds", "ranks", "users", "rating_groups"),
+    *("protocol", "mrr", "mrr_true"),
+)
+"""What results have beside the axes; the names of other metrics have a sign that those of axes have not."""
 
 
 def matches(when: When, cell: Cell) -> bool:
@@ -89,6 +98,19 @@ class Study(Part):
                 raise ValueError(
                     f"{axis} has no value {', '.join(missing)}; its values are {', '.join(self.axes[axis])}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _runs_have_names_of_their_own(self) -> Self:
+        if taken := [axis for axis in self.axes if axis in COLUMNS or not axis.isidentifier()]:
+            raise ValueError(
+                f"an axis cannot be named {', '.join(taken)}: results have a column of that name, or names of axes are "
+                "letters, digits and _"
+            )
+        for values in ([self._folder(cell) for cell in self.cells], self.seeds):
+            twice = [str(value) for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise ValueError(f"{', '.join(twice)} would name several runs; rename a value of an axis, or a seed")
         return self
 
     @property
@@ -181,9 +203,14 @@ class Study(Part):
             for cell in self.cells:
                 yield self._entry(deepcopy(raw), cell, seed, output, overrides)
 
+    @staticmethod
+    def _folder(cell: Cell) -> str:
+        """The name of a cell's runs, but for the seed."""
+        return "-".join(cell.values())
+
     def _entry(self, raw: Setting, cell: Cell, seed: int, output: Path, overrides: dict[str, Any]) -> "Entry":
-        name = "-".join([*cell.values(), f"s{seed}"])
-        own = {"name": name, "seed": seed, "output": str(output)}
+        name = f"{self._folder(cell)}-s{seed}"
+        own = dict(zip(OWN_KEYS, (name, seed, str(output)), strict=True))
         for key, value in {**self.settings(cell), **overrides, **own}.items():
             set_key(raw, key, value)
         try:

@@ -28,7 +28,7 @@ class View(Part):
 class TableOptions(View):
     """A table with a row for each value of the axes `rows`, and a column for each value of `columns` and metric."""
 
-    rows: list[str]
+    rows: list[str] = Field(min_length=1)
     columns: str
     metrics: list[str] = ["recall@10", "ndcg@10"]
     better_than: list[str] = Field([], description="Columns against which the others are tested and counted.")

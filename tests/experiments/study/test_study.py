@@ -157,7 +157,15 @@ def test_a_failed_run_is_named_and_the_others_are_done(
         ("better_than: [Base]", "better_than: [base]", "method has no value base"),
         ("better_than: [Base], ", "", "costs are multiples"),
         ("x: temperature, lines: method", "x: temperature", "figure curve would average over method"),
-        ("rows: [temperature]", "rows: []", "would average over temperature"),
+        ("rows: [temperature]", "rows: []", "rows: List should have at least 1 item"),
+        ("seeds: [0, 1]", "seeds: [0, 1, 0]", "0 would name several runs"),
+        ("  temperature:", "  1-3: {a: {}, 1: {}}\n  temperature:", "cannot be named 1-3"),
+        ("  temperature:", "  users: {a: {}, b: {}}\n  temperature:", "cannot be named users"),
+        (
+            "teachers.seed: 5}\n  temperature:\n",
+            "teachers.seed: 5}\n    CSRec: {method: base}\n  temperature:\n    M-1: {training.temperature: 2}\n",
+            "CSRec-M-1 would name several runs",
+        ),
         ("x: temperature, lines: method", "x: popularity, where: {temperature: [1, 3]}, lines: method", "temperature"),
         ("x: temperature, lines: method", "x: temperature, level: {temperature: 3}", "would average over method"),
         (
@@ -199,6 +207,23 @@ def test_a_log_does_not_stand_for_several(
     assert main([*study, *override, "--only", "temperature=1", "--only", "seed=0", "--results"]) == 0
 
 
+def test_an_override_does_not_make_one_run_of_several(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = ["study", str(study_file), "--output", str(study_file.parent / "studies"), "--results"]
+    for given, words in (
+        ("training.temperature=2", "the runs CSRec-M-1-s0 and CSRec-M-3-s0 would be the same"),
+        ("seed=3", "a study gives each run its seed, by its file and --only"),
+        ("output=elsewhere", "its output, by --output"),
+        ("name=mine", "its name"),
+    ):
+        extra = ["--set", "training.beta=0.5"] if given.startswith("training") else []
+        assert main([*study, "--set", given, *extra]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert (
+        main([*study, "--set", "training.temperature=2", "--set", "training.beta=0.5", "--only", "temperature=3"]) == 0
+    )
+    assert main([*study, "--set", "training.temperature=2"]) == 0, "they still differ in beta"
+
+
 def test_finished_runs_of_a_log_that_lay_elsewhere_are_said(
     study_file: Path, small_log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,10 +239,14 @@ def test_finished_runs_of_a_log_that_lay_elsewhere_are_said(
 def test_an_unknown_study_or_value_is_refused(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "nowhere"]) == 2
     assert main(["study", str(study_file), "--only", "student=sasrec"]) == 2
-    assert main(["study", str(study_file), "--only", "method=SoftRec"]) == 2
+    assert main(["study", str(study_file), "--only", "method=Base", "--only", "method=Basse"]) == 2
+    assert main(["study", str(study_file), "--only", "seed=2"]) == 2
+    assert main(["study", str(study_file), "--only", "method=Base", "--only", "temperature=1"]) == 2
     text = capsys.readouterr().err
     assert "There is no study nowhere" in text
     assert "not 'student=sasrec'" in text
+    assert "--only method=Basse: method of study small has no such value (did you mean 'Base'?)" in text
+    assert "--only seed=2: seed of study small has no such value; it has 0, 1" in text
     assert "has no such run" in text
 
 
