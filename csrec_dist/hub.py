@@ -14,6 +14,7 @@ from csrec_dist.errors import UserError, quoted, shortened
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 AT_REVISION = re.compile(rf"({NAME.pattern})(?:@([\w./-]+))?")
+OF_SHARDS = re.compile(r"-\d+-of-\d+")
 LONGEST_REASON = 300
 CARD_FILE = "README.md"
 DOWNLOADED = (
@@ -55,19 +56,30 @@ def download(source: str) -> Path:
 
 
 def upload(folder: Path, name: str, private: bool, token: str | None, kind: Kind = "model") -> str:
-    """Put a folder's files into a repository, made if need be; its address. UserError when that fails."""
+    """Put a folder's files into a repository, made if need be; its address. UserError when that fails.
+
+    What an earlier push left there goes, where it would be read beside the new files or instead of them: of a model
+    all that is downloaded, else numbered files of the same names (train-00003-of-00004.parquet).
+    """
     from huggingface_hub import HfApi
 
     with _explained(f"{name} could not be pushed"):
         api = HfApi(token=token)
         address = api.create_repo(name, private=private, exist_ok=True, repo_type=kind)
         message = f"Upload a {kind} of csrec_dist"
-        api.upload_folder(repo_id=name, folder_path=folder, repo_type=kind, commit_message=message)
+        numbered = {OF_SHARDS.sub("-*-of-*", file.name) for file in folder.iterdir() if OF_SHARDS.search(file.name)}
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            repo_type=kind,
+            commit_message=message,
+            delete_patterns=[*(DOWNLOADED if kind == "model" else ()), *sorted(numbered)],
+        )
         return str(address)
 
 
 def upload_with_card(files: Iterable[Path], card: str, name: str, private: bool, token: str | None) -> str:
-    """Put files of one folder and a card into a repository of a dataset, in one commit; its address.
+    """Put files of one folder and a card into a repository of a dataset; its address.
 
     Nothing else of their folder is sent. Raises UserError when the name is none, or the push fails.
     """

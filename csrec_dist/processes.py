@@ -21,8 +21,8 @@ PR_SET_PDEATHSIG = 1
 VARIABLES = (
     *((name, r"\d+", "number of a rank, from 0") for name in ("RANK", "LOCAL_RANK")),
     *((name, r"0*[1-9]\d*", "number of processes, from 1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")),
-    ("MASTER_PORT", r"\d{1,5}", "number of a port"),
-    ("OMP_NUM_THREADS", r"0*[1-9]\d*(,\d+)*", "number of threads, from 1"),
+    ("MASTER_PORT", r"(\d{1,5})?", "number of a port"),
+    ("OMP_NUM_THREADS", r"(0*[1-9]\d*(,\d+)*)?", "number of threads, from 1"),
 )
 """Of the variables that launchers set, those that are numbers: name, form, and what they are."""
 LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch", "deepspeed.launcher.launch")
@@ -54,7 +54,7 @@ def check_variables(environ: Mapping[str, str] = os.environ) -> None:
     """UserError where what launchers say of a process in its environment cannot be meant."""
     for name, form, what in VARIABLES:
         value = environ.get(name)
-        if value and not re.fullmatch(form, value.strip()):
+        if value is not None and not re.fullmatch(form, value.strip()):
             raise UserError(f"The environment has {name}={quoted(value)}, which is no {what}; unset it, or mend it.")
     rank, world_size = environ.get("RANK") or "0", environ.get("WORLD_SIZE") or "1"
     if int(rank) >= int(world_size):

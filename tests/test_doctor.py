@@ -62,6 +62,12 @@ def test_all_is_checked_and_a_broken_network_is_a_failure(monkeypatch: pytest.Mo
     assert not any(tmp_path.iterdir())
 
 
+def test_a_port_that_is_none_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "99999")
+    [ports] = [check for check in check_machine(tmp_path) if check.name == "ports"]
+    assert (ports.status, ports.text) == ("FAIL", "port 99999 cannot be listened at: it is none; set MASTER_PORT")
+
+
 def test_the_launcher_is_shown_and_a_wrong_one_is_a_failure() -> None:
     assert launcher({"HOME": "/root"}).text == "none: this is a single process"
     right = launcher({"RANK": "1", "WORLD_SIZE": "2", "HOME": "/root"})

@@ -15,6 +15,7 @@ from csrec_dist.data.card import dataset_card
 from csrec_dist.data.dataset import LOG
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
+from csrec_dist.data.reshard import reshard
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json
 from csrec_dist.hub import plain, table
@@ -84,6 +85,27 @@ def test_the_hub_and_datasets_read_the_splits_by_the_card(shop: tuple[Dataset, P
     _, body = parts_of(dataset_card(data))
     named = {line.split(" | ")[0].removeprefix("| ") for line in body[body.index("## Columns") :].splitlines()[4:10]}
     assert {plain(column) for column in read["test"].column_names} == named
+
+
+def test_a_dataset_that_is_pushed_again_leaves_no_old_rows(shop: tuple[Dataset, Path], tmp_path: Path) -> None:
+    data, _ = shop
+    reshard(data, tmp_path / "resharded", 2 * data.num_shards)
+    with local_hub() as (endpoint, repositories):
+        pushes = [
+            f"Dataset({str(folder)!r}).push_to_hub('me/shop', token='hf_right')"
+            for folder in (data.folder, tmp_path / "resharded", data.folder)
+        ]
+        *_, pulled = said(endpoint, tmp_path, *pushes[:2], PULL.format(name="me/shop"))
+        assert_rows(pulled, data, tmp_path / "first")
+        repositories["me/shop"]["notes.txt"] = b"the owner's"
+        *_, pulled = said(endpoint, tmp_path, *pushes[2:], PULL.format(name="me/shop"))
+        assert_rows(pulled, data, tmp_path / "second")
+        assert "notes.txt" in repositories["me/shop"]
+
+
+def assert_rows(pulled: str, data: Dataset, cache: Path) -> None:
+    read = datasets.load_dataset(pulled.removeprefix("result "), cache_dir=str(cache))
+    assert {name: len(split) for name, split in read.items()} == {n: split.num_rows for n, split in data.splits.items()}
 
 
 def test_a_card_of_a_dataset_says_where_it_is_from(shop: tuple[Dataset, Path]) -> None:

@@ -229,6 +229,8 @@ def test_a_job_is_queued_again_and_warned() -> None:
     [
         ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml"], ["--set", "labels.copy_to=/nvme"]),
         ({"SLURM_TMPDIR": "/a b"}, ["distill", "--config=c.yaml"], ["--set", "labels.copy_to=/a b"]),
+        ({"SLURM_TMPDIR": "/nvme"}, ["doctor", "--config", "c.yaml"], []),
+        ({"SLURM_TMPDIR": "/nvme"}, ["tune", "--config", "c.yaml"], []),
         ({"CSREC_LOCAL_DISK": "", "SLURM_TMPDIR": "/tmp"}, ["run", "--config", "c.yaml"], []),
         ({"CSREC_LOCAL_DISK": "/nvme"}, ["run", "--config", "c.yaml", "--set", "labels.copy_to=/mine"], []),
         ({"CSREC_LOCAL_DISK": "/nvme"}, ["report", "runs/demo"], []),

@@ -21,7 +21,7 @@ from csrec_dist.files import has_checksum, read_json, sha256_file
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ITEMS, USERS, SEQUENCES, LOG = "items.parquet", "users.parquet", "sequences.parquet", "log.parquet"
 PLACES = ("source", "valid_source", "test_source", "path")
 """The options that name files of this machine."""
@@ -188,8 +188,8 @@ class Dataset:
 
         With `epoch`, each element is a step: this rank's share of one global batch, in the order that (seed, epoch)
         decides. Every rank gets the same number of steps. Without it, rows come in the order of the files: one by one,
-        or `batch_size` at a time. A row has the columns of the files. A batch has the arrays `items` [B, L + 1], padded
-        with 0, `lengths`, `weights` (0 for an empty slot), `rows`, `users` and `example_offsets` [B].
+        or `batch_size` at a time. A row has `row`, `user`, `items` and `example_offset`; a batch has the arrays `rows`,
+        `users`, `items` [B, L + 1], padded with 0, `lengths`, `example_offsets` [B] and `weights` (0: an empty slot).
 
         Args:
             batch_size: the number of rows in a global batch (with `epoch`), or in a batch of this stream.

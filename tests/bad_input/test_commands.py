@@ -242,6 +242,7 @@ def test_a_command_refuses(
 ENVIRONMENTS: dict[str, tuple[dict[str, str], str, int, tuple[str, ...]]] = {
     "a rank without a world": ({"RANK": "1"}, "run", 2, ("RANK", "WORLD_SIZE")),
     "a world without ranks": ({"WORLD_SIZE": "2"}, "run", 2, ("launcher says 2 processes", "accelerate launch")),
+    "a world of nothing": ({"WORLD_SIZE": ""}, "doctor", 2, ("WORLD_SIZE=''",)),
     "a world of words": ({"RANK": "0", "WORLD_SIZE": "two"}, "run", 2, ("WORLD_SIZE", "two")),
     "a rank beyond the world": (
         {"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},

@@ -72,6 +72,25 @@ def test_fetch_takes_the_first_origin_that_answers(tmp_path, offline):
     assert calls == ["pack==1.0"]
 
 
+@pytest.mark.parametrize("where", ["copy_log", "sha256_file"])
+def test_a_fetch_that_was_killed_can_be_repeated(tmp_path, monkeypatch, where):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    source = tmp_path / "u.data"
+    source.write_bytes(LOG)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "remove", lambda folder: folder)  # the dead tidy nothing
+        patch.setattr(sources, where, killed)
+        with pytest.raises(Killed):
+            fetch("ml-100k", tmp_path / "data", source=source)
+    assert fetch("ml-100k", tmp_path / "data", source=source).read_bytes() == LOG
+    assert {path.name for path in (tmp_path / "data/ml-100k").iterdir()} == {"u.data", ".source.json"}
+
+
 @pytest.mark.parametrize("field", ["sha256", "member_sha256"])
 def test_another_content_is_refused_and_every_reason_given(tmp_path, offline, monkeypatch, field):
     _, good = offline

@@ -173,7 +173,7 @@ def test_more_noise_replaces_the_same_interactions_and_more(log, tmp_path):
     assert little < much
 
 
-FINGERPRINT = "d6901359e4a81287"
+FINGERPRINT = "01017b2ee49caced"
 
 
 @pytest.mark.parametrize("noise", [None, {}, {"rate": 0}, {"rate": 0.0, "kind": "position", "seed": 9}])

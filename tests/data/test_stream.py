@@ -145,6 +145,36 @@ def test_workers_of_a_loader_read_whole_shards(small_dataset: Path) -> None:
     assert sorted(element["row"] for element in loader) == sorted(on_disk(small_dataset, "train")["row"].to_list())
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}])
+def test_a_position_among_rows_is_not_shared_out_among_workers(small_dataset: Path, options: dict[str, Any]) -> None:
+    def by(workers: int, **more: Any) -> torch.utils.data.DataLoader:
+        stream = Dataset(small_dataset).stream("train", **options, **more)
+        if state:
+            stream.load_state_dict(state)
+        return torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
+
+    state: dict[str, Any] = {}
+    whole = [row for rows in row_numbers(by(1)) for row in rows]
+    assert [row for rows in row_numbers(by(1, start=8)) for row in rows] == whole[8:]
+    with pytest.raises(UserError, match="position 8 of all its shards cannot be shared out"):
+        list(by(2, start=8))
+    stream = Dataset(small_dataset).stream("train", **options)
+    next(iter(stream))
+    state = stream.state_dict()
+    num_read = options.get("batch_size", 1)
+    assert [row for rows in row_numbers(by(1)) for row in rows] == whole[num_read:]
+    with pytest.raises(UserError, match="state is that of a stream of the shards 0 1 2 3 4"):
+        list(by(2))
+
+
+def test_an_epoch_is_not_shared_out_among_workers(small_dataset: Path) -> None:
+    stream = Dataset(small_dataset).stream("train", batch_size=6, epoch=0)
+    expected = row_numbers(stream)
+    assert row_numbers(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1)) == expected
+    with pytest.raises(UserError, match="is a step"):
+        list(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2))
+
+
 COMPOSED: dict[str, Callable[[datasets.IterableDataset], datasets.IterableDataset]] = {
     "as it is": lambda stream: stream,
     "torch": lambda stream: stream.with_format("torch"),

@@ -66,6 +66,8 @@ class Hub(BaseHTTPRequestHandler):
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.repositories[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del self.repositories[name][line["value"]["path"]]
 
     def _describe(self, name: str, rest: list[str]) -> None:
         if name not in self.repositories:

@@ -39,6 +39,18 @@ def test_a_recommender_goes_to_the_hub_and_back(run: Path, tmp_path: Path) -> No
         assert pulled == f"result {rec.recommend(histories=[['sku1', 'sku2']], top_n=3)['item'].tolist()}"
 
 
+def test_a_recommender_that_is_pushed_again_is_the_one_that_is_loaded(run: Path, tmp_path: Path) -> None:
+    """Also where the earlier one lay in several files, whose index is read first."""
+    with local_hub() as (endpoint, repositories):
+        push = f"Recommender.from_pretrained({str(run)!r}).push_to_hub('me/shop', token='hf_right')"
+        said(endpoint, tmp_path, push)
+        expected = dict(repositories["me/shop"])
+        old = dict.fromkeys(("model-00001-of-00002.safetensors", "model.safetensors.index.json"), b"{}")
+        repositories["me/shop"] |= old | {"notes.txt": b"the owner's"}
+        said(endpoint, tmp_path, push)
+        assert repositories["me/shop"] == expected | {"notes.txt": b"the owner's"}
+
+
 def test_what_goes_wrong_on_the_way_is_said(run: Path, tmp_path: Path) -> None:
     with local_hub() as (endpoint, repositories):
         load = f"Recommender.from_pretrained({str(run)!r})"
