@@ -128,7 +128,8 @@ def test_columns_of_what_is_appended_are_named_either_way(shop: tuple[Dataset, C
     named = data.append(frame, tmp_path / "named", user="buyer")
     given = data.append(frame, tmp_path / "given", columns={"user": "buyer"})
     plain = data.append(frame, tmp_path / "plain")
-    assert given.fingerprint == named.fingerprint != plain.fingerprint
+    none = data.append(frame, tmp_path / "none", columns=None)
+    assert given.fingerprint == named.fingerprint != plain.fingerprint == none.fingerprint
 
 
 def log_of_text_files(folder: Path, frame: pd.DataFrame) -> Any:

@@ -109,7 +109,7 @@ class Dataset(prepared.Dataset):
         ...
         Dataset(data/shop_november: 21 users, 8 items, windows of 6)
         """
-        columns = options.pop("columns", {}) | _columns(**{role: options.pop(role, None) for role in ROLES})
+        columns = (options.pop("columns", None) or {}) | _columns(**{role: options.pop(role, None) for role in ROLES})
         with _named_as_arguments(), processes() as ranks:
             keys = appended_options(self, options | {"columns": columns}, is_table=not isinstance(log, str | Path))
             settings, table = _settings(log, {}, keys, "append")
@@ -156,7 +156,7 @@ def _settings(
 
     `method` is the one whose arguments they are, for the errors' opening words.
     """
-    columns = {**options.pop("columns", {}), **columns}
+    columns = {**(options.pop("columns", None) or {}), **columns}
     opening = f"The call of Dataset.{method} has"
     if isinstance(log, str | Path):
         return parse_section(DatasetOptions, {**options, "source": str(log), "columns": columns}, opening), None

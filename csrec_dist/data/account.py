@@ -17,7 +17,11 @@ def account_of_reading(log: Log) -> dict[str, Any]:
     """For dataset.json: the column of each role, how timestamps were read, bad rows."""
     first, last = _time_span(log) or (None, None)
     columns = {"columns": log.taken, "columns_passed_over": list(log.passed_over)}
-    times = {"timestamps": log.times.how, "times_per_second": log.times.unit}
+    times = {
+        "timestamps": log.times.how,
+        "times_per_second": log.times.unit,
+        "times_have_zone": log.times.has_zone,
+    }
     bad_rows = {"bad_rows": dict(log.bad_rows.counts)} if log.bad_rows else {}
     return {**columns, **times, "first_time": first, "last_time": last, **bad_rows}
 

@@ -15,6 +15,7 @@ from csrec_dist.data.dataset import LOG, Ancestor, Dataset
 from csrec_dist.data.ids import RawIds
 from csrec_dist.data.log import Log, number, with_true_items
 from csrec_dist.data.options import DatasetOptions
+from csrec_dist.data.reading import NOT_IN_PARTS
 from csrec_dist.data.shards import Flat
 from csrec_dist.data.sources import FileSource, Source, source_of
 from csrec_dist.data.times import Times
@@ -72,7 +73,7 @@ def read_log(dataset: Dataset) -> Log:
         num_without_time=statistics["rows_without_time"],
         taken=reading["columns"],
         passed_over=tuple(reading["columns_passed_over"]),
-        times=Times(frame["timestamp"], reading["timestamps"], reading["times_per_second"]),
+        times=Times(frame["timestamp"], reading["timestamps"], reading["times_per_second"], reading["times_have_zone"]),
         num_not_kept=statistics["rows_not_kept"],
         bad_rows=BadRows(reading.get("bad_rows", {})),
     )
@@ -102,7 +103,7 @@ def appended_options(dataset: Dataset, given: Mapping[str, Any], is_table: bool)
         )
     columns = Columns(**old["columns"])
     roles = columns.given.keys() - (columns.positions.keys() if is_table else ())
-    left_out = {"source", "path", "columns", *(OF_TEXT_FILES if is_table else ())}
+    left_out = {"source", "path", "columns", "expected", *(OF_TEXT_FILES if is_table else ())}
     old_options = {key: value for key, value in old.items() if key not in left_out}
     old_columns, columns_given = {role: columns.given[role] for role in roles}, given.get("columns", {})
     if isinstance(columns_given, Mapping):  # what else it may be is refused with all other mistakes
@@ -114,13 +115,13 @@ class AppendedSource:
     """The log of a dataset, followed by a new one."""
 
     def __init__(self, dataset: Dataset, options: DatasetOptions, table: Any = None) -> None:
-        """`options.source` names the new log, or it is a table. UserError if there is none, or it is MIND's."""
+        """`options.source` names the new log, or it is a table.
+
+        Raises UserError if there is none, or one whose format is not read in parts.
+        """
         self._dataset, self._new, self._is_weighted = dataset, source_of(options, table), bool(options.weights)
-        if isinstance(self._new, FileSource) and self._new.format == "mind":
-            raise UserError(
-                f"{self._new.place} cannot be appended: MIND's files repeat what their users had clicked before. Write "
-                "the old and the new one after the other into one behaviors.tsv, and prepare that."
-            )
+        if isinstance(self._new, FileSource) and (why := NOT_IN_PARTS.get(self._new.format)):
+            raise UserError(f"{self._new.place} cannot be appended: {why}, and prepare that.")
 
     def __str__(self) -> str:
         return f"{self._new}, appended to the log of {self._dataset.folder}"
@@ -211,7 +212,8 @@ def _renumbered(frame: pl.DataFrame, users: np.ndarray, items: np.ndarray, has_t
 def _joined_times(old: Times, new: Times, place: Path, dataset: Dataset) -> Times:
     """How the times of both logs are counted: in the finer of their units."""
     one, other = (times.values.dtype == pl.Null for times in (old, new))
-    if one != other or (old.unit is None) != (new.unit is None):
+    are_zoned = {old.has_zone, new.has_zone} == {True, False}
+    if one != other or (old.unit is None) != (new.unit is None) or are_zoned:
         raise UserError(
             f"{place}: its timestamps ({new.how}) cannot be compared with those of {dataset.folder} ({old.how}); give "
             "the new log times of the same kind."

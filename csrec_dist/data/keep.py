@@ -45,13 +45,13 @@ class Condition:
         return self.comparison not in ("", "=", "!=") and isinstance(self.values[0], int | float)
 
     def holds(self, column: pl.Expr, strict: bool = True) -> pl.Expr:
-        """Whether it holds for a column's values, of any type; never for a missing one, unless it says `!=`.
+        """Whether it holds for a column's values, of any type; never for a missing one or NaN, unless it says `!=`.
 
         With `strict`, a value that is no number is an error where it is compared with one, and no row less.
         """
         text = column.cast(pl.String).str.strip_chars()
         if self.is_numeric:
-            number = pl.when(text != "").then(text).cast(pl.Float64, strict=strict)
+            number = pl.when(text != "").then(text).cast(pl.Float64, strict=strict).fill_nan(None)
             return COMPARISONS[self.comparison](number, self.values[0]).fill_null(False)
         if self.comparison in ("", "="):
             return self._is_one(text)

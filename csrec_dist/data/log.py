@@ -114,8 +114,7 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None
         frame = _without_unreadable(frame, bad_rows, path, find)
         if frame.is_empty():
             raise UserError(f"{path}: dataset.on_bad_rows: skip leaves nothing: no row can be read ({bad_rows}).")
-    nans = [name for name in ("user", "item") if frame[name].dtype.is_float()]
-    frame = frame.with_columns(pl.col(nans).fill_nan(None))
+    frame = _with_missing_ids(frame)
     if not scan.typed:
         frame = _without_points(frame)
     times = settle_times(frame["timestamp"], path)
@@ -141,6 +140,17 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None
         passed_over=scan.passed_over,
         times=times,
         bad_rows=bad_rows,
+    )
+
+
+def _with_missing_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with null for ids that are NaN, or text with nothing in it, as it stands for no id between quotes."""
+    ids = [frame[name] for name in ("user", "item", "true_item")]
+    texts = [each.name for each in ids if each.dtype in (pl.String, pl.Categorical, pl.Enum)]
+    is_blank = pl.col(texts).cast(pl.String).str.strip_chars() == ""
+    return frame.with_columns(
+        pl.col([each.name for each in ids if each.dtype.is_float()]).fill_nan(None),
+        pl.when(is_blank).then(None).otherwise(pl.col(texts)).name.keep(),
     )
 
 
@@ -184,7 +194,7 @@ def settle_ratings(ratings: pl.Series, path: Path) -> pl.Series:
     if len(wrong):
         what = f"the rating {quoted(wrong[0])} is not a number; set dataset.columns.rating to another column, or to"
         raise ColumnError(path, f"{what} none.", "rating", wrong[0])
-    return texts.cast(pl.Float32)
+    return texts.cast(pl.Float32).fill_nan(None)
 
 
 def number(ids: pl.Series, path: Path, typed: bool = False) -> tuple[pl.Series, pl.Series]:

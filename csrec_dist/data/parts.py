@@ -65,13 +65,14 @@ def is_pattern(source: str) -> bool:
 def log_files(source: Path) -> list[Path]:
     """The files of a log, parts in the order of their names, in which numbers count as numbers (part-2 before part-10).
 
-    `source` is a file, a folder, a pattern, a zip archive, or a file in one. Hidden files, and those whose names begin
-    with "_", are no parts, and neither are empty ones among others.
+    `source` is a file, a folder, a pattern, a zip archive, or a file in one. Files and folders whose names begin with
+    "." or "_" are no parts, unless a pattern begins so, and neither are empty files among others.
 
     Raises UserError if there is no file or an empty one, or several that do not look like parts of one log.
     """
     if is_pattern(str(source)) and not source.exists():
-        files = [file for place in _matches(source) for file in _files_at(place)]
+        # `**` matches a partition's folder and the files in it.
+        files = list(dict.fromkeys(file for place in _matches(source) for file in _files_at(place)))
     else:
         files = _files_at(source)
     filled = [file for file in files if _size(file)]
@@ -134,10 +135,16 @@ def _pieces(file: Path, encoding: str | None) -> Iterator[bytes]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """The files and folders that a pattern matches. Raises UserError if there is none."""
+    """The files and the partitions' folders that a pattern matches. Raises UserError if there is none."""
     fixed = next(index for index, part in enumerate(pattern.parts) if is_pattern(part))
-    places = Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
-    matches = [place for place in places if place.is_file() or "=" in place.name]
+    folder, varied = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
+    hidden = tuple({".", "_"} - {part[0] for part in varied})
+    matches = [
+        place
+        for place in folder.glob(str(Path(*varied)))
+        if (place.is_file() or "=" in place.name)
+        and not any(part.startswith(hidden) for part in place.relative_to(folder).parts)
+    ]
     if not matches:
         raise UserError(f"No file matches the pattern {pattern}; name files that are there, such as logs/*.csv.")
     return matches

@@ -1,5 +1,7 @@
 """Reading the files of a raw log, in parts and splits; messages name the file, the line and what was expected."""
 
+import csv
+import io
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -14,11 +16,18 @@ from csrec_dist.data.bad_rows import BadRows
 from csrec_dist.data.columns import BadLineError, ColumnError, Layout, Scan
 from csrec_dist.data.log import Log, log_of
 from csrec_dist.data.parts import Part, parts_of
-from csrec_dist.data.readers import READERS, numbered_lines
+from csrec_dist.data.readers import READERS, numbered_rows, quoting_separator
 from csrec_dist.data.readers.peek import undecodable_line
 from csrec_dist.errors import UserError, listed, quoted, shortened
 
 LONGEST_REASON = 300
+NOT_IN_PARTS = {
+    "mind": "each of MIND's files repeats what its users had clicked before, which would count several times; write "
+    "them one after the other into one behaviors.tsv",
+    "hetrec": "of a user's tags for an artist the first one counts, of all files together; write them one after the "
+    "other into one file",
+}
+"""Formats of which the rows of several files are not those of the files one after the other, and why."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,9 @@ def read_splits(splits: Sequence[Files], layout: Layout) -> Log:
     with ExitStack() as stack:
         reads = [_read(files, layout, stack) for files in splits]
         scans = [scanned for read in reads for scanned in read.scans]
-        if len(scans) > 1 and (path := next((each.paths[0] for each in splits if each.format == "mind"), None)):
-            raise UserError(
-                f"{path} and {len(scans) - 1} more: each of MIND's files repeats what its users had clicked before, so "
-                "that several of them count it several times. Write them one after the other into one behaviors.tsv."
-            )
+        for files in splits if len(scans) > 1 else []:
+            if why := NOT_IN_PARTS.get(files.format):
+                raise UserError(f"{files.paths[0]} and {len(scans) - 1} more are not one log: {why}.")
         _refuse_unlike(scans)
         try:
             frames = [read.frame for read in reads]
@@ -106,15 +113,23 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
             num_not_kept = sum(scan.num_not_kept() for _, scan in scans)
             break
         except (pl.exceptions.PolarsError, BadLineError, OSError) as error:  # OSError: of a damaged gzip file
-            unreadable = UserError(_why_unreadable(error, parts, files.format, layout, nested))
-            if not layout.skips_bad_rows:
+            nested |= {error.field} if isinstance(error, BadLineError) and error.field else set()
+            bad_line = _first_bad_line(parts, files.format, layout, nested)
+            unreadable = UserError(_why_unreadable(error, bad_line, parts, files.format))
+            if bad_line and not layout.skips_bad_rows:
                 with suppress(pl.exceptions.PolarsError, OSError):  # they cannot be read again either
                     _refuse_what_is_no_number(scans)
                 raise unreadable from None
-            nested |= {error.field} if isinstance(error, BadLineError) and error.field else set()
+            # Polars takes a quote amid a field for the end of a quoted one, which it is not unless the field began so.
+            is_quoted_anew = parts is whole and quoting_separator(whole[0], files.format, layout) is not None
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="csrec-log-")))
-            parts, without = _without_bad_lines(whole, files.format, layout, nested, folder)
-            if len(without) == len(bad_rows):  # no line is to blame
+            try:
+                parts, without = _clean_copies(whole, files.format, layout, nested, folder)
+            except OSError:
+                raise unreadable from None
+            if len(without) == len(bad_rows) and not is_quoted_anew:
+                with suppress(pl.exceptions.PolarsError, OSError):
+                    _refuse_what_is_no_number(scans)
                 raise unreadable from None
             bad_rows = without
     if layout.skips_bad_rows:
@@ -124,22 +139,34 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
     return _Read(frame, num_not_kept, bad_rows, scans)
 
 
-def _without_bad_lines(
+def _clean_copies(
     parts: Sequence[Part], format: str, layout: Layout, nested: Collection[str], folder: Path
 ) -> tuple[list[Part], BadRows]:
-    """Copies of the parts in a folder without the lines that the reader cannot take, and these lines."""
+    """Copies of the parts in a folder without the lines that the reader cannot take, and these lines.
+
+    Where fields may be quoted, those are that need it.
+    """
     bad_rows, copies = BadRows(), []
     for number, part in enumerate(parts):
         left_out: list[int] = []
+        next_line, separator = 1, quoting_separator(part, format, layout)
         with open(folder / str(number), "wb") as file:
-            for line, raw, problem in numbered_lines(part, format, layout, nested):
-                if problem:
-                    bad_rows.add_line(part.path, line, problem, raw.decode(errors="replace").rstrip("\r\n"))
-                    left_out += range(line, line + max(raw.count(b"\n"), 1))
+            for row in numbered_rows(part, format, layout, nested):
+                left_out += range(next_line, row.line)  # blank ones
+                next_line = row.line + max(row.raw.count(b"\n"), 1)
+                if row.problem:
+                    bad_rows.add_line(part.path, row.line, row.problem, row.raw.decode(errors="replace").rstrip("\r\n"))
+                    left_out += range(row.line, next_line)
                 else:
-                    file.write(raw)
+                    file.write(row.raw if separator is None else _quoted_anew(row.fields, separator))
         copies.append(replace(part, text=folder / str(number), left_out=tuple(left_out)))
     return copies, bad_rows
+
+
+def _quoted_anew(fields: list[str], separator: str) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator="\n").writerow(fields)
+    return text.getvalue().encode()
 
 
 def _why_none_is_kept(num_rows: int, scan: Scan) -> str:
@@ -181,7 +208,8 @@ def _alike(frames: list[Frame]) -> list[Frame]:
     """Parts of a log whose ids can stand in one column: where some have integers, others floats, these as integers.
 
     A column with a missing value is read as floats by pandas. A float that no integer is written as becomes null: it is
-    not whole, or so large (2⁵³ and more) that it may stand for several.
+    not whole, or so large (2⁵³ and more) that it may stand for several. Dates and times are in the finest of their
+    units, those with a zone in UTC.
     """
     schemas = [frame.collect_schema() for frame in frames]
     for role in ("user", "item", "true_item"):
@@ -191,6 +219,13 @@ def _alike(frames: list[Frame]) -> list[Frame]:
                 frame.with_columns(whole.cast(pl.Int64)) if schema[role].is_float() else frame
                 for frame, schema in zip(frames, schemas, strict=True)
             ]
+    units = {time.time_unit for schema in schemas if isinstance(time := schema["timestamp"], pl.Datetime)}
+    unit = next((unit for unit in ("ns", "us", "ms") if unit in units), None)
+    for index, schema in enumerate(schemas if unit else []):
+        time = schema["timestamp"]
+        if isinstance(time, pl.Datetime | pl.Date):
+            zone = "UTC" if getattr(time, "time_zone", None) else None
+            frames[index] = frames[index].with_columns(pl.col("timestamp").cast(pl.Datetime(unit, zone)))
     return frames
 
 
@@ -241,9 +276,18 @@ def _unit(scan: Scan) -> str:
     return "row" if scan.typed else "line"
 
 
-def _why_unreadable(
-    error: Exception, parts: Sequence[Part], format: str, layout: Layout, nested: Collection[str]
-) -> str:
+def _first_bad_line(parts: Sequence[Part], format: str, layout: Layout, nested: Collection[str]) -> str | None:
+    """File, number and text of the first line that the reader cannot take, and why; None if there is none."""
+    for part in parts:
+        with suppress(OSError):
+            for row in numbered_rows(part, format, layout, nested):
+                if row.problem:
+                    text = quoted(row.raw.decode(errors="replace").strip())
+                    return f"{part.path}, line {part.line_of_path(row.line):,}: {row.problem}: {text}"
+    return None
+
+
+def _why_unreadable(error: Exception, bad_line: str | None, parts: Sequence[Part], format: str) -> str:
     """File, line and reason, and what to do."""
     if isinstance(error, BadLineError) and error.field:
         return str(error)
@@ -253,15 +297,11 @@ def _why_unreadable(
         todo = "name the encoding with dataset.encoding, such as latin-1 or cp1252"
         reason = f"{listed(lines)} is not UTF-8; {todo if format == 'delimited' else 'convert the log to UTF-8'}"
         return f"The reader '{format}' could not read {parts[0].path}: {reason}."
-    for part in parts:
-        with suppress(OSError):
-            for line, raw, problem in numbered_lines(part, format, layout, nested):
-                if problem:
-                    text = quoted(raw.decode(errors="replace").strip())
-                    return (
-                        f"The reader '{format}' could not read {part.path}, line {line:,}: {problem}: {text}; mend or "
-                        "remove the line, or leave such lines out with dataset.on_bad_rows: skip."
-                    )
+    if bad_line:
+        return (
+            f"The reader '{format}' could not read {bad_line}; mend or remove the line, or leave such lines out with "
+            "dataset.on_bad_rows: skip."
+        )
     return (
         f"The reader '{format}' could not read {parts[0].path}: {reason}. Get the file again, or name another reader "
         "with dataset.format."

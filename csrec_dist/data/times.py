@@ -34,7 +34,7 @@ DATE_FORMATS = (
     "%m %d, %Y",  # Amazon's reviewTime
     "%m/%d/%Y %I:%M:%S %p",
 )
-HAS_ZONE = re.compile(r"%z|UTC|GMT|Z$|\d[+-]\d{2}:?\d{2}$")
+HAS_ZONE = re.compile(r"%z|UTC|GMT|Z$|\d[+-]\d{2}:?\d{2}$|:\d{2}(\.\d+)?[+-]\d{2}$")
 SECONDS_OF_A_DAY = 86_400
 
 Parser = Callable[[pl.Series], pl.Series]
@@ -45,12 +45,13 @@ class Times:
     """The times of a log: int64, float64, or of type Null if it has none.
 
     `how` describes how they were read. `unit` is their number per second, counted since 1970, or None if only their
-    order is known.
+    order is known. `has_zone` says whether dates came with a zone, and is None for what are no dates.
     """
 
     values: pl.Series
     how: str
     unit: float | None = None
+    has_zone: bool | None = None
 
     def shown(self, value: float) -> str:
         """A value as people read it: a date and time in UTC if the unit is known."""
@@ -158,7 +159,8 @@ def _of_temporal_type(times: pl.Series, path: Path) -> Times:
     if unit is None:
         return Times(values, f"{times.dtype} of the file, used for its order")
     _refuse_beyond(values, OLDEST * unit, LAST * unit, times, path)
-    return Times(values, f"{times.dtype} of the file, {f'zone {zone}' if zone else 'no zone, read as UTC'}", unit)
+    how = f"{times.dtype} of the file, {f'zone {zone}' if zone else 'no zone, read as UTC'}"
+    return Times(values, how, unit, has_zone=zone is not None)
 
 
 def _of_numbers(times: pl.Series, written: pl.Series, path: Path) -> Times:
@@ -222,10 +224,9 @@ def _of_dates(times: pl.Series, form: str, texts: pl.Series, path: Path) -> Time
     unit = UNITS["microseconds"]
     _refuse_beyond(times, OLDEST * unit, LAST * unit, texts, path)
     example = texts.drop_nulls()[0]
-    has_zone = HAS_ZONE.search(example if form == "ISO" else form)
-    return Times(
-        times, f"dates such as {quoted(example)}, {'zone as written' if has_zone else 'no zone, read as UTC'}", unit
-    )
+    has_zone = HAS_ZONE.search(example if form == "ISO" else form) is not None
+    how = f"dates such as {quoted(example)}, {'zone as written' if has_zone else 'no zone, read as UTC'}"
+    return Times(times, how, unit, has_zone)
 
 
 def _parsers() -> Iterator[tuple[str, Parser]]:

@@ -1,6 +1,7 @@
 """Any ids that a log may have come through reading, preparing and the id maps as they were."""
 
 import csv
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -14,8 +15,8 @@ from csrec_dist.data.prepare import prepare
 from csrec_dist.data.sources import source_of
 from csrec_dist.errors import UserError
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=6)
-"""With separators, quotes, line feeds and blanks."""
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=6).filter(str.strip)
+"""With separators, quotes, line feeds and blanks, but not of blanks alone."""
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12)
 
@@ -38,6 +39,37 @@ def test_quoted_text_of_any_kind_is_read_as_it_is(
         writer.writerows([("user", "item", "time"), *((*pair, time) for time, pair in enumerate(pairs))])
     log = source_of(DatasetOptions(source=str(path))).log
     assert rows_of(log) == pairs
+
+
+@settings(max_examples=30)
+@given(pairs=PAIRS, separator=st.sampled_from([",", ";"]), form=st.sampled_from(["error", "skip"]))
+def test_quotes_amid_a_field_need_no_others(
+    pairs: list[tuple[str, str]], separator: str, form: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As in 27" monitor, of which Polars' parser makes nothing."""
+    pairs = [tuple(f"x{name}".replace(separator, "").replace("\n", "") + '"' for name in pair) for pair in pairs]
+    path = tmp_path_factory.mktemp("ids") / "log.csv"
+    lines = [("user", "item", "time"), ("", "", ""), *((*pair, str(time)) for time, pair in enumerate(pairs))]
+    path.write_text("".join(f"{separator.join(line)}\n" for line in lines), encoding="utf-8", newline="")
+    log = source_of(DatasetOptions(source=str(path), on_bad_rows=form)).log
+    assert rows_of(log) == pairs
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+@pytest.mark.parametrize("form", ["quoted", "plain", "json", "table", "categories"])
+def test_blank_text_is_no_id(tmp_path: Path, blank: str, form: str) -> None:
+    rows = [("a", "i1", 1), (blank, "i1", 2), ("a", blank, 3), ("b", "i2", 4)]
+    frame, path = pl.DataFrame(rows, ["user", "item", "time"], orient="row"), tmp_path / "log.csv"
+    if form == "json":
+        frame.write_ndjson(path := tmp_path / "log.jsonl")
+    elif form in ("quoted", "plain"):
+        frame.write_csv(path, quote_style="always" if form == "quoted" else "necessary")
+    else:
+        path = None
+        frame = frame.with_columns(pl.col("user", "item").cast(pl.Categorical)) if form == "categories" else frame
+    options = DatasetOptions(source=str(path or "a table"), columns={"timestamp": "time"})
+    log = source_of(options, None if path else frame).log
+    assert (rows_of(log), log.num_without_id) == ([("a", "i1"), ("b", "i2")], 2)
 
 
 @settings(max_examples=30)

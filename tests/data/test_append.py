@@ -381,6 +381,31 @@ def test_what_cannot_be_appended_is_refused_and_leaves_nothing(
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_times_with_a_zone_are_not_joined_with_times_without(form: str, tmp_path: Path) -> None:
+    log = random_log(0, 60, 0).with_columns(pl.from_epoch("timestamp"))
+    zoned = log.with_columns(pl.col("timestamp").dt.replace_time_zone("Europe/Berlin"))
+    if form == "csv":  # with the shortest of offsets
+        log = log.with_columns(pl.col("timestamp").dt.to_string("%F %T"))
+        zoned = log.with_columns(pl.col("timestamp") + "+02")
+    for name, frame in (("plain", log), ("zoned", zoned)):
+        path = tmp_path / f"{name}.{form}"
+        frame.write_csv(path) if form == "csv" else frame.write_parquet(path)
+        prepare(options(path), tmp_path / name)
+    for old, new in (("plain", "zoned"), ("zoned", "plain")):
+        dataset = Dataset(tmp_path / old)
+        with pytest.raises(UserError, match=r"zone.* cannot be compared with those of .*zone"):
+            append(dataset, options_to_append(dataset, tmp_path / f"{new}.{form}"), tmp_path / "both")
+        append(dataset, options_to_append(dataset, tmp_path / f"{old}.{form}"), tmp_path / f"{old}-twice")
+
+
+def test_what_was_expected_of_the_old_log_is_not_expected_of_both(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "first", random_log(0, 60, 0), expected={"raw_interactions": 60})
+    assert appended(tmp_path / "second", random_log(1, 40, 50), first).statistics["raw_interactions"] == 100
+    with pytest.raises(UserError, match="raw_interactions"):
+        appended(tmp_path / "third", random_log(1, 40, 50), first, expected={"raw_interactions": 60})
+
+
 @pytest.mark.parametrize("damage", ["missing", "foreign", "cut"])
 def test_a_log_that_is_missing_or_damaged_is_named(damage: str, tmp_path: Path) -> None:
     first = prepared(tmp_path / "first", random_log(0, 60, 0))

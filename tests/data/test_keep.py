@@ -75,6 +75,19 @@ def test_rows_that_meet_all_conditions_are_read_in_every_form(tmp_path: Path, fo
     assert log.num_not_kept == 4 - len(rows)
 
 
+@pytest.mark.parametrize(("keep", "rows"), [(">= 4", [1]), ("> 4", [1]), ("< 4", [0]), ("!= 5", [0, 2, 3])])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_no_number_meets_no_comparison(tmp_path: Path, form: str, keep: str, rows: list[int]) -> None:
+    """NaN is the largest number to Polars."""
+    scores = [1.0, 5.0, float("nan"), None]
+    frame = pl.DataFrame({"user": "a", "item": [f"i{k}" for k in range(4)], "timestamp": range(4), "rating": scores})
+    path = tmp_path / f"log.{form}"
+    frame.write_csv(path) if form == "csv" else frame.write_parquet(path)
+    log = read(path, {"rating": keep})
+    assert kept(log) == rows
+    assert log.frame["rating"].to_list() == [scores[row] if row < 2 else None for row in rows]
+
+
 @pytest.mark.parametrize("keep", [{"event": "view"}, {"score": ">= 4"}, {"bought": True}])
 def test_a_table_keeps_the_rows_of_its_file(tmp_path: Path, keep: Any) -> None:
     path = write(tmp_path / "log.parquet")

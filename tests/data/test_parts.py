@@ -101,6 +101,22 @@ def test_a_pattern_names_the_parts(tmp_path: Path) -> None:
         log_files(tmp_path / "2018-*.csv")
 
 
+@pytest.mark.parametrize("pattern", ["**/*", "**/*.csv", "**", "*", "*/**/*"])
+def test_a_pattern_takes_each_file_of_a_partition_once(tmp_path: Path, pattern: str) -> None:
+    files = [tmp_path / f"date=2020-01-0{day}" / f"country={day}" / "part-0.csv" for day in (1, 2)]
+    for file in files:
+        write(file)
+    assert log_files(tmp_path / pattern) == files
+
+
+def test_a_pattern_takes_no_hidden_file_unless_it_begins_so(tmp_path: Path) -> None:
+    for name in ("part-1.csv", ".part-2.csv", "_part-3.csv", ".git/part-4.csv", "_temporary/part-5.csv"):
+        write(tmp_path / name)
+    assert names(tmp_path / "*.csv") == names(tmp_path / "**" / "*.csv") == ["part-1.csv"]
+    assert names(tmp_path / "_part-*.csv") == ["_part-3.csv"]
+    assert names(tmp_path / "_temporary" / "*.csv") == ["part-5.csv"]
+
+
 @pytest.mark.parametrize("name", ["log[1].csv", "log*.csv", "log?.jsonl"])
 def test_a_name_that_looks_like_a_pattern_is_one_file(tmp_path: Path, name: str) -> None:
     write(tmp_path / "log1.csv", "user,item,time\n8,8,8\n")

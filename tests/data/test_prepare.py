@@ -326,6 +326,7 @@ def test_prepare_says_what_it_read_and_keeps_it(tmp_path):
         "columns_passed_over": ["date", "user_session"],
         "timestamps": "numbers, seconds since 1970 in UTC",
         "times_per_second": 1,
+        "times_have_zone": None,
         "first_time": "2014-05-13 16:53:20 UTC",
         "last_time": "2014-05-13 20:53:20 UTC",
     }

@@ -131,6 +131,21 @@ def test_parts_with_other_types_of_ids_are_one_log(tmp_path):
     assert log.num_without_id == 3
 
 
+def test_parts_with_times_in_several_units_are_in_the_order_of_the_finest(tmp_path):
+    """Also where the zones of the columns differ."""
+    milliseconds = [1_600_000_000_000, 1_600_000_000_001]
+    microseconds = [1_600_000_000_000_900, 1_600_000_000_000_500, 1_600_000_000_000_100]
+    parts = [
+        (["a", "z"], milliseconds, pl.Datetime("ms", "UTC")),
+        (["d", "c", "b"], microseconds, pl.Datetime("us", "Europe/Berlin")),
+    ]
+    for number, (items, times, dtype) in enumerate(parts):
+        frame = {"user": ["u"] * len(items), "item": items, "time": pl.Series(times, dtype=dtype)}
+        pl.DataFrame(frame).write_parquet(tmp_path / f"{number}.parquet")
+    log = read_log([tmp_path / "0.parquet", tmp_path / "1.parquet"], "parquet", Layout())
+    assert [item for _, item, *_ in rows(log)] == ["a", "b", "c", "d", "z"]
+
+
 @pytest.mark.parametrize(
     ("times", "words"),
     [
@@ -151,14 +166,35 @@ def test_files_of_mind_repeat_their_histories_and_are_read_as_one(tmp_path):
     paths = [tmp_path / f"part-{n}.tsv" for n in (1, 2, 3)]
     for n, path in enumerate(paths, 1):
         path.write_text(text.format(n=n))
-    with pytest.raises(UserError, match=r"part-1\.tsv and 1 more: each of MIND's files repeats"):
+    with pytest.raises(UserError, match=r"part-1\.tsv and 1 more are not one log: each of MIND's files repeats"):
         read_log(paths[:2], "mind", Layout())
     given = {"split": "given", "valid_source": str(paths[1]), "test_source": str(paths[2]), "min_interactions": 1}
     with pytest.raises(UserError, match="each of MIND's files repeats"):
         prepare(DatasetOptions(source=str(paths[0]), **given), tmp_path / "given")
     prepare(DatasetOptions(source=str(paths[0]), min_interactions=1), tmp_path / "old")
-    with pytest.raises(UserError, match=r"part-2\.tsv cannot be appended: MIND's files repeat"):
+    with pytest.raises(UserError, match=r"part-2\.tsv cannot be appended: each of MIND's files repeats"):
         Dataset(tmp_path / "old").append(str(paths[1]), tmp_path / "new")
+
+
+def test_files_of_hetrec_are_read_as_one(tmp_path):
+    """The first tag of a user for an artist counts: another part may have an earlier one."""
+    paths = [tmp_path / f"part-{n}.dat" for n in (1, 2)]
+    for n, path in enumerate(paths):
+        tags = "".join(f"1\t{artist}\t{n}\t1\t{artist}\t201{n}\n" for artist in range(1, 5))
+        path.write_text(f"userID\tartistID\ttagID\tday\tmonth\tyear\n{tags}")
+    with pytest.raises(UserError, match=r"part-1\.dat and 1 more are not one log: of a user's tags for an artist"):
+        read_log(paths, "hetrec", Layout())
+    prepare(DatasetOptions(source=str(paths[0]), min_interactions=1), tmp_path / "old")
+    with pytest.raises(UserError, match=r"part-2\.dat cannot be appended: of a user's tags"):
+        Dataset(tmp_path / "old").append(str(paths[1]), tmp_path / "new")
+
+
+def test_a_history_of_mind_is_that_of_the_first_impression_with_a_time(tmp_path):
+    path = tmp_path / "behaviors.tsv"
+    path.write_text("1\tU1\tsoon\t\tN5-1\n2\tU1\t11/2/2019 9:05:58 AM\tN1 N2\tN3-1 N4-0\n")
+    log = read_log([path], "mind", Layout(skips_bad_rows=True))
+    assert [item for _, item, *_ in rows(log)] == ["N1", "N2", "N3"]
+    assert log.bad_rows.counts == {"timestamp": 1}
 
 
 def test_every_text_reader_has_a_case():
@@ -250,6 +286,14 @@ def test_amazon_ids_that_tell_nothing_ask_for_names(tmp_path):
         read(path)
     columns = {"user": 1, "item": 2, "rating": 3, "timestamp": 4}
     assert rows(read(path, header=False, **columns)) == [("anna", "bread", 5.0, 1400457600)]
+
+
+@pytest.mark.parametrize(("user", "item"), [("1234567890", "SKU-0"), ("SKU-0", "1234567890")])
+def test_a_number_of_ten_digits_is_no_product_unless_the_other_is_a_user_of_amazon(tmp_path, user, item):
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"{user},{item},5.0,1400457600\n")
+    with pytest.raises(UserError, match="cannot tell users from items"):
+        read(path)
 
 
 def test_only_canonical_integers_become_integers(tmp_path):

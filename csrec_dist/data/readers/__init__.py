@@ -25,7 +25,7 @@ from csrec_dist.data.readers import (
     sasrec,
     yelp,
 )
-from csrec_dist.data.readers.delimited import BY_POSITION
+from csrec_dist.data.readers.delimited import BY_POSITION, Row
 from csrec_dist.data.readers.peek import first_line
 from csrec_dist.data.readers.refused import refuse_known_forms
 from csrec_dist.errors import UserError, listed, quoted
@@ -91,21 +91,27 @@ def _as_delimited(path: Path, encoding: str | None) -> str:
     return "delimited"
 
 
-def numbered_lines(
-    part: Part, format: str, layout: Layout, nested: Collection[str] = ()
-) -> Iterator[tuple[int, bytes, str]]:
-    """The rows of a file of text as they stand in it, with the number of their first line and what is wrong with them.
+def numbered_rows(part: Part, format: str, layout: Layout, nested: Collection[str] = ()) -> Iterator[Row]:
+    """The rows of a file of text, with what is wrong with them; those of JSON lines have no fields.
 
     In `nested` fields of JSON objects, lists and objects are wrong. Of Parquet there are none.
     """
     if format not in NOT_DELIMITED:
-        # A line of S3-Rec's files has as many items as its user: it is one field, which no line feed divides.
-        separator = "\n" if format == "s3rec" else delimited.separator_used(part, layout)
-        for row in delimited.rows_of(part, separator):
-            yield row.line, row.raw, row.problem
+        yield from delimited.rows_of(part, _separator(part, format, layout))
     elif format != "parquet":
         for number, line, record in json_lines.lines(part):
             values = {name: record.get(name) for name in nested} if record else {}
             wrong = next((name for name, value in values.items() if isinstance(value, list | dict)), None)
             problem = "it is no JSON object" if record is None else f"its {quoted(wrong)} is nested" if wrong else ""
-            yield number, line, problem
+            yield Row(number, line, [], problem)
+
+
+def quoting_separator(part: Part, format: str, layout: Layout) -> str | None:
+    """The separator of a file of text whose fields may be quoted, else None."""
+    separator = None if format in NOT_DELIMITED else _separator(part, format, layout)
+    return separator if separator in delimited.QUOTING else None
+
+
+def _separator(part: Part, format: str, layout: Layout) -> str:
+    # A line of S3-Rec's files has as many items as its user: it is one field, which no line feed divides.
+    return "\n" if format == "s3rec" else delimited.separator_used(part, layout)

@@ -13,7 +13,9 @@ from csrec_dist.data.readers.delimited import field_lines, without_header
 from csrec_dist.data.readers.peek import fields, first_line, first_lines, is_number
 from csrec_dist.errors import UserError, quoted
 
-ASIN = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
+ASIN = re.compile(r"B[0-9A-Z]{9}")
+ISBN = re.compile(r"[0-9]{9}[0-9X]")
+USER = re.compile(r"A[0-9A-Z]{8,}")
 NUM_LINES = 1000
 NUM_FIELDS = 4
 
@@ -47,7 +49,13 @@ def _ids_by_position(part: Part) -> dict[str, int]:
             f"{path}: line {number}, {quoted(','.join(short))}, has fewer than {NUM_FIELDS} fields (user, item, "
             "rating, timestamp): mend it, or set dataset.format to another reader."
         )
-    first, second = (sum(bool(ASIN.fullmatch(row[column])) for row in rows) for column in (0, 1))
+    ids = [[row[column] for row in rows] for column in (0, 1)]
+    first, second = (sum(map(bool, map(ASIN.fullmatch, column))) for column in ids)
+    if first == second:  # perhaps books, whose ids are no other than numbers
+        first, second = (
+            sum(bool(ISBN.fullmatch(item) and USER.fullmatch(user)) for item, user in zip(items, users, strict=True))
+            for items, users in (ids, ids[::-1])
+        )
     if first == second:
         raise UserError(
             f"{path}: cannot tell users from items by their ids, such as {quoted(rows[0][0])} and "

@@ -30,6 +30,7 @@ from csrec_dist.errors import UserError, listed, quoted
 SEPARATORS = ("\t", ",", ";", "|")
 RARE_SEPARATORS = ("#", " ")  # text has them too, so that they count where none of the others occurs
 LONG_SEPARATOR = "::"
+QUOTING = (",", ";")  # those between which a field may stand in quotes
 BY_POSITION = (
     "set dataset.header: false and give the columns by position, such as dataset.columns: {user: 1, item: 2, "
     "timestamp: 3} (timestamp: none where the rows are in order already)"
@@ -94,7 +95,7 @@ def scan_text(part: Part, separator: str, names: list[str] | None = None) -> pl.
         separator=separator,
         has_header=names is None,
         new_columns=names,
-        quote_char='"' if separator in ",;" else None,
+        quote_char='"' if separator in QUOTING else None,
         infer_schema=False,
     )
     # Polars notices a row with too many fields only where it reads all columns: in a narrower one the fields after a
@@ -149,7 +150,7 @@ def _next_row(lines: Iterator[tuple[int, bytes]], again: deque[tuple[int, bytes]
 
     problem, row = "", []
     try:
-        if separator in ",;":
+        if separator in QUOTING:
             row = next(csv.reader(texts(), delimiter=separator, strict=True), [])
         else:
             row = next(texts(), "").rstrip("\r\n").split(separator)

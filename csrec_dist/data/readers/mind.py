@@ -34,7 +34,7 @@ def scan(part: Part, layout: Layout) -> Scan:
         .list.eval(pl.element().filter(pl.element().str.ends_with("-1")).str.strip_suffix("-1"))
     )
     time = pl.col("timestamp").str.to_datetime(TIME_FORMAT, strict=False)
-    first = log.group_by("user", maintain_order=True).agg(pl.all().sort_by(time).first())
+    first = log.group_by("user", maintain_order=True).agg(pl.all().sort_by(time, nulls_last=True).first())
     histories = first.select("user", "timestamp", item=pl.col("history").str.split(" "))
     clicks = log.select("user", "timestamp", item=clicked)
     interactions = [each.explode("item").filter(pl.col("item").str.len_chars() > 0) for each in (histories, clicks)]
