@@ -21,6 +21,7 @@ from csrec_dist.data.readers.peek import undecodable_line
 from csrec_dist.errors import UserError, listed, quoted, shortened
 
 LONGEST_REASON = 300
+UNITS = ("ns", "us", "ms")  # the finest first
 NOT_IN_PARTS = {
     "mind": "each of MIND's files repeats what its users had clicked before, which would count several times; write "
     "them one after the other into one behaviors.tsv",
@@ -219,14 +220,16 @@ def _alike(frames: list[Frame]) -> list[Frame]:
                 frame.with_columns(whole.cast(pl.Int64)) if schema[role].is_float() else frame
                 for frame, schema in zip(frames, schemas, strict=True)
             ]
-    units = {time.time_unit for schema in schemas if isinstance(time := schema["timestamp"], pl.Datetime)}
-    unit = next((unit for unit in ("ns", "us", "ms") if unit in units), None)
-    for index, schema in enumerate(schemas if unit else []):
-        time = schema["timestamp"]
-        if isinstance(time, pl.Datetime | pl.Date):
-            zone = "UTC" if getattr(time, "time_zone", None) else None
-            frames[index] = frames[index].with_columns(pl.col("timestamp").cast(pl.Datetime(unit, zone)))
-    return frames
+    return [_in_unit(frame, schema["timestamp"], schemas) for frame, schema in zip(frames, schemas, strict=True)]
+
+
+def _in_unit(frame: Frame, time: pl.DataType, schemas: list[pl.Schema]) -> Frame:
+    """A part with times of this type in the finest unit of all parts."""
+    units = [each.time_unit for schema in schemas if isinstance(each := schema["timestamp"], pl.Datetime)]
+    if not units or not isinstance(time, pl.Datetime | pl.Date):
+        return frame
+    zone = "UTC" if getattr(time, "time_zone", None) else None
+    return frame.with_columns(pl.col("timestamp").cast(pl.Datetime(min(units, key=UNITS.index), zone)))
 
 
 def _kind_of_time(dtype: pl.DataType) -> str | None:
