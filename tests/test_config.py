@@ -188,3 +188,13 @@ def test_overrides_that_agree_or_refine_a_section_are_taken(tmp_path: Path) -> N
     path.write_text("name: x\ndataset: {source: s}\nmodel: {name: sasrec}\n")
     config = load_config(path, ["model={name: narm}", "model.width=8", "seed=3", "seed=3"])
     assert (config.model.name, config.model.width, config.seed) == ("narm", 8, 3)
+
+
+def test_keys_of_a_model_that_is_a_name_are_set(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\ndataset: {source: ml-100k}\nmodel: sasrec\nteachers: {model: gru4rec}\n")
+    config = load_config(path, ["model.width=32", "teachers.model.width=16"])
+    assert (config.model.name, config.model.width) == ("sasrec", 32)
+    assert config.teachers.model.width == 16
+    again = load_config(path, ["model=narm", "model.width=8"])
+    assert (again.model.name, again.model.width) == ("narm", 8)

@@ -102,6 +102,8 @@ def _parse_yaml(text: str) -> Any:
         raise BadYAMLError(f"it is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise BadYAMLError("it is nested too deeply for a configuration") from None
+    except (ValueError, KeyError, AttributeError) as error:  # of what looks like a date or a number, or is said to
+        raise BadYAMLError(f"it has a value that YAML cannot read ({error}); put it between quotes") from None
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -138,14 +140,20 @@ def require_own_hash(path: Path) -> None:
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set `section.key` of plain values, making sections on the way; UserError where a value stands in it."""
+    """Set `section.key` of plain values, making sections on the way; a model's name becomes one.
+
+    Raises UserError where another value stands in the way.
+    """
     *sections, last = key.split(".")
     place = raw
     for section in sections:
-        place[section] = {} if place.get(section) is None else place[section]
-        place = place[section]
-        if not isinstance(place, dict):
+        inner = {} if place.get(section) is None else place[section]
+        if section == "model" and isinstance(inner, str):
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
             raise UserError(f"{key} cannot be set: {section} is a value, not a section.")
+        place[section] = inner
+        place = inner
     place[last] = value
 
 

@@ -27,6 +27,8 @@ from csrec_dist.data.noise import NoiseKind, NoiseSource, noise_law
 CHUNK_INTERACTIONS = 2**16
 """A chunk of users has about this many interactions."""
 BLOCK_NUMBERS = 2**16
+BLOCK_PROBABILITIES = 2**20
+"""Probabilities of users that are held at once, or those of one user if they are more."""
 """Logits computed at once: half a MiB, which fits a CPU cache."""
 GROUP = 16
 SHORTEST = 5
@@ -201,17 +203,20 @@ class World:
 
     def _best(self, users: Users) -> np.ndarray:
         """The most probable item [n] int32 that its user has not preferred before; when none is left, all are again."""
-        _, firsts, lengths = np.unique(users.users, return_index=True, return_counts=True)
-        preferred = np.zeros((len(firsts), self.options.num_items), bool)
+        _, all_firsts, all_lengths = np.unique(users.users, return_index=True, return_counts=True)
         items = np.empty(len(users.users), np.int32)
-        for step in range(lengths.max()):
-            who = np.flatnonzero(lengths > step)
-            preferred[who[preferred[who].all(1)]] = False
-            rows = firsts[who] + step
-            probabilities = self.true_probabilities(users.tastes[rows])
-            probabilities[preferred[who]] = -1
-            items[rows] = probabilities.argmax(1) + 1
-            preferred[who, items[rows] - 1] = True
+        block = max(1, BLOCK_PROBABILITIES // self.options.num_items)
+        for begin in range(0, len(all_firsts), block):
+            firsts, lengths = all_firsts[begin : begin + block], all_lengths[begin : begin + block]
+            preferred = np.zeros((len(firsts), self.options.num_items), bool)
+            for step in range(lengths.max()):
+                who = np.flatnonzero(lengths > step)
+                preferred[who[preferred[who].all(1)]] = False
+                rows = firsts[who] + step
+                probabilities = self.true_probabilities(users.tastes[rows])
+                probabilities[preferred[who]] = -1
+                items[rows] = probabilities.argmax(1) + 1
+                preferred[who, items[rows] - 1] = True
         return items
 
     def _choices(self, chunk: int, tastes: np.ndarray) -> np.ndarray:

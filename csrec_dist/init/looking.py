@@ -162,7 +162,9 @@ def _with_minimum(reading: Reading) -> Reading:
         options = with_options(reading.options, {"min_interactions": minimum})
         try:
             left = len(interactions_of(reading.log, options, reading.source.place).items)
-        except UserError:  # nothing is left
+        except UserError:  # nothing is left, or there is another mistake, which no minimum mends
+            if minimum == MINIMA[-1]:
+                raise
             continue
         if left >= SHARE_KEPT * total or minimum == MINIMA[-1]:
             reason = f"users and items with fewer are left out; {left:,} of {total:,} interactions stay"

@@ -176,6 +176,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "run: a stage that is none": words("run --config {here}/config.yaml --restart lable", "--restart lable", "label"),
     "run: a key without a value": words("run --config {here}/config.yaml --set training.beta", "key=value|KEY=VALUE"),
     "run: a key twice": words("run --config {here}/config.yaml --set seed=1 --set seed=2", "given twice"),
+    "run: a day that is none": words("run --config {here}/config.yaml --set name=2020-13-45", "that YAML cannot read"),
     "run: a value that is no YAML": words("run --config {here}/config.yaml --set seed=[", "not valid YAML"),
     "run: a key of a value": words("run --config {here}/config.yaml --set name.x=1", "name is a value, not a section"),
     "run: a folder that is somebody's": words(

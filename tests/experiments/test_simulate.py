@@ -104,6 +104,13 @@ def test_extreme_tastes_do_not_overflow():
     assert draw(tastes, factors, np.ones(3), draws).tolist() == [0, 1]
 
 
+def test_argmax_does_not_depend_on_how_many_users_are_looked_at_at_once(monkeypatch):
+    options = {"choice": "argmax", "num_items": 40, "num_users": 30, "num_interactions": 200}
+    together = whole(world_of(**options))
+    monkeypatch.setattr("csrec_dist.experiments.world.BLOCK_PROBABILITIES", 3 * 40)
+    assert whole(world_of(**options)).true_items.tolist() == together.true_items.tolist()
+
+
 @pytest.mark.parametrize("clusters", [1, 3])
 def test_of_argmax_each_item_is_the_most_probable_that_is_new(clusters):
     """Also for a user who has been through the whole catalog."""

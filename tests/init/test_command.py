@@ -182,6 +182,12 @@ def test_without_a_time_the_rows_count_as_in_order_or_a_column_is_named(tmp_path
     assert init(log, tmp_path / "c.yaml", answers=[""])[0]["columns"]["timestamp"] == "none", "the default"
 
 
+def test_a_mistake_that_no_minimum_mends_is_said(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv", ("user", "item", "moment"), [(u, i, t) for u, i, _, t in rows()])
+    with pytest.raises(UserError, match="exact"):
+        init(log, tmp_path / "a.yaml", "dataset.duplicates=exact")
+
+
 def test_an_item_that_no_name_tells_is_asked_for_and_never_decided(tmp_path: Path) -> None:
     log = write_csv(tmp_path / "log.csv", ("user", "thing", "time"), [(u, i, t) for u, i, _, t in rows()])
     with pytest.raises(UserError, match=r"Give init --set dataset\.columns\.item=NAME"):

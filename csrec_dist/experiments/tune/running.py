@@ -13,7 +13,7 @@ from csrec_dist.experiments.study.spec import Entry
 from csrec_dist.experiments.tune.results import write_results
 from csrec_dist.experiments.tune.search import Search
 from csrec_dist.experiments.tune.space import shown
-from csrec_dist.experiments.tune.trials import Proposal, State, Trials
+from csrec_dist.experiments.tune.trials import RUNS, Proposal, State, Trials
 from csrec_dist.files import read_json, remove
 from csrec_dist.lock import FolderLock
 from csrec_dist.runs.pipeline import work_on
@@ -117,7 +117,7 @@ def _do(
 
 def _end(search: Search, proposal: Proposal, opened: Sequence[Trials], state: State, reason: str, say: Say) -> None:
     """Note how a trial has ended. On rank 0."""
-    folder, trials = search.folder / "runs" / proposal.name, opened[0]
+    folder, trials = search.folder / RUNS / proposal.name, opened[0]
     trials.end(state, read_json(folder / "student/metrics.json")["epochs"] if state == "complete" else (), reason)
     if state == "pruned":
         remove(folder / "checkpoints" / STUDENT)

@@ -10,7 +10,7 @@ from typing import Any
 from csrec_dist.config import Config, parse_config, read_yaml, set_key, with_launchers_file
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.tune.space import Raw, Space, read_space
-from csrec_dist.experiments.tune.trials import FILE, Proposal, Trials, require_optuna
+from csrec_dist.experiments.tune.trials import FILE, RUNS, Proposal, Trials, require_optuna
 from csrec_dist.files import flatten
 from csrec_dist.lock import FILE as LOCK
 from csrec_dist.runs.inputs import settings
@@ -37,7 +37,7 @@ class Search:
 
     def config(self, proposal: Proposal) -> Config:
         """The run of a trial; UserError where its values exclude each other."""
-        values = {**proposal.values, "name": proposal.name, "output": str(self.folder / "runs")}
+        values = {**proposal.values, "name": proposal.name, "output": str(self.folder / RUNS)}
         return parse_config(with_launchers_file(with_values(self.raw, values)))
 
     def open_trials(self) -> Trials:
@@ -83,6 +83,6 @@ def make_search(
         raise UserError(f"The seed of a search is 0 to 2³¹ - 1, not {seed}.")
     raw = with_values(read_yaml(config) if isinstance(config, str | Path) else dict(config), overrides)
     base = parse_config(with_launchers_file(raw))
-    if isinstance(raw["model"], str):  # a name alone, in which model.width would have no place
-        raw["model"] = {"name": raw["model"]}
+    if raw.get("model") is None:  # the usual one, of which model.width may be searched
+        raw["model"] = {"name": base.model.name}
     return Search(raw, read_space(space, raw), Path(output) / base.name, num_trials, seed, prunes)

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import StrictFloat, StrictInt, model_validator
+from pydantic import StrictFloat, StrictInt, field_validator, model_validator
 
 from csrec_dist.config import mistakes, parse_section, read_yaml, schema_mistakes, set_key
 from csrec_dist.errors import UserError, quoted
@@ -31,12 +31,24 @@ Raw = dict[str, Any]
 
 
 class Range(Options):
-    """The numbers from `low` to `high`, both included: whole ones where `low`, `high` and `step` are whole."""
+    """The numbers from `low` to `high`, both included: whole ones where `low`, `high` and `step` are whole.
+
+    Where a key takes other numbers, too, `of_any_number` makes another range of it.
+    """
 
     low: StrictInt | StrictFloat
     high: StrictInt | StrictFloat
     log: bool = False
     step: StrictInt | StrictFloat | None = None
+
+    @field_validator("low", "high", "step", mode="before")
+    @classmethod
+    def _as_number(cls, value: Any) -> Any:
+        """YAML takes 1e-4 for a text; it wants 1.0e-4."""
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -54,6 +66,15 @@ class Range(Options):
     def is_whole(self) -> bool:
         """Whether all its values are whole numbers."""
         return all(isinstance(each, int) for each in (self.low, self.high, self.step or 1))
+
+    @property
+    def of_any_number(self) -> "Range":
+        """The same, with what lies between whole numbers unless there is a step."""
+        return (
+            self
+            if self.step is not None
+            else self.model_copy(update={"low": float(self.low), "high": float(self.high)})
+        )
 
     @property
     def values(self) -> list[int | float] | None:
@@ -172,6 +193,8 @@ def _dimension(key: str, value: Any, raw: Raw) -> tuple[list[str], list[Any] | R
         return [str(error)], None
     probes: Sequence[Any] = dimension if isinstance(dimension, list) else [dimension.low, dimension.high]
     wrong = dict.fromkeys(problem for probe in probes for problem in _refused(raw, key, probe))
+    if isinstance(dimension, Range) and not wrong and not _refused(raw, key, dimension.low + 0.5):
+        dimension = dimension.of_any_number
     return list(wrong) or _unsearchable(key), dimension
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from csrec_dist.errors import UserError
 from csrec_dist.experiments.tune.space import Space
-from csrec_dist.files import differences
+from csrec_dist.files import differences, remove
 from csrec_dist.training.limits import SELECTION_METRIC, Epochs
 
 if TYPE_CHECKING:
     import optuna
 
 FILE = "search.db"
+RUNS = "runs"
 NAME, REASON, DEFINITION = "name", "reason", "definition"
 STARTUP_TRIALS = 5
 """Trials before proposals follow what was found, and before any trial is pruned."""
@@ -76,7 +77,9 @@ class Trials:
                     f"{folder} has a search with other settings: {'; '.join(changed)}. Give another --output, or move "
                     "that folder away."
                 )
-            (folder / FILE).unlink()  # a mistake was mended before anything was found
+            # A mistake was mended before anything was found: a run of the old settings would be in the way.
+            remove(folder / RUNS)
+            (folder / FILE).unlink()
             self._study, known = _study(folder, prunes), None
         if known is None:
             self._study.set_user_attr(DEFINITION, now)

@@ -18,7 +18,8 @@ from csrec_dist.errors import UserError
 from csrec_dist.experiments.tune import Tuning, tune
 from csrec_dist.experiments.tune import trials as trials_module
 from csrec_dist.experiments.tune.running import do_trials
-from csrec_dist.experiments.tune.trials import Trial
+from csrec_dist.experiments.tune.search import make_search
+from csrec_dist.experiments.tune.trials import Proposal, Trial
 from csrec_dist.files import read_json, sha256_file, write_record
 from csrec_dist.lock import FolderLock
 from csrec_dist.models import TrainingInputs, TrainingStates
@@ -218,6 +219,16 @@ def test_mistakes_are_said_before_anything_is_written(
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         tune(**(given | setting), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": "sasrec"}])
+def test_the_width_of_a_model_that_is_not_said_is_searched(
+    small_log: Path, tmp_path: Path, model: dict[str, Any]
+) -> None:
+    values = {"name": "r", "dataset": {"source": str(small_log)}, **model}
+    search = make_search(values, {"model.width": [8]}, {}, num_trials=1, output=tmp_path, seed=0, prunes=True)
+    config = search.config(Proposal("trial-000", {"model.width": 8}))
+    assert (config.model.name, config.model.width) == ("sasrec", 8)
 
 
 def test_a_folder_of_other_things_is_left_alone(small_log: Path, tmp_path: Path) -> None:

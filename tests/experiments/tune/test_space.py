@@ -92,10 +92,27 @@ def test_values_may_exclude_each_other_in_some_combinations() -> None:
         ({"low": 1.0, "high": 3.0}, None),
         ({"low": 0.001, "high": 0.1, "log": True}, None),
         ({"low": 1, "high": MOST_COMBINATIONS + 1}, None),
+        ({"low": "1e-4", "high": "1e-2", "log": True}, None),
+        ({"low": "1e-1", "high": 0.3, "step": "1e-1"}, [0.1, 0.2, 0.3]),
     ],
 )
 def test_the_values_of_a_range(options: dict[str, Any], values: list[float] | None) -> None:
     assert Range.model_validate(options).values == values
+
+
+def test_the_key_decides_whether_only_whole_numbers_are_tried() -> None:
+    ends = {"low": 0, "high": 1}
+    space = space_of(
+        {
+            "training.beta": ends,
+            "model.width": {"low": 8, "high": 10},
+            "training.temperature": {**ends, "high": 9, "low": 1, "step": 4},
+        }
+    )
+    values = {key: each.values for key, each in space.dimensions.items() if isinstance(each, Range)}
+    assert values == {"training.beta": None, "model.width": [8, 9, 10], "training.temperature": [1, 5, 9]}
+    drawn = space.values({"training.beta": 0.37512, "model.width": 9, "training.temperature": 5})
+    assert drawn["training.beta"] == 0.3751
 
 
 def test_a_finite_space_has_all_its_combinations() -> None:

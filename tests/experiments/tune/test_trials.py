@@ -168,7 +168,11 @@ def test_the_file_of_another_search_is_refused(
 
 def test_before_a_trial_has_ended_another_definition_is_a_mistake_mended(tmp_path: Path) -> None:
     assert opened(tmp_path, FINITE).propose(2) is not None
+    (tmp_path / "runs/trial-000").mkdir(parents=True)  # a run of the old settings, which would refuse the new ones
+    opened(tmp_path, FINITE)
+    assert (tmp_path / "runs/trial-000").is_dir(), "it is to be resumed"
     trials = opened(tmp_path, {**INFINITE, "training.kl": ["forward"]}, **{"dataset.source": "other.csv"})
+    assert not (tmp_path / "runs").exists()
     assert [proposal.name for proposal in search(trials, 2)] == ["trial-000", "trial-001"]
     assert {trial.values["training.kl"] for trial in trials.ended} == {"forward"}
 
