@@ -1,11 +1,12 @@
 """What is not recognisably the project's own is never written over, wherever the project writes."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from csrec_dist import models
+from csrec_dist import Recommender, models
 from csrec_dist.cli import main
 from csrec_dist.data.download import fetch
 from csrec_dist.errors import UserError
@@ -18,6 +19,10 @@ from tests.helpers.study_files import write_study
 
 def small_model() -> models.SequentialModel:
     return models.build(config_class("gru4rec").model_validate({"width": 8}), 7, 7, 0)
+
+
+def small_model_of(recommender: Recommender) -> models.SequentialModel:
+    return models.build(config_class("sasrec").model_validate({"width": 8}), recommender.model.num_items, 7, 0)
 
 
 def test_a_study_does_not_write_among_other_files(
@@ -72,6 +77,29 @@ def test_a_model_saved_over_one_in_several_files_is_the_new_one(tmp_path: Path) 
     write_json(tmp_path / "model.safetensors.index.json", {"metadata": {}, "weight_map": {"x": "gone.safetensors"}})
     small_model().save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_recommender_is_not_saved_among_other_files(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Nor into a run, whose metrics.json has another meaning, nor into a dataset, which has items, too."""
+    recommender = Recommender.from_pretrained(finished_run[1])
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/README.md").write_text("years of work")
+    shutil.copytree(finished_run[1], tmp_path / "r")
+    before = content(tmp_path)
+    for folder in ("project", "r", "r/dataset", "r/student"):
+        with pytest.raises(UserError, match="something else in it than a saved recommender"):
+            recommender.save_pretrained(tmp_path / folder)
+    assert content(tmp_path) == before
+    for _ in range(2):
+        recommender.save_pretrained(tmp_path / "own")
+        Recommender.from_pretrained(tmp_path / "own").save_pretrained(tmp_path / "own")
+    assert {path.name for path in (tmp_path / "own").iterdir()} >= {"README.md", "metrics.json"}
+    bare = Recommender(small_model_of(recommender), recommender.items)
+    bare.save_pretrained(tmp_path / "own")
+    assert not {"README.md", "metrics.json"} & {path.name for path in (tmp_path / "own").iterdir()}, (
+        "they are of another"
+    )
+    assert Recommender.from_pretrained(tmp_path / "own").model.num_items == 30
 
 
 def test_lists_are_not_written_over_another_file(

@@ -4,6 +4,8 @@ Shapes: N examples, V items, d width, L seen items. A table may be this rank's s
 group then rank together, each for examples of its own. Logits are [N, V], or those of the slice's items.
 """
 
+from numbers import Integral
+
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import TableLike
@@ -45,7 +47,7 @@ def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None =
         UserError: n is not in 1…V.
     """
     num_items = table.catalog.num_items
-    if not 1 <= n <= num_items:
+    if not isinstance(n, Integral) or not 1 <= n <= num_items:
         raise UserError(f"The best {n} of {num_items} items were asked for; ask for 1…{num_items}.")
     shared = table.catalog.share(len(states), states.device)
     request = SweepRequest(top_n=n, seen=None if seen is None else shared.gather_ids(seen))

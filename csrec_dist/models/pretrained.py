@@ -94,7 +94,7 @@ def write(
 
     The weights called as in `sliced` are those of the slice, and the catalog group's first rank writes for all.
     """
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     whole = {name: StreamedTensor.of(tensor) for name, tensor in weights.items() if name not in sliced}
     shapes = {name: (catalog.num_items, *weights[name].shape[1:]) for name in sliced}
     parts = {name: _row_blocks(catalog, weights[name]) for name in sliced}
@@ -118,7 +118,7 @@ def write_sharded(
     The first rank then writes the index, in the usual format, and the config.
     """
     group, folder = catalog.group, Path(folder)
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     tensors = {row_name(name, catalog.rows): weights[name] for name in sliced}
     if group.is_leader:
         tensors |= {name: tensor for name, tensor in weights.items() if name not in sliced}
@@ -138,7 +138,7 @@ def _metadata(description: Description) -> dict[str, str]:
     return {"format": "pt", CONFIG_KEY: description.fingerprint()}
 
 
-def _refuse_foreign(folder: Path | str) -> None:
+def refuse_foreign(folder: Path | str) -> None:
     """UserError for a folder whose config.json is another library's: its model would be written over."""
     path = Path(folder) / CONFIG_FILE
     if path.exists():

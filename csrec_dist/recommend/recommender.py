@@ -4,6 +4,7 @@ import html
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +23,10 @@ from csrec_dist.distributed.groups import ALONE, Group
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, listed, quoted
 from csrec_dist.evaluation import top_items
-from csrec_dist.files import atomic_path, read_json, sha256_file, write_text
-from csrec_dist.hub import CARD_FILE, check_hub_name, download, is_hub_name, upload
+from csrec_dist.files import atomic_path, make_folder, read_json, sha256_file
+from csrec_dist.hub import CARD_FILE, DOWNLOADED, check_hub_name, download, is_hub_name, upload
 from csrec_dist.models import SequentialModel
-from csrec_dist.models.pretrained import CONFIG_FILE
+from csrec_dist.models.pretrained import CONFIG_FILE, refuse_foreign
 from csrec_dist.process_state import matmul_precision
 from csrec_dist.recommend.card import model_card
 from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank, states_of
@@ -363,21 +364,26 @@ class Recommender:
         return histories_to_check(self.dataset)
 
     def _write(self, folder: Path) -> None:
-        """Everything of a saved recommender."""
+        """Everything of a saved recommender, the config last: a folder with a config is whole."""
         origin = self._origin
-        card = model_card(origin) if isinstance(origin, Run) else None  # before anything is written
-        self.model.save_pretrained(folder)
-        if card is not None:
-            write_text(folder / CARD_FILE, card)
-        beside = {ITEMS_FILE: self.items.path}
+        card = metrics = None
         if isinstance(origin, Run):
-            beside[METRICS_FILE] = origin.folder / "student" / METRICS_FILE
+            card, metrics = model_card(origin).encode(), _content(origin.folder / "student" / METRICS_FILE)
         elif origin is not None:
-            beside |= {name: origin / name for name in (CARD_FILE, METRICS_FILE)}
-        for name, source in beside.items():
-            if source.exists():
+            card, metrics = _content(origin / CARD_FILE), _content(origin / METRICS_FILE)
+        _refuse_others(folder)
+        make_folder(folder)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        if not (folder / ITEMS_FILE).exists() or not self.items.path.samefile(folder / ITEMS_FILE):
+            with atomic_path(folder / ITEMS_FILE) as temporary:
+                shutil.copyfile(self.items.path, temporary)
+        for name, content in ((CARD_FILE, card), (METRICS_FILE, metrics)):
+            if content is None:  # what is there tells of another model
+                (folder / name).unlink(missing_ok=True)
+            else:
                 with atomic_path(folder / name) as temporary:
-                    shutil.copyfile(source, temporary)
+                    temporary.write_bytes(content)
+        self.model.save_pretrained(folder)
 
     @property
     def _device(self) -> torch.device:
@@ -409,3 +415,19 @@ class Recommender:
 def _whole(queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Ranked:
     """Lists [B, n] of which nothing is left out."""
     return Ranked(tuple(queries.tolist()), np.full(len(queries), items.shape[1]), items.ravel(), scores.ravel())
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _refuse_others(folder: Path) -> None:
+    """UserError for a folder with anything but a saved recommender, which begins with its items."""
+    names = sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+    others = [name for name in names if not any(fnmatch(name, own) for own in DOWNLOADED)]
+    if names and (others or ITEMS_FILE not in names):
+        raise UserError(
+            f"{folder} has something else in it than a saved recommender: {listed(others or names)}. Give another "
+            "folder."
+        )
+    refuse_foreign(folder)

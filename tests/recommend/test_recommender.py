@@ -125,6 +125,7 @@ def test_what_was_meant_otherwise_is_refused(run: Path, recommender: Recommender
         ({"histories": item}, "Histories must be a list of ids"),
         ({"users": ["u001"], "histories": [[item]]}, "either users or histories"),
         ({"histories": [[item]], "top_n": 0}, "ask for 1…"),
+        ({"histories": [[item]], "top_n": 2.5}, "ask for 1…"),
         ({"histories": [[item]], "batch_size": 0}, "at least 1"),
     ):
         with pytest.raises(UserError, match=message):
@@ -196,6 +197,7 @@ def test_what_is_no_recommender_is_refused(run: Path, tmp_path: Path) -> None:
         Recommender.from_pretrained(run / "student")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "other/items.parquet").write_text("")
     with pytest.raises(UserError, match="No model is saved over"):
         Recommender.from_pretrained(run).save_pretrained(tmp_path / "other")
     shutil.copytree(run / "student", tmp_path / "model")
