@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -92,8 +93,9 @@ def run(part: Part, log: Any) -> dict[str, Any]:
 def said(output: str) -> dict[str, Any]:
     """The JSON object of the last line, or what pytest counts and which tests failed."""
     lines = output.strip().splitlines() or [""]
-    if lines[-1].startswith("{"):
-        return {"result": json.loads(lines[-1])}
+    with suppress(json.JSONDecodeError):  # of a part that was cut off any line may be the last
+        if lines[-1].startswith("{"):
+            return {"result": json.loads(lines[-1])}
     failed = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR ")) and len(line.split()) > 1]
     counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)", " ".join(lines[-3:]))
     return {"tests": {kind: int(number) for number, kind in counts}, "failed": failed, "last_line": lines[-1]}

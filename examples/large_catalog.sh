@@ -7,11 +7,12 @@ set -euo pipefail
 items=${ITEMS:-200000} users=${USERS:-4000} interactions=${INTERACTIONS:-80000}
 python=${PYTHON:-python3}
 
-[[ -d worlds/large ]] || "$python" -m csrec_dist simulate worlds/large \
+world=worlds/large_${items}_${users}_${interactions}
+[[ -d $world ]] || "$python" -m csrec_dist simulate "$world" \
   --items "$items" --users "$users" --interactions "$interactions" --popularity 0
 cat >large.yaml <<TEXT
 name: large
-dataset: {source: worlds/large/log, window: 20, min_interactions: 1, num_shards: 8}
+dataset: {source: $world/log, window: 20, min_interactions: 1, num_shards: 8}
 model: {name: gru4rec, width: 64}
 method: model_level
 teachers: {num: 1}

@@ -1,6 +1,12 @@
 # What the launchers share: their messages, the interpreter, and how accelerate is called. Sourced, not run.
 # shellcheck shell=bash
 
+# Apple's bash is 3.2, which knows neither empty arrays under `set -u` nor `wait -n`.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "${launcher:?}: this is bash $BASH_VERSION, and 4.4 or newer is needed; on macOS: brew install bash." >&2
+  exit 2
+fi
+
 # stop SENTENCE: end with exit status 2.
 stop() {
   echo "${launcher:?}: $1" >&2

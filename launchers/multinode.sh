@@ -35,12 +35,16 @@ TEXT
 
 count_gpus() {
   local listed
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then # those that a process may use; -1 ends the list
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^ *-1/,$d' | grep -c . || true
+    return
+  fi
   listed=$(nvidia-smi --list-gpus 2>/dev/null) || listed=""
   grep -c . <<<"$listed" || true
 }
 
 num_nodes=${NUM_NODES:-}
-node_rank=${NODE_RANK:-${SLURM_NODEID:-}}
+node_rank=${NODE_RANK:-}
 address=${MAIN_ADDRESS:-}
 port=${MAIN_PORT:-29500}
 processes=${PROCESSES_PER_NODE:-}
@@ -61,7 +65,7 @@ done
 
 [[ -n $num_nodes ]] || stop "the number of machines is missing; give --num-nodes or set NUM_NODES."
 need_number "the number of machines" "$num_nodes" 1
-[[ -n $node_rank || $num_nodes -gt 1 ]] || node_rank=0
+if [[ -z $node_rank && $num_nodes -gt 1 ]]; then node_rank=${SLURM_NODEID:-}; else node_rank=${node_rank:-0}; fi
 [[ -n $node_rank ]] || stop "this machine's rank is missing; give --node-rank or set NODE_RANK."
 need_number "this machine's rank" "$node_rank" 0
 [[ $node_rank -lt $num_nodes ]] ||

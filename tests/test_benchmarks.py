@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import agreement, peers
+from benchmarks import agreement, gpu, peers
 from csrec_dist.experiments.simulate import simulate
 from csrec_dist.experiments.world import SimulationOptions
 from csrec_dist.losses import FactoredLabels
@@ -109,6 +109,12 @@ def test_agreement_is_one_less_the_divergence_of_equal_members_and_least_of_oppo
 
 def test_the_parts_for_a_gpu_are_listed(tmp_path: Path) -> None:
     assert "benchmarks/scaling.py" in last_line("gpu --list", tmp_path)
+
+
+@pytest.mark.parametrize("last", ["{'items': 5}", '{"items": 5', "Traceback"])
+def test_what_a_part_says_that_was_cut_off_is_kept(last: str) -> None:
+    assert gpu.said(f"3 passed in 2 s\n{last}\n") == {"tests": {"passed": 3}, "failed": [], "last_line": last}
+    assert gpu.said(f'{last}\n{{"items": 5}}\n') == {"result": {"items": 5}}
 
 
 def process(seconds: float, ndcg: float) -> dict[str, Any]:

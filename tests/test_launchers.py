@@ -178,6 +178,29 @@ def test_a_machine_takes_its_rank_from_slurm(python: str) -> None:
     assert value(done.stdout.splitlines(), "--machine_rank") == "1"
 
 
+def test_a_machine_alone_within_a_job_is_the_first(python: str) -> None:
+    done = multinode("--num-nodes", "1", "--processes", "2", "run", PYTHON=python, SLURM_NODEID="1")
+    assert done.returncode == 0, done.stderr
+    assert value(done.stdout.splitlines(), "--num_processes") == "2"
+
+
+@pytest.mark.parametrize(
+    ("visible", "processes"),
+    [(None, "8"), ("0,1", "4"), ("GPU-a1,GPU-b2,GPU-c3", "6"), ("", "2"), ("-1", "2"), ("3,-1,2", "2")],
+)
+def test_a_process_for_each_gpu_that_may_be_used(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, processes: str
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf 'GPU %s\\n' 0 1 2 3\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    done = multinode("--num-nodes", "2", "--node-rank", "0", "--address", "a", "run", PYTHON=python)
+    assert value(done.stdout.splitlines(), "--num_processes") == processes
+
+
 def test_machines_that_restart_meet_again(python: str) -> None:
     for rank, host in (("0", "is_host=1"), ("1", "is_host=0")):
         options = ("--num-nodes", "2", "--node-rank", rank, "--address", "a", "run")

@@ -50,7 +50,7 @@ run.fit(data)
 measured.ndcg = [epoch["valid"]["ndcg@10"] for epoch in read_json(run.folder / "student/metrics.json")["epochs"]]
 if teachers:
     usage = read_json(run.folder / "label.done.json")["usage"]
-    measured.seconds["labelling"] = [(each["seconds"], each["seconds"]) for each in usage]
+    measured.seconds["labelling"] = [(each["seconds"], each["cpu_seconds"]) for each in usage]
 device = torch.device(settings["device"])
 model = models.load(run.folder / "student").to(device).eval()
 for _ in range(settings["epochs"]):
