@@ -231,8 +231,14 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys of flat inputs that have another value now, or that one of both lacks."""
-    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    """The keys of flat inputs that have another value now, or that one of both lacks; true is another one than 1."""
+    return [key for key in sorted(before.keys() | now.keys()) if not _are_same(before.get(key), now.get(key))]
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_are_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from csrec_dist.config import Config
 from csrec_dist.errors import UserError
-from csrec_dist.files import changed_keys, differences, fingerprint, flatten, sha256_file
+from csrec_dist.files import changed_keys, differences, exists, fingerprint, flatten, sha256_file
 from csrec_dist.models.options import ModelConfig
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.options import INITIAL, MEMBERS, RANKS, REGULARISED, Decides, Options
 from csrec_dist.runs.origin import Origin
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.run import Record, Run
 from csrec_dist.teachers import Member
 
 Key = tuple[str, ...]
@@ -146,6 +146,9 @@ def teach_inputs(run: Run) -> dict[str, Any]:
     """Dataset, members, and the keys that decide their training."""
     dataset = run.require("prepare").outputs["fingerprint"]
     if run.config.teachers.pretrained:
+        done = _done_with(run, "teach", lambda config: config.teachers.pretrained)
+        if done is not None and not all(map(exists, map(Path, run.config.teachers.pretrained))):
+            return {"dataset": dataset, "pretrained": done.inputs["pretrained"]}
         weights = [weights_fingerprint(Path(folder)) for folder in run.config.teachers.pretrained]
         return {"dataset": dataset, "pretrained": weights}
     return {"dataset": dataset, "members": members_of(run.config), **deciding(run.config, "teach")}
@@ -164,22 +167,37 @@ def label_inputs(run: Run) -> dict[str, Any]:
 def distill_inputs(run: Run) -> dict[str, Any]:
     """Dataset, the labels where there are some, and the keys that decide the student."""
     labels = {"labels": run.require("label").outputs} if run.config.num_members else {}
-    start = {**labels, **_initial(run)}
+    start = {**labels, **_initial(run, "distill")}
     return {"dataset": run.require("prepare").outputs["fingerprint"], **start} | deciding(run.config, "distill")
 
 
-def _initial(run: Run) -> dict[str, Any]:
+def _done_with(run: Run, stage: str, folders: Callable[[Config], Any]) -> Record | None:
+    """The record of a finished stage, if the run's config names the same folders as now: they may have gone since."""
+    record = run.record(stage)
+    return record if record and folders(Run(run.folder).config) == folders(run.config) else None
+
+
+def _initial(run: Run, stage: str) -> dict[str, Any]:
     """The weights and the item ids of the model that the student starts from; empty where it starts from nothing."""
-    if run.config.training.init_from is None:
+    folder = run.config.training.init_from
+    if folder is None:
         return {}
-    origin = Origin.of(run.config.training.init_from)
+    if Path(folder).resolve().is_relative_to(run.folder.resolve()):
+        raise UserError(
+            f"training.init_from: {folder} lies in the run's own folder, and its model would be replaced. Give the new "
+            "run another name."
+        )
+    done = _done_with(run, stage, lambda config: config.training.init_from)
+    if done is not None and not exists(Path(folder)):
+        return {INITIAL: {key: done.inputs[f"{INITIAL}.{key}"] for key in ("weights", "id_map")}}
+    origin = Origin.of(folder)
     return {INITIAL: {"weights": weights_fingerprint(origin.folder), "id_map": origin.id_map}}
 
 
 def baseline_inputs(run: Run) -> dict[str, Any]:
     """Dataset, and the keys that decide a student trained on one-hot labels."""
     dataset = run.require("prepare").outputs["fingerprint"]
-    return {"dataset": dataset, **_initial(run)} | deciding(run.config, "baseline")
+    return {"dataset": dataset, **_initial(run, "baseline")} | deciding(run.config, "baseline")
 
 
 def evaluate_inputs(run: Run) -> dict[str, Any]:

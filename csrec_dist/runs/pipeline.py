@@ -123,8 +123,9 @@ def work_on(
                     with run.log(stage.name) as stage_log:
                         stage_log.say("done already")
                 else:
-                    _execute(run, stage, stages, decided[stage.name], restart)
+                    _execute(run, stage, decided[stage.name], restart)
                     if stage is PREPARE and (chosen_by_size := run.resolve()):
+                        processes.on_main(lambda: _write_config(run))
                         with run.log("prepare") as stage_log:
                             values = ", ".join(f"{key} {value:g}" for key, value in chosen_by_size.items())
                             stage_log.say(f"training, by the size of the log: {values}")
@@ -193,7 +194,7 @@ def _write_config(run: ActiveRun) -> None:
         raise UserError(f"The run's folder {run.folder} cannot be written: {error.strerror}.") from None
 
 
-def _execute(run: ActiveRun, stage: Stage, stages: list[Stage], way: Way, restart: str | None) -> None:
+def _execute(run: ActiveRun, stage: Stage, way: Way, restart: str | None) -> None:
     """Do one stage, and write its record."""
     processes = run.processes
     inputs = processes.on_main(lambda: stage.inputs(run))
@@ -207,15 +208,15 @@ def _execute(run: ActiveRun, stage: Stage, stages: list[Stage], way: Way, restar
     # The bits of a result depend on more than its inputs; those of a dataset on the code alone.
     depends_on = {"commit": commit()} if stage is PREPARE else environment(processes.world_size)
     record = Record(flatten(inputs), outputs, usages, depends_on)
-    processes.on_main(lambda: _finish(run, stage, stages, record))
+    processes.on_main(lambda: _finish(run, stage, record))
     run.beside = ()
 
 
 def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:
-    """Write down that a stage begins; whether it is done beside its old result."""
-    _write_config(run)
+    """Write down that a stage begins; whether it is done beside its old result, which is that of the old config."""
     begun = run.restarts.begun_with(stage.name)
     if way == "do" and begun is None:
+        _write_config(run)
         return False
     if way != "resume":
         copied = [leaf for leaf in stage.all_leaves if way == "continue" and (run.folder / leaf).exists()]
@@ -225,16 +226,16 @@ def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, resta
     return True
 
 
-def _finish(run: ActiveRun, stage: Stage, stages: list[Stage], record: Record) -> None:
+def _finish(run: ActiveRun, stage: Stage, record: Record) -> None:
     if not run.beside:
         run.finish(stage.name, record)
         return
     stale = {stage.name}
-    for each in stages:  # in order, so that what depends on a dependent is stale too
+    for each in STAGES.values():  # in order, so that what depends on a dependent is stale too
         if stale.intersection(each.needs):
             stale.add(each.name)
-    dependents = {each.name: each.all_leaves for each in stages if each.name in stale - {stage.name}}
-    run.restarts.replace(stage.name, record, stage.all_leaves, dependents)
+    dependents = {name: STAGES[name].all_leaves for name in stale - {stage.name}}
+    run.restarts.replace(stage.name, record, stage.all_leaves, dependents, run.config.to_yaml())
 
 
 def _memory_explained(run: ActiveRun, stage: Stage) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from csrec_dist.files import flatten, read_json, remove, write_record
+from csrec_dist.files import flatten, read_json, remove, write_record, write_text
 from csrec_dist.runs.run import Record, Run
 
 FOLDER = "restart"
@@ -45,9 +45,9 @@ class Restarts:
         write_record(self._begun(stage), {"inputs": flatten(inputs)})
 
     def replace(
-        self, stage: str, record: Record, leaves: Sequence[str], dependents: Mapping[str, Sequence[str]]
+        self, stage: str, record: Record, leaves: Sequence[str], dependents: Mapping[str, Sequence[str]], config: str
     ) -> None:
-        """Put a new result, which is whole, into the old one's place.
+        """Put a new result, which is whole, into the old one's place, and the config it was made with (as YAML).
 
         The stages that depend on it (and what they leave) lose their records first; their results stand until theirs
         are made again.
@@ -58,7 +58,13 @@ class Restarts:
             if self._run.record_file(name).exists() or any((self._run.folder / leaf).exists() for leaf in theirs)
         ]
         present = [leaf for leaf in leaves if (self.folder / leaf).exists()]
-        replacement = {"record": asdict(record), "leaves": list(leaves), "present": present, "dependents": stale}
+        replacement = {
+            "record": asdict(record),
+            "leaves": list(leaves),
+            "present": present,
+            "dependents": stale,
+            "config": config,
+        }
         # Written first and removed last: a process that is killed in between leaves the whole order behind, and the
         # next start carries it out from its beginning, however far it came.
         write_record(self._replaces(stage), replacement)
@@ -103,6 +109,7 @@ class Restarts:
             write_record(self._begun(dependent), {"inputs": {}})
             self._run.record_file(dependent).unlink(missing_ok=True)
         self._run.record_file(stage).unlink(missing_ok=True)
+        write_text(self._run.folder / "config.yaml", replacement["config"])
         for leaf in replacement["leaves"]:
             if leaf not in replacement["present"]:
                 remove(self._run.folder / leaf)

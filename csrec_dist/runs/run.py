@@ -11,7 +11,6 @@ from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.files import fingerprint, has_checksum, link, read_json, write_record
 from csrec_dist.labels.contents import info
-from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.teachers import METHODS
 from csrec_dist.training.defaults import resolve
 from csrec_dist.training.options import ResolvedTraining
@@ -195,9 +194,10 @@ class Run:
 
     @cached_property
     def trainings(self) -> dict[str, dict[str, Any]]:
-        """metrics.json of each trained model by its name: base, student, then the members."""
-        by_number = sorted(self.folder.glob("teachers/*"), key=lambda path: (len(path.name), path.name))
-        folders = [self.folder / "base", self.folder / "student", *by_number]
+        """metrics.json of each trained model that the config has, by its name: base, student, then the members."""
+        members = sorted(self.config.member_names, key=lambda name: (len(name), name))
+        folders = [self.folder / name for name in ("base", "student") if name == "student" or self.config.baseline]
+        folders += [self.folder / "teachers" / name for name in members]
         return {path.name: read_json(path / "metrics.json") for path in folders if (path / "metrics.json").exists()}
 
     @cached_property
@@ -238,9 +238,8 @@ class Run:
 
     @cached_property
     def labels(self) -> dict[str, Any] | None:
-        """The soft-label cache in figures, if it is there."""
-        folder = self.folder / "labels"
-        return info(folder) if (folder / INDEX_NAME).exists() else None
+        """The soft-label cache in figures, if the method has one and it is made."""
+        return info(self.folder / "labels") if self.config.num_members and self.record("label") else None
 
 
 @dataclass(frozen=True)

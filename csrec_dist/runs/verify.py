@@ -44,7 +44,8 @@ def _problems(run: Run) -> Iterator[str]:
     is_needed = bool(shared) or run.record_file("prepare").exists()
     dataset = yield from _of_dataset(Path(shared) if shared else run.folder / "dataset", is_needed=is_needed)
     yield from _of_models(run)
-    yield from _of_labels(run.folder, dataset)
+    # Without a record they are yet to be made again, or of another method: not of the dataset that is there now.
+    yield from _of_labels(run.folder, dataset if run.record_file("label").exists() else None)
     yield from _of_checkpoints(run.folder)
     yield from _of_ranks(run)
     if run.record_file("evaluate").exists() and not (run.folder / "metrics.json").exists():

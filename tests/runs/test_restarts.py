@@ -65,9 +65,9 @@ def test_until_the_new_result_is_whole_the_old_one_stands_with_all_that_depends_
     before = content(folder)
     cut_off(2, "run", *options, "--restart", "distill", "--set", "training.beta=1")
     after = {name: digest for name, digest in content(folder).items() if not name.startswith("restart/")}
-    assert {name for name in before if before[name] != after[name]} == {"config.yaml"}
-    assert before.keys() == after.keys()
+    assert after == before, "config.yaml too, by which figures are read"
     old = Run.open(folder)
+    assert old.config.training.beta != 1
     assert old.missing == []
     assert old.metrics["test"]
 
@@ -135,6 +135,72 @@ def test_a_training_cut_off_the_first_time_can_be_begun_again_and_that_too_goes_
     assert not (new / "restart").exists()
 
 
+def test_other_options_of_the_dataset_prepare_the_same_log_again(run_copy: Copy) -> None:
+    options, folder = run_copy
+    options = [*options, "--set", "dataset.window=7"]
+    assert main(["prepare", *options, "--restart", "prepare"]) == 0
+    assert Run.open(folder).dataset.window == 7
+    assert Run.open(folder).missing == ["teach", "label", "distill", "evaluate"]
+    assert main(["run", *options]) == 0
+    assert not (folder / "restart").exists()
+
+
+def test_truths_and_numbers_are_not_taken_for_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,time,good\n" + "".join(f"{n % 9},{n % 7},{n},{n % 2}\n" for n in range(200)))
+    options = ["--set", f"output={tmp_path}", "--config", str(tmp_path / "c.yaml")]
+    (tmp_path / "c.yaml").write_text(f"name: r\ndataset: {{source: {log}, min_interactions: 1, keep: {{good: 1}}}}\n")
+    assert main(["prepare", *options]) == 0
+    assert main(["prepare", *options, "--set", "dataset.keep={good: true}"]) == 2
+    assert "dataset.keep.good was 1, is True" in capsys.readouterr().err
+
+
+def test_a_run_is_not_made_of_its_own_parts(run_copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
+    """A restart would remove the dataset, or train on from a model that it replaces."""
+    options, folder = run_copy
+    before = content(folder)
+    path = ["--set", f"dataset={{path: {folder / 'dataset'}}}"]
+    start = ["--set", f"training.init_from={folder}"]
+    for arguments in ([*path, "--restart", "prepare"], path, [*start, "--restart", "distill"], start):
+        assert main(["run", *options, *arguments]) == 2
+        assert "lies in the run's own folder" in capsys.readouterr().err
+        assert content(folder) == before
+
+
+def test_models_and_labels_of_another_method_are_not_of_the_run(run_copy: Copy) -> None:
+    options, folder = run_copy
+    base = [*options, "--set", "method=base", "--set", "dataset.window=7"]
+    assert main(["run", *base, "--restart", "prepare"]) == 0
+    run = Run.open(folder)
+    assert set(run.trainings) == {"student"}
+    assert (run.labels, run.missing) == (None, [])
+    assert (folder / "teachers").exists()
+    assert [run.record(stage) for stage in ("teach", "label")] == [None, None], "they are of another dataset"
+    assert main(["verify", str(folder)]) == 0
+    assert main(["run", *options, "--set", "dataset.window=7", "--restart", "distill"]) == 0, "teachers are made first"
+    assert set(Run.open(folder).trainings) == {"student", "teacher-0", "teacher-1"}
+    assert Run.open(folder).labels is not None
+    assert not (folder / "restart").exists()
+
+
+def test_what_a_finished_run_was_made_of_may_go(run_copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
+    options, folder = run_copy
+    other = folder.parent / "other"
+    members = [str(other / "teachers" / name) for name in ("teacher-0", "teacher-1")]
+    shutil.copytree(folder, other)
+    options = [*options, "--set", "name=new", "--set", f"teachers.pretrained={members}"]
+    taken = [*options, "--set", f"training.init_from={other}"]
+    assert main(["run", *taken]) == 0
+    before = weights(folder.parent / "new")
+    shutil.rmtree(other)
+    assert main(["run", *taken]) == 0
+    assert main(["evaluate", *taken, "--set", "evaluation.top_n=[3]"]) == 0
+    assert weights(folder.parent / "new") == before
+    capsys.readouterr()
+    assert main(["run", *options, "--set", f"training.init_from={other}-2"]) == 2
+    assert "neither the folder of a finished run" in capsys.readouterr().err
+
+
 def test_other_options_of_the_evaluation_evaluate_again_and_nothing_else(run_copy: Copy) -> None:
     options, folder = run_copy
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
@@ -179,7 +245,7 @@ def old_and_new(folder: Path) -> Restarts:
 
 
 def replace(found: Restarts) -> None:
-    found.replace("first", Record({"x": "new"}, {}, []), LEAVES["first"], {"second": LEAVES["second"]})
+    found.replace("first", Record({"x": "new"}, {}, []), LEAVES["first"], {"second": LEAVES["second"]}, "new\n")
 
 
 @contextmanager
@@ -209,6 +275,7 @@ def test_a_replacement_that_is_killed_at_any_point_is_carried_out_by_the_next_st
     expected = content(whole)
     assert (whole / "a/inner/file").read_text() == "new"
     assert not (whole / "gone").exists()
+    assert (whole / "config.yaml").read_text() == "new\n"
     assert Run(whole).record("second") is None
     assert Restarts(Run(whole)).begun_with("second") == {}
     for call in range(100):

@@ -6,7 +6,7 @@ from typing import Any
 from csrec_dist.data.compressed import on_disk
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.data.options import DatasetOptions
-from csrec_dist.data.prepare import prepare
+from csrec_dist.data.prepare import fingerprint_of, prepare
 from csrec_dist.data.sources import log_paths
 from csrec_dist.errors import UserError
 from csrec_dist.runs.inputs import deciding
@@ -17,13 +17,18 @@ def inputs(run: ActiveRun) -> dict[str, Any]:
     """Dataset options and the identity of the log, which is read again only if its files seem to have changed."""
     options = run.config.dataset
     if options.path:
+        if Path(options.path).resolve().is_relative_to(run.folder.resolve()):
+            raise UserError(
+                f"dataset.path: {options.path} lies in the run's own folder, whose dataset a restart replaces. Name "
+                "the log with dataset.source, or give the run another name."
+            )
         return {"dataset": {"path": Dataset(options.path).fingerprint}}
     settings = deciding(run.config, "prepare")
     record = run.record("prepare")
     if record is not None and is_unchanged(options, record.outputs.get("log", {})):
         prefix = "source."
         known = {key.removeprefix(prefix): value for key, value in record.inputs.items() if key.startswith(prefix)}
-        return {**settings, "source": known}
+        return {**settings, "source": {**known, "fingerprint": fingerprint_of(options, known)}}
     return {**settings, "source": run.log_identity}
 
 
