@@ -126,7 +126,9 @@ def _read(files: Files, layout: Layout, stack: ExitStack) -> _Read:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="csrec-log-")))
             try:
                 parts, without = _clean_copies(whole, files.format, layout, nested, folder)
-            except OSError:
+            except OSError as damage:
+                if damage.errno is not None:  # of the file system, as for a full disk
+                    raise
                 raise unreadable from None
             if len(without) == len(bad_rows) and not is_quoted_anew:
                 with suppress(pl.exceptions.PolarsError, OSError):

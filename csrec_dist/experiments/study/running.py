@@ -163,18 +163,15 @@ def _refuse_one_for_several(study: Study, chosen: Sequence[Entry], overrides: Ma
                 f"--set {key}={overrides[key]} would be the data of cells that have their own ({listed(sorted(own))}), "
                 "under their names. Choose cells of one of these with --only, and give the command once for each."
             )
-    if overrides:
-        plain = {entry.config.name: _content(entry) for entry in study.entries(Path(), {})}
-        first: dict[str, str] = {}
-        for entry in chosen:
-            name = entry.config.name
-            other = first.setdefault(_content(entry), name)
-            if plain[name] != plain[other]:
-                keys = " ".join(f"--set {key}={value}" for key, value in overrides.items())
-                raise UserError(
-                    f"{keys}: the runs {other} and {name} would be the same, since it sets what they differ in. Choose "
-                    "one of them with --only, or change the study's file."
-                )
+    first: dict[str, Entry] = {}
+    for entry in chosen if overrides else []:
+        other = first.setdefault(_content(entry), entry)
+        if study.settings(entry.cell) != study.settings(other.cell):
+            keys = " ".join(f"--set {key}={value}" for key, value in overrides.items())
+            raise UserError(
+                f"{keys}: the runs {other.config.name} and {entry.config.name} would be the same, since it sets what "
+                "they differ in. Choose one of them with --only, or change the study's file."
+            )
 
 
 def _content(entry: Entry) -> str:
