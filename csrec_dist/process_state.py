@@ -1,11 +1,13 @@
 """What a run sets in its process, and leaves as it was: torch's modes, random states, warnings, the environment."""
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,28 +95,50 @@ def cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in described_processor()
 
 
+class _Products:
+    """How a backend multiplies fp32 matrices: one setting for the process, which several threads may want at once."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self._lock = backend, threading.Lock()
+        self._wanted: list[list[str]] = []
+        self._outside = ""
+
+    @contextmanager
+    def set_to(self, precision: str) -> Iterator[None]:
+        """Within the block it is set so; then as the block around it wants it, or as it was outside of all."""
+        own = [precision]
+        with self._lock:
+            if not self._wanted:
+                self._outside = self._backend.fp32_precision
+            self._wanted.append(own)
+            self._backend.fp32_precision = precision
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted = [each for each in self._wanted if each is not own]
+                self._backend.fp32_precision = self._wanted[-1][0] if self._wanted else self._outside
+
+
+_GPU_PRODUCTS = _Products(torch.backends.cuda.matmul)
+_CPU_PRODUCTS = _Products(torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     """Within the block torch multiplies fp32 matrices in fp32 ("highest"), or less exactly where that is faster.
 
     On a GPU "high" and "medium" are TF32: torch has no bf16 products of fp32 matrices there. On a CPU all are fp32.
     """
-    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = gpu.fp32_precision, cpu.fp32_precision
-    gpu.fp32_precision = "ieee" if precision == "highest" else "tf32"
-    cpu.fp32_precision = "bf16" if onednn_is_as_exact() else "ieee"
-    try:
+    with (
+        _GPU_PRODUCTS.set_to("ieee" if precision == "highest" else "tf32"),
+        _CPU_PRODUCTS.set_to("bf16" if onednn_is_as_exact() else "ieee"),
+    ):
         yield
-    finally:
-        gpu.fp32_precision, cpu.fp32_precision = before
 
 
 @contextmanager
 def small_products() -> Iterator[None]:
     """Within the block a CPU multiplies fp32 matrices by MKL, which begins a product some microseconds sooner."""
-    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, cpu.fp32_precision = cpu.fp32_precision, "ieee"
-    try:
+    with _CPU_PRODUCTS.set_to("ieee"):
         yield
-    finally:
-        cpu.fp32_precision = before

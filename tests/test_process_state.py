@@ -23,7 +23,7 @@ from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
 from csrec_dist.models import TrainingInputs, TrainingStates
 from csrec_dist.models.gru4rec import GRU4Rec
-from csrec_dist.process_state import matmul_precision, onednn_is_as_exact, variables
+from csrec_dist.process_state import matmul_precision, onednn_is_as_exact, small_products, variables
 from csrec_dist.runs.pipeline import execute
 from tests.helpers.ranks import run_ranks
 from tests.helpers.shop import DATASET, MODEL, TRAINING, shop_log
@@ -175,6 +175,22 @@ def api_on_rank(rank: int, world_size: int, folder: str) -> dict[str, str]:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_python_api_leaves_the_process_as_it_was(world_size: int, tmp_path: Path) -> None:
     assert run_ranks(api_on_rank, world_size, str(tmp_path)) == [{}] * world_size
+
+
+def test_blocks_of_two_threads_leave_the_precision_as_it_was() -> None:
+    """Whichever ends first: each would put back what it found, and the other's setting would stay."""
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = backend.fp32_precision
+    for ends_first in (0, 1):
+        blocks = [matmul_precision("highest"), small_products()]
+        for block in blocks:
+            block.__enter__()
+        assert backend.fp32_precision == "ieee"
+        blocks[ends_first].__exit__(None, None, None)
+        inner = "ieee" if ends_first == 0 or not onednn_is_as_exact() else "bf16"
+        assert backend.fp32_precision == inner
+        blocks[1 - ends_first].__exit__(None, None, None)
+        assert backend.fp32_precision == before
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
