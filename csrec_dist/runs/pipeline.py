@@ -234,7 +234,7 @@ def _finish(run: ActiveRun, stage: Stage, record: Record) -> None:
     for each in STAGES.values():  # in order, so that what depends on a dependent is stale too
         if stale.intersection(each.needs):
             stale.add(each.name)
-    dependents = {name: STAGES[name].all_leaves for name in stale - {stage.name}}
+    dependents = {name: each.all_leaves for name, each in STAGES.items() if name in stale - {stage.name}}
     run.restarts.replace(stage.name, record, stage.all_leaves, dependents, run.config.to_yaml())
 
 

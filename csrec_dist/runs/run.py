@@ -196,8 +196,8 @@ class Run:
     def trainings(self) -> dict[str, dict[str, Any]]:
         """metrics.json of each trained model that the config has, by its name: base, student, then the members."""
         members = sorted(self.config.member_names, key=lambda name: (len(name), name))
-        folders = [self.folder / name for name in ("base", "student") if name == "student" or self.config.baseline]
-        folders += [self.folder / "teachers" / name for name in members]
+        names = [*(["base"] if self.config.baseline else []), "student", *(f"teachers/{name}" for name in members)]
+        folders = [self.folder / name for name in names]
         return {path.name: read_json(path / "metrics.json") for path in folders if (path / "metrics.json").exists()}
 
     @cached_property

@@ -12,6 +12,7 @@ from csrec_dist.experiments.study import running
 from csrec_dist.experiments.study.collecting import settings_key
 from csrec_dist.experiments.study.planning import Task
 from csrec_dist.experiments.study.results import key_of, with_rows
+from csrec_dist.experiments.study.spec import COLUMNS
 from csrec_dist.experiments.study.tables import select, table
 from csrec_dist.files import read_json
 from csrec_dist.processes import Children
@@ -255,6 +256,12 @@ def test_every_study_of_the_project_has_valid_runs(path: Path) -> None:
     study, entries = entries_of(path)
     assert len(entries) == len(study.cells) * len(study.seeds)
     assert len({entry.config.name for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.parquet")), ids=lambda path: path.stem)
+def test_no_axis_can_have_the_name_of_a_column_of_the_results(path: Path) -> None:
+    study, _ = entries_of(ROOT / f"configs/studies/{path.stem}.yaml")
+    assert {name for name in pl.read_parquet_schema(path) if name.isidentifier()} <= {*study.axes, *COLUMNS}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.parquet")), ids=lambda path: path.stem)
