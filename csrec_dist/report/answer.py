@@ -20,6 +20,7 @@ SELECTED = 10
 ANSWERED, ALSO = f"ndcg@{SELECTED}", f"recall@{SELECTED}"
 METRICS = (ANSWERED, ALSO)
 SEEDS = "train further seeds (--set seed=1 --set name=…_s1, …), Base too, and give all of them to csrec-dist compare"
+OTHER_SEEDS = "The test is of these two trained models: other seeds train other models, and may answer otherwise."
 NORMAL_95 = 1.96
 
 ROWS_NOTE = (
@@ -128,12 +129,14 @@ def _verdict(test: Paired, details: list[str]) -> Answer:
         )
         return Answer("open", f"No gain over Base is shown: {change} in {metric} is within chance.", (*details, advice))
     if test.difference > 0:
-        return Answer("gain", f"Soft labels helped: {change} in {metric} over Base.", (*details, f"Next: {SEEDS}."))
+        headline = f"In this run soft labels helped: {change} in {metric} over Base."
+        return Answer("gain", headline, (*details, OTHER_SEEDS, f"Next: {SEEDS}."))
     advice = (
         "Next: choose training.temperature, training.beta and teachers.num on validation with csrec-dist tune; "
         "where the teachers are weaker than Base, train them longer first."
     )
-    return Answer("loss", f"Soft labels did not help: {change} in {metric} against Base.", (*details, advice))
+    headline = f"In this run soft labels did not help: {change} in {metric} against Base."
+    return Answer("loss", headline, (*details, OTHER_SEEDS, advice))
 
 
 def _against_teachers(results: Mapping[str, ResultRow], ranked: Ranked) -> list[str]:

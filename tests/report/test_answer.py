@@ -39,13 +39,16 @@ def test_a_gain_is_said_with_its_test(run: Path) -> None:
     base, student = ndcg(ranks["base"]), ndcg(ranks["student"])
     difference = student.mean() - base.mean()
     assert answer.tone == "gain"
-    assert answer.headline == f"Soft labels helped: +{100 * difference / base.mean():.1f}\u00a0% in NDCG@10 over Base."
+    assert answer.headline == (
+        f"In this run soft labels helped: +{100 * difference / base.mean():.1f}\u00a0% in NDCG@10 over Base."
+    )
     p_value = stats.ttest_rel(student, base).pvalue
     assert p_value < 1e-4
     said = answer.details[0]
     assert f"NDCG@10 {student.mean():.4f}, Base {base.mean():.4f}: +{difference:.4f} (95 % interval +" in said
     assert "p\u00a0<\u00a00.0001" in said
     assert "over 400 test rows" in said
+    assert "other seeds" in answer.details[-2]
 
 
 def test_users_with_their_rows_are_the_sample(run: Path) -> None:
@@ -66,7 +69,8 @@ def test_a_loss_is_said(run: Path) -> None:
     write_ranks(run, EVEN | {"base": 3})
     answer = answer_of(run)
     assert answer.tone == "loss"
-    assert answer.headline.startswith("Soft labels did not help: −")
+    assert answer.headline.startswith("In this run soft labels did not help: −")
+    assert "other seeds" in answer.details[-2]
 
 
 def test_where_no_gain_is_shown_the_answer_says_so(run: Path) -> None:

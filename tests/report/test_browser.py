@@ -89,7 +89,9 @@ def test_a_page_at_1280_pixels(name: str, pages: dict[str, Path], tmp_path: Path
     assert not said
     assert seen["width"] == 1280
     assert seen["scrolled"] == seen["shown"]
-    assert re.match("Soft labels helped: .*" if name == "report" else "No difference is shown", seen["headline"])
+    assert re.match(
+        "In this run soft labels helped: .*" if name == "report" else "No difference is shown", seen["headline"]
+    )
     assert seen["bottom"] < 450, "the answer is on the first screen"
     assert seen["num_names"] > 30
     assert seen["broken"] == []
