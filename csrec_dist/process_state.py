@@ -95,13 +95,36 @@ def cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in described_processor()
 
 
+class _CuDNN:
+    """Recurrent layers and convolutions of cuDNN, set together and with torch's older flag for both, which defaults to
+    TF32; torch refuses to read that flag where the three disagree."""
+
+    @property
+    def fp32_precision(self) -> tuple[bool | None, str, str]:
+        """The older flag if it can be read, and the two settings."""
+        cudnn: Any = torch.backends.cudnn
+        try:
+            is_tf32 = cudnn.allow_tf32
+        except RuntimeError:
+            is_tf32 = None
+        return is_tf32, cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision
+
+    @fp32_precision.setter
+    def fp32_precision(self, value: str | tuple[bool | None, str, str]) -> None:
+        cudnn: Any = torch.backends.cudnn
+        is_tf32, of_rnn, of_conv = (value == "tf32", value, value) if isinstance(value, str) else value
+        if is_tf32 is not None:
+            cudnn.allow_tf32 = is_tf32
+        cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision = of_rnn, of_conv
+
+
 class _Products:
     """How a backend multiplies fp32 matrices: one setting for the process, which several threads may want at once."""
 
     def __init__(self, backend: Any) -> None:
         self._backend, self._lock = backend, threading.Lock()
         self._wanted: list[list[str]] = []
-        self._outside = ""
+        self._outside: Any = None
 
     @contextmanager
     def set_to(self, precision: str) -> Iterator[None]:
@@ -121,6 +144,7 @@ class _Products:
 
 
 _GPU_PRODUCTS = _Products(torch.backends.cuda.matmul)
+_GPU_LAYERS = _Products(_CuDNN())
 _CPU_PRODUCTS = _Products(torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
@@ -129,9 +153,11 @@ def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     """Within the block torch multiplies fp32 matrices in fp32 ("highest"), or less exactly where that is faster.
 
     On a GPU "high" and "medium" are TF32: torch has no bf16 products of fp32 matrices there. On a CPU all are fp32.
+    cuDNN's recurrent layers and convolutions, which torch leaves to TF32, are fp32 whatever the precision is.
     """
     with (
         _GPU_PRODUCTS.set_to("ieee" if precision == "highest" else "tf32"),
+        _GPU_LAYERS.set_to("ieee"),
         _CPU_PRODUCTS.set_to("bf16" if onednn_is_as_exact() else "ieee"),
     ):
         yield

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from csrec_dist import CSRec, Dataset
-from csrec_dist.config import load_config
+from csrec_dist.config import load_config, parse_config
 from csrec_dist.distributed import Runtime
 from csrec_dist.errors import UserError
-from csrec_dist.models import TrainingInputs, TrainingStates
+from csrec_dist.models import SequentialModel, TrainingInputs, TrainingStates, model_class
 from csrec_dist.models.gru4rec import GRU4Rec
 from csrec_dist.process_state import matmul_precision, onednn_is_as_exact, small_products, variables
 from csrec_dist.runs.pipeline import execute
@@ -68,8 +68,14 @@ def state() -> dict[str, Any]:
         "matrix products": (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32),
         "matrix products on the CPU": backends.mkldnn.matmul.fp32_precision,
         "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "cudnn's layers": (backends.cudnn.allow_tf32, *layers_of_cudnn()),
         "mkldnn": backends.mkldnn.enabled,
     }
+
+
+def layers_of_cudnn() -> tuple[str, str]:
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision
 
 
 def changes(work: Callable[[], object]) -> dict[str, str]:
@@ -204,6 +210,49 @@ def test_products_on_a_gpu_have_their_precision_within_the_block(precision: Any,
         assert backend.fp32_precision == "tf32"
     finally:
         backend.fp32_precision = before
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("outside", ["tf32", "ieee", "mixed"])
+def test_cudnns_layers_are_fp32_within_the_block(precision: Any, outside: str) -> None:
+    cudnn: Any = torch.backends.cudnn
+    assert cudnn.allow_tf32, "torch's default"
+    try:
+        cudnn.allow_tf32 = outside == "tf32"
+        if outside == "mixed":
+            cudnn.rnn.fp32_precision = "tf32"
+        before = layers_of_cudnn()
+        with matmul_precision(precision):
+            assert layers_of_cudnn() == ("ieee", "ieee")
+            assert not cudnn.allow_tf32, "torch refuses to say where its settings disagree"
+        assert layers_of_cudnn() == before
+    finally:
+        cudnn.allow_tf32 = True
+    assert layers_of_cudnn() == ("tf32", "tf32")
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])
+def test_a_model_trains_in_fp32_whatever_the_process_is_set_to(
+    name: str, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen from a forward pass in training."""
+    kind, matmul, seen = model_class(name), torch.backends.mkldnn.matmul, []
+    real = kind.training_states
+
+    def training_states(model: SequentialModel, inputs: TrainingInputs) -> TrainingStates:
+        seen.append(matmul.fp32_precision)
+        return real(model, inputs)
+
+    monkeypatch.setattr(kind, "training_states", training_states)
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        values = {"name": "r", "output": str(tmp_path), "dataset": {"path": str(small_dataset)}, "method": "base"}
+        values |= {"model": {"name": name, "width": 8}, "training": {"batch_size": 8, "max_steps": 2}}
+        execute(parse_config(values), Runtime.start())
+    finally:
+        matmul.fp32_precision = before
+    assert set(seen) == {"bf16" if onednn_is_as_exact() and name == "gru4rec" else "ieee"}
 
 
 @pytest.mark.parametrize("as_exact", [False, True])

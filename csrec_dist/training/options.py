@@ -51,8 +51,8 @@ class LoopOptions(Options):
     )
     schedule: Annotated[Literal["constant", "linear", "cosine"], TRAINING] = Field(
         "constant",
-        description="Learning-rate schedule after warm-up; linear and cosine reach 0 at the last step of max_epochs "
-        "(or max_steps).",
+        description="Learning-rate schedule after warm-up; linear and cosine would reach 0 one step after the last of "
+        "max_epochs (or max_steps).",
     )
     warmup_steps: Annotated[int | None, TRAINING] = Field(
         None,
@@ -91,7 +91,8 @@ class LoopOptions(Options):
     matmul_precision: Annotated[MatmulPrecision, TRAINING] = Field(
         "highest",
         description="Of the loss's products with the item tables: as exact as fp32, TF32 (high, on a GPU), or bf16 "
-        "with fp32 sums (medium, on GPUs and on CPUs with AVX512-BF16); all else is fp32.",
+        "with fp32 sums (medium, on CPUs with AVX512-BF16 and where a GPU has kernels for the loss, else TF32); all "
+        "else is fp32.",
     )
     cuda_graph: Annotated[CudaGraph, NOTHING] = Field(
         "auto",

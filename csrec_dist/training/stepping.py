@@ -1,7 +1,6 @@
 """The steps of a training: their data, prepared in the reading thread, and the update itself."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -12,7 +11,7 @@ from csrec_dist.data.weights import ExampleWeights
 from csrec_dist.distributed.engines import Engine
 from csrec_dist.losses import Loss
 from csrec_dist.losses.soft_labels import LabelReader
-from csrec_dist.process_state import matmul_precision
+from csrec_dist.process_state import matmul_precision, small_products
 from csrec_dist.training.graphs import graphs_of
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import MicroBatch, TrainStep, seed_dropout, step_seed
@@ -65,6 +64,15 @@ class Stepper:
 
         Returns this rank's losses, without gradient. `requests` travel in the all-reduce of the count.
         """
+        # oneDNN takes most of a millisecond to compile a product of a new size, MKL nothing.
+        is_left_to_mkl = self._device.type == "cpu" and self._inner.model.has_many_shapes
+        with small_products() if is_left_to_mkl else matmul_precision("highest"):
+            losses = self._losses(micro_batches, step, requests)
+        self._engine.step(learning_rate)
+        return Loss(*map(sum_of, zip(*losses, strict=True)))
+
+    def _losses(self, micro_batches: list[MicroBatch], step: int, requests: Requests) -> list[Loss]:
+        """The losses of each micro-batch, by a CUDA graph or without; their gradients are in place."""
         seed = step_seed(self._seed, step, self._group.rank)
         # The all-reduce of the count runs during the forward pass; `_factor` waits for it before the backward pass.
         count = requests.begin_count(sum(inputs.num_states for inputs, _ in micro_batches))
@@ -72,15 +80,9 @@ class Stepper:
             (micro_batch,) = micro_batches
             factor = self._factor(count)
             with self._group.watch.computing("the forward and backward pass", self._group.ranks):
-                losses = [self.graphs.run(micro_batch, factor, seed)]
-        else:
-            seed_dropout(seed, self._device)
-            # oneDNN takes most of a millisecond to compile a product of a new size, MKL nothing.
-            is_left_to_mkl = self._device.type != "cpu" or self._inner.model.has_many_shapes
-            with nullcontext() if is_left_to_mkl else matmul_precision("highest"):
-                losses = self._computed(micro_batches, count)
-        self._engine.step(learning_rate)
-        return Loss(*map(sum_of, zip(*losses, strict=True)))
+                return [self.graphs.run(micro_batch, factor, seed)]
+        seed_dropout(seed, self._device)
+        return self._computed(micro_batches, count)
 
     def _computed(self, micro_batches: list[MicroBatch], count: Callable[[], Tensor]) -> list[Loss]:
         """The losses of each micro-batch, computed without a CUDA graph."""
@@ -88,12 +90,13 @@ class Stepper:
         losses: list[Loss] = []
         for number, (inputs, fields) in enumerate(micro_batches):
             labels = self._labels.labels(fields, self._device) if self._labels else None
+            is_last = number == len(micro_batches) - 1
             with watch.computing("the forward pass", ranks):
-                loss: Loss = self._engine.forward(inputs.to(self._device), labels)
+                loss: Loss = self._engine.forward(inputs.to(self._device), labels, is_last=is_last)
             if not losses:
                 factor = self._factor(count)
             with watch.computing("the backward pass", ranks):
-                self._engine.backward(loss.sum * factor, is_last=number == len(micro_batches) - 1)
+                self._engine.backward(loss.sum * factor, is_last=is_last)
             losses.append(Loss(*(part.detach() for part in loss)))
         return losses
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from csrec_dist import models
 from csrec_dist.config import Config, load_config
@@ -113,6 +115,46 @@ def test_micro_batches_change_nothing(small_dataset: Path, tmp_path: Path) -> No
         runs.append(execute(small_config(folder, small_dataset, "gru4rec", *settings), runtime).folder)
     for trained in ("teachers/side", "teachers/main", "student"):
         torch.testing.assert_close(curve(runs[1], trained), curve(runs[0], trained), rtol=1e-5, atol=1e-5)
+
+
+def exchanges(rank: int, world_size: int, dataset_folder: str) -> tuple[list[int], dict[str, Any]]:
+    """How often gradients were exchanged after each of three micro-batches, and the gradients."""
+    runtime, dataset = Runtime.start(), Dataset(dataset_folder)
+    config = models.config_class("gru4rec").model_validate({"name": "gru4rec", "width": 16, "dropout": 0})
+    model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
+    engine = DataParallel(TrainStep(model, one_hot), runtime.layout([runtime.world.ranks], 1), runtime.device)
+    num = 0
+
+    def counted(state: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal num
+        num += 1
+        return allreduce_hook(runtime.world.handle, bucket)
+
+    engine._wrapped.register_comm_hook(None, counted)
+    batch = to_batch(next(iter(dataset.stream("train", batch_size=18, epoch=0, seed=1, rank=rank, world_size=2))))
+    found = []
+    for number, part in enumerate(batch.split(3)):
+        loss = engine.forward(model.inputs(part, seed=3), None, is_last=number == 2)
+        engine.backward(loss.sum, is_last=number == 2)
+        found.append(num)
+    return found, {name: parameter.grad.tolist() for name, parameter in model.named_parameters()}
+
+
+def test_ranks_exchange_gradients_once_a_step(small_dataset: Path) -> None:
+    (numbers, found), (_, other) = run_ranks(exchanges, 2, str(small_dataset))
+    assert numbers[0] == numbers[1] == 0
+    assert numbers[2] > 0
+    assert found == other
+    runtime, dataset = Runtime.start(), Dataset(small_dataset)
+    config = models.config_class("gru4rec").model_validate({"name": "gru4rec", "width": 16, "dropout": 0})
+    model = models.build(config, dataset.num_items, dataset.window - 1, seed=0)
+    engine = DataParallel(TrainStep(model, one_hot), runtime.layout([runtime.world.ranks], 1), runtime.device)
+    for rank in range(2):
+        stream = dataset.stream("train", batch_size=18, epoch=0, seed=1, rank=rank, world_size=2)
+        for part in to_batch(next(iter(stream))).split(3):
+            engine.backward(engine.forward(model.inputs(part, seed=3), None).sum / 2)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(torch.tensor(found[name]), parameter.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit(

@@ -131,12 +131,12 @@ class Engine(ABC):
         self.module, self.layout, self.device, self.clip_norm = module, layout, device, clip_norm
 
     @abstractmethod
-    def forward(self, *inputs: Any) -> Any:
-        """The module's output for this rank's share."""
+    def forward(self, *inputs: Any, is_last: bool = True) -> Any:
+        """The module's output for this rank's share of a micro-batch; `is_last` of the step's micro-batches."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """Add the gradients of a micro-batch's loss; `is_last` of the step's micro-batches."""
+        """Add the gradients of a micro-batch's loss; `is_last` as in its forward pass."""
 
     @abstractmethod
     def step(self, learning_rate: float) -> None:

@@ -1,7 +1,7 @@
 """Plain data parallelism: every rank holds the parameters, and item tables whole or by slices of the catalog."""
 
 from collections.abc import Collection, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,15 +63,20 @@ class DataParallel(Engine):
                 gradient_as_bucket_view=True,
             )
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, is_last: bool = True) -> Any:
         """See `Engine.forward`."""
-        return self._wrapped(*inputs)
+        with self._exchanging(is_last):
+            return self._wrapped(*inputs)
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """See `Engine.backward`."""
-        waits = not is_last and isinstance(self._wrapped, DistributedDataParallel)
-        with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
+        with self._exchanging(is_last):
             loss.backward()
+
+    def _exchanging(self, is_last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange their gradients after the last micro-batch alone; torch's wrapper asks in the forward pass."""
+        wrapped = self._wrapped
+        return nullcontext() if is_last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
 
     def average_gradients(self) -> None:
         """Average gradients over the ranks that were computed past `backward`, without torch's wrapper."""

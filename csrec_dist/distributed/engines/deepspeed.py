@@ -114,7 +114,7 @@ class ZeRO(Engine):
         actual = self._engine.zero_optimization_stage(), self._engine.dp_world_size
         assert actual == (self._stage, layout.group.size), f"DeepSpeed runs {actual} (stage, ranks)"
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, is_last: bool = True) -> Any:
         """See `Engine.forward`."""
         return self._engine(*inputs)
 

@@ -56,7 +56,7 @@ class FullyShard(Engine):
         # Fused: the other form holds two more tensors as large as a parameter while it updates it.
         self._optimizer = torch.optim.Adam(by_kind, fused=True)
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, is_last: bool = True) -> Any:
         """See `Engine.forward`."""
         # What the forward pass gathers by itself, torch holds twice until the next unit is gathered.
         self.module.unshard()  # type: ignore[operator]
