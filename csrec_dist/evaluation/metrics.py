@@ -1,4 +1,4 @@
-"""Metrics of next-item ranking, one relevant item per example, as exact weighted sums."""
+"""Metrics of next-item ranking, one relevant item per example, as weighted sums in float64."""
 
 from collections.abc import Sequence
 

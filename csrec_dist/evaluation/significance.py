@@ -66,12 +66,9 @@ def paired(
     Raises:
         ValueError: fewer than two users, or unequal numbers of examples.
     """
-    if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"pairs of at least two examples are needed, got {len(first)} and {len(second)}")
-    differences = second.astype(np.float64) - first
-    sums, sizes = _by_user(differences, users)
-    if len(sums) < 2:
-        raise ValueError(f"examples of at least two users are needed, got {len(first)} examples of one user")
+    if len(first) != len(second):
+        raise ValueError(f"pairs of examples are needed, got {len(first)} and {len(second)}")
+    sums, sizes = _several(second.astype(np.float64) - first, users)
     low, high = np.quantile(_resampled_means(sums, sizes, num_resamples, seed), [0.025, 0.975])
     return Paired(
         count=len(first),
@@ -103,16 +100,27 @@ def resamples_of(num_rows: int) -> int:
 def mean_interval(
     values: np.ndarray, *, users: np.ndarray | None = None, num_resamples: int | None = None, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The mean of values [N], and the ends of its 95 % percentile bootstrap interval over `users` (as in `paired`)."""
-    sums, sizes = _by_user(values.astype(np.float64), users)
+    """The mean of values [N], and the ends of its 95 % percentile bootstrap interval over `users` (as in `paired`).
+
+    Raises ValueError for fewer than two users, as `standard_error` does.
+    """
+    sums, sizes = _several(values, users)
     low, high = np.quantile(_resampled_means(sums, sizes, num_resamples, seed), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
 def standard_error(values: np.ndarray, users: np.ndarray | None = None) -> float:
     """The standard error of the mean of values [N], with users [N], at least two, as the sample."""
-    sums, sizes = _by_user(values.astype(np.float64), users)
+    sums, sizes = _several(values, users)
     return _standard_error(sums, sizes)
+
+
+def _several(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """As `_by_user`; ValueError for fewer than two users, who are no sample."""
+    sums, sizes = _by_user(values.astype(np.float64), users)
+    if len(sums) < 2:
+        raise ValueError(f"examples of at least two users are needed, got {len(values)} of {len(sums)}")
+    return sums, sizes
 
 
 def _by_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,7 @@ def info_nce(
         others = similarities.scatter(1, selves.unsqueeze(1), -torch.inf)
         if weights is None:
             return F.cross_entropy(others, partners, reduction="sum") / 2, first.new_full((), len(windows), dtype=dtype)
-        # A padding window meets its own partner alone, so that its loss is finite and its gradient 0.
+        # Nobody meets padding windows but their own partners: their losses are finite, and weigh 0.
         hidden = (weights == 0).repeat(2).expand_as(others).scatter(1, partners.unsqueeze(1), False)
         losses = F.cross_entropy(others.masked_fill(hidden, -torch.inf), partners, reduction="none")
         counted = weights[local].to(dtype)

@@ -24,7 +24,8 @@ from csrec_dist.losses.top_k_labels import NOT_KEPT
 
 LOG_2 = math.log(2)
 FLOOR = -60.0
-"""The least logit, below the row's largest, that still counts: e⁻⁶⁰ is under the rounding of any sum in float64."""
+"""The least logit, below the row's largest, that still counts: e⁻⁶⁰ is under the rounding, in float64, of any sum that
+has the largest in it. A lesser one counts as if it were this (see `ForwardOfKept`)."""
 
 LOG2_E = 1 / LOG_2
 Exponentiate = Callable[[Tensor], Tensor]
@@ -220,6 +221,8 @@ class ForwardOfKept(_Mixed):
     KL = Σ_S r_j log(r_j / p_j) + ½ q_rest log(½ q_rest / p_rest). It is at least 0 and at most KL(r ‖ p) over all
     items, which it equals where all are kept. ∂KL/∂z_j = p_j − r_j in S and p_j (1 − ½ q_rest / p_rest) elsewhere: how
     the other items divide their mass is left open. t = log q needs no shift. `is_whole` says that there are no others.
+    Where the student's logits of all others are more than 60 below those of kept items, they count as 60 below: the
+    loss stays finite, and so it does where p_rest would underflow.
     """
 
     is_whole: bool

@@ -7,9 +7,11 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels, log_sums
 from csrec_dist.losses.tiles import choose_tiling
 from csrec_dist.losses.top_k_labels import TopKLabels
+from csrec_dist.process_state import matmul_precision
 
 
 @torch.no_grad()
+@matmul_precision("highest")
 def label_entropy(labels: SoftLabels, temperature: float) -> Tensor:
     """−Σ q ln q of each example's labels at T, in nats [N], float32: 0 for a single item, ln V for equal shares.
 

@@ -5,6 +5,7 @@ loop. The sums of the splits are added in their order, then over the ranks that 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,6 +104,28 @@ def _slices(total: int, most: int, block: int) -> Iterator[slice]:
     return (slice(first, min(first + size, total)) for first in range(0, total, size))
 
 
+@dataclass(frozen=True)
+class SingleLogits:
+    """The logits scale · (states · item_weightᵀ + item_bias) as kernels make them, one of a row at a time.
+
+    `is_rounded`: their factors are rounded to bf16 and so are these, or else a loss could be below 0.
+    """
+
+    states: Tensor
+    item_weight: Tensor
+    item_bias: Tensor | None
+    scale: float
+    is_rounded: bool
+
+    def at(self, rows: slice, items: Tensor, dtype: torch.dtype) -> Tensor:
+        """The logit of one item row for each example of `rows`: [R], in `dtype`."""
+        left, right = self.states[rows], self.item_weight[items]
+        if self.is_rounded:
+            left, right = left.bfloat16(), right.bfloat16()
+        logits = (left.to(dtype) * right.to(dtype)).sum(1)
+        return self.scale * (logits if self.item_bias is None else logits + self.item_bias[items].to(dtype))
+
+
 class Kernels:
     """The kernels' launches for one problem."""
 
@@ -145,9 +168,14 @@ class Kernels:
             sums[:sides] *= factors
         label = None
         if sides == 2:
-            assert problem.labels is not None
-            label = problem.at_targets(problem.labels, self._all, shifts[1])
-        return shifts, Statistics(problem.at_targets(problem.student, self._all, shifts[0]), label, sums)
+            label = problem.at_targets(self._logits(self._labels, self._scale), self._all, shifts[1])
+        return shifts, Statistics(problem.at_targets(self._logits(self._student), self._all, shifts[0]), label, sums)
+
+    def _logits(self, side: Sequence[Tensor | None], scale: float = 1.0) -> "SingleLogits":
+        states, item_weight, item_bias = side
+        assert states is not None
+        assert item_weight is not None
+        return SingleLogits(states, item_weight, item_bias, scale, self.problem.precision == "medium")
 
     def _sums(self, num_sums: int) -> Tensor:
         """What `merge_kernel` writes [num_sums, N]: of the splits of this slice, of which no items have none."""

@@ -16,9 +16,10 @@ from csrec_dist.distributed.catalog import CatalogSlice, PlainTable, TableLike
 from csrec_dist.losses.autograd import DifferentiableLoss
 from csrec_dist.losses.divergences import DIVERGENCES, Divergence, ForwardOfKept, OneHot, Robust
 from csrec_dist.losses.problem import NoiseCosts, Problem
-from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels
+from csrec_dist.losses.soft_labels import DenseLabels, FactoredLabels, MixtureLabels, SoftLabels, TemperedLabels
 from csrec_dist.losses.top_k_labels import TopKLabels
 from csrec_dist.options import MatmulPrecision
+from csrec_dist.process_state import matmul_precision
 
 
 class Examples(NamedTuple):
@@ -249,13 +250,23 @@ def _loss(
         is_local,
         examples.weights,
         examples.local_weights,
-        None if examples.labels is None else examples.labels.tempered(scale, weights, catalog),
+        _labels_at(examples, scale, precision, catalog),
         divergence or OneHot(),
         NoiseCosts(*computed[3:], num_items=catalog.num_items) if costs else None,  # type: ignore
         precision,
     )
     parts = DifferentiableLoss.apply(problem, torch.is_grad_enabled(), *factors)
     return Loss(parts[0], weights.sum(), *parts[1:])
+
+
+def _labels_at(
+    examples: Examples, scale: float, precision: MatmulPrecision, catalog: CatalogSlice
+) -> TemperedLabels | None:
+    """The examples' labels at temperature 1/scale, if they have some; mixtures multiply with the tables here."""
+    if examples.labels is None:
+        return None
+    with torch.no_grad(), torch.autocast(examples.weights.device.type, enabled=False), matmul_precision(precision):
+        return examples.labels.tempered(scale, examples.weights, catalog)
 
 
 def _check_labels(labels: SoftLabels, states: Tensor, table: TableLike) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,13 @@ from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses.divergences import Divergence, Terms
 from csrec_dist.losses.soft_labels import FactoredLabels, TemperedLabels, product
 from csrec_dist.options import MatmulPrecision
+
+
+class HasLogits(Protocol):
+    """Logits of single items: of a student, or of labels at one temperature."""
+
+    def at(self, rows: slice, items: Tensor, dtype: torch.dtype) -> Tensor:
+        """The logit of one item row for each example of `rows`: [R], in `dtype`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Problem:
         cross_entropy, divergence = torch.dot(weights, terms.cross_entropy), torch.dot(weights, terms.divergence)
         return torch.stack([cross_entropy * shares[0] + divergence * shares[1], cross_entropy, divergence])
 
-    def at_targets(self, factors: FactoredLabels | TemperedLabels, rows: slice, shift: Tensor | None) -> Tensor:
+    def at_targets(self, factors: HasLogits, rows: slice, shift: Tensor | None) -> Tensor:
         """The logit of each example's target [R], less `shift`; 0 where it is in another rank's slice."""
         if not self.student.num_items:
             return self.weights.new_zeros(rows.stop - rows.start)

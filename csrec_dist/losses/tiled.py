@@ -28,6 +28,12 @@ class RoundedFactors:
         out.copy_(self._states[rows] @ self.item_weight[items].T)
         return out if self._item_bias is None else out.add_(self._item_bias[items])
 
+    def at(self, rows: slice, items: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same of one item row for each example of `rows`: [R]. So rounding puts no loss below 0."""
+        factors = self._states[rows].to(dtype), self.item_weight[items].to(dtype)
+        logits = (factors[0] * factors[1]).sum(1).bfloat16().to(dtype)
+        return logits if self._item_bias is None else logits + self._item_bias[items].to(dtype)
+
 
 @dataclass(frozen=True)
 class Multiplied:
@@ -133,10 +139,10 @@ class ExampleBlock:
 
     def statistics(self) -> Statistics:
         """Pass 1: the sums over the catalog, in terms of the shifted logits."""
-        problem = self.problem
+        problem, (student, labels) = self.problem, (self.multiplied.student, self.multiplied.labels)
         shifts = [None, None] if self.shifts is None else [*self.shifts, None]
-        target = problem.at_targets(problem.student, self.rows, shifts[0])
-        label = None if problem.labels is None else problem.at_targets(problem.labels, self.rows, shifts[1])
+        target = problem.at_targets(student, self.rows, shifts[0])
+        label = None if labels is None else problem.at_targets(labels, self.rows, shifts[1])
         sums = problem.weights.new_zeros(problem.divergence.num_sums, self.num_rows)
         for tile, items in enumerate(self.tiling.item_slices()):
             self.reduced_tile(tile, items, sums)

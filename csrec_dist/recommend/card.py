@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from csrec_dist import __version__
@@ -88,7 +89,11 @@ def _intervals(run: Run, model: str) -> Iterator[str]:
     """Each metric of a model and its interval."""
     ranks, users = (Evaluated(run, model).ranks[name].to_numpy() for name in ("rank", "user"))
     for worth in METRICS.values():
-        mean, low, high = mean_interval(worth(ranks) * (ranks <= CUT_OFF), users=users)
+        values = worth(ranks) * (ranks <= CUT_OFF)
+        if len(np.unique(users)) < 2:
+            yield f"{values.mean():.4f}"
+            continue
+        mean, low, high = mean_interval(values, users=users)
         yield f"{mean:.4f} ({low:.4f} to {high:.4f})"
 
 

@@ -46,6 +46,9 @@ def test_one_example_a_user_is_the_usual_test() -> None:
     assert paired(first, second, users=random.permutation(90) + 7).p_value == pytest.approx(
         stats.ttest_rel(second, first).pvalue, rel=1e-9
     )
+    for of_several in (standard_error, mean_interval):
+        with pytest.raises(ValueError, match="at least two users are needed"):
+            of_several(first, users=np.zeros(len(first), int))
     assert standard_error(first) == pytest.approx(stats.sem(first), rel=1e-12)
 
 
@@ -121,7 +124,7 @@ def test_equal_differences_are_no_division_by_zero(shift: float, p_value: float)
 
 @pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0, 3.0])])
 def test_what_cannot_be_paired_is_refused(first: list[float], second: list[float]) -> None:
-    with pytest.raises(ValueError, match="pairs of at least two"):
+    with pytest.raises(ValueError, match=r"pairs of examples are|at least two users are"):
         paired(np.array(first), np.array(second))
 
 

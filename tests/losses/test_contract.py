@@ -124,6 +124,25 @@ def test_only_medium_rounds_on_a_cpu_and_only_where_bf16_is_multiplied(precision
         assert all(torch.equal(a, b) for a, b in zip(found, unrounded, strict=True))
 
 
+@pytest.mark.parametrize("kl", ["one-hot", "reverse"])
+def test_rounded_losses_are_not_below_zero(kl, monkeypatch):
+    """Of examples that the student knows for sure, with labels that are its own logits."""
+    monkeypatch.setattr("csrec_dist.losses.tiled.cpu_multiplies_bf16", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(500, 16, generator=generator)
+    weight = 6 * weight / weight.norm(dim=1, keepdim=True)
+    targets = torch.arange(1, 65)
+    states = weight[:64].contiguous()
+    for row in range(64):
+        of_one = states[row : row + 1], weight, targets[row : row + 1]
+        if kl == "one-hot":
+            loss = cross_entropy(*of_one, precision="medium")[0]
+        else:
+            labels = FactoredLabels(of_one[0], weight)
+            loss = distillation(*of_one, labels, temperature=1.0, beta=1.0, precision="medium")[0]
+        assert loss > -1e-5
+
+
 def test_autocast_changes_nothing():
     states, weight, _, targets, labels = problem(dtype=torch.float32)
     expected = distil(states, weight, targets, labels)[0]

@@ -8,6 +8,7 @@ import torch
 
 from csrec_dist.distributed.catalog import CatalogSlice
 from csrec_dist.losses import DenseLabels, FactoredLabels, MixtureLabels, distillation, tiles
+from csrec_dist.losses.entropy import label_entropy
 
 torch.set_num_threads(1)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -147,3 +148,42 @@ def test_unsound_mixtures_are_refused(weights):
         MixtureLabels(parts, weights)
     with pytest.raises(ValueError, match=r"\(3, 5\), \(4, 5\)"):
         MixtureLabels((parts[0], parts[1][:3]), (0.5, 0.5))
+
+
+def test_no_gradient_goes_to_the_labels():
+    p = make(9, 30, 2)
+    parts = tuple(
+        FactoredLabels(*(f.clone().requires_grad_() for f in vars(part).values())) for part in p["labels"].parts
+    )
+    states = p["states"].requires_grad_()
+    losses = [
+        distillation(states, p["weight"], p["targets"], labels, temperature=2.0, beta=0.5)[0]
+        for labels in (p["labels"], MixtureLabels(parts, p["labels"].weights))
+    ]
+    losses[1].backward()
+    assert torch.equal(*losses)
+    assert states.grad is not None
+    assert all(part.item_weight.grad is None for part in parts)
+
+
+def test_a_mixtures_own_products_are_as_precise_as_the_losss(monkeypatch):
+    """Seen from the product that the log-sum-exp of each part needs."""
+    p, seen = make(9, 30, 2), []
+    real = FactoredLabels.tile
+
+    def tile(*args, **keys):
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return real(*args, **keys)
+
+    monkeypatch.setattr(FactoredLabels, "tile", tile)
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        label_entropy(p["labels"], 2.0)
+        assert set(seen) == {"ieee"}
+        distillation(p["states"], p["weight"], p["targets"], p["labels"], temperature=2.0, beta=0.5)
+        assert set(seen) == {"ieee"}
+        distillation(p["states"], p["weight"], p["targets"], p["labels"], temperature=2.0, beta=0.5, precision="high")
+        assert set(seen) == {"ieee", "tf32"}
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
