@@ -37,12 +37,13 @@ Tensors = dict[str, Tensor]
 class EpochSums:
     """The sums of an epoch that has not ended yet.
 
-    `total` and `window` are (examples, loss, cross-entropy, divergence), summed over the ranks up to the last point of
-    the loss curve and in the `window_steps` since. Seconds and waits are the writing rank's.
+    `total` and `window` are (weight, loss, cross-entropy, divergence, examples), summed over the ranks up to the last
+    point of the loss curve and in the `window_steps` since; losses are weighted sums, and `weight` is that of the
+    examples. Seconds and waits are the writing rank's.
     """
 
-    total: list[float] = field(default_factory=lambda: [0.0] * 4)
-    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+    total: list[float] = field(default_factory=lambda: [0.0] * 5)
+    window: list[float] = field(default_factory=lambda: [0.0] * 5)
     window_steps: int = 0
     seconds: float = 0.0
     data_wait: float = 0.0

@@ -13,15 +13,24 @@ AfterEpoch = Callable[[str, Epochs], None]
 What it raises, the same on each of them, ends the training; the checkpoint of the epoch is being written then."""
 
 
-class DivergedError(SharedUserError):
-    """The loss or a weight of a training is no longer finite."""
+class FailedTrainingError(SharedUserError):
+    """The loss or a weight of a training is no longer finite, or none of its examples weighs anything."""
+
+
+ROUNDING = 1e-12
+"""Sums of the same gains differ by less, in whatever order and on however many ranks they are added up."""
+
+
+def is_better(metrics: Mapping[str, float], best: float) -> bool:
+    """Whether an epoch's validation beats the best one before it; an equal one does not, however its sums round."""
+    return metrics[SELECTION_METRIC] > best + ROUNDING
 
 
 def num_epochs(epochs: Epochs, options: ResolvedTraining) -> int | None:
     """The number of these epochs after which a training with these limits ends; None if it goes on after all."""
     best, best_epoch = -1.0, 0
     for number, epoch in enumerate(epochs, 1):
-        if epoch["valid"][SELECTION_METRIC] > best:
+        if is_better(epoch["valid"], best):
             best, best_epoch = epoch["valid"][SELECTION_METRIC], number
         is_impatient = best_epoch > 0 and number - best_epoch >= options.patience
         has_steps = options.max_steps is None or epoch["step"] < options.max_steps

@@ -3,6 +3,7 @@
 import time
 
 import torch
+from torch import Tensor
 
 from csrec_dist.distributed import Group
 from csrec_dist.losses import Loss
@@ -20,7 +21,7 @@ class Meter:
 
     def __init__(self, group: Group, so_far: EpochSums, log_steps: int, device: torch.device) -> None:
         self._group, self._log_steps = group, log_steps
-        window = so_far.window if group.is_leader else [0.0] * 4
+        *window, self._examples = so_far.window if group.is_leader else [0.0] * 5
         self._sums = torch.tensor(window, dtype=torch.float64, device=device)
         self._steps = so_far.window_steps
         self._total = torch.tensor(so_far.total, dtype=torch.float64)
@@ -55,28 +56,34 @@ class Meter:
         """Seconds of these that this rank has waited in collectives."""
         return self._waits.ranks - self._ranks_begin
 
-    def add(self, loss: Loss) -> None:
+    def add(self, loss: Loss, num_examples: int) -> None:
         """Add this rank's share of a step."""
         self._sums += torch.stack([loss.count, loss.sum.detach(), loss.cross_entropy, loss.divergence]).double()
+        self._examples += num_examples
         self._steps += 1
 
     def point(self) -> dict[str, float]:
         """Averages over the steps since the last point, on all ranks; empty when there was no example."""
-        sums = self._group.all_reduce_sum(self._sums).cpu()
+        sums = self._window().cpu()
         self._total += sums
-        self._sums, self._steps = torch.zeros_like(self._sums), 0
+        self._sums, self._examples, self._steps = torch.zeros_like(self._sums), 0.0, 0
         if sums[0] == 0:
             return {}
-        averages = (sums[1:] / sums[0]).tolist()
-        rate = self._total[0].item() / self.seconds
+        averages = (sums[1:4] / sums[0]).tolist()
+        rate = self._total[4].item() / self.seconds
         self.note = f"loss {averages[0]:.3f}  {rate:,.0f} examples/s  waited {self.data_wait / self.seconds:.0%}"
         return {f"train/{name}": value for name, value in zip(LOSS_PARTS, averages, strict=True)}
 
     def so_far(self) -> EpochSums:
         """The epoch's sums so far; every rank of the group calls this."""
-        window = self._group.all_reduce_sum(self._sums.clone()).tolist()
+        window = self._window().tolist()
         waits = self.data_wait, self.collective_wait
         return EpochSums(self._total.tolist(), window, self._steps, self.seconds, *waits)
+
+    def _window(self) -> Tensor:
+        """The sums [5] since the last point, over the ranks; as in `EpochSums`."""
+        examples = self._sums.new_full((1,), self._examples)
+        return self._group.all_reduce_sum(torch.cat([self._sums, examples]))
 
     def times(self) -> dict[str, float]:
         """Seconds of the epoch's training: busy, waiting for data and in collectives, over the ranks of the group.

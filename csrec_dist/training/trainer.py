@@ -15,12 +15,13 @@ from csrec_dist.distributed.engines import Engine
 from csrec_dist.environment import environment
 from csrec_dist.errors import UserError
 from csrec_dist.files import differences
+from csrec_dist.losses import RobustLoss
 from csrec_dist.losses.entropy import label_entropy
 from csrec_dist.losses.soft_labels import LabelReader
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.weight_files import num_not_finite
 from csrec_dist.training.checkpoints import Checkpoints, EpochSums, TrainState
-from csrec_dist.training.limits import SELECTION_METRIC, AfterEpoch, DivergedError, num_epochs
+from csrec_dist.training.limits import SELECTION_METRIC, AfterEpoch, FailedTrainingError, is_better, num_epochs
 from csrec_dist.training.meter import LOSS_PARTS, Meter
 from csrec_dist.training.options import ResolvedTraining
 from csrec_dist.training.step import MicroBatch, TrainStep
@@ -111,8 +112,8 @@ class Trainer:
 
         Raises:
             Stopped: one of the ranks got a signal; a checkpoint is written.
-            DivergedError: the loss or a weight is no longer finite, on all ranks at the same step. In a group without
-                rank 0, the first rank raises a plain UserError, which it prints.
+            FailedTrainingError: the loss or a weight is no longer finite, or no example weighs anything, on all ranks
+                at the same step. In a group without rank 0, the first rank raises a plain UserError, which it prints.
         """
         self._restore(checkpoints)
         self._note_environment()
@@ -164,6 +165,11 @@ class Trainer:
     def _run_epoch(self) -> None:
         meter = self.train_epoch()
         sums, times = meter.so_far(), meter.times()
+        if not sums.total[0]:
+            raise self._failure(
+                f"{self._log.stage}: all of its training examples weigh 0, so it learns nothing. Change "
+                "dataset.weights or, for a teacher with a sample, teachers.sample."
+            )
         self._log.scalars(times, self._state.total_steps)
         self._log_entropy()
         begin = time.perf_counter()
@@ -180,14 +186,15 @@ class Trainer:
         trained: list[MicroBatch] = []
         for micro_batches in self._batches(order):
             trained = micro_batches
-            meter.add(self._stepper.train(micro_batches, state.total_steps, self._learning_rate(), self._requests))
+            num_examples = sum(inputs.num_states for inputs, _ in micro_batches)
+            loss = self._stepper.train(micro_batches, state.total_steps, self._learning_rate(), self._requests)
+            meter.add(loss, num_examples)
             # Every rank reads the same sums, so that all of them write a checkpoint, or stop, after the same step.
             agreed = self._requests.agreed()
             state.step += 1
             state.total_steps += 1
             if meter.is_full:
                 self._log_point(meter)
-            num_examples = sum(inputs.num_states for inputs, _ in micro_batches)
             self._log.advance(f"epoch {order.epoch + 1}  {meter.note}", num_examples)
             self._act(agreed, order, meter)
         self._log_point(meter)
@@ -206,7 +213,8 @@ class Trainer:
         weights = micro_batch.inputs.weights[: len(micro_batch.inputs.examples)][:MOST_LOGGED]
         fields = {name: field[:MOST_LOGGED] for name, field in micro_batch.fields.items()}
         labels = self._labels.labels(fields, self._device)
-        entropy = label_entropy(labels, self._options.temperature).cpu()[weights.cpu() > 0]
+        temperature = 1.0 if isinstance(self._inner.loss_function, RobustLoss) else self._options.temperature
+        entropy = label_entropy(labels, temperature).cpu()[weights.cpu() > 0]
         if len(entropy):
             self._log.histogram("labels/entropy_nats", entropy, self._state.total_steps)
 
@@ -296,27 +304,31 @@ class Trainer:
     def _diverged(self, what: str) -> UserError:
         """The error that all ranks of the group raise and one prints; the checkpoint in flight is written first."""
         self._checkpoints.wait()
-        options, group, stage = self._options, self._group, self._log.stage
+        options, stage = self._options, self._log.stage
         clip_norm = "null" if options.clip_norm is None else f"{options.clip_norm:g}"
-        text = (
+        return self._failure(
             f"{stage}: {what} NaN or infinite at step {self._state.total_steps} (looked at every {options.log_steps} "
             f"steps): the training diverged. Lower training.learning_rate ({options.learning_rate:g} now) or set "
             f"training.clip_norm ({clip_norm} now), and start again with --restart {stage.partition('/')[0]}. Earlier "
             "checkpoints are kept."
         )
+
+    def _failure(self, text: str) -> UserError:
+        """An error of all ranks of the group at once."""
+        group = self._group
         if group.is_leader and 0 not in group.ranks:
             return UserError(text)
-        return DivergedError(text, is_of_all=group.has_all_ranks)
+        return FailedTrainingError(text, is_of_all=group.has_all_ranks)
 
     def _conclude_epoch(self, sums: EpochSums, metrics: dict[str, float]) -> None:
         state, epoch = self._state, self._state.epoch
-        count = sums.total[0]
-        averages = {name: total / count for name, total in zip(LOSS_PARTS, sums.total[1:], strict=True)}
-        if metrics[SELECTION_METRIC] > state.best:
+        weight, *losses, num_examples = sums.total
+        averages = {name: loss / weight for name, loss in zip(LOSS_PARTS, losses, strict=True)}
+        if is_better(metrics, state.best):
             state.best, state.best_epoch = metrics[SELECTION_METRIC], epoch
             self._best = self._engine.copy_weights(MODEL)
-        rates = {"examples_per_second": count / sums.seconds, "data_wait_share": sums.data_wait / sums.seconds}
-        where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(count)}
+        rates = {"examples_per_second": num_examples / sums.seconds, "data_wait_share": sums.data_wait / sums.seconds}
+        where = {"epoch": epoch, "step": state.total_steps, "num_examples": round(num_examples)}
         where["num_ranks"] = self._group.size
         state.epochs.append({**where, **averages, **rates, "valid": metrics})
         state.epoch, state.step, state.so_far = epoch + 1, 0, EpochSums()

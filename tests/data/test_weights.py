@@ -10,6 +10,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from csrec_dist.config import parse_config
 from csrec_dist.data.batches import Batch, to_batch
 from csrec_dist.data.card import dataset_card
 from csrec_dist.data.dataset import Dataset
@@ -17,12 +18,16 @@ from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.data.reshard import reshard
 from csrec_dist.data.tables import read_table
+from csrec_dist.data.weights import ExampleWeights
+from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import DataParallel
 from csrec_dist.distributed.groups import ALONE
 from csrec_dist.distributed.layout import Layout
 from csrec_dist.errors import UserError
+from csrec_dist.files import read_json
 from csrec_dist.models import MODELS
 from csrec_dist.models.options import CONFIGS
+from csrec_dist.runs.pipeline import execute
 from csrec_dist.training import TrainStep
 from csrec_dist.training.options import LoopOptions
 from csrec_dist.training.step import one_hot
@@ -203,3 +208,33 @@ def test_values_may_be_written_as_yaml_reads_them(tmp_path: Path) -> None:
         columns = {"timestamp": "none"}
         table = DatasetOptions(source="x", columns=columns, weights={"active": {True: 2, False: 0.5}})
         assert read_table(log, table.layout, Path("x")).frame["weight"].to_list() == [2, 0.5, 2, 1]
+
+
+def trained(data: Dataset, folder: Path) -> dict[str, Any]:
+    """A training of one epoch, as its metrics.json has it."""
+    values = {"name": "r", "output": str(folder), "dataset": {"path": str(data.folder)}, "method": "base"}
+    values |= {"model": {"name": "gru4rec", "width": 8}, "training": {"batch_size": 5, "max_epochs": 1}}
+    execute(parse_config(values), Runtime.start())
+    return read_json(folder / "r/student/metrics.json")["epochs"][0]
+
+
+def test_the_number_of_examples_is_not_their_weight(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    assert data.example_weights is not None
+    weight = data.example_weights.of(np.arange(data.splits["train"].num_examples)).sum()
+    assert weight == pytest.approx(data.splits["train"].num_examples)
+    weights = data.example_weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(weights), "of", lambda self, ids: np.full(len(ids), 3, np.float32))
+        epoch = trained(data, tmp_path)
+    assert epoch["num_examples"] == data.splits["train"].num_examples
+    assert 0 < epoch["loss"] < 2 * np.log(data.num_items), "an average"
+
+
+def test_a_training_whose_examples_all_weigh_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a small sample may, where the log has some that weigh something."""
+    monkeypatch.setattr(ExampleWeights, "of", lambda self, ids: np.zeros(len(ids), np.float32))
+    with pytest.raises(UserError, match=r"distill: all of its training examples weigh 0.*teachers\.sample"):
+        trained(dataset(tmp_path), tmp_path)

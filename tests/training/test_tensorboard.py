@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from csrec_dist.config import load_config, parse_config
 from csrec_dist.distributed import Runtime, SoleProcess
 from csrec_dist.files import read_json
+from csrec_dist.losses import SoftLabels
 from csrec_dist.runs.pipeline import execute
 from csrec_dist.runs.run import Run
 from csrec_dist.runs.stages.active import ActiveRun
+from csrec_dist.training import trainer
 from csrec_dist.training.telemetry import StageLog
 
 with warnings.catch_warnings():
@@ -145,6 +148,24 @@ def test_the_entropy_of_the_labels_is_a_histogram_of_each_epoch(finished: Path) 
         assert 0 < picture.histogram_value.num <= 256
         assert 0 < picture.histogram_value.min <= picture.histogram_value.max <= math.log(num_items) + 1e-5
     assert "labels/entropy_nats" not in events(finished, "teach/teacher-0").Tags()["histograms"]
+
+
+def test_the_entropy_of_a_side_teachers_labels_is_that_of_its_own_probabilities(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The robust loss reads them at T = 1, whatever training.temperature is; the student reads the main teacher's."""
+    seen: list[float] = []
+    real = trainer.label_entropy
+
+    def label_entropy(labels: SoftLabels, temperature: float) -> torch.Tensor:
+        seen.append(temperature)
+        return real(labels, temperature)
+
+    monkeypatch.setattr(trainer, "label_entropy", label_entropy)
+    (tmp_path / "config.yaml").write_text(RUN % (small_dataset, 9) + "method: training_level\n")
+    settings = [f"output={tmp_path}", "training.temperature=5", "training.max_epochs=1"]
+    execute(load_config(tmp_path / "config.yaml", settings), Runtime.start())
+    assert seen == [1, 5]
 
 
 @pytest.mark.parametrize("stage", TRAINED)
