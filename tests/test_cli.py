@@ -162,3 +162,18 @@ def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, capsys: pytest.Ca
     assert status == 2
     assert error.count("\n") == 1
     assert f"{file}: permission denied" in error
+
+
+def test_an_interrupted_command_says_so_and_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within the steps of a training a checkpoint is written first; elsewhere there is nothing to write."""
+
+    def interrupted(folder: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("csrec_dist.runs.verify.verify", interrupted)
+    assert main(["verify", "runs/r"]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("csrec-dist: interrupted.")
+    assert said.count("\n") == 1

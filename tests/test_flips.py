@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from csrec_dist.runs.verify import verify
+from csrec_dist.training import checkpoints
 from tests.helpers import flips
 
 
@@ -67,6 +68,7 @@ def test_verify_names_what_is_missing(run_copy: tuple[list[str], Path]) -> None:
     for name in (
         *("dataset/users.parquet", "ranks/student-test.parquet", "labels/labels-00000-of-00004.safetensors"),
         *("metrics.json", "teachers/teacher-1", "labels/label_cache.index.json", "dataset/dataset.json", "student"),
+        *("student/metrics.json", "teachers/teacher-1/metrics.json"),
     ):
         (run / name).rename(run / "aside")
         assert [Path(name).name in problem for problem in verify(run)] == [True], name
@@ -75,6 +77,29 @@ def test_verify_names_what_is_missing(run_copy: tuple[list[str], Path]) -> None:
     (run / "teachers").symlink_to(run.parent / "elsewhere")
     with flips.flipped(run / "teachers/teacher-0/metrics.json", 80):
         assert "teachers/teacher-0/metrics.json" in verify(run)[0]
+
+
+def test_verify_names_a_stage_whose_record_is_gone(run_copy: tuple[list[str], Path]) -> None:
+    run = run_copy[1]
+    (run / "teach.done.json").unlink()
+    assert verify(run) == [
+        "Stage label is done, but the record of teach before it is missing.",
+        "Stage evaluate is done, but the record of teach before it is missing.",
+    ]
+
+
+def test_verify_beside_a_training_that_removes_its_oldest_checkpoint(
+    run_copy: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the list of checkpoints and the look at this one."""
+    real = checkpoints.read_state
+
+    def read_state(folder: Path) -> object:
+        shutil.rmtree(folder)
+        return real(folder)
+
+    monkeypatch.setattr(checkpoints, "read_state", read_state)
+    assert verify(run_copy[1]) == []
 
 
 def test_verify_of_a_run_that_is_cut_off(run_copy: tuple[list[str], Path]) -> None:

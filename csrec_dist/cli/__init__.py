@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_variables()
         return options.command(options) or 0
+    except KeyboardInterrupt:
+        print("csrec-dist: interrupted. What is finished stays; give the same command again to go on.", file=sys.stderr)
+        return 130
     except UserError as error:
         _say(error)
         return 2

@@ -106,15 +106,15 @@ def _parse_yaml(text: str) -> Any:
         raise BadYAMLError(f"it has a value that YAML cannot read ({error}); put it between quotes") from None
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
+def read_yaml(path: Path | str, what: str = "config file", example: str = "init demo") -> dict[str, Any]:
     """The sections of a YAML file; UserError when it is missing, not YAML, or holds something else."""
-    text = read_text(path, "The config file")
+    text = read_text(path, f"The {what}")
     try:
         raw = _parse_yaml(text)
     except BadYAMLError as error:
         raise UserError(f"{path}: {error}.") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a mapping of sections; `csrec-dist init demo` writes an example.")
+        raise UserError(f"{path} is not a mapping of sections; `csrec-dist {example}` writes an example.")
     return raw
 
 

@@ -116,7 +116,7 @@ def log_of(frame: pl.DataFrame, scan: Scan, path: Path, find: Find | None = None
             raise UserError(f"{path}: dataset.on_bad_rows: skip leaves nothing: no row can be read ({bad_rows}).")
     frame = _with_missing_ids(frame)
     if not scan.typed:
-        frame = _without_points(frame)
+        frame = _without_points(_without_written_nans(frame))
     times = settle_times(frame["timestamp"], path)
     if times.values.dtype == pl.Null and scan.taken["timestamp"] is not None:
         raise UserError(f"{path}: the column {scan.taken['timestamp']} has no timestamps; {ORDER_IS_MEANT}.")
@@ -152,6 +152,21 @@ def _with_missing_ids(frame: pl.DataFrame) -> pl.DataFrame:
         pl.col([each.name for each in ids if each.dtype.is_float()]).fill_nan(None),
         pl.when(is_blank).then(None).otherwise(pl.col(texts)).name.keep(),
     )
+
+
+def _without_written_nans(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a text file with null for ids that are written nan, where all other users, or items, are numbers."""
+    for names in (("user",), ("item", "true_item")):
+        texts = [name for name in names if frame[name].dtype == pl.String]
+        is_nan = pl.col(texts).str.to_lowercase() == "nan"
+        without = (
+            frame.with_columns(pl.when(is_nan).then(None).otherwise(pl.col(texts)).name.keep()) if texts else frame
+        )
+        if any(without[name].null_count() > frame[name].null_count() for name in texts) and all(
+            without[name].drop_nulls().cast(pl.Float64, strict=False).null_count() == 0 for name in texts
+        ):
+            frame = without
+    return frame
 
 
 def _without_points(frame: pl.DataFrame) -> pl.DataFrame:

@@ -54,9 +54,11 @@ def keep_frequent(log: Log, options: DatasetOptions, path: Path) -> tuple[Flat, 
     users, items = frame["user"].to_numpy(), frame["item"].to_numpy()
     indices = k_core(users, items, options.min_interactions, options.k_core == "iterated")
     if len(indices) == 0:
+        is_share = options.keep_share < 1
         raise UserError(
-            f"{path}: none of the {len(frame):,} interactions is left when each user and item needs "
-            f"{options.min_interactions}; lower dataset.min_interactions."
+            f"{path}: none of the {len(frame):,} interactions{' of dataset.keep_share' * is_share} is left when each "
+            f"user and item needs {options.min_interactions}; lower dataset.min_interactions"
+            f"{', or raise dataset.keep_share' * is_share}."
         )
     frame = frame[indices]
     users, old_users = renumber(users[indices])
@@ -131,7 +133,8 @@ def _refuse_empty(splits: dict[str, Spans], counts: str, path: Path) -> None:
     if empty:
         raise UserError(
             f"{path}: the split '{empty[0]}' has no row: {counts}. Training needs two items of a sequence before the "
-            "evaluated ones, and a target needs a history; change dataset.split, temporal_shares or min_interactions."
+            "evaluated ones, and a target needs a history; change dataset.split, window (with leave_one_out at least "
+            "4), temporal_shares or min_interactions."
         )
 
 

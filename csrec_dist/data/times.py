@@ -251,8 +251,8 @@ def _why_none_fits(texts: pl.Series) -> tuple[str, str]:
             mixed = [texts[first], texts.filter(unknown)[0]]
     if unknown_to_all.any():
         text = texts.filter(unknown_to_all)[0]
-        what = f"the timestamp {quoted(text)} is neither a number nor a date of a known form; set"
-        return f"{what} dataset.columns.timestamp to another column.", text
+        what = f"the timestamp {quoted(text)} is neither a number nor a date of a known form, such as 2024-03-10 or"
+        return f"{what} 2024-03-10 18:30:00; convert them, or set dataset.columns.timestamp to another column.", text
     one, other = mixed
     return f"the timestamps mix forms, such as {quoted(one)} and {quoted(other)}; make them one or the other.", other
 

@@ -9,7 +9,7 @@ from numbers import Integral
 from torch import Tensor
 
 from csrec_dist.distributed.catalog import TableLike
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 from csrec_dist.evaluation.logits import Logits
 from csrec_dist.evaluation.sweep import SweepRequest, sweep
 
@@ -47,7 +47,9 @@ def top_items(states: Tensor, table: TableLike, n: int, *, seen: Tensor | None =
         UserError: n is not in 1…V.
     """
     num_items = table.catalog.num_items
-    if not isinstance(n, Integral) or not 1 <= n <= num_items:
+    if not isinstance(n, Integral) or isinstance(n, bool):
+        raise UserError(f"The number of best items is a whole number of 1…{num_items}, not {quoted(n)}.")
+    if not 1 <= n <= num_items:
         raise UserError(f"The best {n} of {num_items} items were asked for; ask for 1…{num_items}.")
     shared = table.catalog.share(len(states), states.device)
     request = SweepRequest(top_n=n, seen=None if seen is None else shared.gather_ids(seen))

@@ -172,7 +172,7 @@ class ReportCard:
                 continue
             batch_facts = facts[start : start + len(batch.rows)]
             start += len(batch.rows)
-            true_targets = torch.from_numpy(batch_facts.true_targets).long().to(batch.items.device)
+            true_targets = torch.tensor(batch_facts.true_targets, dtype=torch.int64).to(batch.items.device)
             ranks, true_ranks, targets = self._add_scores(models, ensemble, batch, true_targets)
             lengths, deciles = batch.lengths - 1, self._deciles[targets - 1]
             self._all.update(ranks, batch.weights)

@@ -219,7 +219,10 @@ def index_path(folder: Path | str) -> Path:
     """The file of the index in `folder`; UserError when there is none."""
     path = Path(folder) / INDEX_NAME
     if not exists(path):
-        raise UserError(f"{folder} holds no soft-label cache: it has no {INDEX_NAME}. Run `label` first.")
+        raise UserError(
+            f"{folder} holds no soft-label cache: it has no {INDEX_NAME}. Run `label` first, or "
+            "with --restart label where it was there."
+        )
     return path
 
 

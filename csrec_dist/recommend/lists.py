@@ -79,7 +79,8 @@ def recommend(
             group.barrier()
             ranks.on_main(lambda: _join(output, group.size))
         if ranks.is_main:
-            say(f"wrote {num_lists:,} lists of {n} items" + (f"; {skipped}" if skipped else ""))
+            few = "up to " if exclude_seen else ""
+            say(f"wrote {num_lists:,} lists of {few}{n} items" + (f"; {skipped}" if skipped else ""))
     return output
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from csrec_dist.distributed.catalog import PlainTable, TableLike, in_step
-from csrec_dist.errors import UserError
+from csrec_dist.errors import UserError, quoted
 from csrec_dist.evaluation import top_items
 from csrec_dist.models import SequentialModel
 from csrec_dist.models.histories import pad_histories
@@ -52,6 +52,8 @@ def rank(
     """
     if batch_size < 1:
         raise UserError(f"The batch size must be at least 1, not {batch_size}.")
+    if not isinstance(exclude_seen, bool | np.bool_):
+        raise UserError(f"exclude_seen is True or False, not {quoted(exclude_seen)}.")
     table: TableLike = model.item_table
     if candidates is not None:
         assert table.catalog.is_whole, "candidates of a slice"

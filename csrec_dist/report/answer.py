@@ -107,11 +107,11 @@ def run_answer(ranked: Ranked) -> Answer:
     test = ranked.against("base", ANSWERED)
     if test is None:
         difference = signed(student.test[ANSWERED] - base.test[ANSWERED])
-        return Answer(
-            "open",
-            f"{values}: {difference}, not tested, as ranks/ has no ranks of both.",
-            ("Evaluate again with --restart evaluate to have the difference tested.",),
-        )
+        if ranked.values("student", ANSWERED) is not None and ranked.values("base", ANSWERED) is not None:
+            why, advice = "the test rows are of one user, who is no sample", "A test needs two users at least."
+        else:
+            why, advice = "ranks/ has no ranks of both", "Evaluate again with --restart evaluate to have it tested."
+        return Answer("open", f"{values}: {difference}, not tested, as {why}.", (advice,))
     details = [f"{values}: {difference_text(test)} over {test.count:,} test rows."]
     if also := ranked.against("base", ALSO):
         details.append(f"{metric_title(ALSO)}: {difference_text(also)}.")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 from csrec_dist.config import Config
@@ -13,14 +14,13 @@ from csrec_dist.environment import commit, environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, write_text
 from csrec_dist.lazy import function
-from csrec_dist.lock import FILE as LOCK
 from csrec_dist.lock import FolderLock, remove_dead_locks
 from csrec_dist.memory import explained
 from csrec_dist.runs import inputs
 from csrec_dist.runs.run import Record, stage_names
 from csrec_dist.runs.stages import prepare
 from csrec_dist.runs.stages.active import ActiveRun, Stage
-from csrec_dist.runs.starting import Way, refuse_foreign, ways
+from csrec_dist.runs.starting import IGNORED, THREADS, Way, refuse_foreign, ways
 from csrec_dist.training.telemetry import measured
 from csrec_dist.writers import remove_leftovers
 
@@ -168,8 +168,9 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
             yield
         except UserError:
             # Refused at its first stage, such as for its log: the folder is as it was, and may become another run's.
-            if run.processes.is_main and not was_begun and set(os.listdir(run.folder)) == {config.name, LOCK}:
-                config.unlink()
+            if run.processes.is_main and not was_begun and not set(os.listdir(run.folder)) - {config.name, *IGNORED}:
+                for path in (config, run.folder / THREADS):
+                    path.unlink(missing_ok=True)
             raise
 
 
@@ -202,6 +203,7 @@ def _execute(run: ActiveRun, stage: Stage, way: Way, restart: str | None) -> Non
     # Rank 0 alone writes the records; the others wait, so that no rank works on a stage that is not begun.
     is_beside = processes.on_main(lambda: _begin(run, stage, inputs, way, restart))
     run.beside = stage.all_leaves if is_beside else ()
+    _import_libraries(run, stage)
     with measured(processes.begin(stage.name)) as usage, _memory_explained(run, stage):
         outputs = stage.work(run, inputs)
     usages = processes.gather(asdict(usage))
@@ -210,6 +212,14 @@ def _execute(run: ActiveRun, stage: Stage, way: Way, restart: str | None) -> Non
     record = Record(flatten(inputs), outputs, usages, depends_on)
     processes.on_main(lambda: _finish(run, stage, record))
     run.beside = ()
+
+
+def _import_libraries(run: ActiveRun, stage: Stage) -> None:
+    """Import what stages import at their first use: some seconds that are no cost of the first stage, or method."""
+    if stage is not PREPARE:
+        import_module("datasets")
+        if run.processes.is_main:
+            import_module("torch.utils.tensorboard")
 
 
 def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:

@@ -1,7 +1,7 @@
 """What a start does with each stage of a run: leave it, do it, go on with it or replace it. Nothing is written here."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,9 @@ from typing import Any, Literal
 from csrec_dist.config import is_resolved
 from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import changed_keys, flatten, write_text
+from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.lock import FILE as LOCK
+from csrec_dist.models.weight_files import INDEX_FILE, WEIGHTS_FILE
 from csrec_dist.runs.inputs import changes
 from csrec_dist.runs.run import Record, Run
 from csrec_dist.runs.stages.active import ActiveRun, Stage
@@ -22,7 +24,8 @@ Way = Literal["leave", "do", "resume", "again", "continue"]
 `again` from its beginning, or `continue` an ended training whose limits were raised."""
 
 OURS = (".safetensors", ".json", ".parquet", ".tmp")
-IGNORED = (LOCK, "threads.json")
+THREADS = "threads.json"
+IGNORED = (LOCK, THREADS)
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -129,11 +132,11 @@ class _Start:
                 f"Stage {stage.name} of {self.run.folder} was done with different inputs: "
                 f"{changes(record.inputs, now)}. {_redo(stage)}"
             )
-        path = self.run.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
-        if not path.exists():
-            raise UserError(
-                f"Stage {stage.name} of {self.run.folder} is complete, but {path} is missing. {_redo(stage)}"
-            )
+        for path in self._made(stage, record):
+            if not path.exists():
+                raise UserError(
+                    f"Stage {stage.name} of {self.run.folder} is complete, but {path} is missing. {_redo(stage)}"
+                )
         if not is_chosen or self._is_ended(stage, self.run.folder):
             return "leave"
         if is_begun:
@@ -142,6 +145,19 @@ class _Start:
             if not training.is_ended(self.run.training):
                 training.require_checkpoint()
         return "continue"
+
+    def _made(self, stage: Stage, record: Record) -> Iterator[Path]:
+        """What a stage that is done must have left, without which later commands fail."""
+        root = self.run.dataset_folder if stage.name == "prepare" else self.run.folder / stage.leaves[0]
+        yield root
+        if stage.name == "prepare":
+            yield root / "dataset.json"
+        elif stage.name == "label":
+            yield root / INDEX_NAME
+        elif stage.name != "evaluate":
+            for model in [root / name for name in record.outputs["members"]] if stage.name == "teach" else [root]:
+                yield from (model / "config.json", model / "metrics.json")
+                yield model / (INDEX_FILE if (model / INDEX_FILE).exists() else WEIGHTS_FILE)
 
     def _restarted(self, stage: Stage, begun: dict[str, Any] | None, now: dict[str, Any]) -> Way:
         """A restart that was cut off is gone on with when it is asked for again."""

@@ -8,9 +8,8 @@ import torch
 
 from csrec_dist.distributed import Runtime
 from csrec_dist.files import read_json, write_record
+from csrec_dist.runs.starting import THREADS as FILE
 from csrec_dist.threads import crowding_named, wait_policy
-
-FILE = "threads.json"
 
 
 @contextmanager

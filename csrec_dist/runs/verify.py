@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csrec_dist.config import is_resolved, load_config, require_own_hash
+from csrec_dist.config import Config, is_resolved, load_config, require_own_hash
 from csrec_dist.data.dataset import Dataset
 from csrec_dist.errors import UserError
 from csrec_dist.files import read_json, sha256_file
@@ -12,6 +12,7 @@ from csrec_dist.labels import verify as verify_labels
 from csrec_dist.labels.format import INDEX_NAME
 from csrec_dist.models.weight_files import weight_files
 from csrec_dist.runs.inputs import weights_fingerprint
+from csrec_dist.runs.pipeline import stages_of
 from csrec_dist.runs.restarts import FOLDER as RESTARTED
 from csrec_dist.runs.run import Run
 
@@ -41,6 +42,7 @@ def _problems(run: Run) -> Iterator[str]:
     config, _ = _attempt(load_config, run.folder / "config.yaml")
     shared = None if config is None else config.dataset.path
     yield from _of_records(run.folder)
+    yield from _of_earlier_stages(run, config) if config else ()
     is_needed = bool(shared) or run.record_file("prepare").exists()
     dataset = yield from _of_dataset(Path(shared) if shared else run.folder / "dataset", is_needed=is_needed)
     yield from _of_models(run)
@@ -61,6 +63,15 @@ def _problems(run: Run) -> Iterator[str]:
         yield from _of_model(folder)
     yield from _of_labels(beside, remade or dataset)
     yield from _of_checkpoints(beside)
+
+
+def _of_earlier_stages(run: Run, config: Config) -> Iterator[str]:
+    """Each stage that is done is built on earlier ones, whose records are there."""
+    names = {stage.name for stage in stages_of(config)} - ({"prepare"} if config.dataset.path else set())
+    for stage in stages_of(config):
+        absent = [name for name in stage.needs if name in names and not run.record_file(name).exists()]
+        if absent and run.record_file(stage.name).exists():
+            yield f"Stage {stage.name} is done, but the record of {', '.join(absent)} before it is missing."
 
 
 def _of_dataset(folder: Path, *, is_needed: bool) -> Generator[str, None, Dataset | None]:
@@ -98,6 +109,8 @@ def _of_models(run: Run) -> Iterator[str]:
                 yield f"{folder} has no model, but the record of its stage names one."
         elif recorded.get(name) not in (None, weights_fingerprint(folder)):
             yield f"{folder} has other weights than the record of its stage says; restart that stage."
+        elif recorded.get(name) and not (folder / "metrics.json").exists():
+            yield f"{folder / 'metrics.json'} is missing, but the record of its stage names the model."
 
 
 def _model_folders(root: Path) -> dict[str, Path]:
@@ -133,6 +146,8 @@ def _of_checkpoints(folder: Path) -> Iterator[str]:
         yield from problems
         files = saved["files"] if saved else {}
         damaged = [name for name, sha256 in files.items() if not is_whole_file(checkpoint / name, sha256)]
+        if (problems or damaged or saved is None) and checkpoint not in folder.glob(CHECKPOINTS):
+            continue  # a training at work has removed it meanwhile
         if not problems and (saved is None or damaged):
             where = f" ({', '.join(damaged)})" if damaged else ""
             yield f"{checkpoint} is damaged{where}; a training that needs it resumes from the one before it."

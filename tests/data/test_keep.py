@@ -222,6 +222,8 @@ def test_min_interactions_counts_what_the_share_left(tmp_path: Path, sequences: 
     left = sequences_of(sequences, tmp_path / "left", keep_share=0.4, min_interactions=5)
     assert 0 < len(left) < 30
     assert min(map(len, left.values())) >= 5
+    with pytest.raises(UserError, match=r"none of the 6 interactions of dataset\.keep_share is left.*or raise dataset"):
+        sequences_of(sequences, tmp_path / "none", keep_share=0.01, min_interactions=5)
 
 
 def test_a_whole_share_is_no_option() -> None:

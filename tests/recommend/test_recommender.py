@@ -125,7 +125,10 @@ def test_what_was_meant_otherwise_is_refused(run: Path, recommender: Recommender
         ({"histories": item}, "Histories must be a list of ids"),
         ({"users": ["u001"], "histories": [[item]]}, "either users or histories"),
         ({"histories": [[item]], "top_n": 0}, "ask for 1…"),
-        ({"histories": [[item]], "top_n": 2.5}, "ask for 1…"),
+        ({"histories": [[item]], "top_n": 2.5}, "is a whole number of 1…"),
+        ({"histories": [[item]], "top_n": "3"}, "is a whole number of 1…"),
+        ({"histories": [[item]], "top_n": True}, "is a whole number of 1…"),
+        ({"histories": [[item]], "exclude_seen": "no"}, "exclude_seen is True or False, not 'no'"),
         ({"histories": [[item]], "batch_size": 0}, "at least 1"),
     ):
         with pytest.raises(UserError, match=message):

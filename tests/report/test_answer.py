@@ -211,3 +211,13 @@ def test_nothing_of_a_run_s_files_is_markup(run: Path) -> None:
     page = write_report(run).read_text()
     assert "<img" not in page
     assert page.count("&lt;img src=x onerror=alert(1)&gt;.csv") >= 4, "source twice, taken from, trained by"
+
+
+def test_the_rows_of_one_user_are_no_sample(run: Path) -> None:
+    write_ranks(run, EVEN | {"student": 3})
+    for path in (run / "ranks").iterdir():
+        pl.read_parquet(path).with_columns(user=pl.lit(1)).write_parquet(path)
+    answer = answer_of(run)
+    assert answer.tone == "open"
+    assert answer.headline.endswith("not tested, as the test rows are of one user, who is no sample.")
+    assert not any("--restart" in detail for detail in answer.details)

@@ -75,7 +75,25 @@ def a_file(folder: Path) -> None:
     folder.write_text("years of work")
 
 
+LOST = {
+    "dataset/dataset.json": "prepare",
+    "teachers/teacher-1/model.safetensors": "teach",
+    "teachers/teacher-0/config.json": "teach",
+    "labels/label_cache.index.json": "label",
+    "student/metrics.json": "distill",
+    "student/model.safetensors": "distill",
+}
+"""Files without which later commands fail, and the stages that left them."""
+
 REFUSALS: dict[str, tuple[Change, list[str], str]] = {
+    **{
+        f"lost {name}": (
+            without(name),
+            ["run"],
+            f"{name} is missing. Re-run it and what depends on it with --restart {stage},",
+        )
+        for name, stage in LOST.items()
+    },
     "no such log": (nothing, ["run", "--restart", "prepare", "--set", "dataset.source=nowhere.csv"], "nowhere.csv"),
     "other windows": (nothing, ["run", "--set", "dataset.window=6"], "dataset.window was 8, is 6"),
     "other seed": (nothing, ["run", "--set", "seed=1"], "members.teacher-0.seed was"),
@@ -257,3 +275,12 @@ def test_a_given_split_whose_file_is_not_there_is_not_taken_for_unchanged(
     assert main(["prepare", "--config", str(config)]) == 0
     gone = f"dataset.test_source={tmp_path}/other.csv"
     assert "other.csv' does not exist" in refused(capsys, "prepare", "--config", str(config), "--set", gone)
+
+
+@pytest.mark.parametrize("setting", ["dataset.columns.user=usr", "dataset.window=3", "dataset.min_interactions=999"])
+def test_a_first_start_that_is_refused_for_its_log_leaves_no_folder(
+    setting: str, run_copy: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, folder = run_copy
+    refused(capsys, "run", *arguments, "--set", "name=other", "--set", setting)
+    assert not (folder.parent / "other").exists()

@@ -236,7 +236,7 @@ class Entry:
 def load_study(path: Path | str) -> Study:
     """Read a study's YAML file; UserError that lists its mistakes."""
     path = Path(path)
-    raw = read_yaml(path)
+    raw = read_yaml(path, "study", "init table3_lastfm")
     if isinstance(raw.get("part_of"), str):
         whole = read_yaml(path.with_name(f"{raw['part_of']}.yaml"))
         raw = {key: whole[key] for key in RUNS_KEYS if key in whole} | raw

@@ -1,13 +1,32 @@
 """What a study shows: tables, figures, and the popularity of the items in its data."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from csrec_dist.errors import did_you_mean
 
 GROUPS = ("popularity", "popularity_decile", "history_length", "rating", "leak", "repeat")
 """Groups of a run's test rows, as in metrics.json."""
 
 
+RANKING = tuple(f"{kind}{targets}" for kind in ("recall", "ndcg", "mrr") for targets in ("", "_true", "+", "-"))
+AT_N = (*RANKING, "coverage", "gini", "average_popularity", "disagreement")
+WHOLE = ("mrr", "mrr_true", "ece", "confidence", "accuracy", "count", "jensen_shannon", "seconds", "cpu_seconds")
+
+
+def _known(metric: str) -> str:
+    """The name of a metric as results have it: `ndcg@10`, or with a path, `teacher/popularity/rest_80%/ndcg@10`."""
+    name, _, cut_off = metric.rpartition("/")[2].partition("@")
+    fits = name in AT_N and re.fullmatch(r"[1-9]\d*", cut_off) if "@" in metric else name in WHOLE
+    if not fits:
+        known = [f"{each}@{cut_off or 10}" for each in AT_N] + list(WHOLE)
+        raise ValueError(f"there is no metric {metric}{did_you_mean(metric.rpartition('/')[2], known)}")
+    return metric
+
+
+Metric = Annotated[str, AfterValidator(_known)]
 When = dict[str, str | list[str]]
 """Selects the cells that have the value, or one of the values, of each axis named."""
 
@@ -30,7 +49,7 @@ class TableOptions(View):
 
     rows: list[str] = Field(min_length=1)
     columns: str
-    metrics: list[str] = ["recall@10", "ndcg@10"]
+    metrics: list[Metric] = ["recall@10", "ndcg@10"]
     better_than: list[str] = Field([], description="Columns against which the others are tested and counted.")
     costs: bool = Field(False, description="Show the columns' CPU seconds as multiples of the first of `better_than`.")
 
@@ -76,7 +95,7 @@ class FigureOptions(View):
     """
 
     name: str
-    metric: str = "ndcg@10"
+    metric: Metric = "ndcg@10"
     x: str
     lines: str | None = None
     panels: str | None = None

@@ -167,7 +167,7 @@ def read_space(space: Path | str | Mapping[str, Any], raw: Raw) -> Space:
         UserError: keys or values are wrong; all mistakes are named, with the nearest right names.
     """
     opening = f"The space {space}" if isinstance(space, str | Path) else "The space"
-    given = read_yaml(space) if isinstance(space, str | Path) else space
+    given = read_yaml(space, "space", "init demo_space") if isinstance(space, str | Path) else space
     if not given:
         raise UserError(f"{opening} is empty; give at least one key, such as training.beta: [0.25, 0.5, 0.75].")
     dimensions: dict[str, list[Any] | Range] = {}

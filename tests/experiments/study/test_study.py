@@ -150,6 +150,13 @@ def test_a_failed_run_is_named_and_the_others_are_done(
     ("old", "new", "words"),
     [
         ("columns: method", "columns: student", "unknown axis student"),
+        (
+            "columns: method",
+            "columns: method, metrics: [ndgc@10]",
+            r"there is no metric ndgc@10 \(did you mean 'ndcg@10'",
+        ),
+        ("columns: method", "columns: method, metrics: [teacher/mrr@0]", "there is no metric teacher/mrr@0"),
+        ("columns: method", "columns: method, metrics: [recall]", "there is no metric recall"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("training.temperature: 3", "training.heat: 3", "training.heat"),
         ("config: base.yaml", "config: other.yaml", "other.yaml does not exist"),
