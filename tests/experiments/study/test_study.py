@@ -150,13 +150,9 @@ def test_a_failed_run_is_named_and_the_others_are_done(
     ("old", "new", "words"),
     [
         ("columns: method", "columns: student", "unknown axis student"),
-        (
-            "columns: method",
-            "columns: method, metrics: [ndgc@10]",
-            r"there is no metric ndgc@10 \(did you mean 'ndcg@10'",
-        ),
-        ("columns: method", "columns: method, metrics: [teacher/mrr@0]", "there is no metric teacher/mrr@0"),
-        ("columns: method", "columns: method, metrics: [recall]", "there is no metric recall"),
+        ("metrics: [ndcg@10], b", "metrics: [ndgc@10], b", r"there is no metric ndgc@10 \(did you mean 'ndcg@10'"),
+        ("metrics: [ndcg@10], b", "metrics: [teacher/mrr@0], b", "there is no metric teacher/mrr@0"),
+        ("lines: method", "lines: method, metric: recall", "there is no metric recall"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("training.temperature: 3", "training.heat: 3", "training.heat"),
         ("config: base.yaml", "config: other.yaml", "other.yaml does not exist"),
