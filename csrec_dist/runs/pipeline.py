@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -216,10 +216,9 @@ def _execute(run: ActiveRun, stage: Stage, way: Way, restart: str | None) -> Non
 
 def _import_libraries(run: ActiveRun, stage: Stage) -> None:
     """Import what stages import at their first use: some seconds that are no cost of the first stage, or method."""
-    if stage is not PREPARE:
-        import_module("datasets")
-        if run.processes.is_main:
-            import_module("torch.utils.tensorboard")
+    for module in () if stage is PREPARE else ("datasets", *["torch.utils.tensorboard"] * run.processes.is_main):
+        with suppress(ImportError):  # said where it is needed
+            import_module(module)
 
 
 def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:

@@ -155,7 +155,8 @@ class _Start:
         elif stage.name == "label":
             yield root / INDEX_NAME
         elif stage.name != "evaluate":
-            for model in [root / name for name in record.outputs["members"]] if stage.name == "teach" else [root]:
+            members = record.outputs.get("members", {})
+            for model in [root / name for name in members] if stage.name == "teach" else [root]:
                 yield from (model / "config.json", model / "metrics.json")
                 yield model / (INDEX_FILE if (model / INDEX_FILE).exists() else WEIGHTS_FILE)
 

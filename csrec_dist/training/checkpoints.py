@@ -311,9 +311,10 @@ class Checkpoints:
         os.replace(temporary, final)
         # Only now, when the new one has its name: whenever the process is killed there is a whole checkpoint.
         for old in checkpoint_folders(self.folder)[: -self._keep]:
-            hidden = old.with_name(f".{old.name}.tmp")  # at once, so that nobody reads half of it
-            os.replace(old, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+            hidden = old.with_name(f".{old.name}.tmp")
+            with suppress(OSError):  # what stays is removed by the next start, or kept
+                os.replace(old, hidden)  # at once, so that nobody reads half of it
+                shutil.rmtree(hidden, ignore_errors=True)
 
     def _await(self, folder: Path, files: list[str]) -> None:
         """Wait for other ranks' files, each of which appears whole; only for GRACE_SECONDS once the training broke off.
