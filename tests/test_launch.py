@@ -107,6 +107,4 @@ def test_what_all_ranks_miss_when_they_work_is_said_once(tmp_path: Path, small_l
     weights.write_bytes(weights.read_bytes()[:-1])
     done = launch([*launcher, "-m", "csrec_dist", "evaluate", *command], tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count("csrec-dist: ") == done.stderr.count("student/model.safetensors is damaged") == 1, (
-        done.stderr
-    )
+    assert done.stderr.count("csrec-dist: ") == done.stderr.count("has other weights") == 1, done.stderr
