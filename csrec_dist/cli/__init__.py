@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_variables()
         return options.command(options) or 0
     except KeyboardInterrupt:
-        print("csrec-dist: interrupted. What is finished stays; give the same command again to go on.", file=sys.stderr)
+        if (os.environ.get("RANK") or "0") == "0":
+            text = "csrec-dist: interrupted. What is finished stays; give the same command again to go on."
+            print(text, file=sys.stderr)
         return 130
     except UserError as error:
         _say(error)

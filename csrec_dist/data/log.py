@@ -11,6 +11,7 @@ from csrec_dist.data.columns import ORDER_IS_MEANT, ColumnError, Scan
 from csrec_dist.data.times import Times, as_text, settle_times, unreadable_times
 from csrec_dist.errors import UserError, quoted
 
+WRITTEN_NANS = ("nan", "NaN", "NAN")
 WHOLE_NUMBER = r"^-?\d+(\.0)?$"
 EXACT = ("user", "item", "timestamp", "rating", "weight", "true_item")
 
@@ -158,14 +159,11 @@ def _without_written_nans(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows of a text file with null for ids that are written nan, where all other users, or items, are numbers."""
     for names in (("user",), ("item", "true_item")):
         texts = [name for name in names if frame[name].dtype == pl.String]
-        is_nan = pl.col(texts).str.to_lowercase() == "nan"
-        without = (
-            frame.with_columns(pl.when(is_nan).then(None).otherwise(pl.col(texts)).name.keep()) if texts else frame
-        )
-        if any(without[name].null_count() > frame[name].null_count() for name in texts) and all(
-            without[name].drop_nulls().cast(pl.Float64, strict=False).null_count() == 0 for name in texts
-        ):
-            frame = without
+        are_nan = [frame[name].is_in(WRITTEN_NANS) for name in texts]
+        if any(mask.any() for mask in are_nan):
+            others = [frame[name].set(mask, None) for name, mask in zip(texts, are_nan, strict=True)]
+            if all(each.drop_nulls().cast(pl.Float64, strict=False).null_count() == 0 for each in others):
+                frame = frame.with_columns(others)
     return frame
 
 

@@ -218,15 +218,13 @@ def trained(data: Dataset, folder: Path) -> dict[str, Any]:
     return read_json(folder / "r/student/metrics.json")["epochs"][0]
 
 
-def test_the_number_of_examples_is_not_their_weight(tmp_path: Path) -> None:
+def test_the_number_of_examples_is_not_their_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(tmp_path)
     assert data.example_weights is not None
     weight = data.example_weights.of(np.arange(data.splits["train"].num_examples)).sum()
     assert weight == pytest.approx(data.splits["train"].num_examples)
-    weights = data.example_weights
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(weights), "of", lambda self, ids: np.full(len(ids), 3, np.float32))
-        epoch = trained(data, tmp_path)
+    monkeypatch.setattr(ExampleWeights, "of", lambda self, ids: np.full(len(ids), 3, np.float32))
+    epoch = trained(data, tmp_path)
     assert epoch["num_examples"] == data.splits["train"].num_examples
     assert 0 < epoch["loss"] < 2 * np.log(data.num_items), "an average"
 

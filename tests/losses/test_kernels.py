@@ -254,3 +254,14 @@ def test_splits_of_the_sums_follow_from_the_items_alone() -> None:
         for some in (slice(None), rows)
     ]
     assert torch.equal(sums[0][3][rows], sums[1][3])
+
+
+def test_single_logits_are_of_the_factors_that_kernels_multiply() -> None:
+    """In bf16 for `medium`, exact otherwise: against float64."""
+    states, weight, bias = torch.randn(3, 5), torch.randn(7, 5), torch.randn(7)
+    rows, items = slice(1, 3), torch.tensor([6, 0])
+    for is_rounded in (False, True):
+        left, right = (x.bfloat16() if is_rounded else x for x in (states[rows], weight[items]))
+        expected = 0.5 * ((left.double() * right.double()).sum(1) + bias[items].double())
+        found = fused.SingleLogits(states, weight, bias, 0.5, is_rounded).at(rows, items, torch.float32)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)

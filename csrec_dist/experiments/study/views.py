@@ -11,7 +11,7 @@ GROUPS = ("popularity", "popularity_decile", "history_length", "rating", "leak",
 """Groups of a run's test rows, as in metrics.json."""
 
 
-RANKING = tuple(f"{kind}{targets}" for kind in ("recall", "ndcg", "mrr") for targets in ("", "_true", "+", "-"))
+RANKING = ("recall", "ndcg", "mrr", "recall_true", "ndcg_true", "mrr_true", "recall+", "ndcg+", "recall-", "ndcg-")
 AT_N = (*RANKING, "coverage", "gini", "average_popularity", "disagreement")
 WHOLE = ("mrr", "mrr_true", "ece", "confidence", "accuracy", "count", "jensen_shannon", "seconds", "cpu_seconds")
 
