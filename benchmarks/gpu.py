@@ -38,10 +38,10 @@ class Part:
 def parts(num_gpus: int) -> dict[str, Part]:
     """All parts by name, the most important first."""
     gpu_tests = (("CSREC_GPU_TESTS", "1"),)
-    jobs = " -n 8 --dist worksteal" if version("pytest-xdist") else ""
+    jobs = f" -n {max(2, (os.cpu_count() or 1) * 3 // 4)} --dist worksteal" if version("pytest-xdist") else ""
     loss = "benchmarks/loss.py --device cuda --examples 4096"
     found = {
-        "tests": Part(f"-m pytest tests/test_gpu.py{jobs}", 120, ("pytest",), gpu_tests),
+        "tests": Part(f"-m pytest tests/test_gpu.py tests/test_gpu_runs.py{jobs}", 180, ("pytest",), gpu_tests),
         "loss": Part(f"{loss} --items 20000 --repeats 20", 40),
         "loss_million": Part(f"{loss} --items 1000000 --repeats 3 --without-plain", 40),
         "steps": Part("benchmarks/steps.py --device cuda --tiles 256 --blocks 128 --repeats 20", 100),
@@ -49,7 +49,6 @@ def parts(num_gpus: int) -> dict[str, Part]:
         "catalog": Part(
             "benchmarks/catalog.py --device cuda --ranks 1 --catalog-parallel 1 --items 5000000 --windows 64 256", 60
         ),
-        "runs": Part(f"-m pytest tests/test_gpu_runs.py{jobs}", 150, ("datasets", "polars"), gpu_tests),
         "loop": Part(
             "benchmarks/scaling.py --device cuda --ranks 1 --repeats 1 --steps 40 "
             "--sizes gru4rec:64:256:20000 sasrec:64:256:20000",
