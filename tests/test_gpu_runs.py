@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: the same as on a CPU, over two ranks, and cut off in the middle.
+"""Whole runs on a GPU: the same as on a CPU, over two ranks, on two GPUs by every engine, and cut off in the middle.
 
 They prepare data and write reports, so they need all of csrec_dist's dependencies; tests/test_gpu.py needs few.
 """
@@ -63,14 +63,15 @@ def config_values(folder: Path | str, dataset: Path, changes: dict[str, Any]) ->
     return values
 
 
-def by_command(folder: Path, dataset: Path, changes: dict[str, Any], *, gpu: bool) -> Path:
-    """A whole run in a process of its own, with or without the GPU; its folder."""
+def by_command(folder: Path, dataset: Path, changes: dict[str, Any], *, gpu: bool, ranks: int = 1) -> Path:
+    """A whole run in a process of its own, or in one for each rank, with or without the GPUs; its folder."""
     config = parse_config(config_values(folder, dataset, changes))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     environment |= {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "csrec_dist", "run", "--config", str(folder / "config.yaml")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "csrec_dist", "run", "--config", str(folder / "config.yaml")]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     return Run.of(config).folder
@@ -152,6 +153,29 @@ def test_two_ranks_on_the_gpu_are_one(of_two: Path, tmp_path: Path, small_datase
     changes = {key: value for key, value in SHARED[name].items() if key != "distributed"}
     one = by_command(tmp_path, small_dataset, changes, gpu=True)
     assert_near(curve(of_two / name / "run"), curve(one), 1e-3)
+
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "catalog": {"catalog_parallel": 2},
+    "fsdp": {"engine": "fsdp"},
+    "fsdp-catalog": {"engine": "fsdp", "catalog_parallel": 2},
+    **{
+        f"zero{stage}": {"engine": "deepspeed", "deepspeed": str(ROOT / f"configs/deepspeed/zero{stage}.json")}
+        for stage in (1, 2, 3)
+    },
+}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks over NCCL need two GPUs")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_gpus_are_one_with_every_engine(tmp_path: Path, small_dataset: Path, engine: str) -> None:
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed, which is not installed")
+    changes = {"method": "model_level"}
+    two = by_command(tmp_path / "two", small_dataset, changes | {"distributed": ENGINES[engine]}, gpu=True, ranks=2)
+    one = by_command(tmp_path / "one", small_dataset, changes, gpu=True)
+    assert_near(curve(two), curve(one), 1e-3)
 
 
 def test_a_model_trained_on_the_gpu_is_read_without_one(tmp_path: Path, small_dataset: Path) -> None:
