@@ -118,8 +118,88 @@ def test_what_fit_refuses_is_forgotten(shop: tuple[Dataset, CSRec, Path], tmp_pa
         run.fit()
     run.fit(data)
     again = CSRec("shop", MODEL, method="base", training=TRAINING | {"max_epochs": 1}, output=tmp_path)
-    with pytest.raises(UserError, match=r"has not been given a dataset here. Open it: CSRec.load"):
-        again.evaluate(top_n=[3])
+    assert "recall@3" in again.evaluate(top_n=[3])["test"], "the dataset is that of the folder"
+
+
+def test_results_of_other_settings_are_not_shown_as_this_ones(
+    shop: tuple[Dataset, CSRec, Path], tmp_path: Path
+) -> None:
+    _, fitted, _ = shop
+    at = {"training": TRAINING, "output": fitted.folder.parent}
+    same = CSRec("shop", MODEL, **at)
+    assert same.metrics == fitted.metrics
+    assert CSRec("shop", MODEL, training=TRAINING | {"max_epochs": 9}, output=at["output"]).metrics == fitted.metrics
+    for changes, said in (
+        ({"model": MODEL | {"width": 4}}, "model.width was 8, is 4"),
+        ({"method": "base"}, "method was 'model_level', is 'base'"),
+        ({"teachers": {"num": 3}}, "teachers.num was 2, is 3"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"training": TRAINING | {"learning_rate": 0.5}}, "training.learning_rate was 0.01, is 0.5"),
+    ):
+        other = CSRec("shop", **{"model": MODEL, **at, **changes})
+        for name in ("metrics", "teachers", "labels", "recommender"):
+            with pytest.raises(UserError, match=rf"has a run of other settings: {said}.* another name.*CSRec.load"):
+                getattr(other, name)
+        with pytest.raises(UserError, match="other settings"):
+            other.report()
+        assert "not fitted, and its folder has a run of other settings" in repr(other)
+        assert f"{fitted.metrics['test']['ndcg@10']:.4f}" not in other._repr_html_()
+    assert "recall@1" in same.evaluate(top_n=[1])["test"]
+    assert fitted.metrics == same.metrics, "what is evaluated is no other run"
+
+
+def test_an_evaluation_leaves_the_rest_of_the_config_as_the_folder_has_it(
+    shop: tuple[Dataset, CSRec, Path], tmp_path: Path
+) -> None:
+    data, _, _ = shop
+    first = CSRec("shop", MODEL, method="base", training=TRAINING | {"max_epochs": 1}, output=tmp_path).fit(data)
+    CSRec("shop", MODEL, method="base", training=TRAINING, output=tmp_path).fit(data)
+    first.evaluate(top_n=[2])
+    assert CSRec.load(first.folder).config.training.max_epochs == TRAINING["max_epochs"]
+    CSRec.load(first.folder).fit()
+
+
+def test_fit_takes_one_dataset(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
+    data, _, _ = shop
+    small = Dataset.prepare(shop_log(num_customers=9), tmp_path / "small", **DATASET)
+    for own in ({"source": "november.csv"}, {"path": str(data.folder)}):
+        run = CSRec("own", MODEL, method="base", training=TRAINING, output=tmp_path, dataset=own)
+        with pytest.raises(UserError, match=r"names a dataset of its own \(.*\), and fit was given .*small"):
+            run.fit(small)
+    with pytest.raises(UserError, match="fit takes a Dataset, not a DataFrame"):
+        CSRec("own", output=tmp_path).fit(shop_log())  # type: ignore[arg-type]
+    for dataset in (data, str(data.folder), data.folder):
+        with pytest.raises(UserError, match="A prepared Dataset is given to fit"):
+            CSRec("own", dataset=dataset)  # type: ignore[arg-type]
+
+
+def test_errors_of_a_run_name_the_calls_that_mend_them(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
+    data, fitted, _ = shop
+    fresh = CSRec("fresh", MODEL, training=TRAINING, output=tmp_path)
+    for name in ("recommender", "teachers"):
+        with pytest.raises(UserError, match="is not done yet; call fit first"):
+            getattr(fresh, name)
+    with pytest.raises(UserError, match="is not done yet; call fit first"):
+        fresh.evaluate(top_n=[3])
+    changed = CSRec("shop", MODEL, training=TRAINING | {"beta": 0.9}, output=fitted.folder.parent)
+    with pytest.raises(UserError, match=r'with fit\(restart="distill"\), or give the run another name'):
+        changed.fit(data)
+    for wrong in ("distil", True):
+        with pytest.raises(UserError, match=r"restart takes the name of a stage .*, not"):
+            changed.fit(data, restart=wrong)  # type: ignore[arg-type]
+
+
+def test_a_dataset_that_was_moved_is_given_to_the_run_again(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
+    Dataset.prepare(shop_log(), tmp_path / "data", **DATASET)
+    run = CSRec("shop", MODEL, method="base", training=TRAINING, output=tmp_path).fit(Dataset(tmp_path / "data"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(
+        UserError, match=r"was in .*data, where there is none now. If it was moved, give .*fit\(Dataset"
+    ):
+        _ = run.recommender
+    again = CSRec.load(run.folder).fit(Dataset(tmp_path / "moved"))
+    assert again.recommender.recommend(users=["c1"], top_n=1).shape == (1, 4)
+    assert again.metrics == run.metrics
 
 
 def test_columns_of_what_is_appended_are_named_either_way(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
@@ -272,7 +352,7 @@ def test_a_run_without_labels_or_teachers_says_so(tmp_path: Path) -> None:
     assert run.teachers == {}
     with pytest.raises(UserError, match="method softrec stores no soft labels"):
         _ = run.labels
-    with pytest.raises(UserError, match=r"Stage teach of .* is not done yet"):
+    with pytest.raises(UserError, match=r"Stage teach of .* is not done yet; call fit first"):
         _ = CSRec("not_begun", output=tmp_path).teachers
     with pytest.raises(UserError, match="not the folder of a run"):
         CSRec.load(tmp_path)

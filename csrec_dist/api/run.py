@@ -9,11 +9,14 @@ from typing import Any, Self
 from csrec_dist import labels as soft_labels
 from csrec_dist import models, recommend
 from csrec_dist.api.dataset import html_table
-from csrec_dist.config import Config, parse_config, read_yaml, with_launchers_file
+from csrec_dist.api.words import said_in_python
+from csrec_dist.config import Config, is_resolved, parse_config, read_yaml, with_launchers_file
 from csrec_dist.data import dataset as prepared
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.distributed.joining import processes
-from csrec_dist.errors import UserError, quoted
+from csrec_dist.errors import UserError, did_you_mean
+from csrec_dist.options import STAGES
+from csrec_dist.runs.inputs import models_differ
 from csrec_dist.runs.run import Run
 
 NO_DATASET_YET = {"path": "the Dataset that fit is given"}
@@ -53,12 +56,15 @@ class CSRec:
         self._configure({**keys, "output": str(output), **sections})
 
     @classmethod
-    def from_config(cls, config: Path | str | Mapping[str, Any]) -> Self:
-        """The run of a YAML file, or of a dict with its keys; without `dataset`, `fit` is given one.
+    def from_config(cls, config: Path | str | Mapping[str, Any] | Config) -> Self:
+        """The run of a YAML file, of a dict with its keys, or of another run's `config`; without `dataset`, `fit` is
+        given one.
 
         >>> CSRec.from_config({"name": "narrow", "model": {"name": "sasrec", "width": 16}, "method": "softrec"})
         CSRec(runs/narrow: sasrec, softrec; not fitted)
         """
+        if isinstance(config, Config):
+            return cls._of(config.dump())
         return cls._of(read_yaml(config) if isinstance(config, str | Path) else config)
 
     @classmethod
@@ -79,6 +85,11 @@ class CSRec:
         return run
 
     def _configure(self, keys: Mapping[str, Any]) -> None:
+        if isinstance(keys.get("dataset"), str | Path | prepared.Dataset):
+            raise UserError(
+                "dataset takes the keys of that section, such as {'source': 'clicks.csv'}. A prepared Dataset is given "
+                "to fit, or named here as {'path': 'data/shop'}."
+            )
         present = {key: value for key, value in keys.items() if value is not None}
         self._has_dataset = "dataset" in present
         self.config: Config = parse_config(with_launchers_file({"dataset": NO_DATASET_YET, **present}))
@@ -86,12 +97,30 @@ class CSRec:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self._run.folder
+        return Run.of(self.config).folder
 
     @property
     def _run(self) -> Run:
-        """The folder as it is now: opened anew, as a `Run` caches what it has read."""
+        """The folder as it is now: opened anew, as a `Run` caches what it has read.
+
+        UserError where the run in it has other settings: its results would be taken for those of this object's.
+        """
+        if differing := self._differing():
+            raise UserError(
+                f"{self.folder} has a run of other settings: {'; '.join(differing)}. Give this one another name, or "
+                f"open what is there: CSRec.load({str(self.folder)!r})."
+            )
         return Run.of(self.config)
+
+    def _differing(self) -> list[str]:
+        """How what decides the models of the run in the folder differs from this object's settings."""
+        if not is_resolved(self.folder / "config.yaml"):
+            return []
+        there = Run.open(self.folder).resolved
+        mine = Run(self.folder, self.config.model_copy(update={"dataset": there.dataset})).resolved
+        if not (mine.training.is_resolved and there.training.is_resolved):
+            return []  # the dataset, whose size decides, is not there (yet)
+        return models_differ(there, mine)
 
     def fit(
         self,
@@ -114,7 +143,7 @@ class CSRec:
             restart: a stage to do again, with all that depend on it, such as "distill".
 
         Raises:
-            UserError: there is no dataset, or the run was begun with other settings (the message names them).
+            UserError: there is no dataset, or two; or the run was begun with other settings (the message names them).
             KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
 
         >>> run = CSRec("small", {"name": "gru4rec", "width": 8}, method="base", training={"max_epochs": 1})
@@ -126,8 +155,7 @@ class CSRec:
         """
         config = self.config
         if data is not None:
-            if not isinstance(data, prepared.Dataset):
-                raise UserError(f"fit takes a Dataset, not {quoted(data)}: Dataset.prepare makes one from a log.")
+            self._require_no_other(data)
             path = data.folder.resolve()  # the run may be read from other working folders
             config = config.model_copy(update={"dataset": DatasetOptions(path=str(path))})
         elif not self._has_dataset:
@@ -136,25 +164,43 @@ class CSRec:
             start = resume_from.folder if isinstance(resume_from, CSRec) else Path(resume_from)
             training = config.training.model_copy(update={"init_from": str(start.resolve())})
             config = config.model_copy(update={"training": training})
+        if restart is not None and restart not in STAGES:
+            raise UserError(
+                f"restart takes the name of a stage ({', '.join(STAGES)}), not {restart!r}"
+                f"{did_you_mean(str(restart), STAGES)}."
+            )
         self._execute(config, None, restart)
         return self
+
+    def _require_no_other(self, data: prepared.Dataset) -> None:
+        """UserError unless it is a dataset, and the config names no other one; one that was moved is the same."""
+        if not isinstance(data, prepared.Dataset):
+            raise UserError(f"fit takes a Dataset, not a {type(data).__name__}: Dataset.prepare makes one from a log.")
+        own = self.config.dataset if self._has_dataset else DatasetOptions(path=str(data.folder))
+        other = own.source or (own.path if (Path(own.path or "") / "dataset.json").exists() else None)
+        if own.source or (other and prepared.Dataset(other).fingerprint != data.fingerprint):
+            raise UserError(
+                f"The run's config names a dataset of its own ({other}), and fit was given {data.folder}: give one of "
+                "both."
+            )
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
         """Evaluate the run's models again with other keys of `evaluation`, such as top_n=[1, 50]; its metrics.
 
         Raises:
-            UserError: an option is wrong or decides the training too (exclude_seen, matmul_precision), the run is not
-                trained, or it was given its dataset by another object.
+            UserError: an option is wrong or decides the training too (exclude_seen, matmul_precision), or the run is
+                not trained.
 
         >>> metrics = run.evaluate(top_n=[1, 3])  # doctest: +ELLIPSIS
         evaluate student: test recall@10 ...
         >>> sorted(name for name in metrics["test"] if name.startswith("recall"))
         ['recall@1', 'recall@10', 'recall@3']
         """
-        if not self._has_dataset:
-            raise UserError(f"The run has not been given a dataset here. Open it: CSRec.load({str(self.folder)!r}).")
-        values = self.config.dump()
-        self._execute(parse_config(values | {"evaluation": values["evaluation"] | options}), ["evaluate"], None)
+        with said_in_python():
+            self._run.require("distill")
+        there = type(self).load(self.folder).config.dump()
+        values = there | {"distributed": self.config.distributed, "evaluation": there["evaluation"] | options}
+        self._execute(parse_config(values), ["evaluate"], None)
         return self.metrics
 
     def _execute(self, config: Config, stages: Sequence[str] | None, restart: str | None) -> None:
@@ -163,7 +209,8 @@ class CSRec:
 
         options, precision, before = config.distributed, config.training.precision, (self.config, self._has_dataset)
         self.config, self._has_dataset = config, True
-        with processes(options.timeout_minutes, options.engine, precision, computes=True) as ranks:
+        computing = processes(options.timeout_minutes, options.engine, precision, computes=True)
+        with said_in_python(), computing as ranks:
             try:
                 execute(config, ranks, stages, restart)
             except UserError:
@@ -198,7 +245,7 @@ class CSRec:
         from csrec_dist.report import write_report
 
         with warnings.catch_warnings(), processes() as ranks:  # scipy adds filters when it is imported
-            return Path(ranks.on_main(lambda: str(write_report(self.folder))))
+            return Path(ranks.on_main(lambda: str(write_report(self._run.folder))))
 
     @property
     def teachers(self) -> dict[str, "models.SequentialModel"]:
@@ -209,8 +256,9 @@ class CSRec:
         True
         """
         run = self._run
-        if self.config.num_members:
-            run.require("teach")
+        with said_in_python():
+            if self.config.num_members:
+                run.require("teach")
         return {name: models.load(run.folder / "teachers" / name) for name in self.config.member_names}
 
     @property
@@ -220,9 +268,10 @@ class CSRec:
         >>> run.labels.num_examples == data.splits["train"].num_examples
         True
         """
+        folder = self._run.folder
         if not self.config.num_members:
             raise UserError(f"A run of method {self.config.method} stores no soft labels.")
-        return load_labels(self.folder)
+        return load_labels(folder)
 
     @property
     def recommender(self) -> "recommend.Recommender":
@@ -231,16 +280,20 @@ class CSRec:
         >>> run.recommender.recommend(users=["c3"], top_n=2)["rank"].tolist()
         [1, 2]
         """
-        return recommend.Recommender.of_run(self.folder)
+        with said_in_python():
+            self._run.require("distill")
+            return recommend.Recommender.of_run(self.folder)
 
     def __repr__(self) -> str:
-        metrics = self._run.metrics.get("test", {})
+        is_other = bool(self._differing())
+        metrics = {} if is_other else self._run.metrics.get("test", {})
         state = f"test NDCG@10 {metrics['ndcg@10']:.4f}" if metrics else "not fitted"
+        state += ", and its folder has a run of other settings" if is_other else ""
         return f"CSRec({self.folder}: {self.config.model.name}, {self.config.method}; {state})"
 
     def _repr_html_(self) -> str:
         names = ("recall@10", "ndcg@10")
-        results = self._run.results if self._run.metrics else []
+        results = [] if self._differing() or not self._run.metrics else self._run.results
         rows = [[r.title, *(f"{r.test[name]:.4f}" if name in r.test else "–" for name in names)] for r in results]
         return html_table(repr(self), ("model", "Recall@10", "NDCG@10"), rows)
 

@@ -75,6 +75,17 @@ def settings(config: Config) -> dict[str, Any]:
     return _picked(config, lambda mark: bool(mark.stages))
 
 
+def models_differ(there: Config, here: Config) -> list[str]:
+    """In what two configs would make other labels or models of one dataset, in a few words each; limits may differ."""
+    stages = {"teach", "label", "distill", "baseline"}
+
+    def is_wanted(mark: Decides) -> bool:
+        counts = mark.when(there) or mark.when(here)
+        return counts and not mark.can_rise and not stages.isdisjoint(mark.stages)
+
+    return differences(*(flatten(_picked(config, is_wanted)) for config in (there, here)))
+
+
 def repeated_settings(config: Config) -> dict[str, Any]:
     """What is equal in repetitions of a run with other seeds, flat: the log, and all keys that decide a result."""
     values = flatten(settings(config) | {"dataset": config.dump()["dataset"]})

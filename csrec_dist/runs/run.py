@@ -122,7 +122,14 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The prepared dataset; UserError when there is none."""
-        return Dataset(self.dataset_folder)
+        path = self.dataset_folder
+        if self.config.dataset.path and self.record("prepare") and not (path / "dataset.json").exists():
+            raise UserError(
+                f"The dataset of {self.folder} was in {path}, where there is none now. If it was moved, give the run "
+                f"its new place, and nothing is trained again: CSRec.load({str(self.folder)!r}).fit(Dataset(…)) in "
+                "Python, or `csrec-dist run` with the run's config and --set dataset.path=…."
+            )
+        return Dataset(path)
 
     def record_file(self, stage: str) -> Path:
         """Where a stage's record is kept."""
