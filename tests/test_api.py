@@ -3,12 +3,14 @@
 import inspect
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -144,8 +146,10 @@ def test_results_of_other_settings_are_not_shown_as_this_ones(
             other.report()
         assert "not fitted, and its folder has a run of other settings" in repr(other)
         assert f"{fitted.metrics['test']['ndcg@10']:.4f}" not in other._repr_html_()
-    assert "recall@1" in same.evaluate(top_n=[1])["test"]
-    assert fitted.metrics == same.metrics, "what is evaluated is no other run"
+    copied = shutil.copytree(fitted.folder, tmp_path / "shop")
+    run, evaluated = (CSRec("shop", MODEL, training=TRAINING, output=copied.parent) for _ in range(2))
+    assert "recall@1" in evaluated.evaluate(top_n=[1])["test"]
+    assert run.metrics == evaluated.metrics, "what is evaluated makes no other run"
 
 
 def test_an_evaluation_leaves_the_rest_of_the_config_as_the_folder_has_it(
@@ -187,6 +191,40 @@ def test_errors_of_a_run_name_the_calls_that_mend_them(shop: tuple[Dataset, CSRe
     for wrong in ("distil", True):
         with pytest.raises(UserError, match=r"restart takes the name of a stage .*, not"):
             changed.fit(data, restart=wrong)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """A window that is a quantile of the log, and seeds of an array."""
+    longest = shop_log().groupby("customer").size().max()
+    data = Dataset.prepare(shop_log(), tmp_path / "data", **DATASET | {"window": longest, "num_shards": np.int64(4)})
+    assert data.window == longest
+    run = CSRec("shop", seed=np.int64(3), training={"learning_rate": np.float32(0.5), "max_epochs": np.uint8(3)})
+    assert (run.config.seed, run.config.training.learning_rate, run.config.training.max_epochs) == (3, 0.5, 3)
+    assert CSRec("shop", evaluation={"top_n": 10}).config.evaluation.top_n == [10]
+    assert CSRec.from_config(run.config).config == run.config
+
+
+def test_what_is_no_log_or_folder_is_named(tmp_path: Path) -> None:
+    indexed = shop_log().set_index("customer").rename_axis("user_id")
+    with pytest.raises(UserError, match=r"the table's index has user_id, which log\.reset_index\(\) makes columns"):
+        Dataset.prepare(indexed, tmp_path / "data")
+    with pytest.raises(UserError, match="The log is None"):
+        Dataset.prepare(None, tmp_path / "data")
+    with pytest.raises(UserError, match="source: this is for files"):
+        Dataset.prepare(shop_log(), tmp_path / "data", source="x", **DATASET)
+    with pytest.raises(UserError, match=r"not a DataFrame; Dataset\.prepare makes one"):
+        Dataset(shop_log())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="name: takes letters, digits"):
+        CSRec("a/b")
+
+
+def test_streams_refuse_sizes_that_are_none(shop: tuple[Dataset, CSRec, Path]) -> None:
+    data, run, _ = shop
+    for arguments in ({"batch_size": 0}, {"batch_size": 1.5}, {"batch_size": 2, "epoch": -1}):
+        with pytest.raises(UserError, match="is a whole number of at least"):
+            data.stream("train", **arguments)  # type: ignore[arg-type]
+    assert run.student.num_items == len(data.items)
+    assert "sku1" in data.items
 
 
 def test_a_dataset_that_was_moved_is_given_to_the_run_again(shop: tuple[Dataset, CSRec, Path], tmp_path: Path) -> None:
@@ -389,7 +427,7 @@ def test_all_mistakes_are_named_before_anything_is_done(tmp_path: Path) -> None:
         (lambda: prepared(tmp_path, frame[["customer", "sku"]]), ["or set timestamp='none' if each user"]),
         (lambda: prepared(tmp_path, frame, header=True), ["header: this is for files"]),
         (lambda: prepared(tmp_path, frame, window=50, min_interactions=100), ["lower the argument min_interactions"]),
-        (lambda: prepared(tmp_path, [1]), ["not a builtins.list"]),
+        (lambda: prepared(tmp_path, [1]), ["not a list; pandas.DataFrame makes one"]),
     ):
         with pytest.raises(UserError) as caught:
             line()

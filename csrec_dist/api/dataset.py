@@ -23,7 +23,7 @@ from csrec_dist.files import write_record
 from csrec_dist.hub import upload_with_card
 from csrec_dist.training.telemetry import StageLog
 
-OF_FILES = ("format", "header", "encoding", "separator", "valid_source", "test_source")
+OF_FILES = ("source", "path", "format", "header", "encoding", "separator", "valid_source", "test_source")
 """Options of text files, which a table has no use for."""
 ARGUMENT = rf"(?<![\w/.-])dataset\.(?:columns\.)?({'|'.join([*ROLES, *DatasetOptions.model_fields])})\b"
 """A key of a config that is an argument of `Dataset.prepare`."""
@@ -157,6 +157,8 @@ def _settings(
     `method` is the one whose arguments they are, for the errors' opening words.
     """
     columns = {**(options.pop("columns", None) or {}), **columns}
+    if log is None:
+        raise UserError("The log is None: give a table, or the path of a file.")
     opening = f"The call of Dataset.{method} has"
     if isinstance(log, str | Path):
         return parse_section(DatasetOptions, {**options, "source": str(log), "columns": columns}, opening), None

@@ -262,6 +262,17 @@ class CSRec:
         return {name: models.load(run.folder / "teachers" / name) for name in self.config.member_names}
 
     @property
+    def student(self) -> "models.SequentialModel":
+        """The trained student, in evaluation mode; `recommender` has it with the raw ids.
+
+        >>> run.student.num_items == data.num_items
+        True
+        """
+        with said_in_python():
+            self._run.require("distill")
+        return models.load(self.folder / "student")
+
+    @property
     def labels(self) -> "soft_labels.LabelCache":
         """The soft labels that the student was trained on; UserError for a method that stores none.
 

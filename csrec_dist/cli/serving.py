@@ -89,7 +89,7 @@ def add_serve(commands: Commands) -> None:
 def _serve(options: argparse.Namespace) -> int:
     missing = [package for package in ("fastapi", "uvicorn") if find_spec(package) is None]
     if missing:
-        raise UserError(f"serve needs the package {missing[0]}: run `pip install 'csrec_dist[serve]'`.")
+        raise UserError(f"serve needs the package {missing[0]}: run `pip install fastapi uvicorn`.")
     limits = (options.max_body, options.max_top_n, options.max_lists)
     if min(limits) < 1:
         raise UserError(

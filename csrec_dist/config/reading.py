@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from csrec_dist.models.options import CONFIGS, ModelConfig, config_class
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 LONGEST_INPUT = 200
 """Characters of a wrong value that a message shows."""
+MESSAGES = {"string_pattern_mismatch": "takes letters, digits, _, . and -, and begins with one of the first three"}
+"""What is said in place of pydantic's words; the only pattern is that of a run's name, which is a folder's, too."""
 LAUNCHERS_DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 """Where `accelerate launch --use_deepspeed --deepspeed_config_file FILE` tells its ranks of the file."""
 
@@ -174,7 +177,7 @@ def schema_mistakes(raw: Mapping[str, Any]) -> list[str]:
 
 def _by_schema(raw: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """The values as a config, unless there are mistakes, and these; one model that has some is replaced meanwhile."""
-    values = {key: value for key, value in raw.items() if value is not None}
+    values = {key: _plain(value) for key, value in raw.items() if value is not None}
     problems = list(_oversized(values, "", set()))
     if problems:
         return None, problems
@@ -194,9 +197,20 @@ def _by_schema(raw: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
 def parse_section(schema: type[OptionsT], values: Mapping[str, Any], opening: str) -> OptionsT:
     """The keys of one section alone; UserError that lists every mistake, as `parse_config` does, after `opening`."""
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(_plain(values))
     except ValidationError as error:
         raise mistakes(opening, _describe(error, schema, "")) from None
+
+
+def _plain(value: Any) -> Any:
+    """The value with numbers of numpy, such as a quantile of a table, as Python's; in mappings and lists too."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Number) and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 def mistakes(opening: str, problems: Sequence[str]) -> UserError:
@@ -262,7 +276,7 @@ def _describe(error: ValidationError, schema: type[BaseModel], prefix: str) -> l
         elif mistake["type"] == "missing":
             problems.append(f"{place}: missing, but required.")
         else:
-            message = mistake["msg"].removeprefix("Value error, ")
+            message = MESSAGES.get(mistake["type"]) or mistake["msg"].removeprefix("Value error, ")
             received = shortened(repr(mistake["input"]), LONGEST_INPUT)
             problems.append(f"{place.rstrip('.') or 'config'}: {message} (received {received}).")
     return problems

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from csrec_dist.data import BAD_ROWS
+from csrec_dist.data.ids import RawIds
 from csrec_dist.data.order import EpochOrder, RowSample, refuse_idle_ranks
 from csrec_dist.data.shards import KeptGroups, Shard, readable, shard_path
 from csrec_dist.data.weights import ExampleWeights
@@ -88,6 +90,11 @@ class Dataset:
 
     def __init__(self, folder: Path | str) -> None:
         """Read dataset.json. Raises UserError if it is missing, damaged or of another version."""
+        if not isinstance(folder, str | Path):
+            raise UserError(
+                f"Dataset opens the folder of a prepared dataset, not a {type(folder).__name__}; Dataset.prepare makes "
+                "one from a table."
+            )
         self.folder = Path(folder)
         if not (self.folder / "dataset.json").exists():
             raise UserError(f"{self.folder} is not a prepared dataset: it has no dataset.json. Run `prepare` first.")
@@ -101,6 +108,16 @@ class Dataset:
         self.splits = {
             name: Split(name, split.shard_rows, split.shard_examples) for name, split in record.splits.items()
         }
+
+    @cached_property
+    def items(self) -> RawIds:
+        """The raw ids of the items; `list(dataset.items)` has all, `"sku7" in dataset.items` says whether one is."""
+        return RawIds(self.file("items.parquet"))
+
+    @cached_property
+    def users(self) -> RawIds:
+        """The raw ids of the users, as `items`."""
+        return RawIds(self.file("users.parquet"))
 
     @cached_property
     def example_weights(self) -> ExampleWeights | None:
@@ -204,6 +221,9 @@ class Dataset:
 
         if split not in self.splits:
             raise UserError(f"{self.folder} has no split {quoted(split)}; it has {listed(self.splits)}.")
+        for name, value, least in (("batch_size", batch_size, 1), ("epoch", epoch, 0)):
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise UserError(f"{name} is a whole number of at least {least}, not {quoted(value)}.")
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} of {world_size} was asked for; ranks are 0 to world_size - 1.")
         refuse_idle_ranks(self.num_shards, self.splits["train"].num_rows, world_size)

@@ -31,7 +31,7 @@ def read_table(table: Any, layout: Layout, place: Path) -> Log:
 
     kind = kind_of(table)
     names = [str(name) for name in kind.names(table)]
-    taken = choose(names, layout.columns, place)
+    taken = choose(names, layout.columns, place, _hint_of_index(table, names))
     used = layout.columns_used(names, taken, place)
     try:
         picked = kind.columns(table, sorted(names.index(name) for name in used))
@@ -47,6 +47,14 @@ def read_table(table: Any, layout: Layout, place: Path) -> Log:
         ) from None
     log = log_of(frame, scan, place, _nowhere if layout.skips_bad_rows else None)
     return replace(log, num_not_kept=num_not_kept, bad_rows=BadRows.joined([bad_rows, log.bad_rows]))
+
+
+def _hint_of_index(table: Any, names: Sequence[str]) -> str:
+    """What to do where columns may be meant that a pandas table has in its index."""
+    index = [str(name) for name in getattr(getattr(table, "index", None), "names", []) if name is not None]
+    if not (hidden := [name for name in index if name not in names]):
+        return ""
+    return f"; the table's index has {', '.join(hidden)}, which log.reset_index() makes columns"
 
 
 def _nowhere(column: str, value: str) -> Iterator[tuple[Path, int]]:
@@ -74,12 +82,12 @@ def kind_of(table: Any) -> TableKind:
         kind = KINDS.get((each.__module__.partition(".")[0], each.__name__))
         if kind is not None:
             return kind
-    name = f"{type(table).__module__.partition('.')[0]}.{type(table).__qualname__}"
+    name = f"{type(table).__module__.partition('.')[0]}.{type(table).__qualname__}".removeprefix("builtins.")
     if name in INSTEAD:
         raise UserError(f"A log cannot be a {name}: {INSTEAD[name]}.")
     raise UserError(
         f"A log is the path of a file or folder, or a table of pandas, polars, pyarrow or Hugging Face Datasets, not a "
-        f"{name}."
+        f"{name}; pandas.DataFrame makes one of a list or dict."
     )
 
 

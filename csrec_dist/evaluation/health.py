@@ -60,8 +60,12 @@ def signs(logits: Mapping[str, Tensor], temperature: float) -> list[Sign]:
     return problems
 
 
-def at_chance(ndcg: float, num_items: int, num_rows: int, cut_off: int = 10) -> str | None:
+def at_chance(
+    ndcg: float, num_items: int, num_rows: int, cut_off: int = 10, *, rose_to_the_end: int | None = None
+) -> str | None:
     """A sentence about an NDCG that random lists reach as well; None where it is better.
+
+    `rose_to_the_end` is the number of epochs that max_epochs allowed, where the last of them was the best.
 
     In a random list the target has each rank 1…V with equal probability: the mean is Σ g(k) / V over the ranks k up to
     the cut-off, with g(k) = 1 / log₂(k + 1), and the variance of a row is Σ g(k)² / V minus the square of the mean.
@@ -71,9 +75,12 @@ def at_chance(ndcg: float, num_items: int, num_rows: int, cut_off: int = 10) -> 
     error = math.sqrt(max(sum(gain * gain for gain in gains) / num_items - mean * mean, 0) / num_rows)
     if ndcg > mean + ERRORS_FROM_CHANCE * error:
         return None
+    known = f"its best validation ndcg@{cut_off} is {ndcg:.4f}, and random lists reach {mean:.4f} ± {error:.4f}"
+    if rose_to_the_end:
+        return f"{known}: training.max_epochs ({rose_to_the_end}) ended it while it was still getting better; raise it"
     return (
-        f"its best validation ndcg@{cut_off} is {ndcg:.4f}, and random lists reach {mean:.4f} ± {error:.4f}: it learnt "
-        "nothing that ranks. Look at the order of the log (columns.timestamp) and at training.learning_rate"
+        f"{known}: it learnt nothing that ranks. Look at the order of the log (columns.timestamp) and at "
+        "training.learning_rate"
     )
 
 

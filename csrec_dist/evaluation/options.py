@@ -1,8 +1,8 @@
 """The `evaluation` section of the config: what is computed for the models, and what readers call it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from csrec_dist.options import RANKS, TRAININGS, MatmulPrecision, Options, decides
 
@@ -19,10 +19,15 @@ GROUPINGS = {
 }
 
 
+def _several(value: Any) -> Any:
+    """One cut-off is a list of one."""
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class EvaluationOptions(Options):
     """`evaluation`: full-catalog ranking."""
 
-    top_n: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], EVALUATION] = Field(
+    top_n: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], BeforeValidator(_several), EVALUATION] = Field(
         [5, 10, 20], min_length=1, description="Cut-offs n of Recall@n, NDCG@n and MRR@n."
     )
     exclude_seen: Annotated[bool, decides(*TRAININGS, "evaluate"), COMPARED] = Field(

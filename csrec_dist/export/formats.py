@@ -185,5 +185,7 @@ def _require(module: str, package: str) -> Any:
     from importlib import import_module
 
     if find_spec(module) is None:
-        raise UserError(f"This format needs the package {package}: run `pip install 'csrec_dist[export]'`.")
+        raise UserError(
+            f"This format needs the package {package}: run `pip install onnx onnxscript onnxruntime faiss-cpu`."
+        )
     return import_module(module)

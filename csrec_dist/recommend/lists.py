@@ -129,7 +129,7 @@ class _DatasetHistories:
     skips = (0, 0)
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset, self._users = dataset, RawIds(dataset.file("users.parquet"))
+        self._dataset, self._users = dataset, dataset.users
         self.user_type = self._users.values.type
 
     def share(self, rank: int, num_ranks: int, batch_size: int) -> Iterator[History]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,8 +51,7 @@ def rank(
     Raises:
         UserError: top_n is not in 1…V, or batch_size not positive.
     """
-    if batch_size < 1:
-        raise UserError(f"The batch size must be at least 1, not {batch_size}.")
+    require_batch_size(batch_size)
     if not isinstance(exclude_seen, bool | np.bool_):
         raise UserError(f"exclude_seen is True or False, not {quoted(exclude_seen)}.")
     table: TableLike = model.item_table
@@ -70,6 +70,12 @@ def rank(
         yield Ranked(
             users, mask.sum(1), items[mask] if candidates is None else candidates[items[mask] - 1], scores[mask]
         )
+
+
+def require_batch_size(batch_size: int) -> None:
+    """UserError unless it is a whole number of at least 1."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise UserError(f"The batch size is a whole number of at least 1, not {quoted(batch_size)}.")
 
 
 @torch.no_grad()

@@ -5,10 +5,10 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from csrec_dist.models import SequentialModel
 from csrec_dist.models.pretrained import CONFIG_FILE, refuse_foreign
 from csrec_dist.process_state import matmul_precision
 from csrec_dist.recommend.card import model_card
-from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank, states_of
+from csrec_dist.recommend.ranked import BATCH_SIZE, History, Ranked, rank, require_batch_size, states_of
 from csrec_dist.recommend.raw_histories import KnownItems, checked, numbers_of_users, of_anybody
 from csrec_dist.runs.run import Run
 
@@ -42,29 +42,36 @@ ITEMS_FILE, METRICS_FILE = "items.parquet", "metrics.json"
 class Recommender:
     """A trained model that takes and gives the raw ids of the log.
 
-    `model` is in evaluation mode, on a GPU if there is one. `items` are the raw ids of its items; `dataset` is the one
-    it was trained on, if it is at hand: the users and their histories are there.
+    `model` is in evaluation mode. `items` are the raw ids of its items; `dataset` is the one it was trained on, if it
+    is at hand: the users and their histories are there.
     """
 
     def __init__(
-        self, model: SequentialModel, items: RawIds, dataset: Dataset | None = None, origin: Run | Path | None = None
+        self,
+        model: SequentialModel,
+        items: RawIds,
+        dataset: Dataset | None = None,
+        origin: Run | Path | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         """UserError unless the model knows as many items as there are raw ids.
 
-        `origin` is the run or the folder that the model is of, which has more to say of it.
+        `origin` is the run or the folder that the model is of, which has more to say of it. By default the device is a
+        GPU if there is one.
         """
         if model.num_items != len(items):
             raise UserError(f"The model knows {model.num_items} items, but {items.path} has {len(items)} raw ids.")
-        self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.items, self.dataset, self._origin = items, dataset, origin
 
     @classmethod
-    def from_pretrained(cls, source: Path | str) -> Self:
+    def from_pretrained(cls, source: Path | str, *, device: torch.device | str | None = None) -> Self:
         """The recommender of a run's student, or of what `save_pretrained` or `push_to_hub` wrote.
 
         Args:
             source: the folder of a finished run or of `save_pretrained`; or OWNER/NAME of a repository of the Hub,
                 which is downloaded where there is no such folder; OWNER/NAME@REVISION is one commit, branch or tag.
+            device: where the model works, such as "cpu"; a GPU by default, if there is one.
 
         Raises:
             UserError: it is nothing of that, or the run has no student yet.
@@ -76,7 +83,7 @@ class Recommender:
         if not folder.exists() and is_hub_name(str(source)):
             folder = download(str(source))
         if is_resolved(folder / "config.yaml"):
-            return cls.of_run(folder)
+            return cls.of_run(folder, device=device)
         if not (folder / CONFIG_FILE).exists():
             raise UserError(
                 f"{folder} is neither the folder of a run nor one that Recommender.save_pretrained wrote: it has no "
@@ -93,10 +100,17 @@ class Recommender:
                 f"{folder / ITEMS_FILE} is damaged, or of other items: it has another checksum than {METRICS_FILE} "
                 "says. Save the model again, or take back the files as they were saved."
             )
-        return cls(models.load(folder), RawIds(folder / ITEMS_FILE), origin=folder)
+        return cls(models.load(folder), RawIds(folder / ITEMS_FILE), origin=folder, device=device)
 
     @classmethod
-    def of_run(cls, folder: Path | str, group: Group = ALONE, *, is_mapped: bool = False) -> Self:
+    def of_run(
+        cls,
+        folder: Path | str,
+        group: Group = ALONE,
+        *,
+        is_mapped: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Self:
         """The recommender of a run's student; UserError if it was not trained on the run's dataset.
 
         With a group of ranks, each has a slice of the item table, and all of them make the same calls. With `is_mapped`
@@ -118,7 +132,7 @@ class Recommender:
                 f"{run.folder / 'student'} was trained on other items, or on these in another order, than those of "
                 f"{dataset.folder}, which was prepared again since. Prepare it as it was, or fit a new run on it."
             )
-        return cls(model, RawIds(dataset.file(ITEMS_FILE)), dataset, run)
+        return cls(model, dataset.items, dataset, run, device)
 
     def __repr__(self) -> str:
         users = f"{self.dataset.num_users:,} users, " if self.dataset else ""
@@ -135,27 +149,32 @@ class Recommender:
         top_n: int = 10,
         exclude_seen: bool = False,
         items: Iterable[Any] | None = None,
+        exclude_items: Iterable[Any] | None = None,
+        unknown_users: Literal["error", "skip"] = "error",
         batch_size: int = BATCH_SIZE,
     ) -> "pd.DataFrame":
         """The best items for users of the dataset, or after histories of anybody.
 
-        Unknown items of histories and of `items` are left out, with a warning that counts them.
+        Unknown items of histories and of `items` are left out, with a warning that counts and names some of them; so
+        are histories without a known item: those users have no rows.
 
         Args:
             users: raw ids of users, whose history is everything they ever had; all of the dataset by default.
-            histories: instead of users: raw ids of items, oldest first, in a list for each history or in a dict by
-                user. The user of a list is its place, from 0.
+            histories: instead of users: raw ids of items, oldest first, in a list for each history, or in a dict or a
+                pandas Series by user. The user of a list is its place, from 0.
             top_n: items of each list.
             exclude_seen: leave out the items of the history; lists may then be shorter than `top_n`.
             items: raw ids of the items that may be recommended, such as those in stock; all by default.
+            exclude_items: raw ids of items that may not be, such as those sold out.
+            unknown_users: whether a user that the dataset does not have is an error, or left out with a warning.
             batch_size: histories to score at once.
 
         Returns:
             A pandas DataFrame with a row for each recommended item: user, item, score (the logit) and rank (from 1).
 
         Raises:
-            UserError: a user is unknown, there is no dataset to know users from, no history has a known item, or top_n
-                is not in 1…V.
+            UserError: a user is unknown, there is no dataset to know users from, no history has a known item, no item
+                may be recommended, or top_n is not in 1…V.
 
         >>> lists = rec.recommend(users=["c1", "c7"], top_n=3)
         >>> list(lists.columns), len(lists)
@@ -167,8 +186,10 @@ class Recommender:
         if users is not None and histories is not None:
             raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
         known = KnownItems(self.items, "the histories")
-        source = self.histories_of(users) if histories is None else of_anybody(histories, known)
+        source = self._histories_of(users, unknown_users) if histories is None else of_anybody(histories, known)
         candidates = None if items is None else self._numbers(items, "the items that may be recommended")
+        if exclude_items is not None:
+            candidates = self._without(exclude_items, candidates)
         ranked = rank(
             self.model, source, top_n, exclude_seen=exclude_seen, candidates=candidates, batch_size=batch_size
         )
@@ -192,9 +213,9 @@ class Recommender:
         (2, 4)
         """
         numbers = self._numbers(items, "the items", in_order=True)
-        if not 1 <= top_n < self.model.num_items:
-            others = self.model.num_items - 1
-            raise UserError(f"The {top_n} most similar of {others} other items were asked for; ask for 1…{others}.")
+        others = self.model.num_items - 1
+        if isinstance(top_n, bool) or not isinstance(top_n, Integral) or not 1 <= top_n <= others:
+            raise UserError(f"top_n is a whole number of 1…{others}, as there are {others} other items; not {top_n!r}.")
         weight = F.normalize(self.model.item_table.weight.detach().float(), dim=1)
         asked = torch.from_numpy(numbers).to(weight.device)
         with matmul_precision("highest"):  # as evaluation multiplies
@@ -214,8 +235,7 @@ class Recommender:
         >>> rec.encode([["sku1", "sku4"], ["sku2"]]).shape
         (2, 8)
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size is at least 1, not {batch_size}.")
+        require_batch_size(batch_size)
         known = KnownItems(self.items, "the histories")
         numbers = [items for _, items in of_anybody(histories, known, skipping=False)]
         if known.num_skipped:
@@ -241,23 +261,20 @@ class Recommender:
         >>> [(user, len(items)) for user, items in rec.histories_of(["c7", "c1"])]
         [('c7', 9), ('c1', 9)]
         """
+        return self._histories_of(users, "error")
+
+    def _histories_of(self, users: Iterable[Any] | None, unknown_users: str) -> Iterator[History]:
         if self.dataset is None:
             raise UserError(
                 "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "
                 "load the recommender from its run."
             )
-        ids = self._users
+        dataset, ids = self.dataset, self.dataset.users
         if users is None:
-            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in self.dataset.sequences())
-        numbers = numbers_of_users(users, ids)
-        sequences = dict(self.dataset.sequences(numbers))
+            return ((ids.values[user - 1].as_py(), items.tolist()) for user, items in dataset.sequences())
+        numbers = numbers_of_users(users, ids, unknown_users)
+        sequences = dict(dataset.sequences(numbers))
         return ((ids.values[user - 1].as_py(), sequences[user].tolist()) for user in numbers)
-
-    @cached_property
-    def _users(self) -> RawIds:
-        """The raw ids of the dataset's users."""
-        assert self.dataset is not None, "users are asked for where there is a dataset"
-        return RawIds(self.dataset.file("users.parquet"))
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write model.safetensors, config.json and items.parquet, which `from_pretrained` reads, and README.md.
@@ -398,6 +415,15 @@ class Recommender:
         if len(known) < len(raw):
             warnings.warn(f"{len(raw) - len(known):,} of {what} are not in the dataset.", stacklevel=3)
         return np.array(known if in_order else sorted(set(known)), np.int64)
+
+    def _without(self, raw_items: Iterable[Any], candidates: np.ndarray | None) -> np.ndarray:
+        """The candidates, by default all items, without those that are named; unknown ones are no candidates anyway."""
+        excluded = [self.items.number(raw) for raw in checked(raw_items, "exclude_items")]
+        among = np.arange(1, self.model.num_items + 1) if candidates is None else candidates
+        left = np.setdiff1d(among, np.array([number for number in excluded if number is not None], np.int64))
+        if not len(left):
+            raise UserError("exclude_items leaves no item that may be recommended.")
+        return left
 
     def _frame(self, parts: Sequence[Ranked]) -> "pd.DataFrame":
         """Lists as a table."""

@@ -164,7 +164,7 @@ def test_what_cannot_be_a_log_is_refused(frame: pd.DataFrame, tmp_path: Path) ->
     from_pandas = datasets.Dataset.from_pandas(frame)
     mixed = frame.assign(user=[1, *frame["user"][1:]])
     for table, message in (
-        ([("u", "i", 1)], r"path of a file or folder, or a table of pandas, .*not a builtins\.list"),
+        ([("u", "i", 1)], r"path of a file or folder, or a table of pandas, .*not a list; pandas\.DataFrame"),
         (datasets.DatasetDict({"train": from_pandas}), r'give one of its splits, such as log\["train"\]'),
         (from_pandas.to_iterable_dataset(), "write it to Parquet and give the path"),
         (mixed, r"the pandas DataFrame: a column has values of several types.*convert it first"),

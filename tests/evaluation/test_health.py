@@ -73,6 +73,12 @@ def test_random_lists_are_at_chance_and_better_ones_are_not(num_items: int) -> N
     )
 
 
+def test_a_training_that_was_cut_short_is_not_called_a_broken_log() -> None:
+    said = at_chance(0.0, 50, 400, rose_to_the_end=1) or ""
+    assert "training.max_epochs (1) ended it while it was still getting better; raise it" in said
+    assert "order of the log" not in said
+
+
 @pytest.mark.parametrize(
     ("student", "num_rows", "is_named"),
     [(0.05, 6000, True), (0.08, 6000, False), (0.12, 6000, False), (0.05, 100, False), (0.0, 100, True)],
@@ -183,6 +189,7 @@ def test_a_student_behind_its_teachers_is_said_and_stays_in_the_record(
         for name in ("student", "teachers/teacher-0", "teachers/teacher-1")
     ]
     figures = f"{best[0]:.4f}, and that of its teachers {sum(best[1:]) / 2:.4f}"
-    sentence = f"distill: its best validation ndcg@10 is {figures}"
-    assert f"warning: {sentence}: it did not learn what they know" in said
-    assert any(sentence in text for text in Run(tmp_path / "r").require("distill").outputs["warnings"])
+    sentence = f"its best validation ndcg@10 is {figures}"
+    assert f"distill warning: {sentence}: it did not learn what they know" in said
+    warnings = Run(tmp_path / "r").require("distill").outputs["warnings"]
+    assert any(text.startswith(f"distill: {sentence}") for text in warnings)

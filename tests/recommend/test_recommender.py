@@ -117,6 +117,64 @@ def test_what_is_unknown_is_counted_or_named(run: Path, recommender: Recommender
         recommender.encode([[item], ["?"]])
 
 
+def test_unknown_items_and_skipped_histories_are_named(run: Path, recommender: Recommender) -> None:
+    item = raw_ids(run, "item")[1]
+    for histories, said in (
+        (
+            [["?"], [item]],
+            r"1 items of the histories .*, and 1 histories .* unknown are '\?', known such as .*was 0\.$",
+        ),
+        ([[], [item]], r"^1 histories without a known item were skipped; skipped was 0\.$"),
+        ([[item, None, float("nan")]], r"^2 items of the histories .* unknown are None, nan, known such as"),
+        ({"a": [item, *range(900, 905)]}, r"^5 items of the histories .* unknown are 900, 901, 902, …, known"),
+    ):
+        with pytest.warns(UserWarning, match=said):
+            recommender.recommend(histories=histories, top_n=1)
+
+
+def test_a_series_of_histories_is_by_its_index(run: Path, recommender: Recommender) -> None:
+    items = raw_ids(run, "item")
+    log = pd.DataFrame({"user": [205, 101, 101], "item": [items[3], items[1], items[2]]})
+    series = log.groupby("user")["item"].agg(list)
+    found = recommender.recommend(histories=series, top_n=2)
+    assert found["user"].tolist() == [101, 101, 205, 205]
+    pd.testing.assert_frame_equal(found, recommender.recommend(histories=series.to_dict(), top_n=2))
+    for table in (log, pl.from_pandas(log)):
+        with pytest.raises(UserError, match=r"not a table; of a log make them with log.groupby"):
+            recommender.recommend(histories=table)  # type: ignore[arg-type]
+
+
+def test_unknown_users_are_skipped_where_that_is_asked_for(run: Path, recommender: Recommender) -> None:
+    asked: Any = {"users": ["u002", "c99", "u001"], "top_n": 2}
+    with pytest.warns(UserWarning, match=r"^1 users are not in the dataset and were skipped: 'c99'\.$"):
+        found = recommender.recommend(unknown_users="skip", **asked)
+    assert found["user"].unique().tolist() == ["u002", "u001"]
+    with pytest.raises(UserError, match='or leave them out with unknown_users="skip"'):
+        recommender.recommend(**asked)
+    with pytest.raises(UserError, match=r'unknown_users is "error" or "skip", not \'ignore\''):
+        recommender.recommend(unknown_users="ignore", **asked)  # type: ignore[arg-type]
+    assert recommender.dataset is not None
+    users = recommender.dataset.users
+    assert ("u001" in users, "c99" in users, len(users)) == (True, False, recommender.dataset.num_users)
+    assert recommender.recommend(users=list(users), top_n=1)["user"].tolist() == list(users)
+
+
+def test_items_that_may_not_be_recommended_are_in_no_list(run: Path, recommender: Recommender) -> None:
+    items = raw_ids(run, "item")
+    history, excluded = [4, 1], [items[2], items[7], "?"]
+    raw = [[items[number] for number in history]]
+    wanted = [pair for pair in ranked(run, history, False) if pair[0] not in excluded]
+    assert_equal(lists_of(recommender.recommend(histories=raw, top_n=5, exclude_items=excluded)), {0: wanted[:5]})
+    both = recommender.recommend(histories=raw, top_n=5, items=[items[2], items[3]], exclude_items=excluded)
+    assert both["item"].tolist() == [items[3]]
+    with pytest.raises(UserError, match="exclude_items leaves no item"):
+        recommender.recommend(histories=raw, items=[items[2]], exclude_items=excluded)
+
+
+def test_the_device_can_be_chosen(run: Path) -> None:
+    assert Recommender.from_pretrained(run, device="meta").model.item_table.weight.device.type == "meta"
+
+
 def test_what_was_meant_otherwise_is_refused(run: Path, recommender: Recommender) -> None:
     item = raw_ids(run, "item")[1]
     for arguments, message in (
@@ -130,6 +188,7 @@ def test_what_was_meant_otherwise_is_refused(run: Path, recommender: Recommender
         ({"histories": [[item]], "top_n": True}, "is a whole number of 1…"),
         ({"histories": [[item]], "exclude_seen": "no"}, "exclude_seen is True or False, not 'no'"),
         ({"histories": [[item]], "batch_size": 0}, "at least 1"),
+        ({"histories": [[item]], "batch_size": 1.5}, "whole number of at least 1, not 1.5"),
     ):
         with pytest.raises(UserError, match=message):
             recommender.recommend(**arguments)
@@ -152,7 +211,7 @@ def test_similar_items_are_those_of_the_largest_cosine(run: Path, recommender: R
         assert rows["similar_item"].tolist() == [items[each + 1] for each in order]
         assert rows["score"].tolist() == pytest.approx(cosines[number - 1, order].tolist(), abs=1e-6)
         assert rows["rank"].tolist() == [1, 2, 3]
-    with pytest.raises(UserError, match=rf"ask for 1…{len(items) - 1}"):
+    with pytest.raises(UserError, match=rf"top_n is a whole number of 1…{len(items) - 1}"):
         recommender.similar_items([items[1]], top_n=len(items))
 
 
@@ -169,7 +228,7 @@ def test_states_times_item_vectors_are_the_scores(run: Path, recommender: Recomm
     scores = torch.from_numpy(states) @ table.weight.detach().T + (0 if table.bias is None else table.bias.detach())
     assert torch.allclose(scores, models.load(run / "student").score(numbers)[:, 1:], atol=1e-5)
     assert recommender.encode([]).shape == (0, 8)
-    with pytest.raises(UserError, match="batch_size is at least 1, not -1"):
+    with pytest.raises(UserError, match="batch size is a whole number of at least 1, not -1"):
         recommender.encode([], batch_size=-1)
 
 

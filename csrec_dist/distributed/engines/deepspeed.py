@@ -41,7 +41,7 @@ def check_deepspeed(path: Path | str) -> None:
     if find_spec("deepspeed") is None:
         raise UserError(
             "distributed.engine is deepspeed, which is not installed. Install it with "
-            "`pip install 'csrec_dist[deepspeed]'`, or set distributed.engine=fsdp."
+            "`pip install deepspeed`, or set distributed.engine=fsdp."
         )
     read_settings(path)
 

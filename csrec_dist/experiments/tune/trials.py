@@ -214,4 +214,4 @@ def _has_ended(trial: "optuna.trial.FrozenTrial") -> bool:
 def require_optuna() -> None:
     """UserError where Optuna is not installed."""
     if find_spec("optuna") is None:
-        raise UserError("tune needs Optuna, which is not installed. Install it with `pip install 'csrec_dist[tune]'`.")
+        raise UserError("tune needs Optuna, which is not installed. Install it with `pip install optuna`.")

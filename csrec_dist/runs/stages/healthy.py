@@ -59,18 +59,23 @@ def check_student(
 
     def look() -> list[str]:
         problems = [_curve_problem(run, name), _lag(run, name, teachers)]
-        said = [f"{stage}: {text}" for text in problems if text]
+        said = [text for text in problems if text]
         for text in said:
             say(f"warning: {text}")
-        return said
+        return [f"{stage}: {text}" for text in said]
 
     warnings: list[str] = run.runtime.on_main(look)
     return warnings
 
 
 def _curve_problem(run: ActiveRun, name: str) -> str | None:
-    best = _best(run, name)
-    return None if best is None else at_chance(best, run.dataset.num_items, run.dataset.splits["valid"].num_rows)
+    training = read_json(run.path(f"{name}/metrics.json"))
+    if (best := training.get("best")) is None:  # of one that was not trained here
+        return None
+    epochs, limit = len(training.get("epochs", [])), run.training.max_epochs
+    rose = epochs == limit and training.get("best_epoch") == limit - 1
+    num_rows = run.dataset.splits["valid"].num_rows
+    return at_chance(best, run.dataset.num_items, num_rows, rose_to_the_end=limit if rose else None)
 
 
 def _lag(run: ActiveRun, name: str, teachers: Sequence[str]) -> str | None:
