@@ -242,8 +242,10 @@ def _are_same(one: Any, other: Any) -> bool:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The changed keys with both values, in a few words each."""
-    return [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed_keys(before, now)]
+    """The changed keys with both values, in a few words each; a key that one of both lacks has none there."""
+    none = "not there"
+    shown = [{key: repr(value) for key, value in values.items()} for values in (before, now)]
+    return [f"{key} was {shown[0].get(key, none)}, is {shown[1].get(key, none)}" for key in changed_keys(before, now)]
 
 
 def link(path: Path, target: Path) -> None:

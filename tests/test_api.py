@@ -471,7 +471,7 @@ def test_a_dataset_is_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(UserError, match="window was 20, is 9"):
             prepared(tmp_path, log, window=9)
     frame.iloc[1:].to_csv(tmp_path / "log.csv", index=False)
-    with pytest.raises(UserError, match="log was '"):
+    with pytest.raises(UserError, match="the log has other rows than that of"):
         prepared(tmp_path, tmp_path / "log.csv")
 
 

@@ -15,6 +15,7 @@ from csrec_dist.data import dataset as prepared
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.distributed.joining import processes
 from csrec_dist.errors import UserError, did_you_mean
+from csrec_dist.lazy import load
 from csrec_dist.options import STAGES
 from csrec_dist.runs.inputs import models_differ
 from csrec_dist.runs.run import Run
@@ -205,8 +206,8 @@ class CSRec:
 
     def _execute(self, config: Config, stages: Sequence[str] | None, restart: str | None) -> None:
         """Do stages with a config, which is the run's from then on, unless it is refused."""
-        from csrec_dist.runs.pipeline import execute
-
+        execute = load("csrec_dist.runs.pipeline").execute
+        load("accelerate")
         options, precision, before = config.distributed, config.training.precision, (self.config, self._has_dataset)
         self.config, self._has_dataset = config, True
         computing = processes(options.timeout_minutes, options.engine, precision, computes=True)

@@ -167,10 +167,15 @@ def require_same(folder: Path, options: DatasetOptions, table: Any = None, exten
     extended = extends.fingerprint if extends else None
     if info["fingerprint"] == fingerprint_of(options, identity, extended):
         return
-    now = flatten(_deciding(options) | {"log": identity["sha256"], "extended dataset": extended})
+    now = flatten(_deciding(options) | {"extended dataset": extended})
     parent = info["extends"][0]["fingerprint"] if "extends" in info else None
     before = _deciding(DatasetOptions.model_validate(info["options"]))
-    changes = differences(flatten(before | {"log": info["source"]["sha256"], "extended dataset": parent}), now)
+    changes = differences(flatten(before | {"extended dataset": parent}), now)
+    if info["source"]["sha256"] != identity["sha256"]:
+        changes.append(
+            f"the log has other rows than that of {info['num_users']:,} users and {info['num_items']:,} items, "
+            "or the same in another order"
+        )
     raise UserError(
         f"{folder} was prepared from another log, or with other options: {'; '.join(changes)}. Prepare into another "
         "folder, or remove this one first."

@@ -40,7 +40,7 @@ def read_table(table: Any, layout: Layout, place: Path) -> Log:
         num_not_kept, bad_rows = scan.num_not_kept(), BadRows()
         if layout.skips_bad_rows:
             num_not_kept -= bad_rows.add_no_numbers(scan, place, _nowhere)
-    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError, OverflowError) as error:
         raise UserError(
             f"{place}: a column has values of several types, or of a type that is neither a number, a text nor a time "
             f"({shortened(str(error), LONGEST_REASON)}); convert it first, such as ids with astype(str)."

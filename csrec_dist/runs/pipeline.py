@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from importlib import import_module
 from typing import Any
 
 from csrec_dist.config import Config
@@ -13,7 +12,7 @@ from csrec_dist.distributed.options import check_catalog_parallel
 from csrec_dist.environment import commit, environment
 from csrec_dist.errors import UserError, shared_errors
 from csrec_dist.files import flatten, write_text
-from csrec_dist.lazy import function
+from csrec_dist.lazy import function, load
 from csrec_dist.lock import FolderLock, remove_dead_locks
 from csrec_dist.memory import explained
 from csrec_dist.runs import inputs
@@ -218,7 +217,7 @@ def _import_libraries(run: ActiveRun, stage: Stage) -> None:
     """Import what stages import at their first use: some seconds that are no cost of the first stage, or method."""
     for module in () if stage is PREPARE else ("datasets", *["torch.utils.tensorboard"] * run.processes.is_main):
         with suppress(ImportError):  # said where it is needed
-            import_module(module)
+            load(module)
 
 
 def _begin(run: ActiveRun, stage: Stage, inputs: dict[str, Any], way: Way, restart: str | None) -> bool:

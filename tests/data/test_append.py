@@ -435,7 +435,7 @@ def test_the_command_line_appends(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is prepared already" in capsys.readouterr().out
     write(random_log(2, 40, 50).rename({"user": "client"}), tmp_path / "new.csv")
     assert main([*command, "--set", "dataset.columns.user=client"]) == 2
-    assert "was prepared from another log, or with other options: log was" in capsys.readouterr().err
+    assert "was prepared from another log, or with other options: the log has other rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_dataset_is_recognised_as_that_of_the_table(frame: pd.DataFrame, tmp_p
     require_same(tmp_path / "data", DatasetOptions(source="another name", **OPTIONS), pl.from_pandas(frame))
     with pytest.raises(UserError, match=r"other options: window was 8, is 9\. Prepare into another folder"):
         require_same(tmp_path / "data", DatasetOptions(source="a table", **OPTIONS | {"window": 9}), frame)
-    with pytest.raises(UserError, match="log was '"):
+    with pytest.raises(UserError, match="the log has other rows than that of"):
         require_same(tmp_path / "data", DatasetOptions(source="a table", **OPTIONS), frame.iloc[1:])
 
 
@@ -167,6 +167,7 @@ def test_what_cannot_be_a_log_is_refused(frame: pd.DataFrame, tmp_path: Path) ->
         ([("u", "i", 1)], r"path of a file or folder, or a table of pandas, .*not a list; pandas\.DataFrame"),
         (datasets.DatasetDict({"train": from_pandas}), r'give one of its splits, such as log\["train"\]'),
         (from_pandas.to_iterable_dataset(), "write it to Parquet and give the path"),
+        (pd.DataFrame({"user": [2**70], "item": [1], "timestamp": [1]}), r"too large to convert.*ids with astype\(str\)"),
         (mixed, r"the pandas DataFrame: a column has values of several types.*convert it first"),
         (frame.drop(columns="item"), r"the pandas DataFrame has no column that looks like the item"),
         (frame.iloc[:0], "the pandas DataFrame has no interactions"),
