@@ -147,8 +147,9 @@ def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
     def fail(folder: str, **options: object) -> None:
         raise error
 
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launcher = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("csrec_dist.report.Ranked.open", fail)
     assert main(["report", "x"]) == 2
     assert capsys.readouterr().err == said
