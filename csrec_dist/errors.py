@@ -48,8 +48,8 @@ def is_assumed(error: BaseException) -> bool:
 
 
 def is_of_all(error: BaseException) -> bool:
-    """Whether every rank of the run raises the error: then none of them works on."""
-    return isinstance(error, SharedUserError | StorageError) and error.is_of_all
+    """Whether every rank of the run raises the error, by its attribute `is_of_all`: then none of them works on."""
+    return bool(getattr(error, "is_of_all", False))
 
 
 @contextmanager
