@@ -33,6 +33,8 @@ OURS = {
     "bf16": "training.precision decides it",
     "torch_autocast": "training.precision decides it",
     "amp": "training.precision decides it",
+    "communication_data_type": "gradients are averaged in fp32",
+    "data_types": "gradients are summed in fp32",
 }
 """Keys of DeepSpeed that a file may not set, or only to "auto", and why."""
 
