@@ -17,12 +17,13 @@ class UserError(Exception):
 class SharedUserError(UserError):
     """A UserError that several ranks raise with the same words, so that one of them says it.
 
-    With `is_of_all` these are all ranks of the run, otherwise those of a group, beside which others may work on.
+    With `is_of_all` these are all ranks of the run, otherwise those of a group, beside which others may work on. Where
+    it `is_assumed`, the ranks have not told each other: one of them may have met it alone, on its own machine.
     """
 
-    def __init__(self, message: str, *, is_of_all: bool = True) -> None:
+    def __init__(self, message: str, *, is_of_all: bool = True, is_assumed: bool = False) -> None:
         super().__init__(message)
-        self.is_of_all = is_of_all
+        self.is_of_all, self.is_assumed = is_of_all, is_assumed
 
 
 class StorageError(Exception):
@@ -41,18 +42,23 @@ def is_shared(error: BaseException) -> bool:
     return isinstance(error, SharedUserError) or (isinstance(error, StorageError) and error.is_shared)
 
 
+def is_assumed(error: BaseException) -> bool:
+    """Whether the other ranks are only thought to raise the error too."""
+    return isinstance(error, SharedUserError) and error.is_assumed
+
+
 def is_of_all(error: BaseException) -> bool:
-    """Whether every rank of the run raises the error: then none of them works on."""
-    return isinstance(error, SharedUserError | StorageError) and error.is_of_all
+    """Whether every rank of the run raises the error, by its attribute `is_of_all`: then none of them works on."""
+    return bool(getattr(error, "is_of_all", False))
 
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """Mark UserErrors of the block as those that every rank meets."""
+    """Mark UserErrors of the block as those that every rank meets, as far as this one can know."""
     try:
         yield
     except UserError as error:
-        raise SharedUserError(str(error)) from None
+        raise SharedUserError(str(error), is_assumed=not is_shared(error) or is_assumed(error)) from None
 
 
 LONGEST_QUOTE = 60

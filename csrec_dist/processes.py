@@ -62,6 +62,12 @@ def check_variables(environ: Mapping[str, str] = os.environ) -> None:
             f"The environment has RANK={rank} and WORLD_SIZE={environ.get('WORLD_SIZE', 'unset')}, but ranks are 0 to "
             "WORLD_SIZE - 1; unset both to run alone, or start with a launcher, which sets them."
         )
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not (environ.get(name) or "").strip()]
+    if int(world_size) > 1 and missing:
+        raise UserError(
+            f"The environment has WORLD_SIZE={world_size} but no {' and no '.join(missing)}, where ranks meet; unset "
+            "RANK and WORLD_SIZE to run alone, or start with a launcher (`accelerate launch`), which sets them all."
+        )
 
 
 def _is_launcher(pid: int) -> bool:

@@ -9,6 +9,9 @@ import secrets
 import shutil
 import socket
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +22,9 @@ ENDED, START = (b"Z", b"X"), 19
 """Of the fields of /proc/<pid>/stat after the name: states of a process that has ended, and the place of its start."""
 LEASE_SECONDS = 60.0
 """How long a process of another machine may write nothing before it is taken for dead."""
+VISIBLE_SECONDS = 15.0
+"""How long what another machine has written may take to be seen here: some disks show it after seconds."""
+LOOK_SECONDS = 0.25
 
 
 @cache
@@ -105,6 +111,21 @@ def server_time(folder: Path) -> float:
         return stamped.stat().st_mtime
     finally:
         stamped.unlink(missing_ok=True)
+
+
+def is_visible(is_seen: Callable[[], bool], folder: Path) -> bool:
+    """Whether this machine sees what another one has written to `folder`, at once or within `VISIBLE_SECONDS`.
+
+    A client of NFS keeps in mind for half a minute that a file was not there, unless it changes the folder itself.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not is_seen():
+        if time.monotonic() > deadline:
+            return False
+        with suppress(OSError):
+            server_time(next(each for each in [folder, *folder.absolute().parents] if each.is_dir()))
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 def _is_abandoned(machine_name: str, process: int, path: Path) -> bool:

@@ -55,6 +55,16 @@ set_restarts() {
   variables=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "$@")
 }
 
+# set_single ARGUMENT ...: set the array `command` to one process of csrec_dist. With MAX_RESTARTS torch's launcher starts
+# it: accelerate's refuses to start one process as it starts several, and restarts none that it starts otherwise.
+set_single() {
+  local restarting=()
+  [[ ${MAX_RESTARTS:-0} = 0 ]] ||
+    restarting=(-m torch.distributed.run --standalone --nproc_per_node 1 --max_restarts "$MAX_RESTARTS")
+  # shellcheck disable=SC2034 # read by what sources this file
+  command=("$PYTHON" "${restarting[@]}" -m csrec_dist "$@")
+}
+
 # show WORD ...: print a command as a shell would read it.
 show() {
   printf '+'

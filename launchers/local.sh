@@ -10,7 +10,7 @@ usage() {
 usage: launchers/local.sh NUM_PROCESSES COMMAND [ARGUMENT ...]
 
 Starts `csrec-dist COMMAND ARGUMENT ...` on NUM_PROCESSES processes of this machine and prints the command
-it runs. One process needs no launcher and, without ACCELERATE_CONFIG, gets none.
+it runs. One process needs no launcher and, without ACCELERATE_CONFIG or MAX_RESTARTS, gets none.
 
   launchers/local.sh 2 run --config configs/experiments/demo.yaml
   launchers/local.sh 4 teach --config configs/experiments/demo.yaml --set teachers.num=4
@@ -35,7 +35,7 @@ shift
 find_python
 set_engine
 set_restarts PET_STANDALONE=1
-command=("$PYTHON" -m csrec_dist "$@")
+set_single "$@"
 if [[ $num_processes -gt 1 || -n ${ACCELERATE_CONFIG:-} ]]; then
   command=("${variables[@]}" "$PYTHON" -m accelerate.commands.launch "${engine[@]}" --num_machines 1
     --num_processes "$num_processes" --main_process_port "${MAIN_PORT:-0}" -m csrec_dist "$@")

@@ -93,7 +93,7 @@ else
     meeting+=(--rdzv_backend c10d --rdzv_conf "is_host=$((node_rank == 0))")
   fi
 fi
-command=("$PYTHON" -m csrec_dist "$@")
+set_single "$@"
 if [[ $((num_nodes * processes)) -gt 1 || -n ${ACCELERATE_CONFIG:-} ]]; then
   command=("${variables[@]}" "$PYTHON" -m accelerate.commands.launch "${engine[@]}" --num_machines "$num_nodes"
     --num_processes $((num_nodes * processes)) "${meeting[@]}" -m csrec_dist "$@")

@@ -137,6 +137,8 @@ def test_the_help_of_a_command_shows_an_example_that_it_accepts(
         ("1", UserError("no"), "csrec-dist: rank 1: no\n"),
         ("0", SharedUserError("no"), "csrec-dist: no\n"),
         ("1", SharedUserError("no"), ""),
+        ("0", SharedUserError("no", is_assumed=True), "csrec-dist: no\n"),
+        ("1", SharedUserError("no", is_assumed=True), "csrec-dist: rank 1: no\n"),
     ],
 )
 def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
@@ -145,11 +147,22 @@ def test_a_rank_says_its_own_errors_and_rank_0_those_of_all(
     def fail(folder: str, **options: object) -> None:
         raise error
 
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launcher = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("csrec_dist.report.Ranked.open", fail)
     assert main(["report", "x"]) == 2
     assert capsys.readouterr().err == said
+
+
+def test_what_one_rank_alone_misses_is_said_where_the_launcher_keeps_no_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launcher = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    for name, value in (launcher | {"TORCHELASTIC_USE_AGENT_STORE": "False"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "--config", "/nonexistent.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("csrec-dist: rank 1: ")
 
 
 def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

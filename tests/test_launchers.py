@@ -221,6 +221,20 @@ def test_processes_of_one_machine_that_restart_meet_again(python: str) -> None:
         assert " --max_restarts 1 " in shown
 
 
+def test_one_process_that_is_to_be_restarted_has_a_launcher(python: str) -> None:
+    alone = ("--num-nodes", "1", "--processes", "1")
+    for done in (
+        local("1", "run", PYTHON=python, MAX_RESTARTS="2"),
+        multinode(*alone, "run", PYTHON=python, MAX_RESTARTS="2"),
+    ):
+        command = done.stdout.splitlines()[1:]
+        assert command[:3] == ["-m", "torch.distributed.run", "--standalone"], "accelerate would not restart it"
+        assert (value(command, "--nproc_per_node"), value(command, "--max_restarts")) == ("1", "2")
+        assert command[-3:] == ["-m", "csrec_dist", "run"]
+    for done in (local("1", "run", PYTHON=python, MAX_RESTARTS="0"), multinode(*alone, "run", PYTHON=python)):
+        assert done.stdout.splitlines()[1:] == ["-m", "csrec_dist", "run"]
+
+
 def test_one_machine_needs_no_address(python: str) -> None:
     alone = multinode("--num-nodes", "1", "--processes", "1", "run", PYTHON=python).stdout.splitlines()[1:]
     assert alone == ["-m", "csrec_dist", "run"]

@@ -19,6 +19,7 @@ from csrec_dist.cli import main
 from csrec_dist.data.options import DatasetOptions
 from csrec_dist.data.prepare import prepare
 from csrec_dist.errors import SharedUserError, StorageError, UserError
+from csrec_dist.experiments.tune.running import PrunedError
 from csrec_dist.lock import (
     HEARTBEAT_SECONDS,
     LONGEST_WAIT_SECONDS,
@@ -158,6 +159,7 @@ def test_after_an_error_of_one_rank_its_process_alone_may_begin_again(tmp_path: 
         (1, UserError("of all"), True),
         (2, SharedUserError("of all"), True),
         (2, StorageError("of all", is_shared=True, is_of_all=True), True),
+        (2, PrunedError("of all"), True),
         (3, SharedUserError("of a group", is_of_all=False), False),
         (3, StorageError("of a group", is_shared=True), False),
     ],

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from csrec_dist import __version__
 from csrec_dist.cli import bench, experiments, init, labels, results, running, serving
-from csrec_dist.errors import StorageError, UserError, is_shared
+from csrec_dist.errors import StorageError, UserError, is_assumed, is_shared
 from csrec_dist.processes import check_variables, end_with_parent
 from csrec_dist.storage import FAILURES, no_permission, storage_error
 
@@ -79,16 +79,18 @@ def _say(error: UserError | StorageError) -> None:
     """Print an error that the user can mend; if all ranks meet it, only the first of them prints it.
 
     A launcher ends the ranks as soon as one of them has ended, so no rank can leave the message to another. Where no
-    store outlives the ranks, in which they could agree, rank 0 prints the errors that all of them meet.
+    store outlives the ranks, in which they could agree, rank 0 prints the errors of which they have told each other;
+    one that is only thought to be met by all is printed by each rank that meets it.
     """
-    rank = os.environ.get("RANK") or "0"
+    rank, is_one_for_all = os.environ.get("RANK") or "0", is_shared(error)
     if "RANK" in os.environ:
         from csrec_dist.distributed.store import is_first_to_say
 
         first = is_first_to_say(str(error), os.environ)
-        if first is False or (first is None and is_shared(error) and rank != "0"):
+        is_one_for_all = is_one_for_all and not (first is None and is_assumed(error))
+        if first is False or (first is None and is_one_for_all and rank != "0"):
             return
-    who = "" if rank == "0" or is_shared(error) else f"rank {rank}: "
+    who = "" if rank == "0" or is_one_for_all else f"rank {rank}: "
     print(f"csrec-dist: {who}{error}", file=sys.stderr, flush=True)
 
 

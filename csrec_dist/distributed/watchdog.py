@@ -40,12 +40,15 @@ Batch = TypeVar("Batch")
 
 @dataclass
 class Place:
-    """Where this rank is. `moves` grows with every change; `alone`: the others wait without a limit while it works."""
+    """Where this rank is. `moves` grows with every change; `alone`: the others wait without a limit while it works.
+
+    `waits_for` are the ranks of the group that it meets there, with its own; none where it waits for nobody.
+    """
 
     stage: str = "start"
     step: int = 0
     doing: str = "computing"
-    waits_for_ranks: bool = False
+    waits_for: tuple[int, ...] = ()
     alone: bool = False
     meeting: str = ""
     since: float = 0.0
@@ -145,7 +148,7 @@ class Watch:
         """The block computes, and may meet other ranks on the way; raises as `collective` does."""
         begin = time.perf_counter()
         try:
-            with self.doing(name, waits_for_ranks):
+            with self.doing(name, tuple(ranks) if waits_for_ranks else ()):
                 yield
         except RuntimeError as error:
             if not is_of_ranks(error):
@@ -225,18 +228,19 @@ class Watch:
             self._store.close()
 
     @contextmanager
-    def doing(self, what: str, waits_for_ranks: bool = False) -> Iterator[None]:
+    def doing(self, what: str, waits_for: tuple[int, ...] = ()) -> Iterator[None]:
         """Within the block this rank is doing `what`: a rank that waits for it in vain names that in its message."""
-        before = self._place.doing, self._place.waits_for_ranks
-        self._set_doing(what, waits_for_ranks)
+        before = self._place.doing, self._place.waits_for
+        self._set_doing(what, waits_for)
         try:
             yield
         finally:
             self._set_doing(*before)
 
-    def _set_doing(self, what: str, waits_for_ranks: bool) -> None:
+    def _set_doing(self, what: str, waits_for: tuple[int, ...]) -> None:
         place = self._place
-        place.doing, place.waits_for_ranks, place.since = what, waits_for_ranks, time.monotonic()
+        # In this order, since `_beat` reads them in the other one: a new wait is never as old as what was before it.
+        place.since, place.doing, place.waits_for = time.monotonic(), what, waits_for
         place.moves += 1
 
     def _beat(self) -> None:
@@ -247,10 +251,10 @@ class Watch:
         while not self._stopped.wait(self._interval):
             with suppress(RuntimeError):  # a store that is silent or gone must not keep a stuck rank from ending
                 self._publish()
-            place, seconds = self._place, time.monotonic() - self._place.since
-            is_late = place.waits_for_ranks and not place.meeting and seconds > self._timeout + 5 * self._interval
-            if is_late and self._state == "here":
-                print(self._failure(place.doing, self._world, seconds, "no answer"), file=sys.stderr, flush=True)
+            place, ranks, name = self._place, self._place.waits_for, self._place.doing
+            seconds = time.monotonic() - place.since
+            if ranks and not place.meeting and seconds > self._timeout + 5 * self._interval and self._state == "here":
+                print(self._failure(name, ranks, seconds, "no answer"), file=sys.stderr, flush=True)
                 os._exit(RankFailure.status)  # the main thread would never see an exception
 
     def _publish(self) -> None:
@@ -268,7 +272,7 @@ class Watch:
             "idle": now - max(self._worked, self._heard),
             "place": str(place),
             "doing": place.doing,
-            "waits": place.waits_for_ranks,
+            "waits": bool(place.waits_for),
             "alone": place.alone,
             "meeting": place.meeting,
             "seconds": now - place.since,

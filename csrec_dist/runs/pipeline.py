@@ -17,6 +17,7 @@ from csrec_dist.lock import FolderLock, remove_dead_locks
 from csrec_dist.memory import explained
 from csrec_dist.runs import inputs
 from csrec_dist.runs.run import Record, stage_names
+from csrec_dist.runs.shared_folder import require_shared
 from csrec_dist.runs.stages import prepare
 from csrec_dist.runs.stages.active import ActiveRun, Stage
 from csrec_dist.runs.starting import IGNORED, THREADS, Way, refuse_foreign, ways
@@ -151,7 +152,7 @@ def _settings(run: ActiveRun, chosen: list[Stage], say: Callable[[str], None], k
 
 @contextmanager
 def _in_use(run: ActiveRun) -> Iterator[None]:
-    """Within the block rank 0 has the lock of the run's folder."""
+    """Within the block rank 0 has the lock of the run's folder, which all ranks see."""
     lock, config = FolderLock(run.folder, "The run's folder"), run.folder / "config.yaml"
     was_begun = config.exists()
 
@@ -164,6 +165,7 @@ def _in_use(run: ActiveRun) -> Iterator[None]:
     with lock.released_when_ranks_are_done(run.processes.world_size):
         run.processes.on_main(take)
         try:
+            require_shared(run.folder, run.processes)
             yield
         except UserError:
             # Refused at its first stage, such as for its log: the folder is as it was, and may become another run's.

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +23,7 @@ from csrec_dist.errors import StorageError, UserError
 from csrec_dist.files import differences, flatten, parse_record, read_json, remove, write_record
 from csrec_dist.models.weight_files import ROW_NAME, row_name
 from csrec_dist.tensor_files import checksum_problem, open_tensors, save_tensors, stored_checksum
-from csrec_dist.writers import server_time
+from csrec_dist.writers import is_visible, server_time
 
 PARTS = ("best", "model", "optimizer")
 POLL_SECONDS = 0.02
@@ -209,8 +210,9 @@ class Checkpoints:
 
     def _result_of(self, parts: Sequence[Future[None]]) -> None:
         try:
-            for part in parts:
-                part.result()
+            with self._group.watch.doing(f"waiting until all ranks' files of a checkpoint are in {self.folder}"):
+                for part in parts:
+                    part.result()
         except (OSError, StorageError) as error:
             reason = f"{error.strerror}." if isinstance(error, OSError) else str(error)
             raise StorageError(
@@ -224,7 +226,8 @@ class Checkpoints:
         damaged-step-…, so that they are never taken for the newest again; `set_aside` names them.
 
         Raises:
-            UserError: the checkpoint belongs to other inputs, or all checkpoints are damaged.
+            UserError: the checkpoint belongs to other inputs, all checkpoints are damaged, or a rank does not see one
+                that the first rank reads.
         """
         damaged: list[str] = []
         while True:
@@ -234,7 +237,7 @@ class Checkpoints:
             folder = self.folder / chosen["name"]
             # Each rank checks a share of the files, so that all tensors are read once.
             local_files = chosen["files"][self._group.rank :: self._group.size]
-            if all(self._group.on_all(partial(_are_whole, folder, local_files))):
+            if all(self._group.on_all(partial(self._are_whole, folder, local_files))):
                 break
             damaged.append(chosen["name"])
         self.set_aside = chosen["damaged"]
@@ -253,6 +256,22 @@ class Checkpoints:
         """Remove all checkpoints but the last, from which a training goes on when its limits are raised."""
         for folder in [*checkpoint_folders(self.folder)[:-1], *self.folder.glob("damaged-step-*")]:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _are_whole(self, folder: Path, files: Sequence[tuple[str, str]]) -> bool:
+        """Whether these files of a checkpoint, all of which the group's first rank has seen, have their checksums.
+
+        What only this rank does not see is not damaged: UserError.
+        """
+        paths = [folder / "state.json", *(folder / name for name, _ in files)]
+        with _readable():
+            if not is_visible(lambda: all(path.exists() for path in paths), folder):
+                rank, first = self._group.ranks[self._group.rank], self._group.ranks[0]
+                raise UserError(
+                    f"Rank {rank} on {socket.gethostname()} does not see the checkpoint {folder}, which rank {first} "
+                    "reads: is it on a disk that all machines share? Nothing was changed; mend that and give the same "
+                    "command again."
+                )
+            return all(is_whole_file(folder / name, sha256) for name, sha256 in files)
 
     def _choose(self, known_damaged: list[str]) -> dict[str, Any] | None:
         """The newest checkpoint that seems whole, its files with their checksums, and the damaged ones after it."""
@@ -377,12 +396,6 @@ def _readable() -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"The checkpoint {error.filename} cannot be read: {error.strerror}.") from None
-
-
-def _are_whole(folder: Path, files: Sequence[tuple[str, str]]) -> bool:
-    """Whether these files of a checkpoint have their checksums."""
-    with _readable():
-        return all(is_whole_file(folder / name, sha256) for name, sha256 in files)
 
 
 def is_whole_file(path: Path, sha256: str) -> bool:

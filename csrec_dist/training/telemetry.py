@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from csrec_dist.distributed.alone import Waits
-from csrec_dist.storage import FAILURES
 from csrec_dist.training.notebook import NotebookBar
 
 if TYPE_CHECKING:
@@ -174,8 +173,6 @@ class StageLog:
             with open(self._file, "a", encoding="utf-8") as file:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} {self.stage} {text}\n")
         except OSError as error:
-            if error.errno not in FAILURES:
-                raise
             reason = f"{self._file} cannot be written: {error.strerror}"
             print(f"csrec-dist: {reason}; stage {self.stage} goes on without it.", file=sys.stderr, flush=True)
             self._file = None

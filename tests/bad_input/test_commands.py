@@ -242,7 +242,7 @@ def test_a_command_refuses(
 
 ENVIRONMENTS: dict[str, tuple[dict[str, str], str, int, tuple[str, ...]]] = {
     "a rank without a world": ({"RANK": "1"}, "run", 2, ("RANK", "WORLD_SIZE")),
-    "a world without ranks": ({"WORLD_SIZE": "2"}, "run", 2, ("launcher says 2 processes", "accelerate launch")),
+    "a world without ranks": ({"WORLD_SIZE": "2"}, "run", 2, ("WORLD_SIZE=2 but no MASTER_ADDR", "accelerate launch")),
     "a world of nothing": ({"WORLD_SIZE": ""}, "doctor", 2, ("WORLD_SIZE=''",)),
     "a world of words": ({"RANK": "0", "WORLD_SIZE": "two"}, "run", 2, ("WORLD_SIZE", "two")),
     "a rank beyond the world": (
@@ -250,6 +250,13 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str], str, int, tuple[str, ...]]] = {
         "run",
         2,
         ("RANK", "5", "2"),
+    ),
+    "a rank without an address": ({"RANK": "0", "WORLD_SIZE": "2"}, "run", 2, ("no MASTER_ADDR and no MASTER_PORT",)),
+    "a rank without a port": (
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ""},
+        "run",
+        2,
+        ("WORLD_SIZE=2 but no MASTER_PORT", "start with a launcher"),
     ),
     "a port of words": (
         {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "http"},

@@ -324,6 +324,14 @@ def test_what_does_not_go_together_is_refused_with_what_does(options: dict[str, 
             '{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}, "gradient_clipping": 1.0}',
             "sets gradient_clipping: training.clip_norm decides it; optimizer: it is Adam with training.learning_rate",
         ),
+        (
+            '{"zero_optimization": {"stage": 1}, "communication_data_type": "fp16"}',
+            "sets communication_data_type: gradients are averaged in fp32",
+        ),
+        (
+            '{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "bf16"}}',
+            "sets data_types: gradients are summed in fp32",
+        ),
     ],
 )
 @needs_deepspeed

@@ -15,7 +15,11 @@ import torch
 import torch.distributed as dist
 
 from csrec_dist.distributed import Group, RankFailure, Runtime
+from csrec_dist.distributed.engines import ddp
 from csrec_dist.distributed.failure import has_died, this_process, who_is_behind
+from csrec_dist.distributed.groups import ALONE
+from csrec_dist.distributed.layout import Layout
+from csrec_dist.distributed.watchdog import Watch
 from tests.helpers.ranks import come, run_ranks, wait_for, wait_until
 
 TIMEOUT = 2.0  # seconds
@@ -252,6 +256,42 @@ def test_the_fast_rank_waits_for_the_slow_one() -> None:
     for came, went, waited in ranks:
         assert last - came <= waited + 0.01, "until the other one came, but for the time before the wait begins"
         assert waited <= went - came
+
+
+def test_a_rank_that_hangs_in_a_collective_of_a_group_is_ended_and_names_that_group(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    watch = Watch(store, 1, 4, timeout_seconds=0.4)
+    with watch.collective("all_reduce of [3]", (1, 3)):
+        assert ended.wait(60)
+    watch.close()
+    said = capfd.readouterr().err
+    assert "in all_reduce of [3] of ranks 1, 3 and gave up (no answer). Rank 3 has never been heard of." in said
+
+
+def test_a_slow_import_does_not_count_as_waiting_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+    group = Group((0, 1), 0, object())
+
+    def note_place(name: str) -> None:
+        seen.append((name, bool(group.watch._place.waits_for)))
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module, **_: object) -> None:
+            super().__init__()
+            note_place("wrap")
+
+        @staticmethod
+        def _set_params_and_buffers_to_ignore_for_model(*_: object) -> None:
+            return
+
+    monkeypatch.setattr(ddp, "import_module", note_place)
+    monkeypatch.setattr(ddp, "DistributedDataParallel", Wrapper)
+    ddp.DataParallel(torch.nn.Linear(2, 1), Layout(group, ALONE, group), torch.device("cpu"))
+    assert seen == [("torch._dynamo", False), ("wrap", True)]
 
 
 def test_other_errors_are_left_alone() -> None:

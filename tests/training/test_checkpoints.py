@@ -1,5 +1,7 @@
 """Checkpoints: copies written beside the training, the newest whole one found, failures said."""
 
+import shutil
+import socket
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from csrec_dist import writers
 from csrec_dist.distributed import Runtime
 from csrec_dist.distributed.engines import DataParallel, Snapshot, base
 from csrec_dist.distributed.groups import ALONE
@@ -177,6 +180,29 @@ def test_all_ranks_hear_what_one_may_not_read(tmp_path: Path) -> None:
     assert first == second
     assert "model.safetensors cannot be read: Permission denied" in first
     assert [path.name for path in checkpoint_folders(tmp_path)] == [named(1)]
+
+
+def resume_apart(rank: int, world_size: int, folder: str) -> str:
+    """What this rank says of checkpoints that rank 1 looks for on a disk of its own, which has the older one alone."""
+    writers.VISIBLE_SECONDS = 0.1
+    layout = Runtime.start().layout([(0, 1)], 1)
+    place = Path(folder) / ("shared" if rank == 0 else "its own")
+    with pytest.raises(UserError) as refused:
+        Checkpoints(place, INPUTS, layout.group).restore()
+    return str(refused.value)
+
+
+def test_a_checkpoint_that_one_rank_does_not_see_is_not_damaged(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "shared", INPUTS, ALONE)
+    for step in (1, 2):
+        checkpoints.save(TrainState(total_steps=step), Model().parts())
+    checkpoints.wait()
+    shutil.copytree(tmp_path / "shared" / named(1), tmp_path / "its own" / named(1))
+    first, second = run_ranks(resume_apart, 2, str(tmp_path))
+    assert first == second
+    assert f"Rank 1 on {socket.gethostname()} does not see the checkpoint" in first
+    assert f"{named(2)}, which rank 0 reads: is it on a disk that all machines share?" in first
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [named(1), named(2)]
 
 
 def save_with(rank: int, world_size: int, folder: str) -> int:

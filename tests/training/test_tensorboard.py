@@ -186,14 +186,15 @@ def test_charts_of_several_scalars_name_scalars_that_are_there(finished: Path, s
         assert any(re.fullmatch(tag, scalar) for scalar in scalars), tag
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENOENT])
 def test_a_failing_disk_of_logs_is_said_once_and_hides_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     file, opened = tmp_path / "rank-00003.log", open
 
     def full(path: Any, *arguments: Any, **options: Any) -> Any:
         if path == file:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return opened(path, *arguments, **options)
 
     with StageLog("distill", None, show=False, file=file) as log:
@@ -204,7 +205,7 @@ def test_a_failing_disk_of_logs_is_said_once_and_hides_no_error(
         raise ZeroDivisionError
     said = capsys.readouterr().err
     for stage in ("distill", "evaluate"):
-        assert said.count(f"No space left on device; stage {stage} goes on without it.") == 1
+        assert said.count(f"{os.strerror(number)}; stage {stage} goes on without it.") == 1
     assert [line.split(" ", 1)[1] for line in file.read_text().splitlines()] == ["distill begins", "distill written"]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -55,6 +56,10 @@ class DataParallel(Engine):
             return self.module
         # A slice has no counterpart on the other ranks of the group: the wrapper must neither broadcast nor average it.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.module, self._slices)
+        # torch's wrapper imports this at its first use. From a busy disk it takes minutes, which the others wait for.
+        with group.watch.doing("importing torch's compiler"):
+            import_module("torch._dynamo")
+        group.watch.meet("wrapping the model", group.ranks)
         with group.watch.collective("wrapping the model", group.ranks):
             return DistributedDataParallel(
                 self.module,

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ OURS = {
     "bf16": "training.precision decides it",
     "torch_autocast": "training.precision decides it",
     "amp": "training.precision decides it",
+    "communication_data_type": "gradients are averaged in fp32",
+    "data_types": "gradients are summed in fp32",
 }
 """Keys of DeepSpeed that a file may not set, or only to "auto", and why."""
 
@@ -109,8 +112,13 @@ class ZeRO(Engine):
         self._stage: int = settings["zero_optimization"]["stage"]
         self._skeleton = without_memory(module)
         self._parameters = dict(module.named_parameters())
-        with layout.group.watch.collective("starting DeepSpeed", layout.group.ranks):
-            self._engine = start(module, layout.group, device, complete(settings, clip_norm, accumulate))
+        group = layout.group
+        # From a busy disk the import takes minutes, which the others wait for.
+        with group.watch.doing("importing DeepSpeed"):
+            library(device)
+        group.watch.meet("starting DeepSpeed", group.ranks)
+        with group.watch.collective("starting DeepSpeed", group.ranks):
+            self._engine = start(module, group, device, complete(settings, clip_norm, accumulate))
         actual = self._engine.zero_optimization_stage(), self._engine.dp_world_size
         assert actual == (self._stage, layout.group.size), f"DeepSpeed runs {actual} (stage, ranks)"
 
@@ -241,10 +249,8 @@ def start(module: nn.Module, group: Group, device: torch.device, settings: dict[
     calls functions by names that torch warns of at every step; the filter lasts until the run restores those of before.
     """
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    accelerator = os.environ.get("DS_ACCELERATOR", "cpu" if device.type == "cpu" else None)
-    with variables({"DS_ACCELERATOR": accelerator}):
-        import deepspeed
-
+    deepspeed = library(device)
+    with variables(_accelerator(device)):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         optimizer = torch.optim.Adam(module.parameters())
         engine, *_ = deepspeed.initialize(
@@ -252,6 +258,16 @@ def start(module: nn.Module, group: Group, device: torch.device, settings: dict[
         )
     assert isinstance(engine, deepspeed.DeepSpeedEngine)
     return engine
+
+
+def library(device: torch.device) -> Any:
+    """The package deepspeed, which decides when it is imported for what kind of device."""
+    with variables(_accelerator(device)):
+        return import_module("deepspeed")
+
+
+def _accelerator(device: torch.device) -> dict[str, str | None]:
+    return {"DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu" if device.type == "cpu" else None)}
 
 
 class DataRanks:

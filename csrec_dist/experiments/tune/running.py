@@ -29,7 +29,9 @@ Say = Callable[[str], None]
 
 
 class PrunedError(Exception):
-    """A trial is worse than others were at the same epoch."""
+    """A trial is worse than others were at the same epoch; every rank raises it, and lets go of the trial's folder."""
+
+    is_of_all = True
 
 
 def do_trials(search: Search, runtime: Runtime, say: Say, keep_threads: bool = False) -> None:
