@@ -115,4 +115,4 @@ def test_a_study_of_the_package_works_in_an_empty_folder(installed: Path, empty:
     cell = ("seed=0", "student=gru4rec", "windows=disjoint", "method=Base")
     only = [part for value in cell for part in ("--only", value)]
     said(empty, installed.with_name("csrec-dist"), "study", "table3_lastfm", *only, *settings)
-    assert "1 of 160 runs are done" in (empty / "studies/table3_lastfm/results.md").read_text(encoding="utf-8")
+    assert "1 of 240 runs are done" in (empty / "studies/table3_lastfm/results.md").read_text(encoding="utf-8")

@@ -167,7 +167,10 @@ def test_what_cannot_be_a_log_is_refused(frame: pd.DataFrame, tmp_path: Path) ->
         ([("u", "i", 1)], r"path of a file or folder, or a table of pandas, .*not a list; pandas\.DataFrame"),
         (datasets.DatasetDict({"train": from_pandas}), r'give one of its splits, such as log\["train"\]'),
         (from_pandas.to_iterable_dataset(), "write it to Parquet and give the path"),
-        (pd.DataFrame({"user": [2**70], "item": [1], "timestamp": [1]}), r"too large to convert.*ids with astype\(str\)"),
+        (
+            pd.DataFrame({"user": [2**70], "item": [1], "timestamp": [1]}),
+            r"too large to convert.*ids with astype\(str\)",
+        ),
         (mixed, r"the pandas DataFrame: a column has values of several types.*convert it first"),
         (frame.drop(columns="item"), r"the pandas DataFrame has no column that looks like the item"),
         (frame.iloc[:0], "the pandas DataFrame has no interactions"),
