@@ -24,7 +24,7 @@ TEACHER_MODEL = "teacher_model"
 TEACHER = "teacher/"
 SETTINGS = "settings"
 PROTOCOL = "protocol"
-RANKS = "ranks"
+RANKS, TRUE_RANKS = "ranks", "true_ranks"
 ENVIRONMENT = "environment/"
 RATING_GROUPS = "rating_groups"
 USERS = "users"
@@ -35,10 +35,11 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
 
     The student's test metrics have their own names, others a path: `valid/ndcg@10`, `popularity/rest_80%/ndcg@10`,
     `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; `teacher/` has the same for the teacher ensemble,
-    the model `teacher_model` of the run. Paired tests need `ranks`, of the targets in the order of the test rows,
-    `users`, whose the rows are, and `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol`
-    is a fingerprint of what was evaluated and how, `settings` of everything that decides the run except where its data
-    are, and `environment/…` is what the bits of its student depend on otherwise.
+    the model `teacher_model` of the run. Paired tests need `ranks`, of the targets in the order of the test rows
+    (`true_ranks`, of simulated logs, are of the items truly preferred), `users`, whose the rows are, and
+    `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol` is a fingerprint of what was
+    evaluated and how, `settings` of everything that decides the run except where its data are, and `environment/…` is
+    what the bits of its student depend on otherwise.
     """
     rows = [_row(entry) for entry in entries if is_finished(entry.config)]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()
@@ -107,6 +108,8 @@ def _tested(folder: Path, teacher: str | None) -> dict[str, list[Any]]:
             continue
         ranks, evaluated_as = evaluated.ranks, protocol(run)
         columns[f"{prefix}{RANKS}"] = [ranks["rank"].cast(pl.UInt32)]
+        if "true_rank" in ranks.columns:
+            columns[f"{prefix}{TRUE_RANKS}"] = [ranks["true_rank"].cast(pl.UInt32)]
         ratings = ranks["rating"].cast(pl.Float32).fill_null(math.nan).to_numpy()
         groups = rating_group(ratings, evaluated_as["evaluation.min_rating"])
         columns[RATING_GROUPS] = [None if np.isnan(ratings).all() else pl.Series(groups).cast(pl.Int8)]

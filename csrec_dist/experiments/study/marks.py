@@ -11,12 +11,13 @@ import polars as pl
 
 from csrec_dist.errors import UserError
 from csrec_dist.evaluation.significance import Paired, compare_ranks, holm
-from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER, USERS
+from csrec_dist.experiments.study.collecting import PROTOCOL, RANKS, RATING_GROUPS, TEACHER, TRUE_RANKS, USERS
 from csrec_dist.experiments.study.views import TableOptions
 
 LETTERS = "ᵃᵇᶜᵈᵉ"
 HIGHER, LOWER = "↑↓"
-TESTED = re.compile(r"(?:recall|ndcg|mrr)[+-]?@(\d+)")
+TESTED = re.compile(r"(?:recall|ndcg|mrr)(?:[+-]|_true)?@(\d+)")
+TRUE = "_true"
 FEWEST_RESAMPLES = 2
 """The bootstrap interval is not shown."""
 
@@ -73,16 +74,22 @@ def compare_columns(options: TableOptions, columns: Sequence[str], lines: Sequen
 
 def _tests(pair: list[pl.DataFrame], metrics: Sequence[str]) -> Iterator[tuple[str, Paired]]:
     """The tests of two columns in those metrics, of students and teachers, that have a value for each test row."""
-    for prefix in ("", TEACHER):
-        names = [metric.removeprefix(prefix) for metric in metrics if metric.startswith(prefix)]
-        tested = {name: int(match[1]) for name in names if (match := TESTED.fullmatch(name))}
-        if tested and (rows := _rows(pair, f"{prefix}{RANKS}")):
-            first, second = (np.array([row[f"{prefix}{RANKS}"] for row in side]) for side in rows)
+    for prefix, suffix in product(("", TEACHER), ("", TRUE)):
+        known = {metric: match for metric in metrics if (match := TESTED.fullmatch(metric.removeprefix(prefix)))}
+        tested = {
+            metric.removeprefix(prefix).replace(TRUE, ""): (metric, int(match[1]))
+            for metric, match in known.items()
+            if metric.startswith(prefix) and (TRUE in metric) == bool(suffix)
+        }
+        ranks = f"{prefix}{TRUE_RANKS if suffix else RANKS}"
+        if tested and (rows := _rows(pair, ranks)):
+            first, second = (np.array([row[ranks] for row in side]) for side in rows)
             one = rows[0][0]
             groups = np.full(first.shape[1], -1) if one.get(RATING_GROUPS) is None else np.array(one[RATING_GROUPS])
-            options: dict[str, Any] = {"top_n": sorted(set(tested.values())), "num_resamples": FEWEST_RESAMPLES}
+            top_n = sorted({cut_off for _, cut_off in tested.values()})
+            options: dict[str, Any] = {"top_n": top_n, "num_resamples": FEWEST_RESAMPLES}
             lines = compare_ranks(first, second, groups, users=np.array(one[USERS]), **options)
-            yield from ((f"{prefix}{line.metric}", line.paired) for line in lines if line.metric in tested)
+            yield from ((tested[line.metric][0], line.paired) for line in lines if line.metric in tested)
 
 
 def _rows(pair: list[pl.DataFrame], ranks: str) -> list[list[dict[str, Any]]]:

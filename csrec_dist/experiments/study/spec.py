@@ -26,7 +26,7 @@ OWN_KEYS = ("name", "seed", "output")
 """The keys that a study gives each of its runs."""
 COLUMNS = (
     *("seed", "run", "settings", "teacher_model", "seconds", "cpu_seconds", "ranks", "users", "rating_groups"),
-    *("protocol", "mrr", "mrr_true"),
+    *("true_ranks", "protocol", "mrr", "mrr_true"),
 )
 """What results have beside the axes; the names of other metrics have a sign that those of axes have not."""
 

@@ -231,11 +231,12 @@ def test_marks_are_those_of_the_tests_over_users_corrected_for_their_number() ->
             "users": users.tolist(),
             "rating_groups": bad.astype(int).tolist(),
             "teacher/ranks": np.maximum(found // 2, 1).tolist() if method != "SoftRec" else None,
+            "true_ranks": (found[::-1] + 1).tolist(),
         }
         for method, runs in ranks.items()
         for seed, found in enumerate(runs)
     ]
-    metrics = ["ndcg@10", "ndcg-@10", "teacher/ndcg@10", "lists/gini@10"]
+    metrics = ["ndcg@10", "ndcg-@10", "teacher/ndcg@10", "lists/gini@10", "ndcg_true@10"]
     options = TableOptions(rows=["x"], columns="method", metrics=metrics, better_than=["Base", "SoftRec"])
     tests = compare_columns(options, list(ranks), [pl.DataFrame(rows)])
     assert not tests.problem
@@ -245,12 +246,14 @@ def test_marks_are_those_of_the_tests_over_users_corrected_for_their_number() ->
         first, second = (np.mean([ndcg(found) for found in ranks[name][:2]], axis=0) for name in (other, column))
         halved = [np.mean([ndcg(np.maximum(r // 2, 1)) for r in ranks[n][:2]], axis=0) for n in (other, column)]
         sides = {"ndcg@10": (second - first, users), "ndcg-@10": ((second - first)[bad], users[bad])}
+        of_true = [np.mean([ndcg(r[::-1] + 1) for r in ranks[n][:2]], axis=0) for n in (other, column)]
+        sides["ndcg_true@10"] = (of_true[1] - of_true[0], users)
         if "SoftRec" not in (other, column):
             sides["teacher/ndcg@10"] = (halved[1] - halved[0], users)
         for metric, side in sides.items():
             p_values[column, metric, letter] = clustered_p(*side)
             differences[column, metric, letter] = side[0].mean()
-    assert len(tests.tests) == len(p_values) == 12
+    assert len(tests.tests) == len(p_values) == 17
     adjusted = adjusted_by_holm(p_values)
     assert sorted(test.p_value for test in tests.tests.values()) == pytest.approx(sorted(adjusted.values()))
     for column, metric in product(ranks, metrics):
@@ -408,3 +411,18 @@ def test_results_of_no_runs_are_a_page(study_file: Path) -> None:
     output = study_file.parent / "studies"
     assert main(["study", str(study_file), "--output", str(output), "--results"]) == 0
     assert "0 of 6 runs are done" in (output / "small/results.md").read_text()
+
+
+def test_a_row_has_the_ranks_of_the_items_that_were_truly_preferred(small_log: Path, tmp_path: Path) -> None:
+    """Of a log whose true items are the observed ones but for one in five."""
+    log = pl.read_csv(small_log).with_row_index()
+    other = pl.when(pl.col("index") % 5 == 0).then(pl.col("item").shift(3, fill_value="i0")).otherwise(pl.col("item"))
+    log.with_columns(true_item=other).drop("index").write_csv(tmp_path / "log.csv")
+    output = tmp_path / "studies"
+    study = str(write_study(tmp_path, tmp_path / "log.csv"))
+    assert main(["study", study, "--output", str(output), "--only", "method=Base", "--only", "seed=0"]) == 0
+    [row] = pl.read_parquet(output / "small/results.parquet").to_dicts()
+    ranks = np.array(row["true_ranks"])
+    assert (ranks <= 10).mean() == pytest.approx(row["recall_true@10"])
+    assert ndcg(ranks).mean() == pytest.approx(row["ndcg_true@10"])
+    assert row["true_ranks"] != row["ranks"]
