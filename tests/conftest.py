@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: processes that tests start inherit it
@@ -24,6 +25,17 @@ settings.load_profile("same")
 
 ON_GPU = os.environ.get("CSREC_GPU_TESTS") == "1"
 DATA = Path(os.environ.get("CSREC_TEST_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")).resolve()
+
+
+@pytest.fixture(autouse=True)
+def models_of_ours() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    yield
+    if registry := sys.modules.get("csrec_dist.models.registry"):
+        for name in [
+            name for name, model in registry.MODELS.items() if model.__module__ != f"csrec_dist.models.{name}"
+        ]:
+            del registry.MODELS[name], registry.CONFIGS[name]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

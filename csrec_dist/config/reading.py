@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from csrec_dist.config.schema import Config, impossible
 from csrec_dist.errors import UserError, shortened
 from csrec_dist.files import fingerprint, read_text
-from csrec_dist.models.options import CONFIGS, ModelConfig, config_class
+from csrec_dist.models.options import CONFIGS, ModelConfig, config_class, is_model
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 LONGEST_INPUT = 200
@@ -253,7 +253,7 @@ def _parse_model(value: Any, place: str, problems: list[str]) -> ModelConfig | A
     if not isinstance(value, dict) or "name" not in value:
         problems.append(f"{place}: needs a name; choose one of {', '.join(CONFIGS)}.")
         return stand_in
-    if not isinstance(value["name"], str) or value["name"] not in CONFIGS:
+    if not isinstance(value["name"], str) or not is_model(value["name"]):
         problems.append(f"{place}.name: {value['name']!r} is not a model{_nearest(str(value['name']), CONFIGS)}.")
         return stand_in
     schema = config_class(value["name"])

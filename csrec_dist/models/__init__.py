@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from csrec_dist.models.base import SequentialModel, TrainingStates, picked
     from csrec_dist.models.inputs import TrainingInputs
     from csrec_dist.models.options import ModelConfig, config_class
-    from csrec_dist.models.registry import MODELS, build, load, model_class
+    from csrec_dist.models.registry import MODELS, build, load, model_class, register
     from csrec_dist.models.table import ItemTable
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "model_class",
     "picked",
+    "register",
 ]
 
 __getattr__ = attributes(
@@ -31,7 +32,7 @@ __getattr__ = attributes(
         "csrec_dist.models.options": ["ModelConfig", "config_class"],
         "csrec_dist.models.base": ["SequentialModel", "TrainingStates", "picked"],
         "csrec_dist.models.inputs": ["TrainingInputs"],
-        "csrec_dist.models.registry": ["MODELS", "build", "load", "model_class"],
+        "csrec_dist.models.registry": ["MODELS", "build", "load", "model_class", "register"],
         "csrec_dist.models.table": ["ItemTable"],
     },
 )

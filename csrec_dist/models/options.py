@@ -1,5 +1,6 @@
 """The options of each model, and the models' names. A line of `CONFIGS` is all that makes a model known."""
 
+from importlib.metadata import entry_points
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -151,11 +152,21 @@ CONFIGS: dict[str, type[ModelConfig]] = {
     "sasrec": SASRecConfig,
     "srgnn": SRGNNConfig,
 }
-"""By the name of the model, which is that of its file in this folder."""
+"""By the name of the model, which is that of its file in this folder; those of others join by `models.register`."""
+OFFERED = "csrec_dist.models"
+"""The group of entry points by which an installed package offers models: name = module that registers it."""
+
+
+def is_model(name: str) -> bool:
+    """Whether there is a model called `name`: one of ours, a registered one, or one of an installed package."""
+    if name not in CONFIGS:
+        for offered in entry_points(group=OFFERED, name=name):
+            offered.load()
+    return name in CONFIGS
 
 
 def config_class(name: str) -> type[ModelConfig]:
     """The options of the model called `name`; UserError when there is none."""
-    if name not in CONFIGS:
+    if not is_model(name):
         raise UserError(f"There is no model {name!r}; choose one of {', '.join(CONFIGS)}.")
     return CONFIGS[name]
