@@ -36,10 +36,10 @@ def collect(entries: Sequence[Entry]) -> pl.DataFrame:
     The student's test metrics have their own names, others a path: `valid/ndcg@10`, `popularity/rest_80%/ndcg@10`,
     `lists/gini@10`, `calibration/ece`, `diversity/jensen_shannon`; `teacher/` has the same for the teacher ensemble,
     the model `teacher_model` of the run. Paired tests need `ranks`, of the targets in the order of the test rows
-    (`true_ranks`, of simulated logs, are of the items truly preferred), `users`, whose the rows are, and
-    `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol` is a fingerprint of what was
-    evaluated and how, `settings` of everything that decides the run except where its data are, and `environment/…` is
-    what the bits of its student depend on otherwise.
+    (`true_ranks`, of simulated logs, are of the items truly preferred, 0 for one that is no item), `users`, whose the
+    rows are, and `rating_groups`, as `rating_group` numbers them (null without ratings). `protocol` is a fingerprint of
+    what was evaluated and how, `settings` of everything that decides the run except where its data are, and
+    `environment/…` is what the bits of its student depend on otherwise.
     """
     rows = [_row(entry) for entry in entries if is_finished(entry.config)]
     return pl.concat([pl.DataFrame(row) for row in rows], how="diagonal_relaxed") if rows else pl.DataFrame()

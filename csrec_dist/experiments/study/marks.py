@@ -86,9 +86,11 @@ def _tests(pair: list[pl.DataFrame], metrics: Sequence[str]) -> Iterator[tuple[s
             first, second = (np.array([row[ranks] for row in side]) for side in rows)
             one = rows[0][0]
             groups = np.full(first.shape[1], -1) if one.get(RATING_GROUPS) is None else np.array(one[RATING_GROUPS])
+            ranked = first[0] > 0  # a true item that is not in the catalog has rank 0
             top_n = sorted({cut_off for _, cut_off in tested.values()})
             options: dict[str, Any] = {"top_n": top_n, "num_resamples": FEWEST_RESAMPLES}
-            lines = compare_ranks(first, second, groups, users=np.array(one[USERS]), **options)
+            users = np.array(one[USERS])[ranked]
+            lines = compare_ranks(first[:, ranked], second[:, ranked], groups[ranked], users=users, **options)
             yield from ((tested[line.metric][0], line.paired) for line in lines if line.metric in tested)
 
 
