@@ -146,6 +146,10 @@ def test_results_of_other_settings_are_not_shown_as_this_ones(
             other.report()
         assert "not fitted, and its folder has a run of other settings" in repr(other)
         assert f"{fitted.metrics['test']['ndcg@10']:.4f}" not in other._repr_html_()
+    damaged = CSRec.load(shutil.copytree(fitted.folder, tmp_path / "damaged"))
+    (damaged.folder / "config.yaml").write_text((damaged.folder / "config.yaml").read_text() + "seed: 9\n")
+    assert "its folder is damaged" in repr(damaged)
+    assert "its folder is damaged" in damaged._repr_html_()
     copied = shutil.copytree(fitted.folder, tmp_path / "shop")
     run, evaluated = (CSRec("shop", MODEL, training=TRAINING, output=copied.parent) for _ in range(2))
     assert "recall@1" in evaluated.evaluate(top_n=[1])["test"]

@@ -3,6 +3,7 @@
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from csrec_dist.errors import UserError, did_you_mean
 from csrec_dist.lazy import load
 from csrec_dist.options import STAGES
 from csrec_dist.runs.inputs import models_differ
-from csrec_dist.runs.run import Run
+from csrec_dist.runs.run import ResultRow, Run
 
 NO_DATASET_YET = {"path": "the Dataset that fit is given"}
 """Stands for the dataset in the config of a run that has none yet."""
@@ -297,15 +298,20 @@ class CSRec:
             return recommend.Recommender.of_run(self.folder)
 
     def __repr__(self) -> str:
-        is_other = bool(self._differing())
-        metrics = {} if is_other else self._run.metrics.get("test", {})
-        state = f"test NDCG@10 {metrics['ndcg@10']:.4f}" if metrics else "not fitted"
-        state += ", and its folder has a run of other settings" if is_other else ""
+        try:
+            is_other = bool(self._differing())
+            metrics = {} if is_other else self._run.metrics.get("test", {})
+            state = f"test NDCG@10 {metrics['ndcg@10']:.4f}" if metrics else "not fitted"
+            state += ", and its folder has a run of other settings" if is_other else ""
+        except UserError:
+            state = "its folder is damaged"  # the other calls say how
         return f"CSRec({self.folder}: {self.config.model.name}, {self.config.method}; {state})"
 
     def _repr_html_(self) -> str:
         names = ("recall@10", "ndcg@10")
-        results = [] if self._differing() or not self._run.metrics else self._run.results
+        results: list[ResultRow] = []
+        with suppress(UserError):  # said when the run is asked for more
+            results = self._run.results if self._run.metrics else []
         rows = [[r.title, *(f"{r.test[name]:.4f}" if name in r.test else "–" for name in names)] for r in results]
         return html_table(repr(self), ("model", "Recall@10", "NDCG@10"), rows)
 

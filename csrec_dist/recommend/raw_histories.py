@@ -42,10 +42,10 @@ class KnownItems:
         """How many items are unknown, and how many histories have no known item; empty where there are none."""
         said = said_of_skips(self._place, self.num_unknown, self.num_skipped)
         if self._unknown:
-            said += f"; unknown are {', '.join(self._unknown)}{', …' * (self.num_unknown > len(self._unknown))}"
+            said += f"; unknown: {', '.join(self._unknown)}{', …' * (self.num_unknown > len(self._unknown))}"
             said += f", known such as {quoted(self._items.values[0].as_py())}"
         if self._skipped:
-            said += f"; skipped was {', '.join(self._skipped)}{', …' * (self.num_skipped > len(self._skipped))}"
+            said += f"; skipped: {', '.join(self._skipped)}{', …' * (self.num_skipped > len(self._skipped))}"
         return said
 
 
@@ -70,8 +70,7 @@ def numbers_of_users(users: Iterable[Any], ids: RawIds, unknown_users: str = "er
     if unknown and unknown_users == "error":
         raise UserError(
             f"The dataset has no user {listed(map(quoted, unknown))}; it has {len(ids):,} users, such as "
-            f"{quoted(ids.values[0].as_py())}. Give new users by their histories, or leave them out with "
-            'unknown_users="skip".'
+            f"{quoted(ids.values[0].as_py())}. Give new users by their histories."
         )
     if unknown:
         shown = ", ".join(map(quoted, unknown[:SHOWN])) + ", …" * (len(unknown) > SHOWN)

@@ -122,11 +122,11 @@ def test_unknown_items_and_skipped_histories_are_named(run: Path, recommender: R
     for histories, said in (
         (
             [["?"], [item]],
-            r"1 items of the histories .*, and 1 histories .* unknown are '\?', known such as .*was 0\.$",
+            r"1 items of the histories .*, and 1 histories .* unknown: '\?', known such as .*skipped: 0\.$",
         ),
-        ([[], [item]], r"^1 histories without a known item were skipped; skipped was 0\.$"),
-        ([[item, None, float("nan")]], r"^2 items of the histories .* unknown are None, nan, known such as"),
-        ({"a": [item, *range(900, 905)]}, r"^5 items of the histories .* unknown are 900, 901, 902, …, known"),
+        ([[], [item]], r"^1 histories without a known item were skipped; skipped: 0\.$"),
+        ([[item, None, float("nan")]], r"^2 items of the histories .* unknown: None, nan, known such as"),
+        ({"a": [item, *range(900, 905)]}, r"^5 items of the histories .* unknown: 900, 901, 902, …, known"),
     ):
         with pytest.warns(UserWarning, match=said):
             recommender.recommend(histories=histories, top_n=1)
@@ -149,8 +149,8 @@ def test_unknown_users_are_skipped_where_that_is_asked_for(run: Path, recommende
     with pytest.warns(UserWarning, match=r"^1 users are not in the dataset and were skipped: 'c99'\.$"):
         found = recommender.recommend(unknown_users="skip", **asked)
     assert found["user"].unique().tolist() == ["u002", "u001"]
-    with pytest.raises(UserError, match='or leave them out with unknown_users="skip"'):
-        recommender.recommend(**asked)
+    with pytest.raises(UserError, match="no user 'c99'"):
+        recommender.recommend(unknown_users="error", **asked)
     with pytest.raises(UserError, match=r'unknown_users is "error" or "skip", not \'ignore\''):
         recommender.recommend(unknown_users="ignore", **asked)  # type: ignore[arg-type]
     assert recommender.dataset is not None
