@@ -202,15 +202,21 @@ def parse_section(schema: type[OptionsT], values: Mapping[str, Any], opening: st
         raise mistakes(opening, _describe(error, schema, "")) from None
 
 
-def _plain(value: Any) -> Any:
-    """The value with numbers of numpy, such as a quantile of a table, as Python's; in mappings and lists too."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, Number) and hasattr(value, "item"):
-        return value.item()
-    return value
+def _plain(value: Any, made: dict[int, Any] | None = None) -> Any:
+    """The value with numbers of numpy, such as a quantile of a table, as Python's; in mappings and lists too.
+
+    YAML's references may stand for one list in very many places, or in itself: each is made once.
+    """
+    made = {} if made is None else made
+    if isinstance(value, Mapping | list | tuple):
+        if id(value) not in made:
+            made[id(value)] = value  # what is in itself stays, for `_oversized` and the schema to refuse
+            if isinstance(value, Mapping):
+                made[id(value)] = {key: _plain(each, made) for key, each in value.items()}
+            else:
+                made[id(value)] = [_plain(each, made) for each in value]
+        return made[id(value)]
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def mistakes(opening: str, problems: Sequence[str]) -> UserError:

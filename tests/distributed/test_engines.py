@@ -346,7 +346,7 @@ def test_wrong_settings_of_deepspeed_are_refused(text: str | None, words: str, t
 
 def test_a_missing_deepspeed_is_said_with_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero_settings, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed.*pip install 'csrec_dist\[deepspeed\]'.*engine=fsdp"):
+    with pytest.raises(UserError, match=r"not installed.*pip install deepspeed.*engine=fsdp"):
         check(DistributedOptions(engine="deepspeed", deepspeed=str(SETTINGS / "zero1.json")))
     check(DistributedOptions(engine="fsdp"))
 

@@ -253,5 +253,5 @@ def test_two_processes_do_not_search_in_one_folder(small_log: Path, tmp_path: Pa
 
 def test_without_optuna_it_says_how_to_get_it(small_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials_module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'csrec_dist\[tune\]'"):
+    with pytest.raises(UserError, match=r"pip install optuna"):
         small_search(tmp_path, small_log, 1)
