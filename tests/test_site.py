@@ -86,6 +86,20 @@ def test_the_table_of_the_readme_is_that_of_the_results() -> None:
     assert not set(lines) - set(readme)
 
 
+def test_the_table_of_the_readme_agrees_with_the_page_that_the_study_wrote() -> None:
+    """Whose cells have a decimal more, marks and spreads."""
+    page = (ROOT / "benchmarks/results/table3_lastfm.md").read_text(encoding="utf-8")
+    lines = page[page.index("## Windows without overlap") :].split("\n\n")[1].splitlines()[2:]
+    rows = [line.replace("**", "").strip("| ").split(" | ") for line in lines]
+    results = {student: [float(re.split("[^0-9.]", cell)[0]) for cell in cells] for student, *cells in rows}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "").splitlines()
+    assert len(results) == 8
+    for student, values in results.items():
+        [row] = [line for line in readme if line.lower().startswith(f"| {student} |")]
+        *cells, _ = row.strip("| ").split(" | ")[1:]
+        assert [float(value) for cell in cells for value in cell.split(" / ")] == pytest.approx(values, abs=0.0501)
+
+
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
     pytest.importorskip("mkdocs", reason="pip install 'csrec_dist[docs]'")

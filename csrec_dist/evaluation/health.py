@@ -77,7 +77,7 @@ def at_chance(
         return None
     known = f"its best validation ndcg@{cut_off} is {ndcg:.4f}, and random lists reach {mean:.4f} ± {error:.4f}"
     if rose_to_the_end:
-        return f"{known}: training.max_epochs ({rose_to_the_end}) ended it while it was still getting better; raise it"
+        return f"{known}: its last epoch was its best, where training.max_epochs ({rose_to_the_end}) ended it; raise it"
     return (
         f"{known}: it learnt nothing that ranks. Look at the order of the log (columns.timestamp) and at "
         "training.learning_rate"

@@ -186,7 +186,7 @@ class Recommender:
         if users is not None and histories is not None:
             raise UserError("Give either users or histories, not both: a user of the dataset has a history there.")
         known = KnownItems(self.items, "the histories")
-        source = self._histories_of(users, unknown_users) if histories is None else of_anybody(histories, known)
+        source = self.histories_of(users, unknown_users) if histories is None else of_anybody(histories, known)
         candidates = None if items is None else self._numbers(items, "the items that may be recommended")
         if exclude_items is not None:
             candidates = self._without(exclude_items, candidates)
@@ -249,11 +249,14 @@ class Recommender:
         states = [states_of(self.model, numbers[start : start + batch_size]).float().cpu() for start in starts]
         return torch.cat(states).numpy() if states else np.zeros((0, self.model.config.width), np.float32)
 
-    def histories_of(self, users: Iterable[Any] | None = None) -> Iterator[History]:
+    def histories_of(
+        self, users: Iterable[Any] | None = None, unknown_users: Literal["error", "skip"] = "error"
+    ) -> Iterator[History]:
         """Users of the dataset, in the order in which they are named, each with the numbers of all items they ever had.
 
         Args:
             users: raw ids of users; all of the dataset by default.
+            unknown_users: as for `recommend`.
 
         Raises:
             UserError: a user is unknown, or there is no dataset to know users from.
@@ -261,9 +264,6 @@ class Recommender:
         >>> [(user, len(items)) for user, items in rec.histories_of(["c7", "c1"])]
         [('c7', 9), ('c1', 9)]
         """
-        return self._histories_of(users, "error")
-
-    def _histories_of(self, users: Iterable[Any] | None, unknown_users: str) -> Iterator[History]:
         if self.dataset is None:
             raise UserError(
                 "Users and their histories are in the dataset, which was not saved with the model. Give histories, or "

@@ -75,7 +75,7 @@ def test_random_lists_are_at_chance_and_better_ones_are_not(num_items: int) -> N
 
 def test_a_training_that_was_cut_short_is_not_called_a_broken_log() -> None:
     said = at_chance(0.0, 50, 400, rose_to_the_end=1) or ""
-    assert "training.max_epochs (1) ended it while it was still getting better; raise it" in said
+    assert "its last epoch was its best, where training.max_epochs (1) ended it; raise it" in said
     assert "order of the log" not in said
 
 
